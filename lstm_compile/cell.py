@@ -1,0 +1,48 @@
+"""One step of an LSTM as a pure function: the equations every backend has to meet."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LSTMState(NamedTuple):
+    """Hidden and cell state, each (num_layers * num_directions, batch, hidden_size)."""
+
+    h: Tensor
+    c: Tensor
+
+
+class Step(NamedTuple):
+    """What one step computes: new state and the activated gates, for whoever differentiates it."""
+
+    h: Tensor
+    c: Tensor
+    gates: tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the cell state: float32 for 16-bit inputs, else the input's own."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def lstm_step(projected: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> Step:
+    """One step of `batch` rows, in the gate order i, f, g, o of torch.nn.LSTM.
+
+        i, f, g, o = split(W_ih x + b_ih + b_hh + W_hh h)
+        c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        h' = sigmoid(o) * tanh(c')
+
+    Args:
+        projected: (batch, 4 * hidden_size), the input's share W_ih x + b_ih + b_hh.
+        h: (batch, hidden_size), in projected's dtype.
+        c: (batch, hidden_size), in accumulator(projected.dtype).
+        weight_hh: (4 * hidden_size, hidden_size).
+
+    Source: Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000; notation of
+    https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html
+    """
+    i, f, g, o = torch.addmm(projected, h, weight_hh.t()).to(c.dtype).chunk(4, -1)
+    i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
+    c = f * c + i * g
+    return Step((o * torch.tanh(c)).to(h.dtype), c, (i, f, g, o))

@@ -1,0 +1,46 @@
+"""Variable-length sequences: reading files, the bundled data sets, and cutting batches.
+
+Names are resolved on first use (PEP 562): `lstm_compile.data.schema` must import without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lstm_compile.data.batches import bucketed_batches as bucketed_batches
+    from lstm_compile.data.batches import ordered_batches as ordered_batches
+    from lstm_compile.data.batches import stratified_split as stratified_split
+    from lstm_compile.data.bundled import BUNDLED as BUNDLED
+    from lstm_compile.data.bundled import load_dataset as load_dataset
+    from lstm_compile.data.readers import read_sequences as read_sequences
+    from lstm_compile.data.schema import Schema as Schema
+    from lstm_compile.data.sequences import Batch as Batch
+    from lstm_compile.data.sequences import Sequences as Sequences
+    from lstm_compile.data.sequences import fingerprint as fingerprint
+    from lstm_compile.data.sequences import gather as gather
+
+_HOMES = {
+    "BUNDLED": "bundled",
+    "Batch": "sequences",
+    "Schema": "schema",
+    "Sequences": "sequences",
+    "bucketed_batches": "batches",
+    "fingerprint": "sequences",
+    "gather": "sequences",
+    "load_dataset": "bundled",
+    "ordered_batches": "batches",
+    "read_sequences": "readers",
+    "stratified_split": "batches",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lstm_compile.data' has no attribute {name!r}")
+    return getattr(import_module(f"lstm_compile.data.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

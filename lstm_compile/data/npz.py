@@ -1,0 +1,184 @@
+"""The `.npz` format: NumPy arrays `x`, `lengths`, `y` and optional names in one zip file.
+
+Pickled objects are never loaded. Source: https://numpy.org/doc/stable/reference/generated/numpy.savez.html
+"""
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_compile.data.schema import check_unique
+from lstm_compile.data.table import Table, listing, numbered
+from lstm_compile.errors import InputError
+
+Arrays = Mapping[str, NDArray[Any]]
+SHAPES = {"x": "(total_steps, features)", "lengths": "(sequences,)", "y": "(sequences, ...)"}
+NAMES = ("features", "targets")
+# what NumPy and zipfile raise for a damaged or hostile file, an absurd declared shape included
+UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+
+
+def read_npz(path: Path) -> Table:
+    """Read an `.npz` file.
+
+    Args:
+        path: an existing zip file with `x` numeric (total_steps, features), `lengths` integer
+            (sequences,), `y` integers or strings (sequences,) or floats (sequences,) or
+            (sequences, targets), and optionally the name lists `features` and `targets`.
+
+    Returns:
+        Its content; float targets have two dimensions.
+
+    Raises:
+        InputError: damaged, pickled, an array missing or of the wrong kind or shape, lengths that
+            do not add up, or a value that is no finite float32.
+    """
+    arrays = _load(path)
+    lengths = _check_lengths(path, arrays["lengths"], len(_check_x(path, arrays["x"])))
+    x = _to_float32(arrays["x"])
+    names = _names(path, "features", arrays, x.shape[1])
+    _check_steps(path, arrays["x"], x, lengths, names or numbered("feature", x.shape[1]))
+    y = _check_y(path, arrays["y"], len(lengths))
+    count = 0 if isinstance(y, list) else y.shape[1]
+    return Table(path, x, lengths, y, names, targets=_names(path, "targets", arrays, count))
+
+
+def _load(path: Path) -> Arrays:
+    with path.open("rb") as file, _open_archive(path, file) as archive:
+        _check_present(path, archive.files)
+        wanted = [name for name in (*SHAPES, *NAMES) if name in archive.files]
+        return {name: _load_array(path, archive, name) for name in wanted}
+
+
+def _open_archive(path: Path, file: BinaryIO) -> np.lib.npyio.NpzFile:
+    # without the first bytes of a zip file, np.load would expect a bare array or a pickle
+    is_zip = zipfile.is_zipfile(file)
+    file.seek(0)
+    if not is_zip or file.read(2) != b"PK":
+        raise InputError(f"{path}: not a complete .npz (zip) file; write it again with np.savez")
+    file.seek(0)
+    try:
+        return cast("np.lib.npyio.NpzFile", np.load(file, allow_pickle=False))
+    except UNREADABLE as error:
+        raise InputError(f"{path}: damaged .npz file ({_one_line(error)})") from error
+
+
+def _load_array(path: Path, archive: Arrays, name: str) -> NDArray[Any]:
+    try:
+        array = archive[name]
+    except UNREADABLE as error:
+        raise InputError(f"{path}: array `{name}` cannot be read ({_one_line(error)})") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path}: `{name}` is not a NumPy array; write the file with np.savez")
+    return array
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _check_present(path: Path, found: list[str]) -> None:
+    for name, shape in SHAPES.items():
+        if name not in found:
+            raise InputError(
+                f"{path}: no array `{name}` {shape}; found {listing(sorted(found)) or 'none'}"
+            )
+
+
+def _check_x(path: Path, x: NDArray[Any]) -> NDArray[Any]:
+    if x.ndim != 2 or x.shape[1] == 0 or x.dtype.kind not in "biuf":
+        raise InputError(
+            f"{path}: x must be numbers of shape {SHAPES['x']}, found {x.dtype} {x.shape}"
+        )
+    return x
+
+
+def _check_lengths(path: Path, lengths: NDArray[Any], total: int) -> NDArray[np.int64]:
+    if lengths.ndim != 1 or len(lengths) == 0 or lengths.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: lengths must be integers of shape (sequences,), at least one, found "
+            f"{lengths.dtype} {lengths.shape}"
+        )
+    outside = np.flatnonzero((lengths < 0) | (lengths > total))
+    if len(outside):  # checked before the sum, which could wrap round
+        row = int(outside[0])
+        raise InputError(
+            f"{path}, sequence {row}: length {lengths[row]} is not between 0 and the {total} rows "
+            f"of x"
+        )
+    exact = lengths.astype(np.int64)
+    if exact.sum() != total:
+        raise InputError(f"{path}: lengths add up to {exact.sum()}, but x has {total} rows")
+    return exact
+
+
+def _to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is reported as such
+        return values.astype(np.float32)
+
+
+def _check_steps(
+    path: Path,
+    stored: NDArray[Any],
+    x: NDArray[np.float32],
+    lengths: NDArray[np.int64],
+    features: tuple[str, ...],
+) -> None:
+    if np.isfinite(x).all():
+        return
+    row, feature = (int(index) for index in np.argwhere(~np.isfinite(x))[0])
+    offsets = np.concatenate(([0], lengths.cumsum()))
+    sequence = int(np.searchsorted(offsets, row, side="right")) - 1
+    raise InputError(
+        f"{path}, sequence {sequence}, step {row - offsets[sequence]}, feature "
+        f"{features[feature]!r}: expected a finite float32 number, found {stored[row, feature]}; "
+        f"fill the gap or drop the sequence first"
+    )
+
+
+def _check_y(path: Path, y: NDArray[Any], count: int) -> list[str] | NDArray[np.float32]:
+    is_float = y.dtype.kind == "f"
+    if y.ndim not in ((1, 2) if is_float else (1,)) or y.dtype.kind not in "biufU" or 0 in y.shape:
+        raise InputError(
+            f"{path}: y must be integers or strings (sequences,), or floats (sequences,) or "
+            f"(sequences, targets), found {y.dtype} {y.shape}"
+        )
+    if len(y) != count:
+        raise InputError(f"{path}: y has {len(y)} rows, but lengths has {count}")
+    return _check_targets(path, y) if is_float else [str(label) for label in y.tolist()]
+
+
+def _check_targets(path: Path, y: NDArray[Any]) -> NDArray[np.float32]:
+    targets = _to_float32(y.reshape(len(y), -1))
+    for row, column in np.argwhere(~np.isfinite(targets))[:1]:
+        raise InputError(
+            f"{path}, sequence {row}, target {column}: expected a finite float32 number, found "
+            f"{y.reshape(len(y), -1)[row, column]}"
+        )
+    return targets
+
+
+def _names(path: Path, name: str, arrays: Arrays, count: int) -> tuple[str, ...] | None:
+    if name not in arrays:
+        return None
+    array = arrays[name]
+    if array.dtype.kind != "U" or array.shape != (count,):
+        raise InputError(
+            f"{path}: {name} must be {count} strings, one name a column, found {array.dtype} "
+            f"{array.shape}"
+        )
+    check_unique(f"{path}: {name}", array.tolist())
+    return tuple(array.tolist())

@@ -1,0 +1,136 @@
+"""What a file holds before its labels become numbers, and the check against a model's schema."""
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_compile.data.schema import Schema
+from lstm_compile.errors import InputError
+
+SHOWN_NAMES = 12  # a one-line error lists no more
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The validated content of one file; every value is finite.
+
+    Attributes:
+        path: the file, for messages.
+        x: float32 (total_steps, features), all sequences one after the other.
+        lengths: int64 (sequences,), steps of each.
+        y: one label a sequence, or float32 (sequences, targets).
+        features: names, or None where the file has none.
+        classes: labels the header declares, or None.
+        targets: names, or None where the file has none.
+        lines: the line of each sequence in a text file, or None.
+    """
+
+    path: Path
+    x: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+    y: list[str] | NDArray[np.float32]
+    features: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = None
+    lines: list[int] | None = None
+
+    def place(self, sequence: int) -> str:
+        """Where sequence number `sequence` (from 0) stands, for a message."""
+        if self.lines is None:
+            return f"{self.path}, sequence {sequence}"
+        return f"{self.path}, line {self.lines[sequence]}"
+
+
+def own_schema(table: Table) -> Schema:
+    """Take the schema that a file itself declares, with default names where it has none."""
+    features = table.features or numbered("feature", table.x.shape[1])
+    if isinstance(table.y, list):
+        return Schema(features, sorted_labels(table.classes or table.y), ())
+    count = table.y.shape[1]
+    default = ("target",) if count == 1 else numbered("target", count)
+    return Schema(features, (), table.targets or default)
+
+
+def check_schema(table: Table, schema: Schema) -> None:
+    """Check that a file fits a trained model; a file without names takes the schema's.
+
+    Raises:
+        InputError: labels where the model has targets or the reverse, or other names or counts.
+    """
+    if isinstance(table.y, list) != bool(schema.classes):
+        kinds = ("number targets", "class labels")
+        found, expected = kinds[isinstance(table.y, list)], kinds[bool(schema.classes)]
+        raise InputError(f"{table.path}: holds {found}, but the model was trained on {expected}")
+    _check_names(table.path, "features", table.x.shape[1], table.features, schema.features)
+    if not isinstance(table.y, list):
+        _check_names(table.path, "targets", table.y.shape[1], table.targets, schema.targets)
+
+
+def encode_labels(table: Table, labels: list[str], classes: Sequence[str]) -> NDArray[np.int64]:
+    """Give the index of each label in `classes`, int64 (sequences,).
+
+    Raises:
+        InputError: a label that is no class, with its place and the nearest class.
+    """
+    codes = {label: code for code, label in enumerate(classes)}
+    for sequence, label in enumerate(labels):
+        if label not in codes:
+            raise InputError(
+                f"{table.place(sequence)}: unknown class {label!r}; known are "
+                f"{listing(classes)}{suggestion(label, classes)}"
+            )
+    return np.array([codes[label] for label in labels], dtype=np.int64)
+
+
+def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Sort the distinct labels: by value where all are finite numbers, else alphabetically."""
+    distinct = sorted(set(labels))
+    if all(_is_number(label) for label in distinct):
+        distinct.sort(key=float)
+    return tuple(distinct)
+
+
+def numbered(word: str, count: int) -> tuple[str, ...]:
+    """`word_0`, `word_1`, ... up to `count` names."""
+    return tuple(f"{word}_{index}" for index in range(count))
+
+
+def listing(names: Sequence[str]) -> str:
+    """Join the names with commas on one line, cut after `SHOWN_NAMES`."""
+    shown = (name if name.isprintable() else repr(name) for name in names[:SHOWN_NAMES])
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` where a known name is close, else nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _check_names(
+    path: Path, what: str, count: int, names: tuple[str, ...] | None, expected: tuple[str, ...]
+) -> None:
+    if count != len(expected):
+        raise InputError(
+            f"{path}: {count} {what}, but the model was trained on {len(expected)}: "
+            f"{listing(expected)}"
+        )
+    for index, (found, wanted) in enumerate(zip(names or expected, expected, strict=True)):
+        if found != wanted:
+            raise InputError(
+                f"{path}: name {index} of the {what} is {found!r}, but the model was trained on "
+                f"{wanted!r}; give the columns the model's names and order"
+            )
+
+
+def _is_number(label: str) -> bool:
+    try:
+        return math.isfinite(float(label))
+    except ValueError:
+        return False

@@ -1,0 +1,75 @@
+"""Sequences of different lengths in one padded tensor: masks, reversal, the last valid step.
+
+Everywhere, `lengths` is (batch,) int64, a sequence's valid steps come first, and None means that
+every step of every sequence is valid.
+"""
+
+import torch
+from torch import Tensor
+
+from lstm_compile.errors import InputError
+
+
+def valid_mask(lengths: Tensor, time: int) -> Tensor:
+    """(batch, time) bool, True where the step lies within its sequence."""
+    return torch.arange(time, device=lengths.device) < lengths[:, None]
+
+
+def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """`x` (batch, time, features) with exact zeros in the padding, whatever stood there."""
+    if lengths is None:
+        return x
+    return torch.where(valid_mask(lengths, x.shape[1])[..., None], x, 0.0)
+
+
+def reverse_within_length(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """`x` (batch, time, features) with each row's valid steps reversed and its padding in place."""
+    if lengths is None:
+        return x.flip(1)
+    batch, time = x.shape[:2]
+    step = torch.arange(time, device=x.device)
+    source = torch.where(step < lengths[:, None], lengths[:, None] - 1 - step, step)
+    flat = source + time * torch.arange(batch, device=x.device)[:, None]
+    return x.reshape(batch * time, -1).index_select(0, flat.flatten()).view(x.shape)
+
+
+def last_valid(x: Tensor, lengths: Tensor | None, default: Tensor) -> Tensor:
+    """The last valid step of `x` (batch, time, features), `default` (batch, features) where none.
+
+    A gather and a `where`: what stands in the padding reaches neither value nor gradient.
+    """
+    if x.shape[1] == 0:
+        return default
+    if lengths is None:
+        return x[:, -1]
+    rows = torch.arange(x.shape[0], device=x.device)
+    picked = x[rows, (lengths - 1).clamp(min=0)]
+    return torch.where((lengths > 0)[:, None], picked, default)
+
+
+def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
+    """Refuse lengths that do not fit a (batch, time) input.
+
+    Values are read only where that is free, on the CPU; on a device they act as if clamped to
+    [0, time].
+
+    Raises:
+        InputError: wrong shape or dtype, or a length outside [0, time].
+    """
+    if lengths is None:
+        return
+    if lengths.shape != (batch,):
+        raise InputError(f"lengths must have shape ({batch},), got {tuple(lengths.shape)}")
+    if lengths.dtype != torch.int64:
+        raise InputError(f"lengths must be int64, got {lengths.dtype}; use lengths.long()")
+    if torch.compiler.is_compiling() or _is_transformed(lengths) or lengths.device.type != "cpu":
+        return
+    if batch and not bool(((lengths >= 0) & (lengths <= time)).all()):
+        raise InputError(
+            f"lengths must lie in [0, {time}], the time steps of x; "
+            f"got {int(lengths.min())} to {int(lengths.max())}"
+        )
+
+
+def _is_transformed(tensor: Tensor) -> bool:
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))

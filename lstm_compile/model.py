@@ -1,0 +1,151 @@
+"""The model as pure functions of a flat dict of tensors: scaler, LSTM stack, pooling, head.
+
+Its keys are those of the saved file: `lstm.weight_ih_l0` ..., `head.weight`, `head.bias`,
+`pooling.weight` for learned attention, `scaler.shift`, `scaler.scale`, and the same of
+`target_scaler` for regression.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout, linear
+
+from lstm_compile.cell import LSTMState
+from lstm_compile.config import ModelConfig
+from lstm_compile.pooling import pool
+from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
+from lstm_compile.scaling import Scaler
+from lstm_compile.stack import lstm
+
+Params = dict[str, Tensor]
+FROZEN = ("scaler.", "target_scaler.")
+
+
+def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor of a model, in the order of computation."""
+    hidden, directions = config.hidden_size, config.num_directions
+    shapes: dict[str, tuple[int, ...]] = {
+        "scaler.shift": (config.input_size,),
+        "scaler.scale": (config.input_size,),
+    }
+    for layer in range(config.num_layers):
+        width = hidden * directions if layer else config.input_size
+        for suffix in (f"l{layer}", f"l{layer}_reverse")[:directions]:
+            shapes[f"lstm.weight_ih_{suffix}"] = (4 * hidden, width)
+            shapes[f"lstm.weight_hh_{suffix}"] = (4 * hidden, hidden)
+            if config.bias:
+                shapes[f"lstm.bias_ih_{suffix}"] = (4 * hidden,)
+                shapes[f"lstm.bias_hh_{suffix}"] = (4 * hidden,)
+    if config.pooling == "attention":
+        shapes["pooling.weight"] = (hidden * directions,)
+    shapes["head.weight"] = (config.output_size, hidden * directions)
+    shapes["head.bias"] = (config.output_size,)
+    if config.task == "regress":
+        shapes["target_scaler.shift"] = shapes["target_scaler.scale"] = (config.output_size,)
+    return shapes
+
+
+def init_params(config: ModelConfig, seed: int) -> Params:
+    """Fresh float32 parameters on the CPU; the same seed gives the same tensors.
+
+    Input and head weights are Glorot-uniform (Glorot and Bengio 2010), each gate on its own;
+    recurrent weights are orthogonal gate by gate (Saxe et al. 2014); biases are zero but for the
+    forget gate's, whose `bias_ih` is 1 (Jozefowicz et al. 2015); attention scores start equal.
+    Scalers start as the identity.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: _initial(name, shape, generator) for name, shape in param_shapes(config).items()
+    }
+
+
+def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    if name.endswith("scaler.scale"):
+        return torch.ones(shape)
+    tensor = torch.zeros(shape)
+    if ".bias_ih_" in name:
+        tensor.chunk(4)[1].fill_(1.0)
+    elif ".weight_hh_" in name:
+        for gate in tensor.chunk(4):
+            torch.nn.init.orthogonal_(gate, generator=generator)
+    elif ".weight_ih_" in name:
+        for gate in tensor.chunk(4):
+            torch.nn.init.xavier_uniform_(gate, generator=generator)
+    elif name == "head.weight":
+        torch.nn.init.xavier_uniform_(tensor, generator=generator)
+    return tensor
+
+
+def trainable(params: Mapping[str, Tensor]) -> Params:
+    """The parameters that gradients move; scaler statistics are not among them."""
+    return {name: value for name, value in params.items() if not name.startswith(FROZEN)}
+
+
+def scaler_of(params: Mapping[str, Tensor], name: str) -> Scaler:
+    """The scaler stored under `name`: `scaler` or `target_scaler`."""
+    return Scaler(params[f"{name}.shift"], params[f"{name}.scale"])
+
+
+def forward(
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    x: Tensor,
+    lengths: Tensor | None = None,
+    state: LSTMState | None = None,
+    *,
+    training: bool = False,
+    backend: Backend = "auto",
+    chunk: int = DEFAULT_CHUNK,
+) -> tuple[Tensor, LSTMState]:
+    """Run the model on padded sequences in the user's own units.
+
+    Args:
+        params: see `param_shapes`; all of one dtype and device.
+        config: the architecture.
+        x: (batch, time, input_size).
+        lengths: (batch,) int64, or None where every step is valid.
+        state: initial state of the LSTM stack, zeros if None.
+        training: whether dropout acts.
+        backend, chunk: as in `lstm_compile.lstm`.
+
+    Returns:
+        the prediction (batch, output_size): logits for `classify`, values in the user's units for
+        `regress`; and the LSTM stack's final state.
+
+    Raises:
+        InputError: shapes, dtypes or lengths that do not fit.
+    """
+    if lengths is None:
+        lengths = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
+    scaled = scaler_of(params, "scaler").apply(x) if config.scaling != "none" else x
+    weights = {k.removeprefix("lstm."): v for k, v in params.items() if k.startswith("lstm.")}
+    steps, state = lstm(
+        weights, scaled, lengths, state,
+        dropout=config.dropout, training=training, backend=backend, chunk=chunk,
+    )  # fmt: skip
+    pooled = pool(steps, lengths, config.pooling, params.get("pooling.weight"))
+    prediction = linear(
+        dropout(pooled, config.head_dropout, training), params["head.weight"], params["head.bias"]
+    )
+    if config.task == "regress" and config.target_scaling != "none":
+        prediction = scaler_of(params, "target_scaler").invert(prediction)
+    return prediction, state
+
+
+def predict(
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    x: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+    chunk: int = DEFAULT_CHUNK,
+) -> Tensor:
+    """What a user asks of the model, and what its ONNX file answers, (batch, output_size).
+
+    Class probabilities for `classify`, values in the user's units for `regress`; arguments as in
+    `forward`.
+    """
+    prediction, _ = forward(params, config, x, lengths, backend=backend, chunk=chunk)
+    return prediction.softmax(-1) if config.task == "classify" else prediction
