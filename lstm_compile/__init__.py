@@ -29,7 +29,7 @@ _HOMES = {
     "save_model": "checkpoint",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 _root = Path(__file__).resolve().parent.parent
 if (_root / "export").is_dir() and (_root / "pyproject.toml").is_file():

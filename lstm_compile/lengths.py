@@ -12,7 +12,7 @@ from lstm_compile.errors import InputError
 
 def valid_mask(lengths: Tensor, time: int) -> Tensor:
     """(batch, time) bool, True where the step lies within its sequence."""
-    return torch.arange(time, device=lengths.device) < lengths[:, None]
+    return torch.arange(time, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
@@ -58,7 +58,7 @@ def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
     """
     if lengths is None:
         return
-    if lengths.shape != (batch,):
+    if tuple(lengths.shape) != (batch,):
         raise InputError(f"lengths must have shape ({batch},), got {tuple(lengths.shape)}")
     if lengths.dtype != torch.int64:
         raise InputError(f"lengths must be int64, got {lengths.dtype}; use lengths.long()")

@@ -55,9 +55,7 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     Scalers start as the identity.
     """
     generator = torch.Generator().manual_seed(seed)
-    return {
-        name: _initial(name, shape, generator) for name, shape in param_shapes(config).items()
-    }
+    return {name: _initial(name, shape, generator) for name, shape in param_shapes(config).items()}
 
 
 def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

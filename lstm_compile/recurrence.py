@@ -266,7 +266,7 @@ class _TransformedBackward(torch.autograd.Function):
 def _loop(
     function: Any, size: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """vmap as a loop: a batch of weights is a batch of different models."""
+    """Vmap as a loop: a batch of weights is a batch of different models."""
     results = [
         function.apply(
             *(
@@ -309,7 +309,9 @@ def _operator_backward(*inputs: Any) -> tuple[Tensor, ...]:
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in (x, *others)]
         outputs = _eager(leaves[0], lengths, *leaves[1:], *options)
-        results = torch.autograd.grad(outputs, leaves, gradients, allow_unused=True, materialize_grads=True)
+        results = torch.autograd.grad(
+            outputs, leaves, gradients, allow_unused=True, materialize_grads=True
+        )
     return tuple(result.contiguous() for result in results)
 
 

@@ -121,14 +121,16 @@ def _direction(
     weight_hh = _get(params, f"weight_hh_{suffix}", (gates, hidden_size))
     if not has_bias:
         return Direction(weight_ih, weight_hh, weight_ih.new_zeros(gates))
-    bias_ih, bias_hh = (_get(params, f"{name}_{suffix}", (gates,)) for name in ("bias_ih", "bias_hh"))
+    bias_ih, bias_hh = (
+        _get(params, f"{name}_{suffix}", (gates,)) for name in ("bias_ih", "bias_hh")
+    )
     return Direction(weight_ih, weight_hh, bias_ih + bias_hh)
 
 
 def _get(params: Mapping[str, Tensor], key: str, shape: tuple[int, ...] | None = None) -> Tensor:
     if key not in params:
         raise InputError(f"params: {key!r} is missing; found {sorted(params)}")
-    if shape and params[key].shape != shape:
+    if shape and tuple(params[key].shape) != shape:
         found = tuple(params[key].shape)
         raise InputError(f"params: {key!r} must have shape {shape}, got {found}")
     return params[key]
@@ -154,7 +156,7 @@ def _initial_state(
     if state is None:  # two tensors: Dynamo refuses one tensor given twice to an autograd.Function
         return LSTMState(x.new_zeros(shape), x.new_zeros(shape))
     for name, part in zip(("h", "c"), state, strict=True):
-        if part.shape != shape:
+        if tuple(part.shape) != shape:
             raise InputError(
                 f"state.{name} must have shape (num_layers * num_directions, batch, hidden_size) "
                 f"= {shape}, got {tuple(part.shape)}"

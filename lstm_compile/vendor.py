@@ -39,9 +39,7 @@ def _freezing_column(weight_ih: Tensor) -> Tensor:
     input_gate, forget_gate, cell_gate, output_gate = weight_ih.new_zeros(
         weight_ih.shape[0], 1
     ).chunk(4)
-    return torch.cat(
-        [input_gate - SATURATED, forget_gate + SATURATED, cell_gate, output_gate]
-    )
+    return torch.cat([input_gate - SATURATED, forget_gate + SATURATED, cell_gate, output_gate])
 
 
 def _dense(

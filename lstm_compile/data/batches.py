@@ -7,7 +7,7 @@ from lstm_compile.errors import InputError
 
 # Larger pools save padding; with fewer pools, each epoch would meet almost the same batches.
 MAX_POOL_BATCHES = 32
-MIN_POOLS = 4
+MIN_POOLS = 2
 
 
 def bucketed_batches(lengths: Tensor, batch_size: int, generator: Generator) -> list[Tensor]:

@@ -5,6 +5,7 @@ dimensions parted by `:`, the values of a dimension by `,`, the class or target 
 https://www.sktime.net/en/stable/api_reference/file_specifications/ts.html
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def _parse_dimensions(path: Path, keys: Keys) -> int | None:
     if "dimensions" not in keys:
         return 1 if _is_true(keys, "univariate") else None
     number, values = keys["dimensions"]
-    if len(values) == 1 and values[0].isdecimal() and int(values[0]) > 0:
+    if len(values) == 1 and re.fullmatch("[1-9][0-9]{0,8}", values[0]):
         return int(values[0])
     raise InputError(
         f"{path}, line {number}: `@dimensions` must be a whole number above 0, "

@@ -1,0 +1,28 @@
+"""The group of commands, each imported when it is called."""
+
+from importlib import import_module
+
+import click
+
+COMMANDS = ("evaluate", "export", "train", "verify")
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are the modules of this package named in `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """The names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import one command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"lstm_compile.cli.{cmd_name}").command
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lstm-compile")
+def app() -> None:
+    """Train LSTM sequence models, ship them as one ONNX file proven to agree."""

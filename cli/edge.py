@@ -1,0 +1,55 @@
+"""Where library errors become one line and an exit code: 2 for bad input, 1 for failed work."""
+
+from typing import Any
+
+import click
+
+from lstm_compile.errors import InputError, RunError
+
+INTERRUPTED = 130
+
+
+class BadInput(click.ClickException):
+    """The input is wrong."""
+
+    exit_code = 2
+
+
+class Failure(click.ClickException):
+    """The work failed."""
+
+    exit_code = 1
+
+
+class Command(click.Command):
+    """A command that shows no traceback unless `--debug` asks for it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
+        )
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command's function, its errors translated."""
+        debug = ctx.params.pop("debug")
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            if debug:
+                raise
+            raise _translated(error) from error
+
+
+def _translated(error: Exception) -> click.ClickException:
+    if isinstance(error, InputError):
+        return BadInput(str(error))
+    if isinstance(error, RunError):
+        return Failure(str(error))
+    text = str(error).splitlines()[0] if str(error) else "no message"
+    return Failure(f"{type(error).__name__}: {text} (a bug; --debug shows where)")

@@ -1,0 +1,76 @@
+"""Flags made from the fields of the config dataclasses, and a config file below them."""
+
+import tomllib
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import click
+
+from lstm_compile.config import ModelConfig
+from lstm_compile.training.config import TrainingConfig
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+SECTIONS = {"model": ModelConfig, "training": TrainingConfig}
+
+
+def flags_of(cls: type) -> Callable[[Function], Function]:
+    """A decorator that gives a command one flag for each field of `cls` that has a default."""
+
+    def decorate(function: Function) -> Function:
+        hints = get_type_hints(cls)
+        for field in reversed(_tunable(cls)):
+            function = _flag(field, hints[field.name])(function)
+        return function
+
+    return decorate
+
+
+def values_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Of a command's options, those that are fields of `cls`."""
+    return {field.name: options[field.name] for field in _tunable(cls)}
+
+
+def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make a TOML file's values the defaults of this command's flags.
+
+    Raises:
+        InputError: not TOML, or a section or key that is no flag.
+    """
+    if path is None:
+        return
+    try:
+        document = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise click.BadParameter(f"{path}: not a readable TOML file ({error})") from error
+    defaults = {"data": document.pop("data")} if "data" in document else {}
+    for title, values in document.items():
+        defaults.update(_section(path, title, values))
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
+    if title not in SECTIONS or not isinstance(values, dict):
+        raise click.BadParameter(
+            f"{path}: unknown key {title!r}; known are data, [model], [training]"
+        )
+    known = [field.name for field in _tunable(SECTIONS[title])]
+    if unknown := sorted(set(values) - set(known)):
+        raise click.BadParameter(f"{path}: unknown keys {unknown} in [{title}]; known are {known}")
+    return dict(values)
+
+
+def _tunable(cls: type) -> list[Field[Any]]:
+    return [field for field in fields(cls) if field.default is not MISSING]
+
+
+def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
+    name = "--" + field.name.replace("_", "-")
+    kind: Any = click.Choice(get_args(hint)) if get_args(hint) else hint
+    if hint is bool:
+        name, kind = f"{name}/--no-{field.name.replace('_', '-')}", None
+    return click.option(
+        name, field.name, type=kind, default=field.default, show_default=True,
+        help=field.metadata["help"],
+    )  # fmt: skip

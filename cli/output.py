@@ -1,0 +1,50 @@
+"""What a person reads: tables on a terminal, plain lines in a pipe, JSON where asked for."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+PERCENT = ("accuracy", "macro_f1")
+
+
+def console(json_wanted: bool) -> Console:
+    """Where progress goes: standard error when standard output belongs to JSON."""
+    stream = sys.stderr if json_wanted else sys.stdout
+    return Console(file=stream, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    click.echo(json.dumps(value))
+
+
+def metric(name: str, value: float) -> str:
+    """A metric as a person reads it: `99.33 %`, or four digits."""
+    return f"{100 * value:.2f} %" if name in PERCENT else f"{value:.4g}"
+
+
+def metrics(values: dict[str, float]) -> str:
+    """All metrics on one line."""
+    return ", ".join(f"{name} {metric(name, value)}" for name, value in values.items())
+
+
+def baselines(values: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
+    """One line a baseline, for `lines`."""
+    return [("baseline", f"{name}: {metrics(scores)}") for name, scores in values.items()]
+
+
+def size(path: Path) -> str:
+    """A file's size, `541 kB`."""
+    count = path.stat().st_size
+    return f"{count / 1000:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
+
+
+def lines(out: Console, *pairs: tuple[str, str]) -> None:
+    """Aligned `title  text` lines."""
+    for title, text in pairs:
+        out.print(f"[bold]{title:<11}[/bold] ", end="")
+        out.print(text, markup=False)

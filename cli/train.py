@@ -1,0 +1,152 @@
+"""`lstm-compile train`."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+from lstm_compile.cli import output
+from lstm_compile.cli.edge import INTERRUPTED, Command
+from lstm_compile.cli.options import flags_of, read_config, values_of
+from rich.console import Console
+
+from lstm_compile.config import ModelConfig
+from lstm_compile.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from lstm_compile.training.loop import Epoch
+    from lstm_compile.training.run import Job, Outcome
+
+TERMINATED = 143
+
+
+@click.command(cls=Command)
+@click.argument("data", default="spoken-digits")
+@click.option("--test", help="File of held-out sequences; a bundled data set brings its own.")
+@click.option(
+    "--output", "folder", type=click.Path(path_type=Path), help="Run folder [runs/DATA-N]"
+)
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
+    expose_value=False, callback=read_config, help="TOML file of defaults for these options.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@flags_of(ModelConfig)
+@flags_of(TrainingConfig)
+def command(
+    data: str, test: str | None, folder: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Train a model on DATA: spoken-digits, japanese-vowels, or a .ts or .npz file.
+
+    A part of the training data is held out for validation; the weights with the lowest validation
+    loss are kept in the run folder.
+    """
+    from lstm_compile.training.run import prepare, run
+
+    out = output.console(as_json)
+    terminated = _on_sigterm()
+    training = TrainingConfig(**values_of(TrainingConfig, options))
+    job = prepare(data, values_of(ModelConfig, options), training, test=test, output=folder)
+    _begin(out, job)
+    outcome = run(job, _epoch_printer(out))
+    _end(out, job, outcome)
+    if as_json:
+        output.print_json(_summary(job, outcome))
+    if outcome.fit.stopped == "interrupt":
+        click.get_current_context().exit(TERMINATED if terminated else INTERRUPTED)
+
+
+def _on_sigterm() -> list[int]:
+    """Let SIGTERM end training as Ctrl-C does; the list tells whether it came."""
+    received: list[int] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    return received
+
+
+def _begin(out: Console, job: "Job") -> None:
+    parts, schema = job.parts, job.parts.train.schema
+    kind = f"{len(schema.classes)} classes" if schema.classes else f"targets {schema.targets}"
+    output.lines(
+        out,
+        ("data", f"{job.data}: {len(schema.features)} features, {kind}"),
+        (
+            "parts",
+            f"{len(parts.train)} sequences to train on, {len(parts.validation)} to validate on, "
+            f"{len(parts.test)} to {parts.tested_on} on",
+        ),
+        ("run", str(job.folder)),
+    )
+
+
+def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
+    if not out.is_terminal:
+        return lambda epoch: out.print(_plain(epoch), markup=False)
+    first = True
+
+    def show(epoch: "Epoch") -> None:
+        nonlocal first
+        names = ["epoch", "train loss", "val. loss", *epoch.validation, "rate", "s", "best"]
+        if first:
+            out.print("[bold]" + "".join(f"{name:>12}" for name in names))
+            first = False
+        cells = [
+            str(epoch.epoch),
+            f"{epoch.train_loss:.4f}",
+            f"{epoch.validation_loss:.4f}",
+            *(output.metric(name, value) for name, value in epoch.validation.items()),
+            f"{epoch.learning_rate:.1e}",
+            f"{epoch.seconds:.1f}",
+            "✓" if epoch.best else "",
+        ]
+        style = "green" if epoch.best else None
+        out.print("".join(f"{cell:>12}" for cell in cells), style=style)
+
+    return show
+
+
+def _plain(epoch: "Epoch") -> str:
+    mark = "  best" if epoch.best else ""
+    return (
+        f"epoch {epoch.epoch}: train loss {epoch.train_loss:.4f}, validation loss "
+        f"{epoch.validation_loss:.4f}, {output.metrics(epoch.validation)}, "
+        f"{epoch.seconds:.1f} s{mark}"
+    )
+
+
+def _end(out: Console, job: "Job", outcome: "Outcome") -> None:
+    from lstm_compile.runs import MODEL_FILE
+
+    path = job.folder / MODEL_FILE
+    evaluation = outcome.evaluation
+    why = {
+        "epochs": "all epochs done",
+        "patience": f"no better validation loss for {job.training.patience} epochs",
+        "interrupt": "stopped by a signal; the best weights so far are kept",
+    }
+    output.lines(
+        out,
+        ("stopped", why[outcome.fit.stopped]),
+        ("model", f"{path} ({output.size(path)}, {outcome.seconds:.1f} s)"),
+        (outcome.tested_on, f"{output.metrics(evaluation.metrics)} ({evaluation.rows} sequences)"),
+        *output.baselines(evaluation.baselines),
+        ("verdict", evaluation.verdict),
+        ("next", f"lstm-compile export {job.folder} --onnx"),
+    )
+
+
+def _summary(job: "Job", outcome: "Outcome") -> dict[str, Any]:
+    return {
+        "run": str(job.folder),
+        "seconds": round(outcome.seconds, 2),
+        "epochs": len(outcome.fit.epochs),
+        "stopped": outcome.fit.stopped,
+        "tested_on": outcome.tested_on,
+        **outcome.evaluation.to_dict(),
+    }

@@ -1,0 +1,177 @@
+"""The recurrence operator in ONNX's words: the portable form.
+
+Many runtimes ignore the LSTM node's `sequence_lens` silently, so this form does without: each node
+runs forward over the padded rows, rows are reversed within their own length by GatherND, and Where
+puts zeros into the padding. What a runtime computes there never meets a valid step.
+
+Source: https://onnx.ai/onnx/operators/onnx__LSTM.html; the portable form itself was measured on the
+runtimes that the README lists.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from onnxscript import opset17 as op
+
+import lstm_compile.recurrence  # noqa: F401 (defines the operator)
+from lstm_compile.vendor import SATURATED
+
+# A tensor of the graph under construction: onnxscript and torch.onnx share no public type for it.
+Value = Any
+
+# ONNX orders the gates i, o, f, c; torch orders them i, f, g, o, and its g is ONNX's c.
+GATES = [0, 3, 1, 2]
+
+
+class Rows(NamedTuple):
+    """What the lengths say about a padded batch."""
+
+    lengths: Value  # (batch, 1) int64
+    valid: Value  # (batch, time, 1) bool
+    reversal: Value  # (batch, time, 1) int64, the step that reversal within length reads
+
+
+def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """What torch.onnx needs in order to export modules that call `lstm_compile.lstm`.
+
+    Pass it as `torch.onnx.export(..., dynamo=True, custom_translation_table=translation_table())`.
+    Outputs and final states mean what they mean in `lstm_compile.lstm`, for any lengths.
+    """
+    return {torch.ops.lstm_compile.recurrence.default: recurrence}
+
+
+def recurrence(
+    x: Value,
+    lengths: Value,
+    weight_ih: Value,
+    weight_hh: Value,
+    bias: Value,
+    h0: Value,
+    c0: Value,
+    reverse: bool,
+    backend: str,
+    chunk: int,
+) -> tuple[Value, Value, Value]:
+    """One layer and direction; arguments and results as in `lstm_compile.recurrence`.
+
+    `backend` and `chunk` say how torch computes, not what: ONNX has no use for them.
+    """
+    weights = (weight_ih, weight_hh, bias)
+    if lengths is None:
+        return _dense(x, weights, _initial(h0, x), _initial(c0, x), reverse)
+    rows = _rows(x, lengths)
+    initial_h, initial_c = _initial(h0, lengths), _initial(c0, lengths)
+    x = op.GatherND(x, rows.reversal, batch_dims=1) if reverse else x
+    if _reads_cell_state(weight_hh):
+        x, weights = _freeze_padding(x, rows, weights)
+    y, _, c = _node(x, weights, initial_h, initial_c)
+    h = _last_valid(y, rows, op.Squeeze(initial_h, _ints(0)))
+    y = op.GatherND(y, rows.reversal, batch_dims=1) if reverse else y
+    return op.Where(rows.valid, y, _zero()), h, op.Squeeze(c, _ints(0))
+
+
+def _dense(
+    x: Value, weights: tuple[Value, ...], h0: Value, c0: Value, reverse: bool
+) -> tuple[Value, Value, Value]:
+    y, h, c = _node(_flip(x) if reverse else x, weights, h0, c0)
+    return _flip(y) if reverse else y, op.Squeeze(h, _ints(0)), op.Squeeze(c, _ints(0))
+
+
+def _flip(x: Value) -> Value:
+    last = op.Sub(_time(x), op.Constant(value_int=1))
+    return op.Gather(x, op.Sub(last, _steps(x)), axis=1)
+
+
+def _rows(x: Value, lengths: Value) -> Rows:
+    step, column = _steps(x), op.Unsqueeze(lengths, _ints(1))
+    valid = op.Less(step, column)
+    mirrored = op.Sub(op.Sub(column, op.Constant(value_int=1)), step)
+    reversal = op.Where(valid, mirrored, step)
+    return Rows(column, op.Unsqueeze(valid, _ints(2)), op.Unsqueeze(reversal, _ints(2)))
+
+
+def _time(x: Value) -> Value:
+    return op.Squeeze(op.Shape(x, start=1, end=2))
+
+
+def _steps(x: Value) -> Value:
+    return op.Range(op.Constant(value_int=0), _time(x), op.Constant(value_int=1))
+
+
+def _node(
+    x: Value, weights: tuple[Value, ...], initial_h: Value, initial_c: Value
+) -> tuple[Value, Value, Value]:
+    """The LSTM node: y (batch, time, H), h and c (1, batch, H)."""
+    weight_ih, weight_hh, bias = (_reorder(weight) for weight in weights)
+    both_biases = op.Concat(bias, op.Sub(bias, bias), axis=1)
+    y, h, c = op.LSTM(
+        op.Transpose(x, perm=[1, 0, 2]),
+        weight_ih,
+        weight_hh,
+        both_biases,
+        None,  # sequence_lens
+        initial_h,
+        initial_c,
+        hidden_size=int(weights[1].shape[1]),
+    )
+    return op.Transpose(op.Squeeze(y, _ints(1)), perm=[1, 0, 2]), h, c
+
+
+def _reorder(weight: Value) -> Value:
+    """`weight` (4H, ...) as (1, 4H, ...) in ONNX's order of gates."""
+    gates, *others = (int(size) for size in weight.shape)
+    blocks = op.Reshape(weight, _ints(1, 4, gates // 4, *others))
+    return op.Reshape(op.Gather(blocks, _ints(*GATES), axis=1), _ints(1, gates, *others))
+
+
+def _freeze_padding(
+    x: Value, rows: Rows, weights: tuple[Value, ...]
+) -> tuple[Value, tuple[Value, ...]]:
+    """Keep the cell state as it is in the padding: see `lstm_compile.vendor.vendor`."""
+    weight_ih, weight_hh, bias = weights
+    hidden = int(weight_hh.shape[1])
+    flag = op.Cast(op.Not(rows.valid), to=1)
+    input_and_forget = [-SATURATED] * hidden + [SATURATED] * hidden
+    column = op.Constant(value_floats=input_and_forget + [0.0] * (2 * hidden))
+    frozen = op.Concat(weight_ih, op.Unsqueeze(column, _ints(1)), axis=1)
+    return op.Concat(op.Where(rows.valid, x, _zero()), flag, axis=2), (frozen, weight_hh, bias)
+
+
+def _last_valid(y: Value, rows: Rows, initial_h: Value) -> Value:
+    last = op.Max(op.Sub(rows.lengths, op.Constant(value_int=1)), op.Constant(value_int=0))
+    picked = op.GatherND(y, last, batch_dims=1)
+    return op.Where(op.Less(op.Constant(value_int=0), rows.lengths), picked, initial_h)
+
+
+def _initial(state: Value, batched: Value) -> Value:
+    """`state` (batch, H) as (1, batch, H); zeros are made anew, so that all nodes share them."""
+    if not _is_zeros(state):
+        return op.Unsqueeze(state, _ints(0))
+    batch = op.Shape(batched, start=0, end=1)
+    return op.ConstantOfShape(op.Concat(_ints(1), batch, _ints(int(state.shape[1])), axis=0))
+
+
+def _is_zeros(value: Value) -> bool:
+    """Whether `value` is a part of what new_zeros made."""
+    node = value.producer()
+    while node is not None and node.op_type in ("Gather", "CastLike", "Cast"):
+        node = node.inputs[0].producer()
+    return node is not None and node.op_type == "ConstantOfShape" and not node.attributes
+
+
+def _reads_cell_state(weight_hh: Value) -> bool:
+    """Whether the traced program reads c of any call with these weights; True if it cannot tell."""
+    producer = weight_hh.producer()
+    traced = (weight_hh if producer is None else producer).meta.get("node")
+    operator = torch.ops.lstm_compile.recurrence.default
+    calls = [user for user in getattr(traced, "users", ()) if user.target is operator]
+    return not calls or any(part.args[1] == 2 for call in calls for part in call.users)
+
+
+def _ints(*values: int) -> Value:
+    return op.Constant(value_ints=list(values))
+
+
+def _zero() -> Value:
+    return op.Constant(value_float=0.0)

@@ -1,0 +1,277 @@
+"""What a model must beat: majority, linear models on per-sequence features, and their metrics.
+
+Every baseline is one affine map of one kind of features, so two tensors store it.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+
+from lstm_compile.data.sequences import Sequences
+from lstm_compile.errors import InputError
+
+FRAMES = 24
+PREFIX = "baseline."
+MAX_ITERATIONS = 1000
+GRADIENT_TOLERANCE = 1e-6  # probabilities within 5e-4 of the optimum on the bundled data sets
+# Of 1, 10 and 100, what 5-fold cross-validation on the training parts of the bundled data sets
+# prefers for the stronger classifier, the one on 24 frames.
+CLASSIFIER_PENALTY = 10.0
+
+
+class Baseline(NamedTuple):
+    """Predicts `features @ weight + bias`: one score a class, or the targets themselves.
+
+    Attributes:
+        weight: float64 (columns, outputs), on the features as they are, not standardised.
+        bias: float64 (outputs,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+
+def no_features(sequences: Sequences) -> Tensor:
+    """Nothing at all, for the baselines that look at no input: float64 (sequences, 0)."""
+    return torch.zeros(len(sequences), 0, dtype=torch.float64)
+
+
+def summary_features(sequences: Sequences) -> Tensor:
+    """Mean, deviation, minimum and maximum of each feature over the valid steps.
+
+    Args:
+        sequences: on the CPU.
+
+    Returns:
+        float64 (sequences, 4 * features), in the features' units; the deviation divides by the
+        number of steps. A sequence without steps gives zeros.
+    """
+    x = sequences.x.double()
+    index = torch.arange(len(sequences)).repeat_interleave(sequences.lengths)
+
+    def reduce(values: Tensor, how: str) -> Tensor:
+        zeros = values.new_zeros(len(sequences), values.shape[1])
+        rows = index[:, None].expand_as(values)
+        return zeros.scatter_reduce(0, rows, values, how, include_self=False)
+
+    mean = reduce(x, "mean")
+    deviation = reduce((x - mean[index]).square(), "mean").sqrt()
+    return torch.cat([mean, deviation, reduce(x, "amin"), reduce(x, "amax")], dim=1)
+
+
+def resampled_features(sequences: Sequences, frames: int = FRAMES) -> Tensor:
+    """Stretch each sequence to `frames` equidistant frames by linear interpolation.
+
+    Args:
+        sequences: on the CPU.
+        frames: the first is the first step, the last the last step.
+
+    Returns:
+        float64 (sequences, frames * features), frame by frame. A single step is repeated; a
+        sequence without steps gives zeros.
+    """
+    lengths = sequences.lengths
+    columns = frames * sequences.x.shape[1]
+    last = (lengths - 1).clamp(min=0)[:, None]
+    position = torch.linspace(0.0, 1.0, frames, dtype=torch.float64) * last
+    before = position.floor().long().minimum(last)
+    after = (before + 1).minimum(last)
+    x = torch.cat([sequences.x, sequences.x.new_zeros(1, sequences.x.shape[1])]).double()
+    starts = sequences.offsets[:-1, None]
+    stretched = torch.lerp(x[starts + before], x[starts + after], (position - before)[..., None])
+    return (stretched * (lengths > 0)[:, None, None]).reshape(len(sequences), columns)
+
+
+def fit_logistic(features: Tensor, y: Tensor, classes: int, l2: float = 1.0) -> Baseline:
+    """Fit multinomial logistic regression on standardised features with L-BFGS.
+
+    Minimises the sum of cross-entropies + l2 / 2 * ||W||^2 with a free bias, the objective of
+    scikit-learn's LogisticRegression(C=1 / l2):
+    https://scikit-learn.org/stable/modules/linear_model.html#logistic-regression
+
+    Args:
+        features: float64 (sequences, columns), in any units.
+        y: int64 (sequences,) class codes.
+        classes: number of classes.
+        l2: strength of the penalty.
+
+    Returns:
+        The classifier, for features that are not standardised.
+    """
+    mean, deviation = _standard(features)
+    standardised = (features - mean) / deviation
+    weight = features.new_zeros(features.shape[1], classes, requires_grad=True)
+    bias = features.new_zeros(classes, requires_grad=True)
+    optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=MAX_ITERATIONS,
+        tolerance_grad=GRADIENT_TOLERANCE,
+        tolerance_change=0.0,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        scores = standardised @ weight + bias
+        loss = cross_entropy(scores, y) + l2 / 2 * weight.square().sum() / len(y)
+        torch.autograd.backward(loss)
+        return loss.item()
+
+    optimizer.step(closure)
+    return _on_raw_features(weight.detach(), bias.detach(), mean, deviation)
+
+
+def fit_ridge(features: Tensor, y: Tensor, l2: float = 1.0) -> Baseline:
+    """Fit ridge regression on standardised features in closed form.
+
+    W = (Z^T Z + l2 I)^-1 Z^T (y - mean(y)), with the bias mean(y) unpenalised.
+
+    Args:
+        features: float64 (sequences, columns), in any units.
+        y: floating (sequences, targets).
+        l2: strength of the penalty, above 0.
+
+    Returns:
+        The regression, for features that are not standardised.
+    """
+    mean, deviation = _standard(features)
+    standardised = (features - mean) / deviation
+    bias = y.double().mean(0)
+    penalty = l2 * torch.eye(features.shape[1], dtype=torch.float64)
+    gram = standardised.T @ standardised + penalty
+    weight = torch.linalg.solve(gram, standardised.T @ (y.double() - bias))
+    return _on_raw_features(weight, bias, mean, deviation)
+
+
+def fit_baselines(train: Sequences) -> dict[str, Baseline]:
+    """Fit every baseline of the task.
+
+    Args:
+        train: on the CPU.
+
+    Returns:
+        By name: `majority class`, `logistic regression on summaries` and `logistic regression on
+        24 frames` for classes; `mean` and `ridge on summaries` for targets.
+    """
+    if train.task == "regress":
+        mean = Baseline(torch.zeros(0, train.y.shape[1]).double(), train.y.double().mean(0))
+        return {"mean": mean, "ridge on summaries": fit_ridge(summary_features(train), train.y)}
+    classes = len(train.classes)
+    shares = one_hot(train.y, classes).double().mean(0)
+    fitted = {"majority class": Baseline(torch.zeros(0, classes).double(), shares)}
+    for name in ("logistic regression on summaries", "logistic regression on 24 frames"):
+        fitted[name] = fit_logistic(FEATURES[name](train), train.y, classes, CLASSIFIER_PENALTY)
+    return fitted
+
+
+def baseline_metrics(
+    baselines: Mapping[str, Baseline], data: Sequences
+) -> dict[str, dict[str, float]]:
+    """Apply fitted baselines to data with the same schema.
+
+    Args:
+        baselines: what `fit_baselines` or `from_tensors` gave.
+        data: on the CPU.
+
+    Returns:
+        For each baseline `accuracy`, or `mae`, `rmse` and `r2`, as `score_classes` and
+        `score_targets` define them.
+
+    Raises:
+        InputError: the baselines were fitted for other features, classes or targets.
+    """
+    score = score_classes if data.task == "classify" else score_targets
+    return {name: score(_predict(name, item, data), data.y) for name, item in baselines.items()}
+
+
+def score_classes(scores: Tensor, y: Tensor) -> dict[str, float]:
+    """Score a classifier: scores (sequences, classes), y int64 (sequences,); accuracy in 0..1."""
+    return {"accuracy": (scores.argmax(1) == y).double().mean().item()}
+
+
+def score_targets(predictions: Tensor, y: Tensor) -> dict[str, float]:
+    """Score a regression; both floating (sequences, targets), in the targets' units.
+
+    Returns:
+        `mae` and `rmse` over all values, in the targets' units; `r2`, the share of variance
+        explained, averaged over targets, where a target that never changes counts as 0.
+    """
+    error = predictions.double() - y.double()
+    variance = (y.double() - y.double().mean(0)).square().mean(0)
+    explained = 1 - error.square().mean(0) / variance
+    return {
+        "mae": error.abs().mean().item(),
+        "rmse": error.square().mean().sqrt().item(),
+        "r2": explained.where(variance > 0, 0.0).mean().item(),
+    }
+
+
+def to_tensors(baselines: Mapping[str, Baseline]) -> dict[str, Tensor]:
+    """Name each tensor `baseline.<name>.weight` or `.bias`, to store them beside a model's."""
+    return {
+        f"{PREFIX}{name}.{part}": tensor
+        for name, baseline in baselines.items()
+        for part, tensor in baseline._asdict().items()
+    }
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Baseline]:
+    """Rebuild what `to_tensors` named; keys of other kinds are left alone.
+
+    Raises:
+        InputError: an unknown baseline, or one without a float64 weight and bias that fit.
+    """
+    keys = [key.removeprefix(PREFIX) for key in tensors if key.startswith(PREFIX)]
+    names = dict.fromkeys(key.rpartition(".")[0] for key in keys)
+    return {name: _rebuild(name, tensors) for name in names}
+
+
+def _rebuild(name: str, tensors: Mapping[str, Tensor]) -> Baseline:
+    if name not in FEATURES:
+        raise InputError(f"unknown baseline {name!r}; known are {', '.join(FEATURES)}")
+    parts = [tensors.get(f"{PREFIX}{name}.{part}") for part in Baseline._fields]
+    found = [None if part is None else (part.dtype, part.ndim) for part in parts]
+    if found == [(torch.float64, 2), (torch.float64, 1)]:
+        weight, bias = (part for part in parts if part is not None)
+        if weight.shape[1] == len(bias):
+            return Baseline(weight, bias)
+    raise InputError(
+        f"baseline {name!r} needs float64 tensors weight (columns, outputs) and bias (outputs,); "
+        f"train the model again"
+    )
+
+
+def _predict(name: str, baseline: Baseline, data: Sequences) -> Tensor:
+    features = FEATURES[name](data)
+    found = (features.shape[1], len(data.classes) or len(data.targets))
+    if found != tuple(baseline.weight.shape):
+        raise InputError(
+            f"baseline {name!r} maps {baseline.weight.shape[0]} columns to "
+            f"{baseline.weight.shape[1]} outputs, but the data has {found[0]} and {found[1]}"
+        )
+    return features @ baseline.weight + baseline.bias
+
+
+def _standard(features: Tensor) -> tuple[Tensor, Tensor]:
+    deviation = features.std(0, correction=0)
+    # rounding alone gives a constant column a tiny deviation; it must not be blown up
+    is_constant = deviation <= 1e-12 * features.abs().amax(0)
+    return features.mean(0), deviation.masked_fill(is_constant, 1.0)
+
+
+def _on_raw_features(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> Baseline:
+    raw_weight = (weight / deviation[:, None]).contiguous()  # safetensors takes no other
+    return Baseline(raw_weight, bias - mean @ raw_weight)
+
+
+FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
+    "majority class": no_features,
+    "logistic regression on summaries": summary_features,
+    "logistic regression on 24 frames": resampled_features,
+    "mean": no_features,
+    "ridge on summaries": summary_features,
+}

@@ -1,0 +1,58 @@
+"""Run folders: where they are, what their files are called."""
+
+from pathlib import Path
+
+from lstm_compile.errors import InputError
+
+RUNS = Path("runs")
+MODEL_FILE = "model.safetensors"
+ONNX_FILE = "model.onnx"
+BASELINES_FILE = "baselines.safetensors"
+CONFIG_FILE = "config.toml"
+METRICS_FILE = "metrics.jsonl"
+
+
+def new_run_folder(data: str, output: Path | None = None) -> Path:
+    """Make the folder of a new run: `output`, or runs/DATA-1, -2, ...
+
+    Raises:
+        InputError: `output` holds a run already, is a file, or cannot be made.
+    """
+    try:
+        if output is None:
+            return _numbered(RUNS, Path(data).stem)
+        if (output / MODEL_FILE).exists() or (output / CONFIG_FILE).exists():
+            raise InputError(f"{output}: holds a run already; name another --output or remove it")
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{output or RUNS}: cannot be made ({error.strerror}); name another --output"
+        ) from error
+    return output
+
+
+def newest_run() -> Path:
+    """The run folder in `runs/` whose model is the newest.
+
+    Raises:
+        InputError: there is none.
+    """
+    models = list(RUNS.glob(f"*/{MODEL_FILE}"))
+    if not models:
+        raise InputError(
+            f"no run in {RUNS.absolute()}: train one with `lstm-compile train`, or name a folder"
+        )
+    return max(models, key=lambda path: path.stat().st_mtime_ns).parent
+
+
+def _numbered(parent: Path, name: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = parent / f"{name}-{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder

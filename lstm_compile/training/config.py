@@ -1,0 +1,39 @@
+"""How a model is trained. Loads no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lstm_compile.config import option, validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Everything about a training run that is not the model; each field is a flag of `train`.
+
+    Raises:
+        InputError: a value is of the wrong type or out of range.
+    """
+
+    epochs: int = option(60, "Most passes over the training part.", 1)
+    batch_size: int = option(32, "Sequences a step.", 1)
+    learning_rate: float = option(4e-3, "Peak learning rate.", 0.0)
+    optimizer: Literal["adamw", "adam"] = option("adamw", "How gradients become steps.")
+    weight_decay: float = option(0.01, "Decoupled for adamw, L2 for adam; weights only.", 0.0)
+    schedule: Literal["cosine", "constant"] = option("cosine", "Learning rate after the warm-up.")
+    warmup: float = option(0.05, "Share of all steps with a linearly rising rate.", 0.0, 1.0)
+    loss: Literal["auto", "cross-entropy", "mse", "mae", "huber"] = option(
+        "auto", "What is minimised; auto: cross-entropy for classes, mse for numbers."
+    )
+    label_smoothing: float = option(0.1, "Share of each class label spread over all.", 0.0, 1.0)
+    clip_norm: float = option(1.0, "Largest norm of all gradients together; 0 clips nothing.", 0.0)
+    patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
+    validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
+    seed: int = option(0, "Seed of initial weights, split, batches and dropout.", 0)
+    device: str = option("auto", "cpu, cuda, cuda:N, or auto.")
+    backend: Literal["auto", "reference", "compiled", "vendor"] = option(
+        "auto", "Who computes the recurrence."
+    )
+    chunk: int = option(16, "Steps unrolled in one graph by the compiled backend.", 1, 256)
+
+    def __post_init__(self) -> None:
+        validate(self)

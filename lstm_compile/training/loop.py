@@ -1,0 +1,165 @@
+"""The training loop: epochs of pure steps, validation, early stopping, the best weights kept."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lstm_compile.config import ModelConfig
+from lstm_compile.data.batches import bucketed_batches, ordered_batches
+from lstm_compile.data.sequences import Batch, Sequences, gather
+from lstm_compile.errors import RunError
+from lstm_compile.model import Params, forward
+from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
+from lstm_compile.tasks import Metrics, metrics, training_loss
+from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.step import init_adam, learning_rate_at, train_step
+
+
+class Epoch(NamedTuple):
+    """What one epoch gave; a line of metrics.jsonl."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation: Metrics
+    learning_rate: float
+    seconds: float
+    best: bool
+
+
+class Fit(NamedTuple):
+    """What training gave: the best weights and how they came about."""
+
+    params: Params
+    epochs: list[Epoch]
+    stopped: str  # "epochs", "patience" or "interrupt"
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch whose weights were kept; None if not one was finished."""
+        return next((epoch for epoch in reversed(self.epochs) if epoch.best), None)
+
+
+def fit(
+    params: Params,
+    config: ModelConfig,
+    training: TrainingConfig,
+    train: Sequences,
+    validation: Sequences,
+    on_epoch: Callable[[Epoch, Params], None] = lambda epoch, params: None,
+) -> Fit:
+    """Train until the epochs are used up, validation stops getting better, or Ctrl-C.
+
+    Args:
+        params: where to start; data and params on one device.
+        config: the architecture.
+        training: everything else.
+        train, validation: the two parts of the training data.
+        on_epoch: called after each epoch with its figures and the weights it ended with.
+
+    Raises:
+        RunError: a loss was not finite; the message names the batch.
+    """
+    best, epochs, stopped = params, [], "epochs"
+    with torch.random.fork_rng(devices=_cuda_devices(train.x)):
+        torch.manual_seed(training.seed)
+        try:
+            for epoch, params in _epochs(params, config, training, train, validation):
+                epochs.append(epoch)
+                best = params if epoch.best else best
+                on_epoch(epoch, params)
+                if _without_improvement(epochs) >= training.patience:
+                    stopped = "patience"
+                    break
+        except KeyboardInterrupt:
+            stopped = "interrupt"
+    return Fit(best, epochs, stopped)
+
+
+def _epochs(
+    params: Params,
+    config: ModelConfig,
+    training: TrainingConfig,
+    train: Sequences,
+    validation: Sequences,
+) -> Iterator[tuple[Epoch, Params]]:
+    generator = torch.Generator().manual_seed(training.seed)
+    lengths = train.lengths.cpu()
+    optimizer = init_adam(params)
+    per_epoch = -(-len(train) // training.batch_size)
+    lowest = float("inf")
+    for number in range(1, training.epochs + 1):
+        start, losses = time.perf_counter(), []
+        batches = bucketed_batches(lengths, training.batch_size, generator)
+        for indices in batches:
+            rate = learning_rate_at(optimizer.step, training.epochs * per_epoch, training)
+            batch = _gather(train, lengths, indices)
+            params, optimizer, loss = train_step(params, optimizer, batch, rate, config, training)
+            losses.append(loss)
+        values = _finite(torch.stack(losses), batches, number)
+        prediction = predict_all(params, config, validation, training.backend, training.chunk)
+        plain = TrainingConfig(loss=training.loss, label_smoothing=0.0)
+        loss = float(training_loss(params, config, plain, prediction, validation.y))
+        yield (
+            Epoch(
+                number,
+                float(values.mean()),
+                loss,
+                metrics(config, prediction, validation.y),
+                rate,
+                time.perf_counter() - start,
+                loss < lowest,
+            ),
+            params,
+        )
+        lowest = min(lowest, loss)
+
+
+def predict_all(
+    params: Params,
+    config: ModelConfig,
+    data: Sequences,
+    backend: Backend = "auto",
+    chunk: int = DEFAULT_CHUNK,
+    batch_size: int = 256,
+) -> Tensor:
+    """`forward` over a whole data set, (rows, output_size), in the data's order."""
+    lengths = data.lengths.cpu()
+    batches = ordered_batches(lengths, batch_size)
+    with torch.inference_mode():
+        parts = []
+        for indices in batches:
+            batch = _gather(data, lengths, indices)
+            parts.append(
+                forward(params, config, batch.x, batch.lengths, backend=backend, chunk=chunk)[0]
+            )
+        return torch.cat(parts)[torch.argsort(torch.cat(batches)).to(parts[0].device)]
+
+
+def _gather(data: Sequences, lengths: Tensor, indices: Tensor) -> Batch:
+    return gather(data, indices.to(data.x.device), time=max(1, int(lengths[indices].max())))
+
+
+def _finite(losses: Tensor, batches: list[Tensor], epoch: int) -> Tensor:
+    values = losses.cpu()
+    if not bool(values.isfinite().all()):
+        position = int((~values.isfinite()).nonzero()[0])
+        rows = ", ".join(map(str, batches[position].tolist()))
+        raise RunError(
+            f"the loss of epoch {epoch}, batch {position + 1} of {len(batches)} is "
+            f"{float(values[position])} (sequences {rows} of the training part); look at these "
+            "sequences, or lower --learning-rate"
+        )
+    return values
+
+
+def _without_improvement(epochs: list[Epoch]) -> int:
+    best = max((epoch.epoch for epoch in epochs if epoch.best), default=0)
+    return epochs[-1].epoch - best
+
+
+def _cuda_devices(tensor: Tensor) -> list[torch.device]:
+    return [tensor.device] if tensor.device.type == "cuda" else []
