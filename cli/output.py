@@ -3,10 +3,13 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from lstm_compile.export.parity import ParityReport
 
 PERCENT = ("accuracy", "macro_f1")
 
@@ -48,3 +51,9 @@ def lines(out: Console, *pairs: tuple[str, str]) -> None:
     for title, text in pairs:
         out.print(f"[bold]{title:<11}[/bold] ", end="")
         out.print(text, markup=False)
+
+
+def parity(out: Console, report: "ParityReport") -> None:
+    """The report's `[✓]` and `[x]` lines."""
+    for line in report.lines():
+        out.print(line, markup=False, style=None if line.startswith("[✓]") else "red")

@@ -1,6 +1,6 @@
-"""From what torch.onnx writes to the portable form: passes over the graph of one model."""
+"""Passes over the graph that torch.onnx builds: everything is computed once, and weights never."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
 import onnx
@@ -8,60 +8,40 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript.optimizer import fold_constants
 
-from lstm_compile.errors import RunError
-from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
-
 NO_LIMIT = 1 << 62
-REDUCTIONS_WITH_AXES_INPUT_SINCE_18 = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
 
 
-def to_portable(
-    model: ir.Model, names: Mapping[str, str], nodes: list[str], metadata: Mapping[str, str]
-) -> onnx.ModelProto:
-    """Bring a model that torch.onnx has just built into the portable form.
+def simplify(model: ir.Model, weights: Collection[str]) -> onnx.ModelProto:
+    """Compute what needs no input, and let equal nodes and equal constants be one.
 
     Args:
-        model: changed in place; its inputs and outputs already have their names and shapes.
-        names: the tensor names to write, by the names that torch.onnx gave to the weights.
-        nodes: a name for each LSTM node, in the order of computation.
-        metadata: what goes into metadata_props.
-
-    Returns:
-        a model of opset 17 and IR 8 in which all that depends on weights alone is computed.
-
-    Raises:
-        RunError: an operator that opset 17 does not know in this form.
+        model: as torch.onnx has just built it; changed in place.
+        weights: names of the initializers that keep their names; no two of them become one.
     """
-    graph = model.graph
     passes.InlinePass()(model)
-    _read_sizes_from_inputs(graph)
+    _read_sizes_from_inputs(model.graph)
     fold_constants(model, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
     ir.passes.Sequential(
         passes.IdentityEliminationPass(),
         passes.RemoveUnusedNodesPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
     )(model)
-    _share_constants(graph, names)
+    _share_constants(model.graph, weights)
     ir.passes.Sequential(
         passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),
         passes.ClearMetadataAndDocStringPass(),
     )(model)
-    for node in graph:
-        _lower(node)
-    _rename(graph, names, nodes)
-    return _serialized(model, metadata)
+    return ir.to_proto(model)
 
 
 def _read_sizes_from_inputs(graph: ir.Graph) -> None:
     """Let every dynamic size be the size of a graph input, whatever tensor it was read off.
 
-    Masks and reversal indices of all layers then come from the same nodes and are computed once.
+    Masks and reversal indices of all layers then have the same sources and become the same nodes.
     """
-    for node in list(graph):
-        if node.op_type != "Shape" or node.attributes.get_int("start", 0) is None:
-            continue
-        source = _same_size_in_inputs(graph, node)
+    for node in graph:
+        source = _same_size_in_inputs(graph, node) if node.op_type == "Shape" else None
         if source:
             value, axis = source
             node.replace_input_with(0, value)
@@ -70,67 +50,33 @@ def _read_sizes_from_inputs(graph: ir.Graph) -> None:
 
 
 def _same_size_in_inputs(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, int] | None:
-    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 0)
-    shape = node.inputs[0].shape if node.inputs[0] else None
-    if shape is None or end != start + 1 or isinstance(shape[start], int):
+    size = _only_size(node)
+    if size is None or isinstance(size, int):
         return None
     for value in graph.inputs:
-        for axis, size in enumerate(value.shape or ()):
-            if size == shape[start]:
+        for axis, candidate in enumerate(value.shape or ()):
+            if candidate == size:
                 return value, axis
     return None
 
 
-def _share_constants(graph: ir.Graph, names: Mapping[str, str]) -> None:
-    """Let equal constants be one initializer; weights keep their own, equal or not."""
+def _only_size(node: ir.Node) -> Any:
+    """The one size that a Shape node reads, None where it reads several or unknown ones."""
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is None or not {"start", "end"} <= set(node.attributes):
+        return None
+    start, end = node.attributes["start"].as_int(), node.attributes["end"].as_int()
+    return shape[start] if end == start + 1 else None
+
+
+def _share_constants(graph: ir.Graph, weights: Collection[str]) -> None:
     operands = {value for node in graph if node.op_type == "LSTM" for value in node.inputs}
     known: dict[Any, ir.Value] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
-        if tensor is None or name in names or value in operands:
+        if tensor is None or name in weights or value in operands:
             continue
         first = known.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
         if first is not value:
             ir.convenience.replace_all_uses_with(value, first)
             del graph.initializers[name]
-
-
-def _lower(node: ir.Node) -> None:
-    """Write `node` as opset 17 has it; torch.onnx writes opset 18 and newer."""
-    if node.op_type in REDUCTIONS_WITH_AXES_INPUT_SINCE_18 and len(node.inputs) == 2:
-        axes = node.inputs[1]
-        values = None if axes is None or axes.const_value is None else axes.const_value.numpy()
-        if values is None:
-            raise RunError(f"ONNX export: {node.op_type} over computed axes is not in opset 17")
-        node.resize_inputs(1)
-        node.attributes["axes"] = ir.AttrInt64s("axes", values.tolist())
-        node.attributes.pop("noop_with_empty_axes", None)
-    elif node.domain or not _is_unchanged_since_17(node.op_type):
-        raise RunError(
-            f"ONNX export: operator {node.domain or 'ai.onnx'}::{node.op_type} is not one that "
-            f"opset {OPSET_VERSION} has in this form; write the model with other operations"
-        )
-
-
-def _is_unchanged_since_17(op_type: str) -> bool:
-    if not onnx.defs.has(op_type, OPSET_VERSION):
-        return False
-    written = onnx.defs.get_schema(op_type, 18).since_version
-    return bool(onnx.defs.get_schema(op_type, OPSET_VERSION).since_version == written)
-
-
-def _rename(graph: ir.Graph, names: Mapping[str, str], nodes: list[str]) -> None:
-    """Give all nodes and tensors short names that do not change from one export to the next."""
-    kept = {*graph.inputs, *graph.outputs}
-    counts: dict[str, int] = {}
-    lstm_nodes = iter(nodes)
-    for node in graph:
-        if node.op_type == "LSTM":
-            _rename_lstm(node, next(lstm_nodes), names)
-            continue
-        number = counts[node.op_type] = counts.get(node.op_type, -1) + 1
-        node.name = f"{node.op_type}_{number}"
-        for value in node.outputs:
-            value.shape = value.shape if value in kept else None
-            value.name = value.name if value in kept else node.name
-    _rename_initializers(graph, names)

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.errors import InputError
+from lstm_compile.tasks import score_classes, score_targets
 
 FRAMES = 24
 PREFIX = "baseline."
@@ -186,28 +187,6 @@ def baseline_metrics(
     """
     score = score_classes if data.task == "classify" else score_targets
     return {name: score(_predict(name, item, data), data.y) for name, item in baselines.items()}
-
-
-def score_classes(scores: Tensor, y: Tensor) -> dict[str, float]:
-    """Score a classifier: scores (sequences, classes), y int64 (sequences,); accuracy in 0..1."""
-    return {"accuracy": (scores.argmax(1) == y).double().mean().item()}
-
-
-def score_targets(predictions: Tensor, y: Tensor) -> dict[str, float]:
-    """Score a regression; both floating (sequences, targets), in the targets' units.
-
-    Returns:
-        `mae` and `rmse` over all values, in the targets' units; `r2`, the share of variance
-        explained, averaged over targets, where a target that never changes counts as 0.
-    """
-    error = predictions.double() - y.double()
-    variance = (y.double() - y.double().mean(0)).square().mean(0)
-    explained = 1 - error.square().mean(0) / variance
-    return {
-        "mae": error.abs().mean().item(),
-        "rmse": error.square().mean().sqrt().item(),
-        "r2": explained.where(variance > 0, 0.0).mean().item(),
-    }
 
 
 def to_tensors(baselines: Mapping[str, Baseline]) -> dict[str, Tensor]:

@@ -56,6 +56,7 @@ def infer(
     bias: Tensor,
     h0: Tensor,
     c0: Tensor,
+    *,
     chunk: int,
 ) -> Outputs:
     """One layer, forward in time, saving nothing. Shapes as in `lstm_compile.recurrence`."""
@@ -78,6 +79,7 @@ def record(
     bias: Tensor,
     h0: Tensor,
     c0: Tensor,
+    *,
     chunk: int,
 ) -> tuple[Outputs, Callable[[Tensor, Tensor, Tensor], Gradients]]:
     """The same outputs as `infer`, and the function that pulls their gradients back."""

@@ -105,7 +105,8 @@ def forward(
         lengths: (batch,) int64, or None where every step is valid.
         state: initial state of the LSTM stack, zeros if None.
         training: whether dropout acts.
-        backend, chunk: as in `lstm_compile.lstm`.
+        backend: as in `lstm_compile.lstm`.
+        chunk: as in `lstm_compile.lstm`.
 
     Returns:
         the prediction (batch, output_size): logits for `classify`, values in the user's units for

@@ -97,7 +97,12 @@ class LSTM(nn.Module):
     def extra_repr(self) -> str:
         """The constructor's arguments that differ from their defaults."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
-        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0}
+        defaults: dict[str, object] = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+        }
         defaults |= {"bidirectional": False, "backend": "auto"}
         parts += [
             f"{name}={getattr(self, name)}"
@@ -119,8 +124,8 @@ class LSTM(nn.Module):
         Args:
             input: (time, batch, input_size), (batch, time, input_size) with batch_first,
                 (time, input_size) for one unbatched sequence, or a PackedSequence.
-            hx: initial state, h and c each (num_layers * num_directions, batch, hidden_size), without
-                the batch for unbatched input; zeros if None.
+            hx: initial state, h and c each (num_layers * num_directions, batch, hidden_size),
+                without the batch for unbatched input; zeros if None.
             lengths: (batch,) int64 for padded input; a PackedSequence carries its own.
             backend: in place of the module's own.
 

@@ -49,7 +49,8 @@ def recurrence(
         weight_ih: (4 * hidden_size, input_size), gates in the order i, f, g, o.
         weight_hh: (4 * hidden_size, hidden_size).
         bias: (4 * hidden_size,), the sum of nn.LSTM's two.
-        h0, c0: (batch, hidden_size); two different tensors.
+        h0: (batch, hidden_size).
+        c0: (batch, hidden_size); not the same tensor as h0.
         reverse: read each row from its last valid step to its first.
         backend: who computes; `auto` is `vendor`.
         chunk: steps unrolled in one graph by `compiled`.
@@ -109,7 +110,7 @@ def _chunked(tensors: tuple[Tensor, ...], lengths: Tensor | None, chunk: int) ->
     if _differentiates(tensors):
         return _Chunked.apply(lengths, chunk, *tensors)  # type: ignore[no-any-return]
     x, *others = tensors
-    return chunked.infer(x, lengths, *others, chunk)
+    return chunked.infer(x, lengths, *others, chunk=chunk)
 
 
 def _first_order(tensors: tuple[Tensor, ...], backend: str) -> tuple[Tensor, ...]:
@@ -152,7 +153,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lengths: Tensor | None, chunk: int, *tensors: Tensor) -> Outputs:
         x, *others = tensors
-        outputs, ctx.pull_back = chunked.record(x, lengths, *others, chunk)
+        outputs, ctx.pull_back = chunked.record(x, lengths, *others, chunk=chunk)
         ctx.save_for_backward(*tensors)
         return outputs
 
@@ -214,7 +215,7 @@ class _Traced(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Outputs) -> None:
         ctx.save_for_backward(*inputs[:TENSORS])
         ctx.options = inputs[TENSORS:]
 
@@ -251,7 +252,7 @@ class _TransformedBackward(torch.autograd.Function):
         return torch.ops.lstm_compile.recurrence_backward(*inputs)  # type: ignore[no-any-return]
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: tuple[Tensor, ...]) -> None:
         ctx.backend = inputs[-2]
 
     @staticmethod

@@ -63,7 +63,7 @@ def lstm(
     if dtype := _autocast_dtype(x):
         x, h0, c0 = x.to(dtype), h0.to(dtype), c0.to(dtype)
         layers = [[Direction(*(w.to(dtype) for w in one)) for one in layer] for layer in layers]
-    finals = []
+    finals: list[tuple[Tensor, Tensor]] = []
     for depth, layer in enumerate(layers):
         if depth and dropout and training:
             x = torch.nn.functional.dropout(x, dropout)

@@ -71,28 +71,43 @@ def metrics(config: ModelConfig, prediction: Tensor, y: Tensor) -> Metrics:
         y: (rows,) int64 class codes, or (rows, targets) in the user's units.
 
     Returns:
-        `accuracy`, `macro_f1` (the mean over classes that occur) and `loss` (nats) for `classify`;
-        `mae`, `rmse` in the user's units and `r2` for `regress`, each the mean over targets.
+        What `score_classes` gives and `loss` (nats) for `classify`, what `score_targets` gives for
+        `regress`.
     """
-    if config.task == "classify":
-        return _class_metrics(prediction, y)
-    error = (prediction - y).double()
-    spread = (y.double() - y.double().mean(0)).square().sum(0)
-    explained = 1 - error.square().sum(0) / spread.clamp(min=torch.finfo(torch.float64).tiny)
-    return {
-        "mae": float(error.abs().mean()),
-        "rmse": float(error.square().mean(0).sqrt().mean()),
-        "r2": float(explained.mean()),
-    }
+    if config.task == "regress":
+        return score_targets(prediction, y)
+    loss = float(functional.cross_entropy(prediction, y))
+    return {**score_classes(prediction, y), "loss": loss}
 
 
-def _class_metrics(logits: Tensor, y: Tensor) -> Metrics:
-    guess, classes = logits.argmax(-1), logits.shape[-1]
+def score_classes(scores: Tensor, y: Tensor) -> Metrics:
+    """Score a classifier: scores (sequences, classes), y int64 (sequences,).
+
+    Returns:
+        `accuracy` and `macro_f1`, the mean over the classes that occur in y, both in 0..1.
+    """
+    guess, classes = scores.argmax(-1), scores.shape[-1]
     hits = torch.bincount(y[guess == y], minlength=classes).double()
     actual, guessed = (torch.bincount(codes, minlength=classes).double() for codes in (y, guess))
     f1 = 2 * hits / (actual + guessed).clamp(min=1)
     return {
         "accuracy": float((guess == y).double().mean()),
         "macro_f1": float(f1[actual > 0].mean()),
-        "loss": float(functional.cross_entropy(logits, y)),
+    }
+
+
+def score_targets(predictions: Tensor, y: Tensor) -> Metrics:
+    """Score a regression; both floating (sequences, targets), in the targets' units.
+
+    Returns:
+        `mae` and `rmse` over all values, in the targets' units; `r2`, the share of variance
+        explained, averaged over targets, where a target that never changes counts as 0.
+    """
+    error = predictions.double() - y.double()
+    variance = (y.double() - y.double().mean(0)).square().mean(0)
+    explained = 1 - error.square().mean(0) / variance
+    return {
+        "mae": error.abs().mean().item(),
+        "rmse": error.square().mean().sqrt().item(),
+        "r2": explained.where(variance > 0, 0.0).mean().item(),
     }

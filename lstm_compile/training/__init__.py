@@ -1,1 +1,1 @@
-"""Training: what it takes (`config`), one step (`step`), the loop (`loop`), a run folder (`run`)."""
+"""Training: its settings (`config`), one step, the loop, a run with its folder."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,8 @@ def fit(
         params: where to start; data and params on one device.
         config: the architecture.
         training: everything else.
-        train, validation: the two parts of the training data.
+        train: what the weights are fitted on.
+        validation: what stops training and picks the weights.
         on_epoch: called after each epoch with its figures and the weights it ended with.
 
     Raises:
@@ -80,42 +82,40 @@ def fit(
 
 
 def _epochs(
-    params: Params,
+    start: Params,
     config: ModelConfig,
     training: TrainingConfig,
     train: Sequences,
     validation: Sequences,
 ) -> Iterator[tuple[Epoch, Params]]:
     generator = torch.Generator().manual_seed(training.seed)
-    lengths = train.lengths.cpu()
-    optimizer = init_adam(params)
-    per_epoch = -(-len(train) // training.batch_size)
+    params, optimizer, lengths = start, init_adam(start), train.lengths.cpu()
+    steps = training.epochs * -(-len(train) // training.batch_size)
     lowest = float("inf")
     for number in range(1, training.epochs + 1):
-        start, losses = time.perf_counter(), []
+        began, losses, rate = time.perf_counter(), [], 0.0
         batches = bucketed_batches(lengths, training.batch_size, generator)
         for indices in batches:
-            rate = learning_rate_at(optimizer.step, training.epochs * per_epoch, training)
+            rate = learning_rate_at(optimizer.step, steps, training)
             batch = _gather(train, lengths, indices)
             params, optimizer, loss = train_step(params, optimizer, batch, rate, config, training)
             losses.append(loss)
-        values = _finite(torch.stack(losses), batches, number)
-        prediction = predict_all(params, config, validation, training.backend, training.chunk)
-        plain = TrainingConfig(loss=training.loss, label_smoothing=0.0)
-        loss = float(training_loss(params, config, plain, prediction, validation.y))
-        yield (
-            Epoch(
-                number,
-                float(values.mean()),
-                loss,
-                metrics(config, prediction, validation.y),
-                rate,
-                time.perf_counter() - start,
-                loss < lowest,
-            ),
-            params,
-        )
-        lowest = min(lowest, loss)
+        mean_loss = float(_finite(torch.stack(losses), batches, number).mean())
+        held_out, scores = _validate(params, config, training, validation)
+        seconds = time.perf_counter() - began
+        best = held_out < lowest
+        yield Epoch(number, mean_loss, held_out, scores, rate, seconds, best), params
+        lowest = min(lowest, held_out)
+
+
+def _validate(
+    params: Params, config: ModelConfig, training: TrainingConfig, validation: Sequences
+) -> tuple[float, Metrics]:
+    """The training loss without label smoothing, and the metrics."""
+    prediction = predict_all(params, config, validation, training.backend, training.chunk)
+    plain = replace(training, label_smoothing=0.0)
+    loss = training_loss(params, config, plain, prediction, validation.y)
+    return float(loss), metrics(config, prediction, validation.y)
 
 
 def predict_all(

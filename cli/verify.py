@@ -1,0 +1,31 @@
+"""`lstm-compile verify`."""
+
+from pathlib import Path
+
+import click
+from lstm_compile.cli import output
+from lstm_compile.cli.edge import Command, Failure
+
+
+@click.command(cls=Command)
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--onnx", "path", type=click.Path(path_type=Path), help="The ONNX file [beside the model]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def command(run: Path | None, path: Path | None, as_json: bool) -> None:
+    """Compare RUN (the newest if left out) with its ONNX file, in every runtime installed."""
+    from lstm_compile.export import verify_onnx
+
+    from lstm_compile.checkpoint import model_file
+    from lstm_compile.runs import ONNX_FILE, newest_run
+
+    source = model_file(run or newest_run())
+    target = path or source.with_name(ONNX_FILE)
+    report = verify_onnx(source, target)
+    if as_json:
+        output.print_json({"path": str(target), **report.to_dict()})
+    else:
+        output.parity(output.console(as_json), report)
+    if not report.passed:
+        raise Failure(f"{target}: does not agree with {source}; export it again")

@@ -1,0 +1,139 @@
+"""The last touches on the protobuf: opset 17, readable names, metadata. Loads no torch."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import onnx
+from onnx import ModelProto, NodeProto, ValueInfoProto, defs, helper, numpy_helper
+
+from lstm_compile.errors import RunError
+from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
+
+TRACED_OPSET = 18  # the lowest that torch.onnx writes by itself
+AXES_BECAME_AN_INPUT = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
+LSTM_OPERANDS = {1: "weight_ih", 2: "weight_hh", 3: "bias"}
+LSTM_RESULTS = ("y", "h", "c")
+
+
+def to_portable(
+    model: ModelProto,
+    inputs: Sequence[ValueInfoProto],
+    outputs: Sequence[ValueInfoProto],
+    weights: Mapping[str, str],
+    layers: Sequence[str],
+    metadata: Mapping[str, str],
+) -> ModelProto:
+    """A model of opset 17 and IR 8 with names that are the same in every export.
+
+    Args:
+        model: opset 18, default domain only; no tensor is computed from weights alone.
+        inputs, outputs: what the graph shows to the outside, in place of what it has.
+        weights: new names of initializers by their present names.
+        layers: a name for each LSTM node in order, such as `l0_reverse`.
+        metadata: the metadata_props.
+
+    Raises:
+        RunError: an operator that opset 17 has not in this form.
+    """
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        _lower(node, constants)
+    names = _node_names(graph.node, layers) | dict(weights)
+    shown = [*graph.input, *graph.output]
+    names |= {old.name: new.name for old, new in zip(shown, [*inputs, *outputs], strict=True)}
+    names |= _constant_names(graph.initializer, names)
+    used = {name for node in graph.node for name in node.input}
+    result = helper.make_model(
+        helper.make_graph(
+            [_renamed(node, names) for node in graph.node],
+            PRODUCER,
+            inputs,
+            outputs,
+            [_renamed_tensor(tensor, names) for tensor in graph.initializer if tensor.name in used],
+        ),
+        producer_name=PRODUCER,
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET_VERSION)],
+    )
+    helper.set_model_props(result, dict(metadata))
+    return result
+
+
+def _lower(node: NodeProto, constants: Mapping[str, onnx.TensorProto]) -> None:
+    """Write `node` as opset 17 has it."""
+    if node.op_type in AXES_BECAME_AN_INPUT and len(node.input) == 2:
+        axes = numpy_helper.to_array(constants[node.input.pop()]).tolist()
+        kept = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("axes", axes)])
+    elif node.domain or not _is_unchanged(node.op_type):
+        raise RunError(
+            f"ONNX export: opset {OPSET_VERSION} has no operator {node.domain or 'ai.onnx'}::"
+            f"{node.op_type} in this form; write the model with other operations"
+        )
+
+
+def _is_unchanged(op_type: str) -> bool:
+    if not defs.has(op_type, OPSET_VERSION):
+        return False
+    old, new = (defs.get_schema(op_type, version) for version in (OPSET_VERSION, TRACED_OPSET))
+    return bool(old.since_version == new.since_version)
+
+
+def _node_names(nodes: Sequence[NodeProto], layers: Sequence[str]) -> dict[str, str]:
+    """New names of what the nodes compute and of what the LSTM nodes are given."""
+    names: dict[str, str] = {}
+    numbers, remaining = _Numbers(), iter(layers)
+    for node in nodes:
+        if node.op_type == "LSTM":
+            names |= _name_lstm(node, next(remaining))
+        else:
+            node.name = numbers.next(node.op_type.lower())
+            (value,) = node.output
+            names[value] = node.name
+    return names
+
+
+def _name_lstm(node: NodeProto, layer: str) -> dict[str, str]:
+    node.name = f"lstm.{layer}"
+    results = [f"{node.name}.{what}" for what in LSTM_RESULTS]
+    # passes drop results that nobody reads, but some runtimes need all three named
+    present = [*node.output, *results[len(node.output) :]]
+    node.output[:] = [old or new for old, new in zip(present, results, strict=True)]
+    operands = {node.input[i]: f"lstm.{what}_{layer}" for i, what in LSTM_OPERANDS.items()}
+    return operands | dict(zip(node.output, results, strict=True))
+
+
+def _constant_names(
+    tensors: Sequence[onnx.TensorProto], names: Mapping[str, str]
+) -> dict[str, str]:
+    numbers = _Numbers()
+    return {t.name: numbers.next("constant") for t in tensors if t.name not in names}
+
+
+class _Numbers:
+    """name, name_1, name_2 and so on, for each name apart."""
+
+    def __init__(self) -> None:
+        self._counts: defaultdict[str, int] = defaultdict(int)
+
+    def next(self, name: str) -> str:
+        count = self._counts[name]
+        self._counts[name] += 1
+        return f"{name}_{count}" if count else name
+
+
+def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
+    result = helper.make_node(
+        node.op_type,
+        [names[name] if name else "" for name in node.input],
+        [names[name] for name in node.output],
+        name=node.name,
+    )
+    result.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
+    return result
+
+
+def _renamed_tensor(tensor: onnx.TensorProto, names: Mapping[str, str]) -> onnx.TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor), names[tensor.name])
