@@ -78,8 +78,8 @@ def _begin(out: Console, job: "Job") -> None:
         ("data", f"{job.data}: {len(schema.features)} features, {kind}"),
         (
             "parts",
-            f"{len(parts.train)} sequences to train on, {len(parts.validation)} to validate on, "
-            f"{len(parts.test)} to {parts.tested_on} on",
+            f"{len(parts.train)} sequences to train, {len(parts.validation)} to validate"
+            + (f", {len(parts.test)} to test" if parts.tested_on == "test" else ""),
         ),
         ("run", str(job.folder)),
     )

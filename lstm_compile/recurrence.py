@@ -68,9 +68,9 @@ def recurrence(
     backend = "vendor" if backend == "auto" else backend
     inputs = (x, lengths, weight_ih, weight_hh, bias, h0, c0, reverse, backend, chunk)
     if torch.compiler.is_compiling():
-        return _Traced.apply(*inputs)  # type: ignore[no-any-return]
+        return _Traced.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     if backend != "reference" and torch._C._are_functorch_transforms_active():
-        return _Transformed.apply(*inputs)  # type: ignore[no-any-return]
+        return _Transformed.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     return _eager(*inputs)
 
 
@@ -108,14 +108,14 @@ def _eager(
 
 def _chunked(tensors: tuple[Tensor, ...], lengths: Tensor | None, chunk: int) -> Outputs:
     if _differentiates(tensors):
-        return _Chunked.apply(lengths, chunk, *tensors)  # type: ignore[no-any-return]
+        return _Chunked.apply(lengths, chunk, *tensors)  # type: ignore[no-any-return, no-untyped-call]
     x, *others = tensors
     return chunked.infer(x, lengths, *others, chunk=chunk)
 
 
 def _first_order(tensors: tuple[Tensor, ...], backend: str) -> tuple[Tensor, ...]:
     if _differentiates(tensors):
-        return _FirstOrder.apply(backend, *tensors)  # type: ignore[no-any-return]
+        return _FirstOrder.apply(backend, *tensors)  # type: ignore[no-any-return, no-untyped-call]
     return tensors
 
 
@@ -164,7 +164,7 @@ class _Chunked(torch.autograd.Function):
         return None, None, *_once("compiled", ctx.pull_back(*gradients), anchors)
 
     @staticmethod
-    def jvp(ctx: Any, *_: Any) -> NoReturn:
+    def jvp(*_: Any) -> NoReturn:
         _refuse("compiled")
 
 
@@ -188,7 +188,8 @@ def _once(
     if not torch.is_grad_enabled():
         return gradients
     present = [gradient for gradient in gradients if gradient is not None]
-    guarded = iter(_Once.apply(backend, len(present), *present, *anchors))
+    once: Any = _Once.apply
+    guarded = iter(once(backend, len(present), *present, *anchors))
     return tuple(None if gradient is None else next(guarded) for gradient in gradients)
 
 
@@ -249,7 +250,7 @@ class _TransformedBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return torch.ops.lstm_compile.recurrence_backward(*inputs)  # type: ignore[no-any-return]
+        return torch.ops.lstm_compile.recurrence_backward(*inputs)  # type: ignore[no-any-return, no-untyped-call]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _: tuple[Tensor, ...]) -> None:
@@ -316,7 +317,6 @@ def _operator_backward(*inputs: Any) -> tuple[Tensor, ...]:
     return tuple(result.contiguous() for result in results)
 
 
-@torch.library.register_fake("lstm_compile::recurrence", lib=_library)
 def _operator_shapes(x: Tensor, *others: Any) -> Outputs:
     batch, time = x.shape[:2]
     h0, c0 = others[4:6]
@@ -324,10 +324,15 @@ def _operator_shapes(x: Tensor, *others: Any) -> Outputs:
     return output, torch.empty_like(h0), torch.empty_like(c0)
 
 
-@torch.library.register_fake("lstm_compile::recurrence_backward", lib=_library)
 def _operator_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
     x, _, *others = inputs[3:-3]
     return tuple(tensor.new_empty(tensor.shape) for tensor in (x, *others))
+
+
+torch.library.register_fake("lstm_compile::recurrence", _operator_shapes, lib=_library)
+torch.library.register_fake(
+    "lstm_compile::recurrence_backward", _operator_backward_shapes, lib=_library
+)
 
 
 def _time_major(y: Tensor) -> Tensor:

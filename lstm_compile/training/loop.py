@@ -69,10 +69,10 @@ def fit(
     with torch.random.fork_rng(devices=_cuda_devices(train.x)):
         torch.manual_seed(training.seed)
         try:
-            for epoch, params in _epochs(params, config, training, train, validation):
+            for epoch, reached in _epochs(params, config, training, train, validation):
                 epochs.append(epoch)
-                best = params if epoch.best else best
-                on_epoch(epoch, params)
+                best = reached if epoch.best else best
+                on_epoch(epoch, reached)
                 if _without_improvement(epochs) >= training.patience:
                     stopped = "patience"
                     break

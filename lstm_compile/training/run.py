@@ -17,7 +17,7 @@ from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.sequences import Sequences, fingerprint
-from lstm_compile.errors import InputError
+from lstm_compile.errors import InputError, RunError
 from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.files import write_atomically
 from lstm_compile.model import Params, init_params
@@ -104,6 +104,7 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
 
     Raises:
         RunError: the loss was not finite; the best weights so far stay in the folder.
+        KeyboardInterrupt: Ctrl-C before the first epoch had ended; later it ends the run cleanly.
     """
     start = time.perf_counter()
     where = device(job.training)
@@ -125,6 +126,7 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
         job.parts.validation.to(where),
         after_epoch,
     )
+    _require_an_epoch(fitted)
     baselines = fit_baselines(job.parts.known)
     write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
     prediction = predict_all(
@@ -138,6 +140,13 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
     seconds = time.perf_counter() - start
     model = _save(job, fitted.params, _provenance(fitted, evaluation, job, seconds))
     return Outcome(model, fitted, evaluation, job.parts.tested_on, seconds)
+
+
+def _require_an_epoch(fitted: Fit) -> None:
+    if fitted.best is None and fitted.stopped == "interrupt":
+        raise KeyboardInterrupt
+    if fitted.best is None:
+        raise RunError("no epoch gave a finite validation loss; lower --learning-rate")
 
 
 def device(training: TrainingConfig) -> torch.device:
