@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lstm_compile.export.onnx import ExportReport as ExportReport
     from lstm_compile.export.onnx import export_onnx as export_onnx
-    from lstm_compile.export.parity import ParityReport as ParityReport
     from lstm_compile.export.parity import verify_onnx as verify_onnx
+    from lstm_compile.export.report import ParityReport as ParityReport
     from lstm_compile.export.translation import translation_table as translation_table
 
 _HOMES = {
     "ExportReport": "onnx",
-    "ParityReport": "parity",
+    "ParityReport": "report",
     "export_onnx": "onnx",
     "translation_table": "translation",
     "verify_onnx": "parity",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

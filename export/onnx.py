@@ -2,25 +2,95 @@
 
 import json
 import logging
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import onnx
 import torch
+from lstm_compile.export import names
+from lstm_compile.export.graph import simplify
+from lstm_compile.export.parity import verify_onnx
+from lstm_compile.export.portable import TRACED_OPSET, to_portable
+from lstm_compile.export.report import ParityReport
+from lstm_compile.export.selftest import selftest
+from lstm_compile.export.translation import translation_table
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from lstm_compile.checkpoint import Model, load_model
 from lstm_compile.config import ModelConfig
-from lstm_compile.errors import RunError
-from lstm_compile.export import names
-from lstm_compile.export.graph import simplify
-from lstm_compile.export.portable import TRACED_OPSET, to_portable
-from lstm_compile.export.translation import translation_table
+from lstm_compile.errors import InputError, RunError
+from lstm_compile.files import write_atomically
 from lstm_compile.model import predict
+
+LARGEST = (1 << 31) - (1 << 20)  # protobuf's 2 GiB, less the graph
+
+
+class ExportReport(NamedTuple):
+    """What `export_onnx` wrote."""
+
+    path: Path
+    size: int  # bytes
+    seconds: float
+    parity: ParityReport
+
+
+def export_onnx(
+    model: Model | str | Path, path: str | Path, runtimes: Sequence[str] | None = None
+) -> ExportReport:
+    """Write a model as one ONNX file, with `parity.json` and `selftest.json` beside it.
+
+    The file is checked and compared under a temporary name first; it takes its own name only if
+    every runtime agrees.
+
+    Args:
+        model: the model, or the path of its run folder or safetensors file.
+        path: the file to write; an earlier one is replaced.
+        runtimes: which to compare, as in `verify_onnx`.
+
+    Raises:
+        InputError: the model cannot be read, or the file cannot be written there.
+        RunError: the model cannot be translated, or a runtime disagrees; nothing was written.
+    """
+    began = perf_counter()
+    path = Path(path)
+    _check_target(path)
+    model = model if isinstance(model, Model) else load_model(model)
+    data = to_onnx(model).SerializeToString(deterministic=True)
+    with _temporary(path) as candidate:
+        write_atomically(candidate, data)
+        parity = verify_onnx(model, candidate, runtimes)
+        if not parity.passed:
+            failing = "\n".join(line for line in parity.lines() if line.startswith("[x]"))
+            raise RunError(f"{path}: not written, the answers differ from the model's\n{failing}")
+        write_atomically(path.with_name(names.PARITY_FILE), parity.to_json().encode())
+        example = selftest(model, parity.onnx_sha256)
+        write_atomically(path.with_name(names.SELFTEST_FILE), example.encode())
+        os.replace(candidate, path)
+    return ExportReport(path, len(data), perf_counter() - began, parity)
+
+
+def _check_target(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file, such as {path / names.ONNX_FILE}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` for a file that is gone afterwards, or renamed."""
+    candidate = path.with_name(f".{path.stem}.{token_hex(4)}.onnx")
+    try:
+        yield candidate
+    finally:
+        candidate.unlink(missing_ok=True)
 
 
 def to_onnx(model: Model) -> onnx.ModelProto:
@@ -30,6 +100,9 @@ def to_onnx(model: Model) -> onnx.ModelProto:
         RunError: torch.onnx cannot translate it.
     """
     config = model.config
+    size = sum(value.numel() for value in model.params.values()) * 4
+    if size > LARGEST:
+        raise RunError(f"ONNX export: {size} bytes of weights; one file holds at most {LARGEST}")
     program = _Program(model)
     traced = _translate(program, config)
     features = helper.make_tensor_value_info(
@@ -39,18 +112,21 @@ def to_onnx(model: Model) -> onnx.ModelProto:
     output = helper.make_tensor_value_info(
         names.OUTPUTS[config.task], TensorProto.FLOAT, [names.BATCH, config.output_size]
     )
-    return to_portable(
+    portable = to_portable(
         simplify(traced, program.names),
         [features, lengths],
         [output],
         program.names,
+        _reshaped(model),
         layer_names(config),
         metadata(model),
     )
+    onnx.checker.check_model(portable, full_check=True)
+    return portable
 
 
 def layer_names(config: ModelConfig) -> list[str]:
-    """A name for each LSTM node, `l0`, `l0_reverse`, `l1` and so on, in the order of computation."""
+    """A name for each LSTM node in the order of computation: `l0`, `l0_reverse`, `l1` ..."""
     suffixes = ("", "_reverse")[: config.num_directions]
     return [f"l{layer}{suffix}" for layer in range(config.num_layers) for suffix in suffixes]
 
@@ -66,6 +142,13 @@ def metadata(model: Model) -> dict[str, str]:
         "schema": model.schema.to_json(),
         "training": json.dumps(model.training, sort_keys=True),
     }
+
+
+def _reshaped(model: Model) -> dict[bytes, str]:
+    """The one weight whose unsqueeze folding carries out, so that its own name is lost."""
+    name = "pooling.weight"
+    tensors = [model.params[name]] if name in model.params else []
+    return {tensor.detach().float().cpu().numpy().tobytes(): name for tensor in tensors}
 
 
 class _Program(nn.Module):

@@ -4,10 +4,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import onnx
+from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
 from onnx import ModelProto, NodeProto, ValueInfoProto, defs, helper, numpy_helper
 
 from lstm_compile.errors import RunError
-from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
 
 TRACED_OPSET = 18  # the lowest that torch.onnx writes by itself
 AXES_BECAME_AN_INPUT = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
@@ -20,6 +20,7 @@ def to_portable(
     inputs: Sequence[ValueInfoProto],
     outputs: Sequence[ValueInfoProto],
     weights: Mapping[str, str],
+    reshaped: Mapping[bytes, str],
     layers: Sequence[str],
     metadata: Mapping[str, str],
 ) -> ModelProto:
@@ -27,8 +28,10 @@ def to_portable(
 
     Args:
         model: opset 18, default domain only; no tensor is computed from weights alone.
-        inputs, outputs: what the graph shows to the outside, in place of what it has.
+        inputs: what the graph takes, in place of what it says it takes.
+        outputs: what it gives, likewise.
         weights: new names of initializers by their present names.
+        reshaped: names of weights that folding gave a new shape and name, by their bytes.
         layers: a name for each LSTM node in order, such as `l0_reverse`.
         metadata: the metadata_props.
 
@@ -42,7 +45,7 @@ def to_portable(
     names = _node_names(graph.node, layers) | dict(weights)
     shown = [*graph.input, *graph.output]
     names |= {old.name: new.name for old, new in zip(shown, [*inputs, *outputs], strict=True)}
-    names |= _constant_names(graph.initializer, names)
+    names |= _constant_names(graph.initializer, names, reshaped)
     used = {name for node in graph.node for name in node.input}
     result = helper.make_model(
         helper.make_graph(
@@ -60,7 +63,7 @@ def to_portable(
     return result
 
 
-def _lower(node: NodeProto, constants: Mapping[str, onnx.TensorProto]) -> None:
+def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
     """Write `node` as opset 17 has it."""
     if node.op_type in AXES_BECAME_AN_INPUT and len(node.input) == 2:
         axes = numpy_helper.to_array(constants[node.input.pop()]).tolist()
@@ -106,10 +109,15 @@ def _name_lstm(node: NodeProto, layer: str) -> dict[str, str]:
 
 
 def _constant_names(
-    tensors: Sequence[onnx.TensorProto], names: Mapping[str, str]
+    tensors: Sequence[TensorProto], names: Mapping[str, str], reshaped: Mapping[bytes, str]
 ) -> dict[str, str]:
     numbers = _Numbers()
-    return {t.name: numbers.next("constant") for t in tensors if t.name not in names}
+    unnamed = [tensor for tensor in tensors if tensor.name not in names]
+    found = [reshaped.get(numpy_helper.to_array(tensor).tobytes()) for tensor in unnamed]
+    return {
+        tensor.name: name or numbers.next("constant")
+        for tensor, name in zip(unnamed, found, strict=True)
+    }
 
 
 class _Numbers:
@@ -135,5 +143,5 @@ def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
     return result
 
 
-def _renamed_tensor(tensor: onnx.TensorProto, names: Mapping[str, str]) -> onnx.TensorProto:
+def _renamed_tensor(tensor: TensorProto, names: Mapping[str, str]) -> TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(tensor), names[tensor.name])

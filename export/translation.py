@@ -12,9 +12,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from onnx import TensorProto, helper
 from onnxscript import opset17 as op
 
 import lstm_compile.recurrence  # noqa: F401 (defines the operator)
+from lstm_compile.errors import InputError
 from lstm_compile.vendor import SATURATED
 
 # A tensor of the graph under construction: onnxscript and torch.onnx share no public type for it.
@@ -50,13 +52,16 @@ def recurrence(
     h0: Value,
     c0: Value,
     reverse: bool,
-    backend: str,
-    chunk: int,
+    backend: str,  # noqa: ARG001 (how torch computes, not what)
+    chunk: int,  # noqa: ARG001
 ) -> tuple[Value, Value, Value]:
     """One layer and direction; arguments and results as in `lstm_compile.recurrence`.
 
-    `backend` and `chunk` say how torch computes, not what: ONNX has no use for them.
+    Raises:
+        InputError: the module is not in float32.
     """
+    if x.dtype is not None and int(x.dtype) != TensorProto.FLOAT:
+        raise InputError(f"ONNX export takes float32 modules, got {x.dtype}; use module.float()")
     weights = (weight_ih, weight_hh, bias)
     if lengths is None:
         return _dense(x, weights, _initial(h0, x), _initial(c0, x), reverse)
@@ -133,7 +138,7 @@ def _freeze_padding(
     hidden = int(weight_hh.shape[1])
     flag = op.Cast(op.Not(rows.valid), to=1)
     input_and_forget = [-SATURATED] * hidden + [SATURATED] * hidden
-    column = op.Constant(value_floats=input_and_forget + [0.0] * (2 * hidden))
+    column: Value = op.Constant(value_floats=input_and_forget + [0.0] * (2 * hidden))
     frozen = op.Concat(weight_ih, op.Unsqueeze(column, _ints(1)), axis=1)
     return op.Concat(op.Where(rows.valid, x, _zero()), flag, axis=2), (frozen, weight_hh, bias)
 
@@ -149,7 +154,9 @@ def _initial(state: Value, batched: Value) -> Value:
     if not _is_zeros(state):
         return op.Unsqueeze(state, _ints(0))
     batch = op.Shape(batched, start=0, end=1)
-    return op.ConstantOfShape(op.Concat(_ints(1), batch, _ints(int(state.shape[1])), axis=0))
+    shape = op.Concat(_ints(1), batch, _ints(int(state.shape[1])), axis=0)
+    # the default value is written out: tract, MNN and OpenCV do not know it
+    return op.ConstantOfShape(shape, value=helper.make_tensor("zero", TensorProto.FLOAT, [1], [0]))
 
 
 def _is_zeros(value: Value) -> bool:

@@ -76,7 +76,7 @@ def load_model(path: str | Path) -> Model:
     try:
         with safe_open(file, framework="pt") as archive:
             return _read(archive)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RecursionError) as error:  # JSON can be nested too deeply
         raise InputError(
             f"{file}: not a readable safetensors file ({error}); train or copy it again"
         ) from error

@@ -66,7 +66,7 @@ def infer(
         h, c, outputs = plan.h, plan.c, []
         for start in plan.starts:
             y, c = run(*_inputs(plan, start, weight_ih, bias), h, c, plan.weight)
-            h = y[-1]
+            h = y[-1].clone()
             outputs.append(y)
         return _finish(plan, outputs, h, c, x)
 
@@ -90,7 +90,7 @@ def record(
         for start in plan.starts:
             y, gates, cells = run(*_inputs(plan, start, weight_ih, bias), h, c, plan.weight)
             tape.append(Taped(h, c, y, gates, cells))
-            h, c = y[-1], cells[-1]
+            h, c = y[-1].clone(), cells[-1].clone()
         outputs = _finish(plan, [taped.y for taped in tape], h, c, x)
 
     def pull_back(grad_y: Tensor, grad_h: Tensor, grad_c: Tensor) -> Gradients:
@@ -112,7 +112,7 @@ def _pull_back(
     batch, time = grad_y.shape[:2]
     rows = plan.h.shape[0]
     run = _compiled(backward_chunk, plan, weight_hh)
-    upstream = _pad(grad_y.transpose(0, 1), plan.x.shape[0], rows)
+    upstream = grad_y.transpose(0, 1)
     grad_h, grad_c = (_pad(g[None], 1, rows)[0].to(plan.c.dtype) for g in (grad_h, grad_c))
     grad_x = torch.zeros_like(plan.x)
     grad_ih, grad_hh = torch.zeros_like(weight_ih), torch.zeros_like(weight_hh)
@@ -120,10 +120,10 @@ def _pull_back(
     for start, taped in zip(reversed(plan.starts), reversed(tape), strict=True):
         span = slice(start, start + plan.chunk)
         grad_gates, grad_h, grad_c = run(
-            upstream[span],
+            _pad(upstream[span], plan.chunk, rows),
             grad_h,
             grad_c,
-            plan.mask[span],
+            plan.mask[span].clone(),
             taped.gates,
             taped.cells,
             taped.c,
@@ -158,8 +158,19 @@ def _plain_mode(device_type: str) -> Iterator[None]:
 
 
 def _compiled(function: Any, plan: Plan, weight_hh: Tensor) -> Callable[..., Any]:
+    """The chunk's one graph, for any number of rows.
+
+    Its inputs own their memory: Dynamo guards the offset of a view, and would compile again.
+    """
     key = (weight_hh.shape[1], weight_hh.dtype, weight_hh.device, plan.chunk)
-    return compiled(function, *key)
+    run = compiled(function, *key)
+
+    def call(*tensors: Tensor) -> Any:
+        for tensor in tensors[:-1]:  # all but the weight: (..., rows, width)
+            torch._dynamo.mark_dynamic(tensor, tensor.dim() - 2)
+        return run(*tensors)
+
+    return call
 
 
 def _plan(
@@ -175,7 +186,7 @@ def _plan(
         valid[..., None],
         _pad(h0[None], 1, rows)[0],
         _pad(c0[None], 1, rows)[0].to(accumulator(x.dtype)),
-        weight_hh.t().contiguous(),
+        weight_hh.t().clone(memory_format=torch.contiguous_format),
         chunk,
     )
 
@@ -191,7 +202,7 @@ def _inputs(plan: Plan, start: int, weight_ih: Tensor, bias: Tensor) -> tuple[Te
     span = slice(start, start + plan.chunk)
     x = plan.x[span]
     projected = torch.addmm(bias, x.flatten(0, 1), weight_ih.t())
-    return projected.view(*x.shape[:2], -1), plan.mask[span]
+    return projected.view(*x.shape[:2], -1), plan.mask[span].clone()
 
 
 def _finish(plan: Plan, outputs: list[Tensor], h: Tensor, c: Tensor, x: Tensor) -> Outputs:

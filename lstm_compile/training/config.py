@@ -14,9 +14,9 @@ class TrainingConfig:
         InputError: a value is of the wrong type or out of range.
     """
 
-    epochs: int = option(60, "Most passes over the training part.", 1)
+    epochs: int = option(30, "Most passes over the training part.", 1)
     batch_size: int = option(32, "Sequences a step.", 1)
-    learning_rate: float = option(4e-3, "Peak learning rate.", 0.0)
+    learning_rate: float = option(3e-3, "Peak learning rate.", 0.0)
     optimizer: Literal["adamw", "adam"] = option("adamw", "How gradients become steps.")
     weight_decay: float = option(0.01, "Decoupled for adamw, L2 for adam; weights only.", 0.0)
     schedule: Literal["cosine", "constant"] = option("cosine", "Learning rate after the warm-up.")

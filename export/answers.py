@@ -1,0 +1,126 @@
+"""Who can answer for a model: torch's backends and the runtimes that load its ONNX file."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lstm_compile.export import names
+from lstm_compile.export.runtime import Floats, Lengths, ask, open_session
+
+from lstm_compile.checkpoint import Model, to_device
+from lstm_compile.compiling import can_compile
+from lstm_compile.errors import InputError
+from lstm_compile.model import predict
+from lstm_compile.recurrence import Backend
+
+Answers = npt.NDArray[Any]
+Answer = Callable[[Floats, Lengths], Answers]
+
+# a short chunk compiles fast; the arithmetic of a longer one is the same
+CHUNK = 2
+RUNTIMES = (
+    "eager",
+    "compiled",
+    "onnxruntime",
+    "openvino",
+    "eager-cuda",
+    "compiled-cuda",
+    "onnxruntime-cuda",
+)
+
+
+def choose_runtimes(wanted: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
+    """The runtimes to compare, and why others on this machine are not; None is all there are.
+
+    Raises:
+        InputError: a wanted runtime is unknown or cannot run here.
+    """
+    missing = {name: why for name in RUNTIMES if (why := _why_missing(name))}
+    if wanted is None:
+        skipped = {name: why for name, why in missing.items() if not name.endswith("-cuda")}
+        return [name for name in RUNTIMES if name not in missing], skipped
+    for name in wanted:
+        if name not in RUNTIMES:
+            raise InputError(f"runtime must be one of {', '.join(RUNTIMES)}; got {name!r}")
+        if name in missing:
+            raise InputError(f"runtime {name}: {missing[name]}")
+    return list(wanted), {}
+
+
+def _why_missing(name: str) -> str:
+    if name.endswith("-cuda") and not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    if name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in _providers():
+        return "onnxruntime has no CUDA provider; install onnxruntime-gpu in its place"
+    if name.startswith("compiled") and not can_compile("cuda" if "cuda" in name else "cpu"):
+        return "no C++ compiler (or, on CUDA, no Triton); install g++ or set CXX"
+    if name == "openvino" and find_spec("openvino") is None:
+        return "not installed; pip install openvino"
+    return ""
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return list(onnxruntime.get_available_providers())
+
+
+def reference(model: Model) -> Answer:
+    """The oracle: a plain loop over steps in float64, on the CPU."""
+    params = {name: value.detach().cpu().double() for name, value in model.params.items()}
+    return _torch_answer(model._replace(params=params), "reference")
+
+
+def answer_of(runtime: str, model: Model, data: bytes) -> Answer:
+    """How `runtime` answers: from the model's own weights, or from the file's bytes `data`."""
+    device = "cuda" if runtime.endswith("-cuda") else "cpu"
+    if runtime.startswith("onnxruntime"):
+        cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
+        return partial(ask, open_session(data, [cuda] if device == "cuda" else None))
+    if runtime == "openvino":
+        return _openvino_answer(data)
+    backend: Backend = "compiled" if runtime.startswith("compiled") else "vendor"
+    return _torch_answer(model._replace(params=to_device(model.params, device)), backend)
+
+
+def _torch_answer(model: Model, backend: Backend) -> Answer:
+    some = next(iter(model.params.values()))
+
+    def answer(x: Floats, lengths: Lengths) -> Answers:
+        inputs = torch.from_numpy(x).to(some), torch.from_numpy(lengths).to(some.device)
+        with torch.no_grad(), full_precision():
+            result = predict(model.params, model.config, *inputs, backend=backend, chunk=CHUNK)
+        return result.cpu().numpy()
+
+    return answer
+
+
+def _openvino_answer(data: bytes) -> Answer:
+    import openvino
+
+    # processors with bfloat16 units would use them by default
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(data, b""), "CPU", options)
+
+    def answer(x: Floats, lengths: Lengths) -> Answers:
+        return np.array(compiled({names.INPUT: x, names.LENGTHS: lengths})[0])
+
+    return answer
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """No TF32: cuDNN uses it by default, with errors of 1e-3."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -1,0 +1,159 @@
+"""`verify_onnx`: proof that a file and torch's backends give a model's answers everywhere."""
+
+import hashlib
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lstm_compile.export import names
+from lstm_compile.export.answers import Answer, Answers, answer_of, choose_runtimes, reference
+from lstm_compile.export.cases import Case, all_cases, draw
+from lstm_compile.export.report import ParityReport, Row
+from lstm_compile.export.runtime import OnnxFile, read_onnx
+
+from lstm_compile.checkpoint import Model, load_model
+from lstm_compile.errors import InputError
+
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
+LONG = 512
+
+
+def verify_onnx(
+    model: Model | str | Path, onnx_path: str | Path, runtimes: Sequence[str] | None = None
+) -> ParityReport:
+    """Compare a file, and torch's own backends, with the model in float64.
+
+    Args:
+        model: the model, or the path of its run folder or safetensors file.
+        onnx_path: the file.
+        runtimes: some of `answers.RUNTIMES`; all that can run here if None.
+
+    Returns:
+        the largest difference of each runtime in each case, in units of `answer_units`; a file of
+        another model is a report that did not pass.
+
+    Raises:
+        InputError: the model or the file cannot be read, or the file's interface is another than
+            the model's.
+    """
+    model = model if isinstance(model, Model) else load_model(model)
+    file = read_onnx(onnx_path)
+    _check_interface(model, file, onnx_path)
+    chosen, skipped = choose_runtimes(runtimes)
+    return ParityReport(
+        tuple(_rows(model, file, chosen)),
+        hashlib.sha256(file.data).hexdigest(),
+        _versions(),
+        _device(),
+        skipped,
+    )
+
+
+def tolerance(time: int) -> float:
+    """The largest difference that passes: errors add up over very long sequences."""
+    return 1e-4 if time > LONG else 1e-5
+
+
+def answer_units(model: Model) -> npt.NDArray[np.float64]:
+    """What a difference of 1 means for each output, (outputs,).
+
+    1 for probabilities. For values the scale of the target scaler; without one the sum of the
+    head's weights, since pooled states lie in [-1, 1], at least 1.
+    """
+    if model.config.task == "classify":
+        return np.ones(model.config.output_size)
+    if model.config.target_scaling != "none":
+        units = model.params["target_scaler.scale"].abs()
+    else:
+        units = model.params["head.weight"].detach().abs().sum(1).clamp(min=1.0)
+    return np.asarray(units.cpu(), np.float64)
+
+
+def rounding(expected: Answers) -> Answers:
+    """What storing a value in float32, far from zero as it may be, can cost: two roundings."""
+    spacing = np.spacing(np.abs(expected).astype(np.float32))
+    return 2 * np.asarray(spacing, np.float64)
+
+
+def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row]:
+    yield _metadata_row(model, file)
+    oracle, units = reference(model), answer_units(model)
+    inputs = [(case, *draw(case, model)) for case in all_cases()]
+    expected = [oracle(x, lengths) for _, x, lengths in inputs]
+    for runtime in runtimes:
+        try:
+            answer = answer_of(runtime, model, file.data)
+        except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
+            yield Row(runtime, "load", tolerance(1), float("nan"), _one_line(error))
+            continue
+        for (case, x, lengths), values in zip(inputs, expected, strict=True):
+            yield _compare(runtime, answer, case, x, lengths, values, units)
+
+
+def _compare(
+    runtime: str, answer: Answer, case: Case, x: Any, lengths: Any, expected: Answers, units: Any
+) -> Row:
+    allowed = tolerance(case.time)
+    try:
+        found = answer(x, lengths)
+    except Exception as error:  # as above
+        return Row(runtime, str(case), allowed, float("nan"), _one_line(error))
+    if found.shape != expected.shape:
+        problem = f"shape {found.shape}, expected {expected.shape}"
+        return Row(runtime, str(case), allowed, float("nan"), problem)
+    difference = np.maximum(np.abs(found - expected) - rounding(expected), 0.0) / units
+    return Row(runtime, str(case), allowed, float(difference.max()))
+
+
+def _metadata_row(model: Model, file: OnnxFile) -> Row:
+    """Names of classes and features can be exchanged while every number agrees."""
+    expected = {
+        "format": names.FORMAT,
+        "interface_version": names.INTERFACE_VERSION,
+        "config": model.config.to_json(),
+        "schema": model.schema.to_json(),
+    }
+    differing = [key for key, value in expected.items() if file.metadata.get(key) != value]
+    problem = f"{', '.join(differing)} differ from the model's" if differing else ""
+    return Row("metadata", "names", tolerance(1), float(len(differing)), problem)
+
+
+def _check_interface(model: Model, file: OnnxFile, path: str | Path) -> None:
+    config, found = model.config, file.interface
+    for what, expected, value in (
+        ("task", config.task, found.task),
+        ("features", config.input_size, found.features),
+        ("outputs", config.output_size, found.outputs),
+    ):
+        if expected != value:
+            raise InputError(
+                f"{path}: {what} is {value}, the model's is {expected}; "
+                "name the file of this model or export it again"
+            )
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _device() -> str:
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    if not torch.cuda.is_available():
+        return processor
+    return f"{processor}, {torch.cuda.get_device_name()}"
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().split("\n")
+    return f"{type(error).__name__}: {lines[0]}"[:300]

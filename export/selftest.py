@@ -1,0 +1,71 @@
+"""`selftest.json`: a few inputs with their answers, so that any host can check its integration."""
+
+import json
+from typing import Any
+
+import numpy as np
+from lstm_compile.export import names
+from lstm_compile.export.answers import Answers, answer_of
+from lstm_compile.export.cases import Case, draw
+from lstm_compile.export.parity import answer_units, rounding, tolerance
+
+from lstm_compile.checkpoint import Model
+
+PADDING = 777.0  # not NaN, which JSON lacks; far from the data, so that reading it shows
+VALUES = 8000
+CASES = (
+    Case(3, 4, "mixed"),  # lengths 4, 0 and another
+    Case(1, 1, "one"),
+    Case(2, 7, "one"),
+    Case(2, 9, "full"),
+    Case(5, 11, "mixed"),
+)
+
+
+def selftest(model: Model, onnx_sha256: str) -> str:
+    """Inputs in the user's own units and eager PyTorch's answers to them, as one JSON object.
+
+    `tolerance` has one number an output, in that output's own units. Models of very many features
+    get fewer cases.
+    """
+    answer = answer_of("eager", model, b"")
+    cases = [_case(case, model, answer) for case in _affordable(model.config.input_size)]
+    values = {
+        "interface_version": names.INTERFACE_VERSION,
+        "onnx_sha256": onnx_sha256,
+        "inputs": [names.INPUT, names.LENGTHS],
+        "output": names.OUTPUTS[model.config.task],
+        "tolerance": _tolerances(model, [case["expected"] for case in cases]),
+        "cases": cases,
+    }
+    return json.dumps(values, allow_nan=False)
+
+
+def _affordable(features: int) -> list[Case]:
+    chosen, total = [CASES[0]], CASES[0].batch * CASES[0].time * features
+    for case in CASES[1:]:
+        total += case.batch * case.time * features
+        if total <= VALUES:
+            chosen.append(case)
+    return chosen
+
+
+def _case(case: Case, model: Model, answer: Any) -> dict[str, Any]:
+    x, lengths = draw(case, model, PADDING)
+    return {
+        "x": _shortest(x),
+        "lengths": lengths.tolist(),
+        "expected": _shortest(answer(x, lengths)),
+    }
+
+
+def _tolerances(model: Model, expected: list[Any]) -> list[float]:
+    rows: Answers = np.concatenate([np.array(answers, np.float64) for answers in expected])
+    allowed = tolerance(1) * answer_units(model) + 2 * rounding(np.abs(rows).max(0))
+    return [float(value) for value in allowed]
+
+
+def _shortest(values: Answers) -> Any:
+    """Nested lists of numbers with no more digits than float32 has."""
+    digits = [float(str(value)) for value in values.ravel()]
+    return np.array(digits).reshape(values.shape).tolist()
