@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from lstm_compile.export import names
-from lstm_compile.export.runtime import Floats, Lengths, ask, open_session
 
 from lstm_compile.checkpoint import Model, to_device
 from lstm_compile.compiling import can_compile
 from lstm_compile.errors import InputError
+from lstm_compile.export import names
+from lstm_compile.export.runtime import Floats, Lengths, ask, open_session
 from lstm_compile.model import predict
 from lstm_compile.recurrence import Backend
 

@@ -3,9 +3,9 @@
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from lstm_compile.export.runtime import Floats, Lengths
 
 from lstm_compile.checkpoint import Model
+from lstm_compile.export.runtime import Floats, Lengths
 
 Kind = Literal["full", "mixed", "zero", "one"]
 

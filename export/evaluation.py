@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy
 import onnxruntime
 import torch
-from lstm_compile.export.names import INPUT, LENGTHS
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,6 +21,7 @@ from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Sequences, gather
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation import Evaluation, evaluate
+from lstm_compile.export.names import INPUT, LENGTHS
 from lstm_compile.runs import BASELINES_FILE
 from lstm_compile.training.loop import predict_all
 

@@ -13,6 +13,12 @@ from typing import Any, NamedTuple
 
 import onnx
 import torch
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from lstm_compile.checkpoint import Model, load_model
+from lstm_compile.config import ModelConfig
+from lstm_compile.errors import InputError, RunError
 from lstm_compile.export import names
 from lstm_compile.export.graph import simplify
 from lstm_compile.export.parity import verify_onnx
@@ -20,12 +26,6 @@ from lstm_compile.export.portable import TRACED_OPSET, to_portable
 from lstm_compile.export.report import ParityReport
 from lstm_compile.export.selftest import selftest
 from lstm_compile.export.translation import translation_table
-from onnx import TensorProto, helper
-from torch import Tensor, nn
-
-from lstm_compile.checkpoint import Model, load_model
-from lstm_compile.config import ModelConfig
-from lstm_compile.errors import InputError, RunError
 from lstm_compile.files import write_atomically
 from lstm_compile.model import predict
 

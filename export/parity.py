@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from lstm_compile.checkpoint import Model, load_model
+from lstm_compile.errors import InputError
 from lstm_compile.export import names
 from lstm_compile.export.answers import Answer, Answers, answer_of, choose_runtimes, reference
 from lstm_compile.export.cases import Case, all_cases, draw
 from lstm_compile.export.report import ParityReport, Row
 from lstm_compile.export.runtime import OnnxFile, read_onnx
-
-from lstm_compile.checkpoint import Model, load_model
-from lstm_compile.errors import InputError
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 LONG = 512

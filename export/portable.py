@@ -3,11 +3,10 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-import onnx
-from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
-from onnx import ModelProto, NodeProto, ValueInfoProto, defs, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper, numpy_helper
 
 from lstm_compile.errors import RunError
+from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
 
 TRACED_OPSET = 18  # the lowest that torch.onnx writes by itself
 AXES_BECAME_AN_INPUT = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")

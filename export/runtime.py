@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from lstm_compile.export import names
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from lstm_compile.config import Task
 from lstm_compile.errors import InputError
+from lstm_compile.export import names
 
 Floats = npt.NDArray[np.float32]
 Lengths = npt.NDArray[np.int64]

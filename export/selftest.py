@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import numpy as np
+
+from lstm_compile.checkpoint import Model
 from lstm_compile.export import names
 from lstm_compile.export.answers import Answers, answer_of
 from lstm_compile.export.cases import Case, draw
 from lstm_compile.export.parity import answer_units, rounding, tolerance
-
-from lstm_compile.checkpoint import Model
 
 PADDING = 777.0  # not NaN, which JSON lacks; far from the data, so that reading it shows
 VALUES = 8000

@@ -26,6 +26,15 @@ Value = Any
 GATES = [0, 3, 1, 2]
 
 
+class Weights(NamedTuple):
+    """The LSTM node's weights, gates in the order i, o, f, c."""
+
+    weight_ih: Value  # (1, 4 * hidden_size, input_size)
+    weight_hh: Value  # (1, 4 * hidden_size, hidden_size)
+    biases: Value  # (1, 8 * hidden_size), of the input and of the state
+    hidden_size: int
+
+
 class Rows(NamedTuple):
     """What the lengths say about a padded batch."""
 
@@ -62,7 +71,7 @@ def recurrence(
     """
     if x.dtype is not None and int(x.dtype) != TensorProto.FLOAT:
         raise InputError(f"ONNX export takes float32 modules, got {x.dtype}; use module.float()")
-    weights = (weight_ih, weight_hh, bias)
+    weights = _weights(weight_ih, weight_hh, bias)
     if lengths is None:
         return _dense(x, weights, _initial(h0, x), _initial(c0, x), reverse)
     rows = _rows(x, lengths)
@@ -77,7 +86,7 @@ def recurrence(
 
 
 def _dense(
-    x: Value, weights: tuple[Value, ...], h0: Value, c0: Value, reverse: bool
+    x: Value, weights: Weights, h0: Value, c0: Value, reverse: bool
 ) -> tuple[Value, Value, Value]:
     y, h, c = _node(_flip(x) if reverse else x, weights, h0, c0)
     return _flip(y) if reverse else y, op.Squeeze(h, _ints(0)), op.Squeeze(c, _ints(0))
@@ -105,22 +114,30 @@ def _steps(x: Value) -> Value:
 
 
 def _node(
-    x: Value, weights: tuple[Value, ...], initial_h: Value, initial_c: Value
+    x: Value, weights: Weights, initial_h: Value, initial_c: Value
 ) -> tuple[Value, Value, Value]:
     """The LSTM node: y (batch, time, H), h and c (1, batch, H)."""
-    weight_ih, weight_hh, bias = (_reorder(weight) for weight in weights)
-    both_biases = op.Concat(bias, op.Sub(bias, bias), axis=1)
     y, h, c = op.LSTM(
         op.Transpose(x, perm=[1, 0, 2]),
-        weight_ih,
-        weight_hh,
-        both_biases,
+        weights.weight_ih,
+        weights.weight_hh,
+        weights.biases,
         None,  # sequence_lens
         initial_h,
         initial_c,
-        hidden_size=int(weights[1].shape[1]),
+        hidden_size=weights.hidden_size,
     )
     return op.Transpose(op.Squeeze(y, _ints(1)), perm=[1, 0, 2]), h, c
+
+
+def _weights(weight_ih: Value, weight_hh: Value, bias: Value) -> Weights:
+    biases = _reorder(bias)
+    return Weights(
+        _reorder(weight_ih),
+        _reorder(weight_hh),
+        op.Concat(biases, op.Sub(biases, biases), axis=1),
+        int(weight_hh.shape[1]),
+    )
 
 
 def _reorder(weight: Value) -> Value:
@@ -130,17 +147,16 @@ def _reorder(weight: Value) -> Value:
     return op.Reshape(op.Gather(blocks, _ints(*GATES), axis=1), _ints(1, gates, *others))
 
 
-def _freeze_padding(
-    x: Value, rows: Rows, weights: tuple[Value, ...]
-) -> tuple[Value, tuple[Value, ...]]:
+def _freeze_padding(x: Value, rows: Rows, weights: Weights) -> tuple[Value, Weights]:
     """Keep the cell state as it is in the padding: see `lstm_compile.vendor.vendor`."""
-    weight_ih, weight_hh, bias = weights
-    hidden = int(weight_hh.shape[1])
-    flag = op.Cast(op.Not(rows.valid), to=1)
-    input_and_forget = [-SATURATED] * hidden + [SATURATED] * hidden
-    column: Value = op.Constant(value_floats=input_and_forget + [0.0] * (2 * hidden))
-    frozen = op.Concat(weight_ih, op.Unsqueeze(column, _ints(1)), axis=1)
-    return op.Concat(op.Where(rows.valid, x, _zero()), flag, axis=2), (frozen, weight_hh, bias)
+    flag = op.Cast(op.Not(rows.valid), to=TensorProto.FLOAT)
+    padded = op.Concat(op.Where(rows.valid, x, _zero()), flag, axis=2)
+    by_gate = (-SATURATED, 0.0, SATURATED, 0.0)
+    column: Value = op.Constant(
+        value_floats=[value for value in by_gate for _ in range(weights.hidden_size)]
+    )
+    column = op.Unsqueeze(column, _ints(0, 2))
+    return padded, weights._replace(weight_ih=op.Concat(weights.weight_ih, column, axis=2))
 
 
 def _last_valid(y: Value, rows: Rows, initial_h: Value) -> Value:

@@ -5,6 +5,9 @@ from typing import Literal
 
 from lstm_compile.config import option, validate
 
+LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
+LARGEST_SEED = (1 << 63) - 1  # of TOML's whole numbers
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
@@ -16,19 +19,21 @@ class TrainingConfig:
 
     epochs: int = option(30, "Most passes over the training part.", 1)
     batch_size: int = option(32, "Sequences a step.", 1)
-    learning_rate: float = option(3e-3, "Peak learning rate.", 0.0)
+    learning_rate: float = option(3e-3, "Peak learning rate.", 0.0, LARGEST)
     optimizer: Literal["adamw", "adam"] = option("adamw", "How gradients become steps.")
-    weight_decay: float = option(0.01, "Decoupled for adamw, L2 for adam; weights only.", 0.0)
+    weight_decay: float = option(0.01, "Decoupled for adamw, L2 for adam; weights only.", 0.0, LARGEST)
     schedule: Literal["cosine", "constant"] = option("cosine", "Learning rate after the warm-up.")
     warmup: float = option(0.05, "Share of all steps with a linearly rising rate.", 0.0, 1.0)
     loss: Literal["auto", "cross-entropy", "mse", "mae", "huber"] = option(
         "auto", "What is minimised; auto: cross-entropy for classes, mse for numbers."
     )
     label_smoothing: float = option(0.1, "Share of each class label spread over all.", 0.0, 1.0)
-    clip_norm: float = option(1.0, "Largest norm of all gradients together; 0 clips nothing.", 0.0)
+    clip_norm: float = option(
+        1.0, "Largest norm of all gradients together; 0 clips nothing.", 0.0, LARGEST
+    )
     patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
     validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
-    seed: int = option(0, "Seed of initial weights, split, batches and dropout.", 0)
+    seed: int = option(0, "Seed of initial weights, split, batches and dropout.", 0, LARGEST_SEED)
     device: str = option("auto", "cpu, cuda, cuda:N, or auto.")
     backend: Literal["auto", "reference", "compiled", "vendor"] = option(
         "auto", "Who computes the recurrence."

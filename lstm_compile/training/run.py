@@ -223,8 +223,13 @@ def _toml(job: Job) -> str:
     """The resolved settings; `train --config` reads them back."""
     derived = ("task", "input_size", "output_size")
     model = {k: v for k, v in asdict(job.config).items() if k not in derived}
-    lines = [f"data = {json.dumps(job.data)}"]
+    lines = [f"data = {_toml_value(job.data)}"]
     for title, values in (("model", model), ("training", asdict(job.training))):
         lines += ["", f"[{title}]"]
-        lines += [f"{name} = {json.dumps(value)}" for name, value in values.items()]
+        lines += [f"{name} = {_toml_value(value)}" for name, value in values.items()]
     return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's notation is TOML's but for surrogate pairs and for DEL, which TOML wants escaped
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
