@@ -1,8 +1,12 @@
 """The group of commands, each imported when it is called."""
 
-from importlib import import_module
+import tomllib
+from importlib import import_module, metadata
+from pathlib import Path
 
 import click
+
+import lstm_compile
 
 COMMANDS = ("evaluate", "export", "train", "verify")
 
@@ -22,7 +26,16 @@ class LazyGroup(click.Group):
         return command
 
 
+def _version() -> str:
+    """The installed package's, or that of a checkout that was never installed."""
+    try:
+        return metadata.version("lstm-compile")
+    except metadata.PackageNotFoundError:
+        project = Path(lstm_compile.__file__).parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text("utf-8"))["project"]["version"])
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="lstm-compile")
+@click.version_option(_version())
 def app() -> None:
     """Train LSTM sequence models, ship them as one ONNX file proven to agree."""

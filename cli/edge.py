@@ -1,12 +1,16 @@
 """Where library errors become one line and an exit code: 2 for bad input, 1 for failed work."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import click
 
 from lstm_compile.errors import InputError, RunError
 
-INTERRUPTED = 130
+SIGNAL = "lstm_compile.signal"  # in a context's `meta`: the signal that stopped the command
 
 
 class BadInput(click.ClickException):
@@ -39,11 +43,31 @@ class Command(click.Command):
             raise
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
-            ctx.exit(INTERRUPTED)
+            ctx.exit(code_of_signal(ctx))
         except Exception as error:
             if debug:
                 raise
             raise _translated(error) from error
+
+
+@contextmanager
+def sigterm_as_ctrl_c(ctx: click.Context) -> Iterator[None]:
+    """Let SIGTERM end the work as Ctrl-C does, in order."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        ctx.meta[SIGNAL] = number
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def code_of_signal(ctx: click.Context) -> int:
+    """What a command that a signal stopped exits with: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + int(ctx.meta.get(SIGNAL, signal.SIGINT))
 
 
 def _translated(error: Exception) -> click.ClickException:

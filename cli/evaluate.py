@@ -1,8 +1,10 @@
 """`lstm-compile evaluate`."""
 
+import shlex
 from pathlib import Path
 
 import click
+
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 
@@ -19,7 +21,6 @@ def command(model: Path | None, data: str | None, as_json: bool) -> None:
     that the model was trained on.
     """
     from lstm_compile.export.evaluation import evaluate_file
-
     from lstm_compile.runs import newest_run
 
     source = model or newest_run()
@@ -32,6 +33,12 @@ def command(model: Path | None, data: str | None, as_json: bool) -> None:
         ("result", f"{output.metrics(evaluation.metrics)} ({evaluation.rows} sequences)"),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
-        ("next", f"lstm-compile export {source} --onnx"),
+        ("next", _next(source)),
     )
     return None
+
+
+def _next(source: Path) -> str:
+    if source.suffix == ".onnx":
+        return output.command("verify", source.parent, "--onnx", shlex.quote(str(source)))
+    return output.command("export", source, "--onnx")

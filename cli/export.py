@@ -1,9 +1,9 @@
 """`lstm-compile export`."""
 
-import time
 from pathlib import Path
 
 import click
+
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 
@@ -21,12 +21,10 @@ def command(run: Path | None, onnx: bool, path: Path | None, as_json: bool) -> N
     """
     if not onnx:
         raise click.UsageError("nothing to write: add --onnx")
-    from lstm_compile.export import export_onnx
-
     from lstm_compile.checkpoint import model_file
+    from lstm_compile.export import export_onnx, names
     from lstm_compile.runs import ONNX_FILE, newest_run
 
-    start = time.perf_counter()
     source = model_file(run or newest_run())
     target = path or source.with_name(ONNX_FILE)
     report = export_onnx(source, target)
@@ -36,8 +34,8 @@ def command(run: Path | None, onnx: bool, path: Path | None, as_json: bool) -> N
     output.parity(out, report.parity)
     output.lines(
         out,
-        ("wrote", f"{target} ({output.size(target)}, {time.perf_counter() - start:.1f} s)"),
-        ("beside it", f"{report.parity_path.name}, {report.selftest_path.name}"),
-        ("next", f"lstm-compile evaluate {target}"),
+        ("wrote", f"{target} ({output.size(target)}, {report.seconds:.1f} s)"),
+        ("beside it", f"{names.PARITY_FILE}, {names.SELFTEST_FILE}"),
+        ("next", output.command("evaluate", target)),
     )
     return None

@@ -3,16 +3,24 @@
 import tomllib
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
 from lstm_compile.config import ModelConfig
+from lstm_compile.errors import InputError
 from lstm_compile.training.config import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+TEXTS = ("data", "test")
 SECTIONS = {"model": ModelConfig, "training": TrainingConfig}
+# what checks a section's values; the data decide a model's task and sizes later
+CHECKS: dict[str, Callable[..., Any]] = {
+    "model": partial(ModelConfig, task="classify", input_size=1, output_size=1),
+    "training": TrainingConfig,
+}
 
 
 def flags_of(cls: type) -> Callable[[Function], Function]:
@@ -36,7 +44,7 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     """Make a TOML file's values the defaults of this command's flags.
 
     Raises:
-        InputError: not TOML, or a section or key that is no flag.
+        BadParameter: not TOML, a section or key that is no flag, or a value that no flag takes.
     """
     if path is None:
         return
@@ -44,7 +52,7 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{path}: not a readable TOML file ({error})") from error
-    defaults = {"data": document.pop("data")} if "data" in document else {}
+    defaults = {name: _text(path, name, document.pop(name)) for name in TEXTS if name in document}
     for title, values in document.items():
         defaults.update(_section(path, title, values))
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
@@ -53,12 +61,22 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
 def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
     if title not in SECTIONS or not isinstance(values, dict):
         raise click.BadParameter(
-            f"{path}: unknown key {title!r}; known are data, [model], [training]"
+            f"{path}: unknown key {title!r}; known are data, test, [model], [training]"
         )
     known = [field.name for field in _tunable(SECTIONS[title])]
     if unknown := sorted(set(values) - set(known)):
         raise click.BadParameter(f"{path}: unknown keys {unknown} in [{title}]; known are {known}")
+    try:
+        CHECKS[title](**values)  # click would take 3.7 for 3 and true for 1
+    except InputError as error:
+        raise click.BadParameter(f"{path}: [{title}] {error}") from error
     return dict(values)
+
+
+def _text(path: Path, name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise click.BadParameter(f"{path}: {name} must be a name or a path, got {value!r}")
+    return value
 
 
 def _tunable(cls: type) -> list[Field[Any]]:

@@ -1,6 +1,7 @@
 """What a person reads: tables on a terminal, plain lines in a pipe, JSON where asked for."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import click
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from lstm_compile.export.parity import ParityReport
+    from lstm_compile.export.report import ParityReport
 
 PERCENT = ("accuracy", "macro_f1")
 
@@ -17,7 +18,7 @@ PERCENT = ("accuracy", "macro_f1")
 def console(json_wanted: bool) -> Console:
     """Where progress goes: standard error when standard output belongs to JSON."""
     stream = sys.stderr if json_wanted else sys.stdout
-    return Console(file=stream, highlight=False, soft_wrap=True)
+    return Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
 
 
 def print_json(value: Any) -> None:
@@ -51,6 +52,11 @@ def lines(out: Console, *pairs: tuple[str, str]) -> None:
     for title, text in pairs:
         out.print(f"[bold]{title:<11}[/bold] ", end="")
         out.print(text, markup=False)
+
+
+def command(name: str, path: Path, *more: str) -> str:
+    """A command of this program to paste, whatever the path holds."""
+    return " ".join(["lstm-compile", name, shlex.quote(str(path)), *more])
 
 
 def parity(out: Console, report: "ParityReport") -> None:

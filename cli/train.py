@@ -1,25 +1,21 @@
 """`lstm-compile train`."""
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
-from lstm_compile.cli import output
-from lstm_compile.cli.edge import INTERRUPTED, Command
-from lstm_compile.cli.options import flags_of, read_config, values_of
 from rich.console import Console
 
+from lstm_compile.cli import output
+from lstm_compile.cli.edge import Command, code_of_signal, sigterm_as_ctrl_c
+from lstm_compile.cli.options import flags_of, read_config, values_of
 from lstm_compile.config import ModelConfig
 from lstm_compile.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from lstm_compile.training.loop import Epoch
     from lstm_compile.training.run import Job, Outcome
-
-TERMINATED = 143
 
 
 @click.command(cls=Command)
@@ -35,39 +31,34 @@ TERMINATED = 143
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @flags_of(ModelConfig)
 @flags_of(TrainingConfig)
+@click.pass_context
 def command(
-    data: str, test: str | None, folder: Path | None, as_json: bool, **options: Any
+    ctx: click.Context,
+    /,
+    data: str,
+    test: str | None,
+    folder: Path | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train a model on DATA: spoken-digits, japanese-vowels, or a .ts or .npz file.
 
     A part of the training data is held out for validation; the weights with the lowest validation
     loss are kept in the run folder.
     """
-    from lstm_compile.training.run import prepare, run
-
     out = output.console(as_json)
-    terminated = _on_sigterm()
     training = TrainingConfig(**values_of(TrainingConfig, options))
-    job = prepare(data, values_of(ModelConfig, options), training, test=test, output=folder)
-    _begin(out, job)
-    outcome = run(job, _epoch_printer(out))
+    with sigterm_as_ctrl_c(ctx):
+        from lstm_compile.training.run import prepare, run
+
+        job = prepare(data, values_of(ModelConfig, options), training, test=test, output=folder)
+        _begin(out, job)
+        outcome = run(job, _epoch_printer(out))
     _end(out, job, outcome)
     if as_json:
         output.print_json(_summary(job, outcome))
     if outcome.fit.stopped == "interrupt":
-        click.get_current_context().exit(TERMINATED if terminated else INTERRUPTED)
-
-
-def _on_sigterm() -> list[int]:
-    """Let SIGTERM end training as Ctrl-C does; the list tells whether it came."""
-    received: list[int] = []
-
-    def stop(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, stop)
-    return received
+        ctx.exit(code_of_signal(ctx))
 
 
 def _begin(out: Console, job: "Job") -> None:
@@ -137,7 +128,7 @@ def _end(out: Console, job: "Job", outcome: "Outcome") -> None:
         (outcome.tested_on, f"{output.metrics(evaluation.metrics)} ({evaluation.rows} sequences)"),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
-        ("next", f"lstm-compile export {job.folder} --onnx"),
+        ("next", output.command("export", job.folder, "--onnx")),
     )
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, Failure
 
@@ -15,9 +16,8 @@ from lstm_compile.cli.edge import Command, Failure
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 def command(run: Path | None, path: Path | None, as_json: bool) -> None:
     """Compare RUN (the newest if left out) with its ONNX file, in every runtime installed."""
-    from lstm_compile.export import verify_onnx
-
     from lstm_compile.checkpoint import model_file
+    from lstm_compile.export import verify_onnx
     from lstm_compile.runs import ONNX_FILE, newest_run
 
     source = model_file(run or newest_run())

@@ -22,7 +22,7 @@ from lstm_compile.errors import InputError, RunError
 from lstm_compile.export import names
 from lstm_compile.export.graph import simplify
 from lstm_compile.export.parity import verify_onnx
-from lstm_compile.export.portable import TRACED_OPSET, to_portable
+from lstm_compile.export.portable import TRACED_OPSET, Shown, to_portable
 from lstm_compile.export.report import ParityReport
 from lstm_compile.export.selftest import selftest
 from lstm_compile.export.translation import translation_table
@@ -69,8 +69,8 @@ def export_onnx(
         if not parity.passed:
             failing = "\n".join(line for line in parity.lines() if line.startswith("[x]"))
             raise RunError(f"{path}: not written, the answers differ from the model's\n{failing}")
-        write_atomically(path.with_name(names.PARITY_FILE), parity.to_json().encode())
         example = selftest(model, parity.onnx_sha256)
+        write_atomically(path.with_name(names.PARITY_FILE), parity.to_json().encode())
         write_atomically(path.with_name(names.SELFTEST_FILE), example.encode())
         os.replace(candidate, path)
     return ExportReport(path, len(data), perf_counter() - began, parity)
@@ -97,32 +97,32 @@ def to_onnx(model: Model) -> onnx.ModelProto:
     """The model as one ONNX graph in the portable form, scaling included.
 
     Raises:
-        RunError: torch.onnx cannot translate it.
+        RunError: the weights are more than one file holds.
     """
-    config = model.config
     size = sum(value.numel() for value in model.params.values()) * 4
     if size > LARGEST:
         raise RunError(f"ONNX export: {size} bytes of weights; one file holds at most {LARGEST}")
     program = _Program(model)
-    traced = _translate(program, config)
-    features = helper.make_tensor_value_info(
-        names.INPUT, TensorProto.FLOAT, [names.BATCH, names.TIME, config.input_size]
-    )
-    lengths = helper.make_tensor_value_info(names.LENGTHS, TensorProto.INT64, [names.BATCH])
-    output = helper.make_tensor_value_info(
-        names.OUTPUTS[config.task], TensorProto.FLOAT, [names.BATCH, config.output_size]
-    )
-    portable = to_portable(
-        simplify(traced, program.names),
-        [features, lengths],
-        [output],
-        program.names,
-        _reshaped(model),
-        layer_names(config),
-        metadata(model),
-    )
+    graph = simplify(_translate(program, model.config), program.names)
+    portable = to_portable(graph, _shown(model, program), metadata(model))
     onnx.checker.check_model(portable, full_check=True)
     return portable
+
+
+def _shown(model: Model, program: "_Program") -> Shown:
+    config, value = model.config, helper.make_tensor_value_info
+    return Shown(
+        inputs=[
+            value(names.INPUT, TensorProto.FLOAT, [names.BATCH, names.TIME, config.input_size]),
+            value(names.LENGTHS, TensorProto.INT64, [names.BATCH]),
+        ],
+        outputs=[
+            value(names.OUTPUTS[config.task], TensorProto.FLOAT, [names.BATCH, config.output_size])
+        ],
+        weights=program.names,
+        reshaped=_reshaped(model),
+        layers=layer_names(config),
+    )
 
 
 def layer_names(config: ModelConfig) -> list[str]:

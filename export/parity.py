@@ -14,7 +14,14 @@ import torch
 from lstm_compile.checkpoint import Model, load_model
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
-from lstm_compile.export.answers import Answer, Answers, answer_of, choose_runtimes, reference
+from lstm_compile.export.answers import (
+    Answer,
+    Answers,
+    answer_of,
+    choose_runtimes,
+    one_thread,
+    reference,
+)
 from lstm_compile.export.cases import Case, all_cases, draw
 from lstm_compile.export.report import ParityReport, Row
 from lstm_compile.export.runtime import OnnxFile, read_onnx
@@ -45,8 +52,10 @@ def verify_onnx(
     file = read_onnx(onnx_path)
     _check_interface(model, file, onnx_path)
     chosen, skipped = choose_runtimes(runtimes)
+    with one_thread():
+        rows = tuple(_rows(model, file, chosen))
     return ParityReport(
-        tuple(_rows(model, file, chosen)),
+        rows,
         hashlib.sha256(file.data).hexdigest(),
         _versions(),
         _device(),
@@ -60,17 +69,16 @@ def tolerance(time: int) -> float:
 
 
 def answer_units(model: Model) -> npt.NDArray[np.float64]:
-    """What a difference of 1 means for each output, (outputs,).
+    """What a difference of 1 in every pooled number can do to each output, (outputs,).
 
-    1 for probabilities. For values the scale of the target scaler; without one the sum of the
-    head's weights, since pooled states lie in [-1, 1], at least 1.
+    1 for probabilities, which cannot move further. For values the sum of the head's weights, at
+    least 1, times the target scaler's scale: the answer is as exact as the states it is made of.
     """
     if model.config.task == "classify":
         return np.ones(model.config.output_size)
+    units = model.params["head.weight"].detach().abs().sum(1).clamp(min=1.0)
     if model.config.target_scaling != "none":
-        units = model.params["target_scaler.scale"].abs()
-    else:
-        units = model.params["head.weight"].detach().abs().sum(1).clamp(min=1.0)
+        units = units * model.params["target_scaler.scale"].abs()
     return np.asarray(units.cpu(), np.float64)
 
 
@@ -119,7 +127,7 @@ def _metadata_row(model: Model, file: OnnxFile) -> Row:
         "schema": model.schema.to_json(),
     }
     differing = [key for key, value in expected.items() if file.metadata.get(key) != value]
-    problem = f"{', '.join(differing)} differ from the model's" if differing else ""
+    problem = f"not the model's: {', '.join(differing)}" if differing else ""
     return Row("metadata", "names", tolerance(1), float(len(differing)), problem)
 
 

@@ -2,8 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper, numpy_helper
+from onnx import (
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    defs,
+    helper,
+    numpy_helper,
+)
 
 from lstm_compile.errors import RunError
 from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
@@ -14,52 +24,51 @@ LSTM_OPERANDS = {1: "weight_ih", 2: "weight_hh", 3: "bias"}
 LSTM_RESULTS = ("y", "h", "c")
 
 
-def to_portable(
-    model: ModelProto,
-    inputs: Sequence[ValueInfoProto],
-    outputs: Sequence[ValueInfoProto],
-    weights: Mapping[str, str],
-    reshaped: Mapping[bytes, str],
-    layers: Sequence[str],
-    metadata: Mapping[str, str],
-) -> ModelProto:
+class Shown(NamedTuple):
+    """What a graph shows to the outside, in place of the names that torch.onnx made up."""
+
+    inputs: list[ValueInfoProto]
+    outputs: list[ValueInfoProto]
+    weights: Mapping[str, str]  # new names of initializers by their present names
+    reshaped: Mapping[bytes, str]  # names of those whose shape and name folding changed, by bytes
+    layers: list[str]  # a name for each LSTM node in order, such as `l0_reverse`
+
+
+def to_portable(model: ModelProto, shown: Shown, metadata: Mapping[str, str]) -> ModelProto:
     """A model of opset 17 and IR 8 with names that are the same in every export.
 
     Args:
         model: opset 18, default domain only; no tensor is computed from weights alone.
-        inputs: what the graph takes, in place of what it says it takes.
-        outputs: what it gives, likewise.
-        weights: new names of initializers by their present names.
-        reshaped: names of weights that folding gave a new shape and name, by their bytes.
-        layers: a name for each LSTM node in order, such as `l0_reverse`.
+        shown: inputs, outputs and names.
         metadata: the metadata_props.
 
     Raises:
         RunError: an operator that opset 17 has not in this form.
     """
-    graph = model.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        _lower(node, constants)
-    names = _node_names(graph.node, layers) | dict(weights)
-    shown = [*graph.input, *graph.output]
-    names |= {old.name: new.name for old, new in zip(shown, [*inputs, *outputs], strict=True)}
-    names |= _constant_names(graph.initializer, names, reshaped)
-    used = {name for node in graph.node for name in node.input}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        _lower(node, tensors)
+    names = _all_names(model.graph, shown)
+    nodes = [_renamed(node, names) for node in model.graph.node]
+    used = {name for node in nodes for name in node.input}
+    weights = [_renamed_tensor(tensor, names[name]) for name, tensor in tensors.items()]
+    weights = [tensor for tensor in weights if tensor.name in used]
     result = helper.make_model(
-        helper.make_graph(
-            [_renamed(node, names) for node in graph.node],
-            PRODUCER,
-            inputs,
-            outputs,
-            [_renamed_tensor(tensor, names) for tensor in graph.initializer if tensor.name in used],
-        ),
+        helper.make_graph(nodes, PRODUCER, shown.inputs, shown.outputs, weights),
         producer_name=PRODUCER,
         ir_version=IR_VERSION,
         opset_imports=[helper.make_opsetid("", OPSET_VERSION)],
     )
     helper.set_model_props(result, dict(metadata))
     return result
+
+
+def _all_names(graph: GraphProto, shown: Shown) -> dict[str, str]:
+    """The new name of every tensor by its present one."""
+    names = _node_names(graph.node, shown.layers) | dict(shown.weights)
+    values = zip((*graph.input, *graph.output), (*shown.inputs, *shown.outputs), strict=True)
+    names |= {old.name: new.name for old, new in values}
+    return names | _constant_names(graph.initializer, names, shown.reshaped)
 
 
 def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
@@ -142,5 +151,5 @@ def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
     return result
 
 
-def _renamed_tensor(tensor: TensorProto, names: Mapping[str, str]) -> TensorProto:
-    return numpy_helper.from_array(numpy_helper.to_array(tensor), names[tensor.name])
+def _renamed_tensor(tensor: TensorProto, name: str) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor), name)

@@ -34,8 +34,8 @@ class Row:
 
     def __str__(self) -> str:
         mark = "✓" if self.passed else "x"
-        found = self.error or f"max difference {self.difference:.1e}"
-        return f"[{mark}] {self.runtime:<16} {self.case:<16} {found}  tolerance {self.tolerance:g}"
+        found = f"max difference {self.difference:.1e}  tolerance {self.tolerance:g}"
+        return f"[{mark}] {self.runtime:<16} {self.case:<16} {self.error or found}"
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class ParityReport:
         lines = [line for runtime, rows in groups for line in _summary(runtime, list(rows))]
         return lines + [f"[-] {runtime:<16} {why}" for runtime, why in self.skipped.items()]
 
-    def to_json(self) -> str:
-        """One JSON object; a difference that is no number is null."""
+    def to_dict(self) -> dict[str, object]:
+        """What JSON can hold; a difference that is no number is None."""
         values = {"passed": self.passed, **asdict(self)}
         values["rows"] = [
             asdict(row)
@@ -80,14 +80,18 @@ class ParityReport:
             | {"passed": row.passed}
             for row in self.rows
         ]
-        return json.dumps(values, indent=1, allow_nan=False)
+        return values
+
+    def to_json(self) -> str:
+        """The contents of parity.json."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
 
 def _summary(runtime: str, rows: list[Row]) -> Iterator[str]:
     failures = [row for row in rows if not row.passed]
     if not failures:
         worst = max(rows, key=lambda row: row.difference / row.tolerance)
-        cases = f"{len(rows)} cases"
+        cases = f"{len(rows)} cases" if len(rows) > 1 else rows[0].case
         yield str(Row(runtime, cases, worst.tolerance, worst.difference))
     yield from map(str, failures[:SHOWN_FAILURES])
     if len(failures) > SHOWN_FAILURES:

@@ -69,6 +69,8 @@ def open_session(data: bytes, providers: list[Any] | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
+    # threads that spin while they wait starve whatever else runs on the machine
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(data, options, providers or ["CPUExecutionProvider"])
 
 

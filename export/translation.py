@@ -11,8 +11,9 @@ runtimes that the README lists.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, numpy_helper
 from onnxscript import opset17 as op
 
 import lstm_compile.recurrence  # noqa: F401 (defines the operator)
@@ -131,13 +132,11 @@ def _node(
 
 
 def _weights(weight_ih: Value, weight_hh: Value, bias: Value) -> Weights:
-    biases = _reorder(bias)
-    return Weights(
-        _reorder(weight_ih),
-        _reorder(weight_hh),
-        op.Concat(biases, op.Sub(biases, biases), axis=1),
-        int(weight_hh.shape[1]),
-    )
+    gates, hidden_size = (int(size) for size in weight_hh.shape)
+    no_bias: Value = op.Constant(value=_zeros(1, gates))
+    one_bias: Value = no_bias if _is_zeros(bias) else _reorder(bias)  # torch's two, added up
+    both_biases = op.Concat(one_bias, no_bias, axis=1)
+    return Weights(_reorder(weight_ih), _reorder(weight_hh), both_biases, hidden_size)
 
 
 def _reorder(weight: Value) -> Value:
@@ -156,7 +155,8 @@ def _freeze_padding(x: Value, rows: Rows, weights: Weights) -> tuple[Value, Weig
         value_floats=[value for value in by_gate for _ in range(weights.hidden_size)]
     )
     column = op.Unsqueeze(column, _ints(0, 2))
-    return padded, weights._replace(weight_ih=op.Concat(weights.weight_ih, column, axis=2))
+    weight_ih = op.Concat(weights.weight_ih, column, axis=2)
+    return padded, weights._replace(weight_ih=weight_ih)
 
 
 def _last_valid(y: Value, rows: Rows, initial_h: Value) -> Value:
@@ -172,7 +172,7 @@ def _initial(state: Value, batched: Value) -> Value:
     batch = op.Shape(batched, start=0, end=1)
     shape = op.Concat(_ints(1), batch, _ints(int(state.shape[1])), axis=0)
     # the default value is written out: tract, MNN and OpenCV do not know it
-    return op.ConstantOfShape(shape, value=helper.make_tensor("zero", TensorProto.FLOAT, [1], [0]))
+    return op.ConstantOfShape(shape, value=_zeros(1))
 
 
 def _is_zeros(value: Value) -> bool:
@@ -194,6 +194,10 @@ def _reads_cell_state(weight_hh: Value) -> bool:
 
 def _ints(*values: int) -> Value:
     return op.Constant(value_ints=list(values))
+
+
+def _zeros(*shape: int) -> TensorProto:
+    return numpy_helper.from_array(np.zeros(shape, np.float32))
 
 
 def _zero() -> Value:

@@ -152,6 +152,7 @@ def _plain_mode(device_type: str) -> Iterator[None]:
     with (
         torch.inference_mode(mode=False),
         torch.no_grad(),
+        torch.autograd.forward_ad._set_fwd_grad_enabled(False),
         torch.autocast(device_type, enabled=False),
     ):
         yield

@@ -30,7 +30,7 @@ def reverse_within_length(x: Tensor, lengths: Tensor | None) -> Tensor:
     step = torch.arange(time, device=x.device)
     source = torch.where(step < lengths[:, None], lengths[:, None] - 1 - step, step)
     flat = source + time * torch.arange(batch, device=x.device)[:, None]
-    return x.reshape(batch * time, -1).index_select(0, flat.flatten()).view(x.shape)
+    return x.flatten(0, 1).index_select(0, flat.flatten()).view(x.shape)
 
 
 def last_valid(x: Tensor, lengths: Tensor | None, default: Tensor) -> Tensor:

@@ -26,6 +26,14 @@ FIRST_ORDER_ONLY = (
     "backend={!r} has first-order reverse-mode derivatives only; "
     "use backend='reference' for second order and forward mode"
 )
+TRACED_FIRST_ORDER_ONLY = (
+    "a recurrence traced by torch.compile or torch.export has first-order reverse-mode derivatives "
+    "only; use backend='reference' in eager code, or with torch.func inside the compiled function"
+)
+VMAP_OF_GRADIENT = (
+    "torch.compile cannot vmap over a gradient of backend={!r}; "
+    "use backend='reference', or vmap outside torch.compile"
+)
 
 
 def recurrence(
@@ -68,10 +76,34 @@ def recurrence(
     backend = "vendor" if backend == "auto" else backend
     inputs = (x, lengths, weight_ih, weight_hh, bias, h0, c0, reverse, backend, chunk)
     if torch.compiler.is_compiling():
-        return _Traced.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+        return _traced(*inputs)
     if backend != "reference" and torch._C._are_functorch_transforms_active():
         return _Transformed.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     return _eager(*inputs)
+
+
+def _traced(*inputs: Any) -> Outputs:
+    if not torch._C._are_functorch_transforms_active():
+        return _Traced.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+    backend, transforms = inputs[-2], _transforms()
+    if backend == "reference":
+        return _eager(*inputs)
+    if "Jvp" in transforms or transforms.count("Grad") > 1:
+        raise RuntimeError(FIRST_ORDER_ONLY.format(backend))
+    if "Grad" in transforms and "Vmap" in transforms:
+        raise RuntimeError(VMAP_OF_GRADIENT.format(backend))
+    # Dynamo drops the backward unless it sees an input that was made inside the transform
+    inner = [value.view_as(value) if isinstance(value, Tensor) else value for value in inputs]
+    return _TracedTransformed.apply(*inner)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _transforms() -> tuple[str, ...]:
+    """The torch.func transforms at work, from the outermost in."""
+    return tuple(level.key().name for level in torch._C._functorch.get_interpreter_stack() or ())
+
+
+# what torch.compiler.assume_constant_result sets, without its import of Dynamo
+_transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check(backend: str, chunk: int) -> None:
@@ -160,7 +192,7 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         # reading saved_tensors also refuses weights that were changed in place since the forward
-        anchors = ctx.saved_tensors
+        anchors = (*ctx.saved_tensors, *gradients)
         return None, None, *_once("compiled", ctx.pull_back(*gradients), anchors)
 
     @staticmethod
@@ -193,6 +225,11 @@ def _once(
     return tuple(None if gradient is None else next(guarded) for gradient in gradients)
 
 
+def _gradients(function: Any, ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    grad_x, *others = function(*gradients, *ctx.saved_tensors, *ctx.options)
+    return grad_x, None, *others, None, None, None
+
+
 class _Traced(torch.autograd.Function):
     """The operator with its backward, for torch.compile, torch.export and torch.func."""
 
@@ -222,13 +259,11 @@ class _Traced(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = (*gradients, *ctx.saved_tensors, *ctx.options)
-        grad_x, *others = torch.ops.lstm_compile.recurrence_backward(*inputs)
-        return grad_x, None, *others, None, None, None
+        return _gradients(torch.ops.lstm_compile.recurrence_backward, ctx, gradients)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        return _loop(_Transformed, info.batch_size, in_dims, inputs)
+        return _loop(_Transformed.apply, info.batch_size, in_dims, inputs)
 
 
 class _Transformed(_Traced):
@@ -236,9 +271,7 @@ class _Transformed(_Traced):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = (*gradients, *ctx.saved_tensors, *ctx.options)
-        grad_x, *others = _TransformedBackward.apply(*inputs)
-        return grad_x, None, *others, None, None, None
+        return _gradients(_TransformedBackward.apply, ctx, gradients)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> NoReturn:
@@ -250,7 +283,7 @@ class _TransformedBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return torch.ops.lstm_compile.recurrence_backward(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+        return torch.ops.lstm_compile.recurrence_backward(*inputs)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _: tuple[Tensor, ...]) -> None:
@@ -262,7 +295,32 @@ class _TransformedBackward(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        return _loop(_TransformedBackward, info.batch_size, in_dims, inputs)
+        return _loop(_TransformedBackward.apply, info.batch_size, in_dims, inputs)
+
+
+class _TracedTransformed(_Traced):
+    """The operator under torch.func inside torch.compile."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # Dynamo runs a backward without grad, and so would cut its result from an outer graph
+        with torch.enable_grad():
+            return _gradients(torch.ops.lstm_compile.recurrence_backward, ctx, gradients)
+
+
+class _TracedBackward(_TransformedBackward):
+    """The same in traced code, where no backend has a second order."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: tuple[Tensor, ...]) -> None:
+        ctx.tensors = [isinstance(value, Tensor) for value in inputs]
+        ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
+        # AOTAutograd traces this for every gradient of a parameter, wanted or not: refuse on use
+        refused = iter(torch.ops.lstm_compile.refuse_second_order(ctx.saved_tensors))
+        return tuple(next(refused) if is_tensor else None for is_tensor in ctx.tensors)
 
 
 def _loop(
@@ -270,7 +328,7 @@ def _loop(
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     """Vmap as a loop: a batch of weights is a batch of different models."""
     results = [
-        function.apply(
+        function(
             *(
                 value if dim is None else value.select(dim, index)
                 for value, dim in zip(inputs, in_dims, strict=True)
@@ -296,6 +354,12 @@ _library.define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
+_library.define("refuse_second_order(Tensor[] tensors) -> Tensor[]", tags=_TAGS)
+
+
+@torch.library.impl(_library, "refuse_second_order", "CompositeExplicitAutograd")
+def _refuse_second_order(_: list[Tensor]) -> NoReturn:
+    raise RuntimeError(TRACED_FIRST_ORDER_ONLY)
 
 
 @torch.library.impl(_library, "recurrence", "CompositeExplicitAutograd")
@@ -317,6 +381,45 @@ def _operator_backward(*inputs: Any) -> tuple[Tensor, ...]:
     return tuple(result.contiguous() for result in results)
 
 
+@torch.library.impl(_library, "recurrence", "Autograd")
+def _operator_autograd(*inputs: Any) -> Outputs:
+    """The operator met outside `_Traced`: in an exported program, or called by its name."""
+    if not _needs_graph(inputs):
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.lstm_compile.recurrence(*inputs)  # type: ignore[no-any-return]
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError("under torch.func call lstm_compile.lstm, not the operator itself")
+    return _Traced.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@torch.library.impl(_library, "recurrence_backward", "Autograd")
+def _operator_backward_autograd(*inputs: Any) -> tuple[Tensor, ...]:
+    """A first-order gradient that refuses to be differentiated."""
+    # a transform asks for a graph of its gradient even if nobody uses it; see `_traced` for those
+    if _needs_graph(inputs) and not torch._C._are_functorch_transforms_active():
+        return _TracedBackward.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.lstm_compile.recurrence_backward(*inputs)  # type: ignore[no-any-return]
+
+
+def _needs_graph(inputs: tuple[Any, ...]) -> bool:
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    if torch.autograd.forward_ad._current_level >= 0 and any(map(_is_dual, tensors)):
+        raise RuntimeError(TRACED_FIRST_ORDER_ONLY)
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _is_dual(tensor: Tensor) -> bool:
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def _operator_vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
+    return _loop(torch.ops.lstm_compile.recurrence, info.batch_size, in_dims, inputs)
+
+
+torch.library.register_vmap("lstm_compile::recurrence", _operator_vmap, lib=_library)
+
+
 def _operator_shapes(x: Tensor, *others: Any) -> Outputs:
     batch, time = x.shape[:2]
     h0, c0 = others[4:6]
@@ -332,6 +435,11 @@ def _operator_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
 torch.library.register_fake("lstm_compile::recurrence", _operator_shapes, lib=_library)
 torch.library.register_fake(
     "lstm_compile::recurrence_backward", _operator_backward_shapes, lib=_library
+)
+torch.library.register_fake(
+    "lstm_compile::refuse_second_order",
+    lambda tensors: [torch.empty_like(tensor) for tensor in tensors],
+    lib=_library,
 )
 
 

@@ -22,7 +22,9 @@ from lstm_compile.errors import InputError
 from lstm_compile.files import write_atomically
 from lstm_compile.model import param_shapes
 
-CONFIG = ModelConfig(task="classify", input_size=3, output_size=2, hidden_size=5)
+CONFIG = ModelConfig(
+    task="classify", input_size=3, output_size=2, hidden_size=5, dropout=0.3, head_dropout=0.4
+)
 SCHEMA = Schema(("u", "v", "w"), ("no", "yes"), ())
 TRAINING = {"seed": 7, "validation": {"accuracy": 0.5}, "data": "ünï"}
 
@@ -135,8 +137,8 @@ def test_the_metadata_are_those_of_the_contract(tmp_path):
         "num_layers": 2,
         "bidirectional": True,
         "bias": True,
-        "dropout": 0.2,
-        "head_dropout": 0.2,
+        "dropout": 0.3,
+        "head_dropout": 0.4,
         "pooling": "attention",
         "scaling": "standard",
         "target_scaling": "standard",
@@ -196,7 +198,9 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch,
 def test_the_message_of_a_failing_write(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", broken)
     path = tmp_path / "model.safetensors"
-    message = f"{path}: cannot be written (No space left on device); check the folder and its rights"
+    message = (
+        f"{path}: cannot be written (No space left on device); check the folder and its rights"
+    )
     with pytest.raises(InputError, match=re.escape(message)):
         write(tmp_path)
 
@@ -334,12 +338,15 @@ def test_flipped_bytes_give_a_model_or_an_input_error(tmp_path_factory, whole, d
         position = data.draw(ends.flatmap(lambda end: st.integers(0, end - 1)))
         content[position] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
+    answer = load_or_refuse(path)
+    assert isinstance(answer, Model) or "\n" not in answer
+
+
+def load_or_refuse(path):
     try:
-        model = load_model(path)
+        return load_model(path)
     except InputError as error:
-        assert "\n" not in str(error)
-    else:
-        assert isinstance(model, Model)
+        return str(error)
 
 
 # ---- files of others, and files that do not fit together
@@ -398,7 +405,10 @@ def test_another_dtype_is_refused(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (changed_config(hiden_size=5), "ModelConfig: unknown keys ['hiden_size']; known are ['bias"),
+        (
+            changed_config(hiden_size=5),
+            "ModelConfig: unknown keys ['hiden_size']; known are ['b",
+        ),
         (changed_config(hidden_size=0), "hidden_size must be at least 1, got 0"),
         (changed_config(hidden_size=10**9), "hidden_size must be at most 65536, got 1000000000"),
         (changed_config(num_layers=10**9), "num_layers must be at most 64, got 1000000000"),

@@ -125,7 +125,9 @@ def test_a_step_is_pure(changes):
 def test_a_step_moves_every_weight_and_no_statistic():
     data = two_classes()
     params, config = setting(data, num_layers=2)
-    result = train_step(params, init_adam(params), gather(data, torch.arange(8)), 0.1, config, QUICK)
+    result = train_step(
+        params, init_adam(params), gather(data, torch.arange(8)), 0.1, config, QUICK
+    )
     for name, value in params.items():
         assert result.params[name].equal(value) == name.startswith("scaler.")
 
@@ -144,7 +146,9 @@ def test_a_step_on_sequences_without_any_step_is_finite():
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 def test_adam_is_that_of_torch(optimizer, decay):
     shapes = {"weight": (4, 3), "bias": (4,), "pooling": (3,)}
-    params = {k: torch.randn(shape, generator=seeded(i)) for i, (k, shape) in enumerate(shapes.items())}
+    params = {
+        k: torch.randn(shape, generator=seeded(i)) for i, (k, shape) in enumerate(shapes.items())
+    }
     theirs = {name: value.clone().requires_grad_() for name, value in params.items()}
     groups = [
         {"params": [theirs["weight"]], "weight_decay": decay},
@@ -302,7 +306,9 @@ def test_verdicts():
     assert verdict("regress", {"rmse": 1.5}, errors) == (
         "better than every baseline: rmse 1.5 against 2 of b"
     )
-    assert verdict("regress", {"rmse": 2.5}, errors).startswith("no better than a baseline: rmse 2.5")
+    assert verdict("regress", {"rmse": 2.5}, errors).startswith(
+        "no better than a baseline: rmse 2.5"
+    )
 
 
 def test_an_evaluation_compares_on_the_same_rows():
@@ -312,7 +318,7 @@ def test_an_evaluation_compares_on_the_same_rows():
     found = evaluate(scores, config, data, fit_baselines(data)).to_dict()
     assert list(found) == ["task", "rows", "metrics", "baselines", "verdict"]
     assert (found["task"], found["rows"], found["metrics"]["accuracy"]) == ("classify", 80, 1.0)
-    assert list(found["baselines"])[0] == "majority class"
+    assert next(iter(found["baselines"])) == "majority class"
     assert json.loads(json.dumps(found)) == found
 
 
@@ -372,6 +378,19 @@ def test_training_neither_reads_nor_changes_the_callers_random_state():
         assert random.getstate() == before[1]
         assert np.array_equal(np.random.get_state()[1], before[2])
     assert same(*results)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("where", ["cpu", "cuda"])
+def test_training_leaves_the_random_state_of_cuda_alone(where):
+    train = two_classes().to(where)
+    params, config = setting(train, head_dropout=0.5)
+    torch.cuda.manual_seed_all(11)
+    before = torch.cuda.get_rng_state_all()
+    fit({k: v.to(where) for k, v in params.items()}, config, QUICK, train, train)
+    for found, expected in zip(torch.cuda.get_rng_state_all(), before, strict=True):
+        assert found.equal(expected)
 
 
 def test_the_callers_random_state_survives_an_error():
@@ -462,7 +481,9 @@ def test_a_loss_that_is_not_finite_names_epoch_batch_and_sequences(monkeypatch):
     train.x[train.offsets[7]] = math.inf
     params, config = setting(train)
     training = replace(QUICK, batch_size=8, optimizer="adam", clip_norm=0.0)
-    with pytest.raises(RunError, match=r"look at these sequences, or lower --learning-rate") as info:
+    with pytest.raises(
+        RunError, match=r"look at these sequences, or lower --learning-rate"
+    ) as info:
         fit(params, config, training, train, two_classes(9))
     text = str(info.value)
     assert "\n" not in text
@@ -486,7 +507,8 @@ def test_batches_are_bucketed_and_new_in_every_epoch(monkeypatch):
     padded = sum(batch.x.shape[0] * batch.x.shape[1] for batch in seen)
     assert 2 * len(train.x) / padded > 0.75  # random batches: about 0.56
     first, second = (sorted(b.lengths.tolist() for b in part) for part in (seen[:6], seen[6:]))
-    assert sorted(sum(first, [])) == sorted(train.lengths.tolist())
+    everything = [length for lengths in first for length in lengths]
+    assert sorted(everything) == sorted(train.lengths.tolist())
     assert first != second
 
 
@@ -691,6 +713,8 @@ def test_the_fingerprint_and_the_test_figures_of_a_run_with_a_test_file(tmp_path
     train, test = two_classes(), two_classes(30, seed=5)
     path = save_npz(tmp_path, train)
     found = do(path, tmp_path / "run", test=save_npz(tmp_path, test, "test"), pooling="mean")
+    document = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert (document["data"], document["test"]) == (path, str(tmp_path / "test.npz"))
     training = load_model(tmp_path / "run").training
     assert training["test"] == found.evaluation.metrics
     assert training["data_fingerprint"] == fingerprint(load_dataset(path, "train"))

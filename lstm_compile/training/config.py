@@ -21,7 +21,9 @@ class TrainingConfig:
     batch_size: int = option(32, "Sequences a step.", 1)
     learning_rate: float = option(3e-3, "Peak learning rate.", 0.0, LARGEST)
     optimizer: Literal["adamw", "adam"] = option("adamw", "How gradients become steps.")
-    weight_decay: float = option(0.01, "Decoupled for adamw, L2 for adam; weights only.", 0.0, LARGEST)
+    weight_decay: float = option(
+        0.01, "Decoupled for adamw, L2 for adam; weights only.", 0.0, LARGEST
+    )
     schedule: Literal["cosine", "constant"] = option("cosine", "Learning rate after the warm-up.")
     warmup: float = option(0.05, "Share of all steps with a linearly rising rate.", 0.0, 1.0)
     loss: Literal["auto", "cross-entropy", "mse", "mae", "huber"] = option(

@@ -67,7 +67,7 @@ def fit(
     """
     best, epochs, stopped = params, [], "epochs"
     with torch.random.fork_rng(devices=_cuda_devices(train.x)):
-        torch.manual_seed(training.seed)
+        _seed(train.x.device, training.seed)
         try:
             for epoch, reached in _epochs(params, config, training, train, validation):
                 epochs.append(epoch)
@@ -159,6 +159,14 @@ def _finite(losses: Tensor, batches: list[Tensor], epoch: int) -> Tensor:
 def _without_improvement(epochs: list[Epoch]) -> int:
     best = max((epoch.epoch for epoch in epochs if epoch.best), default=0)
     return epochs[-1].epoch - best
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    # torch.manual_seed would seed every CUDA device, those that fork_rng does not restore as well
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _cuda_devices(tensor: Tensor) -> list[torch.device]:

@@ -48,6 +48,7 @@ class Job(NamedTuple):
     """A run about to begin: everything checked, nothing written but its empty folder."""
 
     data: str
+    test: str | None
     folder: Path
     config: ModelConfig
     training: TrainingConfig
@@ -96,7 +97,7 @@ def prepare(
     )
     loss_name(config.task, training.loss)
     parts = _split(data, everything, test, training)
-    return Job(data, new_run_folder(data, output), config, training, parts)
+    return Job(data, test, new_run_folder(data, output), config, training, parts)
 
 
 def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Outcome:
@@ -173,7 +174,10 @@ def device(training: TrainingConfig) -> torch.device:
 
 def _split(data: str, everything: Sequences, test: str | None, training: TrainingConfig) -> Parts:
     generator = torch.Generator().manual_seed(training.seed)
-    kept, held_out = stratified_split(everything.y, training.validation, generator)
+    try:
+        kept, held_out = stratified_split(everything.y, training.validation, generator)
+    except InputError as error:
+        raise InputError(f"{data}: {error}") from error
     train, validation = everything.select(kept), everything.select(held_out)
     if test is None and data not in BUNDLED:
         return Parts(train, validation, validation, train, "validation")
@@ -223,7 +227,8 @@ def _toml(job: Job) -> str:
     """The resolved settings; `train --config` reads them back."""
     derived = ("task", "input_size", "output_size")
     model = {k: v for k, v in asdict(job.config).items() if k not in derived}
-    lines = [f"data = {_toml_value(job.data)}"]
+    sources = {"data": job.data, "test": job.test}
+    lines = [f"{name} = {_toml_value(path)}" for name, path in sources.items() if path is not None]
     for title, values in (("model", model), ("training", asdict(job.training))):
         lines += ["", f"[{title}]"]
         lines += [f"{name} = {_toml_value(value)}" for name, value in values.items()]

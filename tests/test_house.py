@@ -1,0 +1,191 @@
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import lstm_compile
+import lstm_compile.data
+import lstm_compile.export
+from lstm_compile.cli.app import COMMANDS
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = {
+    "lstm_compile": "lstm_compile",
+    "export": "lstm_compile/export",
+    "cli": "lstm_compile/cli",
+}
+
+
+def run(*command, cwd=ROOT):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_ADDOPTS"}
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+
+
+def modules_after(code, *args):
+    """What is imported once `code` has run in a fresh interpreter."""
+    lines = ["import json, sys", f"sys.argv = {['lstm-compile', *args]!r}"]
+    lines += ["try:", *(f"    {line}" for line in code.splitlines())]
+    lines += ["except SystemExit as stop:", "    assert not stop.code, stop.code"]
+    lines += ["print(json.dumps(sorted(sys.modules)), file=sys.stderr)"]
+    done = run(sys.executable, "-c", "\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stderr.splitlines()[-1]))
+
+
+# ---- the wheel
+
+
+def copy_of_the_repository(folder):
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "-z")
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The names in a wheel built, without a network, from what git knows."""
+    source = copy_of_the_repository(tmp_path_factory.mktemp("source"))
+    target = tmp_path_factory.mktemp("wheel")
+    options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+    done = run(sys.executable, "-m", "pip", "wheel", *options, "-w", target, ".", cwd=source)
+    assert done.returncode == 0, done.stderr
+    (path,) = target.glob("*.whl")
+    return set(zipfile.ZipFile(path).namelist())
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_the_wheel_holds_every_module(wheel, floor):
+    expected = {
+        f"{FLOORS[floor]}/{path.relative_to(ROOT / floor).as_posix()}"
+        for path in (ROOT / floor).rglob("*.py")
+    }
+    assert len(expected) > 5
+    assert expected <= wheel
+
+
+def test_the_wheel_holds_no_module_that_is_not_there(wheel):
+    count = sum(len(list((ROOT / floor).rglob("*.py"))) for floor in FLOORS)
+    assert len([name for name in wheel if name.endswith(".py")]) == count
+
+
+def test_the_wheel_holds_the_data_and_the_type_marker(wheel):
+    bundled = (ROOT / "lstm_compile/data/bundled").iterdir()
+    expected = {path.relative_to(ROOT).as_posix() for path in bundled}
+    assert len(expected) == 5
+    assert expected | {"lstm_compile/py.typed"} <= wheel
+
+
+def test_the_wheel_has_one_top_level_name(wheel):
+    tops = {name.split("/")[0] for name in wheel}
+    (other,) = tops - {"lstm_compile"}
+    assert other.startswith("lstm_compile-")
+    assert other.endswith(".dist-info")
+    assert f"{other}/licenses/LICENSE" in wheel
+
+
+# ---- the checkout
+
+
+def test_the_program_runs_in_the_root_of_the_checkout():
+    done = run(sys.executable, "-m", "lstm_compile", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("lstm-compile, version ")
+
+
+def test_pytest_runs_in_the_root_of_the_checkout():
+    done = run(sys.executable, "-m", "pytest", "tests/test_sequences.py", "-q", "-k", "moves_every")
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
+# ---- names and imports
+
+
+@pytest.mark.parametrize("package", [lstm_compile, lstm_compile.data, lstm_compile.export])
+def test_every_public_name_resolves(package):
+    assert package.__all__ == sorted(package._HOMES) == dir(package)
+    for name, home in package._HOMES.items():
+        module = importlib.import_module(f"{package.__name__}.{home}")
+        assert getattr(package, name) is getattr(module, name)
+    with pytest.raises(AttributeError, match="has no attribute 'absent'"):
+        package.absent  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "lstm_compile",
+        "lstm_compile.config",
+        "lstm_compile.data.schema",
+        "lstm_compile.runs",
+        "lstm_compile.training.config",
+        "lstm_compile.export",
+        "lstm_compile.export.names",
+        "lstm_compile.cli",
+        "lstm_compile.cli.app",
+    ],
+)
+def test_importing_loads_no_torch(module):
+    assert not {"torch", "onnx", "onnxruntime"} & modules_after(f"import {module}")
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
+def test_asking_for_help_loads_no_torch(args):
+    loaded = modules_after("from lstm_compile.cli import main\nmain()", *args)
+    assert "lstm_compile.cli.app" in loaded
+    assert not {"torch", "onnx", "onnxruntime", "numpy"} & loaded
+
+
+def test_the_lower_floors_know_nothing_of_the_upper_ones():
+    banned = {
+        "lstm_compile": ("onnx", "onnxruntime", "onnxscript", "click", "rich", "lstm_compile.cli"),
+        "export": ("click", "rich", "lstm_compile.cli"),
+    }
+    for floor, names in banned.items():
+        for path in (ROOT / floor).rglob("*.py"):
+            if path.name == "__main__.py":
+                continue
+            for line in path.read_text().splitlines():
+                words = line.split()
+                if words[:1] in (["import"], ["from"]):
+                    for name in names:
+                        found = words[1] == name or words[1].startswith(f"{name}.")
+                        assert not found, f"{path}: {line}"
+
+
+@pytest.mark.parametrize("line", ["import export", "from cli import app", "from . import cell"])
+def test_the_lint_rule_refuses_generic_and_relative_imports(line):
+    command = [sys.executable, "-m", "ruff", "check", "--select", "TID", "--no-cache", "-"]
+    done = subprocess.run(command, cwd=ROOT, input=f"{line}\n", capture_output=True, text=True)
+    if "No module named ruff" in done.stderr:
+        pytest.skip("ruff is not installed")
+    assert done.returncode == 1
+    assert "TID25" in done.stdout
+
+
+# ---- the README
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_readme_shows_every_command(name):
+    assert re.search(rf"(lstm-compile |`){name}\b", (ROOT / "README.md").read_text("utf-8"))
