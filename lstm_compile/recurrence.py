@@ -308,8 +308,10 @@ class _TracedTransformed(_Traced):
             return _gradients(torch.ops.lstm_compile.recurrence_backward, ctx, gradients)
 
 
-class _TracedBackward(_TransformedBackward):
+class _TracedBackward(torch.autograd.Function):
     """The same in traced code, where no backend has a second order."""
+
+    forward = _TransformedBackward.forward
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], _: tuple[Tensor, ...]) -> None:
@@ -317,9 +319,10 @@ class _TracedBackward(_TransformedBackward):
         ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
 
     @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         # AOTAutograd traces this for every gradient of a parameter, wanted or not: refuse on use
-        refused = iter(torch.ops.lstm_compile.refuse_second_order(ctx.saved_tensors))
+        refuse = torch.ops.lstm_compile.refuse_second_order
+        refused = iter(refuse(ctx.saved_tensors, gradients))
         return tuple(next(refused) if is_tensor else None for is_tensor in ctx.tensors)
 
 
@@ -354,11 +357,11 @@ _library.define(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=_TAGS,
 )
-_library.define("refuse_second_order(Tensor[] tensors) -> Tensor[]", tags=_TAGS)
+_library.define("refuse_second_order(Tensor[] tensors, Tensor[] gradients) -> Tensor[]", tags=_TAGS)
 
 
 @torch.library.impl(_library, "refuse_second_order", "CompositeExplicitAutograd")
-def _refuse_second_order(_: list[Tensor]) -> NoReturn:
+def _refuse_second_order(*_: list[Tensor]) -> NoReturn:
     raise RuntimeError(TRACED_FIRST_ORDER_ONLY)
 
 
@@ -438,7 +441,7 @@ torch.library.register_fake(
 )
 torch.library.register_fake(
     "lstm_compile::refuse_second_order",
-    lambda tensors: [torch.empty_like(tensor) for tensor in tensors],
+    lambda tensors, gradients: [torch.empty_like(tensor) for tensor in tensors],
     lib=_library,
 )
 

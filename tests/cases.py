@@ -4,9 +4,12 @@ Everything is drawn from one seed in the case's own dtype; the oracle gets the s
 float64. A loss with random weights on output and both states makes every gradient take part.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import NamedTuple
+from itertools import count
+from types import FunctionType
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -235,6 +238,23 @@ def assert_values(name: str, found: Tensor, expected: Tensor, bound: float) -> N
     error = (found.double().cpu() - expected.double().cpu()).abs()
     worst = error.max().item() if error.numel() else 0.0
     assert worst <= bound, f"{name}: {worst:.3g} off, {bound:.3g} allowed"
+
+
+def compiled_alone(function: Callable[..., Any], backend: Any = "inductor") -> Callable[..., Any]:
+    """`function` under torch.compile(fullgraph=True), with a code object of its own.
+
+    Dynamo counts recompiles per code object, and one function of a parametrised test is one.
+    """
+
+    def alone(*args: Any) -> Any:
+        return function(*args)
+
+    code = alone.__code__.replace(co_name=f"alone_{next(_numbers)}")
+    copy = FunctionType(code, alone.__globals__, code.co_name, None, alone.__closure__)
+    return torch.compile(copy, fullgraph=True, backend=backend)
+
+
+_numbers = count()
 
 
 def of(**changes: object) -> Case:

@@ -91,9 +91,7 @@ def test_an_outer_compile_meets_one_node_whatever_the_time(backend, time):
         return graph_module
 
     data = plain(make_data(of(time=time, num_layers=2, bidirectional=True), SINGLE))
-    compiled = torch.compile(
-        lambda x: call(data, x=x, backend=backend), fullgraph=True, backend=keep
-    )
+    compiled = compiled_alone(lambda x: call(data, x=x, backend=backend), keep)
     output, state = compiled(data.x)
     assert len(graphs) == 1
     nodes = [node for node in graphs[0].graph.nodes if "recurrence" in str(node.target)]
@@ -142,7 +140,7 @@ def test_compile_under_no_grad_and_autocast(backend):
 
 def test_errors_are_the_same_under_compile():
     data = plain(make_data(CASE, SINGLE))
-    compiled = torch.compile(lambda x: call(data, x=x), fullgraph=True, backend="eager")
+    compiled = compiled_alone(lambda x: call(data, x=x), "eager")
     with pytest.raises((InputError, torch._dynamo.exc.Unsupported), match="x must have shape"):
         compiled(data.x[..., :2])
 
@@ -356,7 +354,7 @@ def test_compile_of_func_grad(backend, bias):
     expected = gradients_by_autograd(data)
     for argnum in (0, 1):
         transformed = torch.func.grad(function, argnums=argnum)
-        compiled = torch.compile(transformed, fullgraph=True, backend="aot_eager")
+        compiled = compiled_alone(transformed, "aot_eager")
         assert_same(compiled(data.params, data.x), expected[argnum])
 
 
@@ -365,7 +363,7 @@ def test_compile_of_vmap(backend):
     data = plain(make_data(CASE, DOUBLE))
     models = stacked(data, 2)
     function = torch.func.vmap(lambda params: call(data, params, backend=backend)[0])
-    found = torch.compile(function, fullgraph=True, backend="aot_eager")(models)
+    found = compiled_alone(function, "aot_eager")(models)
     assert_same(found, function(models))
 
 
@@ -445,7 +443,7 @@ def test_second_order_and_forward_mode_in_torch_func_are_refused(backend, transf
 @pytest.mark.parametrize("transform", [second_order, forward_mode])
 def test_second_order_and_forward_mode_under_compile_are_refused(backend, transform):
     data = plain(make_data(CASE, DOUBLE))
-    compiled = torch.compile(transform(x_loss(data, backend)), fullgraph=True, backend="aot_eager")
+    compiled = compiled_alone(transform(x_loss(data, backend)), "aot_eager")
     with pytest.raises(RuntimeError, match=f"backend='{backend}' {REFUSAL}"):
         compiled(data.x)
 
@@ -454,7 +452,7 @@ def test_second_order_and_forward_mode_under_compile_are_refused(backend, transf
 def test_vmap_of_grad_under_compile_is_refused(backend):
     data = plain(make_data(CASE, DOUBLE))
     function = torch.func.vmap(torch.func.grad(x_loss(data, backend)))
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    compiled = compiled_alone(function, "aot_eager")
     with pytest.raises(RuntimeError, match=r"vmap outside torch\.compile"):
         compiled(torch.stack([data.x, data.x]))
 
@@ -487,7 +485,7 @@ def test_a_gradient_penalty_under_compile_is_refused(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_forward_mode_through_a_compiled_function_is_refused(backend):
     data = plain(make_data(CASE, DOUBLE))
-    compiled = torch.compile(x_loss(data, backend), fullgraph=True, backend="aot_eager")
+    compiled = compiled_alone(x_loss(data, backend), "aot_eager")
     with (
         forward_ad.dual_level(),
         pytest.raises(RuntimeError, match="first-order reverse-mode derivatives only"),
@@ -499,7 +497,7 @@ def test_forward_mode_through_a_compiled_function_is_refused(backend):
 def test_second_order_of_a_compiled_function_is_refused(backend):
     data = plain(make_data(CASE, DOUBLE))
     x = data.x.clone().requires_grad_()
-    compiled = torch.compile(x_loss(data, backend), fullgraph=True, backend="aot_eager")
+    compiled = compiled_alone(x_loss(data, backend), "aot_eager")
     (gradient,) = torch.autograd.grad(compiled(x), x, create_graph=True)
     with pytest.raises(RuntimeError, match="does not currently support double backward"):
         gradient.pow(2).sum().backward()
@@ -537,7 +535,7 @@ def test_the_reference_has_every_mode_of_torch_func(compiler):
 
     def maybe_compiled(transformed):
         return (
-            torch.compile(transformed, fullgraph=True, backend=compiler)
+            compiled_alone(transformed, compiler)
             if compiler
             else transformed
         )
