@@ -1,6 +1,7 @@
 """The group of commands, each imported when it is called."""
 
 import tomllib
+from difflib import get_close_matches
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -24,6 +25,15 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = import_module(f"lstm_compile.cli.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the arguments begin with; suggest the nearest if there is none."""
+        near = get_close_matches(args[0], COMMANDS, 1)
+        if args[0] not in COMMANDS and near:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, args)
 
 
 def _version() -> str:

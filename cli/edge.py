@@ -1,6 +1,7 @@
 """Where library errors become one line and an exit code: 2 for bad input, 1 for failed work."""
 
 import signal
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -46,7 +47,7 @@ class Command(click.Command):
             ctx.exit(code_of_signal(ctx))
         except Exception as error:
             if debug:
-                raise
+                traceback.print_exc()
             raise _translated(error) from error
 
 

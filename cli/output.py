@@ -1,6 +1,5 @@
 """What a person reads: tables on a terminal, plain lines in a pipe, JSON where asked for."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
+
+from lstm_compile.files import to_json
 
 if TYPE_CHECKING:
     from lstm_compile.export.report import ParityReport
@@ -23,7 +24,7 @@ def console(json_wanted: bool) -> Console:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
-    click.echo(json.dumps(value))
+    click.echo(to_json(value))
 
 
 def metric(name: str, value: float) -> str:

@@ -14,8 +14,9 @@ from lstm_compile.config import ModelConfig
 from lstm_compile.training.config import TrainingConfig
 
 if TYPE_CHECKING:
+    from lstm_compile.training.job import Job
     from lstm_compile.training.loop import Epoch
-    from lstm_compile.training.run import Job, Outcome
+    from lstm_compile.training.run import Outcome
 
 
 @click.command(cls=Command)
@@ -49,7 +50,8 @@ def command(
     out = output.console(as_json)
     training = TrainingConfig(**values_of(TrainingConfig, options))
     with sigterm_as_ctrl_c(ctx):
-        from lstm_compile.training.run import prepare, run
+        from lstm_compile.training.job import prepare
+        from lstm_compile.training.run import run
 
         job = prepare(data, values_of(ModelConfig, options), training, test=test, output=folder)
         _begin(out, job)

@@ -26,6 +26,9 @@ def command(run: Path | None, path: Path | None, as_json: bool) -> None:
     if as_json:
         output.print_json({"path": str(target), **report.to_dict()})
     else:
-        output.parity(output.console(as_json), report)
+        out = output.console(as_json)
+        output.parity(out, report)
+        if report.passed:
+            output.lines(out, ("next", output.command("evaluate", target)))
     if not report.passed:
         raise Failure(f"{target}: does not agree with {source}; export it again")

@@ -46,6 +46,10 @@ def evaluate_file(source: str | Path, data: str | None = None) -> Evaluation:
     Raises:
         InputError: a file that cannot be read, or data that do not fit the model.
     """
+    if str(source) in BUNDLED:
+        raise InputError(
+            f"{source} is data, and a model comes first: lstm-compile evaluate RUN {source}"
+        )
     source = Path(source)
     model = _from_onnx(source) if source.suffix == ".onnx" else _from_safetensors(source)
     rows = load_dataset(data or _trained_on(source, model), "test", schema=model.schema)

@@ -205,7 +205,8 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Baseline]:
         InputError: an unknown baseline, or one without a float64 weight and bias that fit.
     """
     keys = [key.removeprefix(PREFIX) for key in tensors if key.startswith(PREFIX)]
-    names = dict.fromkeys(key.rpartition(".")[0] for key in keys)
+    found = {key.rpartition(".")[0] for key in keys}
+    names = [name for name in FEATURES if name in found] + sorted(found - set(FEATURES))
     return {name: _rebuild(name, tensors) for name in names}
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save, save_file
 
 from lstm_compile import load_model, save_model
 from lstm_compile.cli.app import COMMANDS, app
-from lstm_compile.errors import InputError, RunError
+from lstm_compile.errors import RunError
 
 QUICK = [
     *("--epochs", "2", "--hidden-size", "6", "--num-layers", "1", "--batch-size", "16"),
@@ -692,18 +692,17 @@ def test_a_bug_is_one_line_too(here, monkeypatch):
     assert result.exit_code == 1
     assert result.stderr == "Error: ZeroDivisionError: first line (a bug; --debug shows where)\n"
     result = invoke("train", data, *QUICK, "--output", "b", "--debug")
-    assert isinstance(result.exception, ZeroDivisionError)
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
 
 
 def test_debug_shows_the_traceback_of_an_input_error():
-    result = invoke("train", "absent.npz", "--debug")
-    assert isinstance(result.exception, InputError)
     done = launch("train", "absent.npz", "--debug")
     _, stderr = done.communicate()
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert stderr.startswith("Traceback (most recent call last):")
-    assert stderr.splitlines()[-1].endswith(
-        "InputError: absent.npz: cannot be read (No such file or directory)"
+    assert stderr.splitlines()[-1] == (
+        "Error: absent.npz: cannot be read (No such file or directory)"
     )
 
 
@@ -784,7 +783,7 @@ def test_a_signal_while_the_data_are_read_is_no_traceback(here, monkeypatch, num
     def stop(*args, **options):
         os.kill(os.getpid(), number)
 
-    monkeypatch.setattr("lstm_compile.training.run.prepare", stop)
+    monkeypatch.setattr("lstm_compile.training.job.prepare", stop)
     result = invoke("train", write_npz(here / "data.npz"), *QUICK)
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", "stopped\n")
 

@@ -241,7 +241,7 @@ def test_npz_with_flipped_bytes_is_read_or_refused_in_one_line(tmp_path_factory,
 def test_paths_that_are_no_readable_file(tmp_path):
     assert_refused(tmp_path / "none.npz", "none.npz: cannot be read (No such file or directory)")
     assert_refused(tmp_path / "x.csv", "expected a file that ends in .npz or .ts, found '.csv'")
-    assert_refused(tmp_path / "x", "expected a file that ends in .npz or .ts, found 'no suffix'")
+    assert_refused(tmp_path / "x", "expected a file that ends in .npz or .ts, found no ending")
     (tmp_path / "folder.ts").mkdir()
     assert_refused(tmp_path / "folder.ts", "expected a file, found a directory")
     (tmp_path / "empty.npz").touch()

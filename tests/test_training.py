@@ -20,8 +20,9 @@ from lstm_compile.scaling import Scaler, fit_scaler
 from lstm_compile.tasks import loss_name, metrics, score_classes, training_loss
 from lstm_compile.training import loop
 from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.job import device, prepare
 from lstm_compile.training.loop import Fit, fit, predict_all
-from lstm_compile.training.run import device, prepare, run
+from lstm_compile.training.run import run
 from lstm_compile.training.step import (
     AdamState,
     adam_update,
@@ -482,14 +483,14 @@ def test_a_loss_that_is_not_finite_names_epoch_batch_and_sequences(monkeypatch):
     params, config = setting(train)
     training = replace(QUICK, batch_size=8, optimizer="adam", clip_norm=0.0)
     with pytest.raises(
-        RunError, match=r"look at these sequences, or lower --learning-rate"
+        RunError, match=r"look at their values, or lower --learning-rate"
     ) as info:
         fit(params, config, training, train, two_classes(9))
     text = str(info.value)
     assert "\n" not in text
     place, rows = text.split(" (sequences ")
     assert place in {f"the loss of epoch 1, batch {k} of 3 is nan" for k in (1, 2, 3)}
-    assert "7" in rows.split(" of the training part")[0].split(", ")
+    assert "7" in rows.split(" of the training data")[0].split(", ")
 
 
 def test_batches_are_bucketed_and_new_in_every_epoch(monkeypatch):

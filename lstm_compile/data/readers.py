@@ -43,7 +43,7 @@ def _read_table(path: Path) -> Table:
     if reader is None:
         raise InputError(
             f"{path}: expected a file that ends in {' or '.join(READERS)}, found "
-            f"{path.suffix or 'no suffix'!r}"
+            f"{repr(path.suffix) if path.suffix else 'no ending'}"
         )
     if path.is_dir():
         raise InputError(f"{path}: expected a file, found a directory")

@@ -18,6 +18,8 @@ from lstm_compile.tasks import Metrics, metrics, training_loss
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.step import init_adam, learning_rate_at, train_step
 
+SHOWN_ROWS = 8
+
 
 class Epoch(NamedTuple):
     """What one epoch gave; a line of metrics.jsonl."""
@@ -51,6 +53,7 @@ def fit(
     train: Sequences,
     validation: Sequences,
     on_epoch: Callable[[Epoch, Params], None] = lambda epoch, params: None,
+    rows: Tensor | None = None,
 ) -> Fit:
     """Train until the epochs are used up, validation stops getting better, or Ctrl-C.
 
@@ -61,6 +64,7 @@ def fit(
         train: what the weights are fitted on.
         validation: what stops training and picks the weights.
         on_epoch: called after each epoch with its figures and the weights it ended with.
+        rows: int64 (len(train),), what errors call the sequences of `train`; 0, 1, ... if None.
 
     Raises:
         RunError: a loss was not finite; the message names the batch.
@@ -69,7 +73,7 @@ def fit(
     with torch.random.fork_rng(devices=_cuda_devices(train.x)):
         _seed(train.x.device, training.seed)
         try:
-            for epoch, reached in _epochs(params, config, training, train, validation):
+            for epoch, reached in _epochs(params, config, training, train, validation, rows):
                 epochs.append(epoch)
                 best = reached if epoch.best else best
                 on_epoch(epoch, reached)
@@ -87,6 +91,7 @@ def _epochs(
     training: TrainingConfig,
     train: Sequences,
     validation: Sequences,
+    rows: Tensor | None,
 ) -> Iterator[tuple[Epoch, Params]]:
     generator = torch.Generator().manual_seed(training.seed)
     params, optimizer, lengths = start, init_adam(start), train.lengths.cpu()
@@ -100,7 +105,7 @@ def _epochs(
             batch = _gather(train, lengths, indices)
             params, optimizer, loss = train_step(params, optimizer, batch, rate, config, training)
             losses.append(loss)
-        mean_loss = float(_finite(torch.stack(losses), batches, number).mean())
+        mean_loss = float(_finite(torch.stack(losses), batches, number, rows).mean())
         held_out, scores = _validate(params, config, training, validation)
         seconds = time.perf_counter() - began
         best = held_out < lowest
@@ -143,15 +148,18 @@ def _gather(data: Sequences, lengths: Tensor, indices: Tensor) -> Batch:
     return gather(data, indices.to(data.x.device), time=max(1, int(lengths[indices].max())))
 
 
-def _finite(losses: Tensor, batches: list[Tensor], epoch: int) -> Tensor:
+def _finite(losses: Tensor, batches: list[Tensor], epoch: int, rows: Tensor | None) -> Tensor:
     values = losses.cpu()
     if not bool(values.isfinite().all()):
         position = int((~values.isfinite()).nonzero()[0])
-        rows = ", ".join(map(str, batches[position].tolist()))
+        batch = batches[position]
+        names = (batch if rows is None else rows[batch]).tolist()
+        shown = ", ".join(map(str, names[:SHOWN_ROWS]))
+        more = f" and {len(names) - SHOWN_ROWS} more" if len(names) > SHOWN_ROWS else ""
         raise RunError(
             f"the loss of epoch {epoch}, batch {position + 1} of {len(batches)} is "
-            f"{float(values[position])} (sequences {rows} of the training part); look at these "
-            "sequences, or lower --learning-rate"
+            f"{float(values[position])} (sequences {shown}{more} of the training data, counted "
+            "from 0); look at their values, or lower --learning-rate"
         )
     return values
 

@@ -1,58 +1,30 @@
-"""A training run from a data set to a run folder: model, config, metrics and baselines."""
+"""A training run: from a prepared job to a run folder with model, config, metrics, baselines."""
 
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import save
 
 from lstm_compile.baselines import fit_baselines, to_tensors
 from lstm_compile.checkpoint import Model, save_model, to_device
-from lstm_compile.config import ModelConfig
-from lstm_compile.data.batches import stratified_split
-from lstm_compile.data.bundled import BUNDLED, load_dataset
-from lstm_compile.data.sequences import Sequences, fingerprint
-from lstm_compile.errors import InputError, RunError
+from lstm_compile.errors import RunError
 from lstm_compile.evaluation import Evaluation, evaluate
-from lstm_compile.files import write_atomically
+from lstm_compile.files import to_json, write_atomically
 from lstm_compile.model import Params, init_params
 from lstm_compile.runs import (
     BASELINES_FILE,
     CONFIG_FILE,
     METRICS_FILE,
     MODEL_FILE,
-    new_run_folder,
 )
 from lstm_compile.scaling import fit_scaler
-from lstm_compile.tasks import loss_name
-from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.job import Job, device
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all
-
-
-class Parts(NamedTuple):
-    """Who learns from what."""
-
-    train: Sequences  # what the weights are fitted on
-    validation: Sequences  # what stops training and picks the weights
-    test: Sequences  # what the final figures are of: the test part, else the validation part
-    known: Sequences  # what the baselines are fitted on: all that is not `test`
-    tested_on: str  # "test" or "validation"
-
-
-class Job(NamedTuple):
-    """A run about to begin: everything checked, nothing written but its empty folder."""
-
-    data: str
-    test: str | None
-    folder: Path
-    config: ModelConfig
-    training: TrainingConfig
-    parts: Parts
 
 
 @dataclass(frozen=True)
@@ -66,40 +38,6 @@ class Outcome:
     seconds: float
 
 
-def prepare(
-    data: str,
-    hyper_parameters: Mapping[str, Any],
-    training: TrainingConfig,
-    *,
-    test: str | None = None,
-    output: Path | None = None,
-) -> Job:
-    """Read and check everything, then make the run folder.
-
-    Args:
-        data: name of a bundled data set, or path of a `.ts` or `.npz` file.
-        hyper_parameters: fields of ModelConfig but task, input_size and output_size, which the
-            data decide.
-        training: how to train.
-        test: a file of held-out sequences; a bundled data set brings its own.
-        output: the run folder; runs/DATA-N if None.
-
-    Raises:
-        InputError: anything wrong with the data, the settings or the folder; nothing is written.
-    """
-    device(training)
-    everything = load_dataset(data, "train")
-    config = ModelConfig(
-        task=everything.task,
-        input_size=len(everything.features),
-        output_size=len(everything.classes or everything.targets),
-        **hyper_parameters,
-    )
-    loss_name(config.task, training.loss)
-    parts = _split(data, everything, test, training)
-    return Job(data, test, new_run_folder(data, output), config, training, parts)
-
-
 def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Outcome:
     """Train, keep the best weights in the run folder at every moment, evaluate.
 
@@ -109,14 +47,17 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
     """
     start = time.perf_counter()
     where = device(job.training)
-    write_atomically(job.folder / CONFIG_FILE, _toml(job).encode())
     params = _scaled(init_params(job.config, job.training.seed), job)
 
+    lines: list[str] = []
+
     def after_epoch(epoch: Epoch, params: Params) -> None:
+        if not lines:  # a run stopped before this leaves its folder empty, free for another try
+            write_atomically(job.folder / CONFIG_FILE, _toml(job).encode())
         if epoch.best:
             _save(job, params, {"epochs": epoch.epoch, "validation": epoch.validation})
-        with (job.folder / METRICS_FILE).open("a") as file:
-            file.write(json.dumps(epoch._asdict()) + "\n")
+        lines.append(to_json(epoch._asdict()) + "\n")
+        write_atomically(job.folder / METRICS_FILE, "".join(lines).encode())
         on_epoch(epoch)
 
     fitted = fit(
@@ -126,6 +67,7 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
         job.parts.train.to(where),
         job.parts.validation.to(where),
         after_epoch,
+        job.parts.train_rows,
     )
     _require_an_epoch(fitted)
     baselines = fit_baselines(job.parts.known)
@@ -150,41 +92,6 @@ def _require_an_epoch(fitted: Fit) -> None:
         raise RunError("no epoch gave a finite validation loss; lower --learning-rate")
 
 
-def device(training: TrainingConfig) -> torch.device:
-    """The device that `training.device` names; auto is CUDA where there is one.
-
-    Raises:
-        InputError: no such device here.
-    """
-    if training.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(training.device)
-    except RuntimeError:
-        where = None
-    if where is None or where.type not in ("cpu", "cuda"):
-        raise InputError(f"device must be cpu, cuda, cuda:N or auto; got {training.device!r}")
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device {training.device} is not here: torch sees {torch.cuda.device_count()} CUDA "
-            "devices; use --device cpu"
-        )
-    return where
-
-
-def _split(data: str, everything: Sequences, test: str | None, training: TrainingConfig) -> Parts:
-    generator = torch.Generator().manual_seed(training.seed)
-    try:
-        kept, held_out = stratified_split(everything.y, training.validation, generator)
-    except InputError as error:
-        raise InputError(f"{data}: {error}") from error
-    train, validation = everything.select(kept), everything.select(held_out)
-    if test is None and data not in BUNDLED:
-        return Parts(train, validation, validation, train, "validation")
-    tested = load_dataset(test or data, "test", schema=everything.schema)
-    return Parts(train, validation, tested, everything, "test")
-
-
 def _scaled(params: Params, job: Job) -> Params:
     """The parameters with scalers fitted on the training part, over valid steps only."""
     fitted = {"scaler": fit_scaler(job.parts.train.x, job.config.scaling)}
@@ -201,7 +108,7 @@ def _scaled(params: Params, job: Job) -> Params:
 def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
     provenance = {
         "data": job.data,
-        "data_fingerprint": fingerprint(job.parts.known),
+        "data_fingerprint": job.fingerprint,
         "seed": job.training.seed,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **training,
