@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from lstm_compile.checkpoint import Model, load_model
+from lstm_compile.devices import cpu_threads
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
 from lstm_compile.export.answers import (
@@ -19,7 +20,6 @@ from lstm_compile.export.answers import (
     Answers,
     answer_of,
     choose_runtimes,
-    one_thread,
     reference,
 )
 from lstm_compile.export.cases import Case, all_cases, draw
@@ -52,7 +52,7 @@ def verify_onnx(
     file = read_onnx(onnx_path)
     _check_interface(model, file, onnx_path)
     chosen, skipped = choose_runtimes(runtimes)
-    with one_thread():
+    with cpu_threads(1):  # on a busy machine more wait for each other at every step
         rows = tuple(_rows(model, file, chosen))
     return ParityReport(
         rows,

@@ -148,7 +148,7 @@ class LSTM(nn.Module):
         if self.batch_first:
             return self._run(input, lengths, hx, backend)
         output, state = self._run(input.transpose(0, 1), lengths, hx, backend)
-        return output.transpose(0, 1), state
+        return output.transpose(0, 1).contiguous(), state  # nn.LSTM's can be viewed as it is
 
     def _forward_packed(
         self, packed: PackedSequence, hx: tuple[Tensor, Tensor] | None, backend: Backend | None

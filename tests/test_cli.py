@@ -25,15 +25,6 @@ QUICK = [
 COLUMN = 12  # where the text of a `title  text` line begins
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These models are so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     """An empty working directory: `runs/` is relative."""
@@ -144,6 +135,7 @@ OPTIONS = {
         "--validation",
         "--seed",
         "--device",
+        "--threads",
         "--backend",
         "--chunk",
         "--debug",

@@ -17,7 +17,6 @@ from lstm_compile.checkpoint import Model, numbered_schema, save_model
 from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.export import export_onnx, translation_table, verify_onnx
-from lstm_compile.export.answers import one_thread
 from lstm_compile.export.onnx import layer_names, to_onnx
 from lstm_compile.export.runtime import ask, open_session
 from lstm_compile.model import init_params, predict
@@ -239,8 +238,7 @@ def test_sequences_of_600_steps_stay_within_the_long_tolerance():
     x, lengths = x.astype(np.float32), np.array(lengths)
     params = {name: value.double() for name, value in model.params.items()}
     given = torch.tensor(x).double(), torch.tensor(lengths)
-    with one_thread():
-        expected = predict(params, model.config, *given, backend="reference")
+    expected = predict(params, model.config, *given, backend="reference")
     found = ask(open_session(exported_bytes(())), x, lengths)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from lstm_compile import ModelConfig, init_params, load_model
 from lstm_compile.baselines import fit_baselines, from_tensors
 from lstm_compile.data import Sequences, fingerprint, gather, load_dataset
+from lstm_compile.devices import cpu_threads, find_device, fitting_threads
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.evaluation import evaluate, verdict
 from lstm_compile.model import forward, trainable
@@ -20,7 +21,7 @@ from lstm_compile.scaling import Scaler, fit_scaler
 from lstm_compile.tasks import loss_name, metrics, score_classes, training_loss
 from lstm_compile.training import loop
 from lstm_compile.training.config import TrainingConfig
-from lstm_compile.training.job import device, prepare
+from lstm_compile.training.job import prepare
 from lstm_compile.training.loop import Fit, fit, predict_all
 from lstm_compile.training.run import run
 from lstm_compile.training.step import (
@@ -36,15 +37,6 @@ SMALL = {"hidden_size": 6, "num_layers": 1, "dropout": 0.0, "head_dropout": 0.0}
 QUICK = TrainingConfig(
     epochs=3, batch_size=16, learning_rate=0.02, label_smoothing=0.0, device="cpu"
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These models are so small that a second thread only waits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def seeded(seed):
@@ -482,9 +474,7 @@ def test_a_loss_that_is_not_finite_names_epoch_batch_and_sequences(monkeypatch):
     train.x[train.offsets[7]] = math.inf
     params, config = setting(train)
     training = replace(QUICK, batch_size=8, optimizer="adam", clip_norm=0.0)
-    with pytest.raises(
-        RunError, match=r"look at their values, or lower --learning-rate"
-    ) as info:
+    with pytest.raises(RunError, match=r"look at their values, or lower --learning-rate") as info:
         fit(params, config, training, train, two_classes(9))
     text = str(info.value)
     assert "\n" not in text
@@ -799,13 +789,13 @@ def test_settings_out_of_range_are_refused(changes, message):
 @pytest.mark.parametrize("name", ["tpu", "cuda:x", "meta", "", "cpu:zero"])
 def test_unknown_devices_are_refused(name):
     with pytest.raises(InputError, match="device must be cpu, cuda, cuda:N or auto; got"):
-        device(TrainingConfig(device=name))
+        find_device(name)
 
 
 def test_an_absent_device_is_refused():
     message = r"device cuda:99 is not here: torch sees \d+ CUDA devices; use --device cpu"
     with pytest.raises(InputError, match=message):
-        device(TrainingConfig(device="cuda:99"))
+        find_device("cuda:99")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.toml"])
@@ -820,3 +810,15 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, name):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(InputError, match=r"cannot be made \(File exists\); name another --output"):
         prepare(path, SMALL, QUICK, output=tmp_path / "file")
+
+
+def test_small_models_take_one_thread_and_large_ones_all():
+    assert fitting_threads(32, 64) == 1
+    assert fitting_threads(64, 256) == torch.get_num_threads()
+
+
+def test_threads_are_given_back():
+    before = torch.get_num_threads()
+    with cpu_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before

@@ -12,7 +12,7 @@ from lstm_compile.checkpoint import Model, numbered_schema, save_model
 from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.export import ParityReport, verify_onnx
-from lstm_compile.export.answers import choose_runtimes, full_precision, one_thread
+from lstm_compile.export.answers import choose_runtimes, full_precision
 from lstm_compile.export.cases import Case, all_cases, draw
 from lstm_compile.export.onnx import to_onnx
 from lstm_compile.export.parity import answer_units, rounding, tolerance
@@ -248,13 +248,6 @@ def test_cuda_runtimes_need_a_device():
 def test_cuda_backends_agree(path):
     report = verify_onnx(make_model(), path, ("eager-cuda", "compiled-cuda"))
     assert report.passed, "\n".join(report.lines())
-
-
-def test_threads_are_given_back():
-    threads = torch.get_num_threads()
-    with one_thread():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == threads
 
 
 def test_full_precision_is_given_back():

@@ -37,6 +37,7 @@ class TrainingConfig:
     validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
     seed: int = option(0, "Seed of initial weights, split, batches and dropout.", 0, LARGEST_SEED)
     device: str = option("auto", "cpu, cuda, cuda:N, or auto.")
+    threads: int = option(0, "CPU threads; 0 takes one for small models, else all.", 0, 1024)
     backend: Literal["auto", "reference", "compiled", "vendor"] = option(
         "auto", "Who computes the recurrence."
     )

@@ -11,6 +11,7 @@ from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.sequences import Sequences, fingerprint
+from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError
 from lstm_compile.runs import new_run_folder
 from lstm_compile.tasks import loss_name
@@ -61,7 +62,7 @@ def prepare(
     Raises:
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
-    device(training)
+    find_device(training.device)
     everything = load_dataset(data, "train")
     config = ModelConfig(
         task=everything.task,
@@ -73,28 +74,6 @@ def prepare(
     parts = _split(data, everything, test, training)
     digest = fingerprint(parts.known)
     return Job(data, test, new_run_folder(data, output), config, training, parts, digest)
-
-
-def device(training: TrainingConfig) -> torch.device:
-    """The device that `training.device` names; auto is CUDA where there is one.
-
-    Raises:
-        InputError: no such device here.
-    """
-    if training.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(training.device)
-    except RuntimeError:
-        where = None
-    if where is None or where.type not in ("cpu", "cuda"):
-        raise InputError(f"device must be cpu, cuda, cuda:N or auto; got {training.device!r}")
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device {training.device} is not here: torch sees {torch.cuda.device_count()} CUDA "
-            "devices; use --device cpu"
-        )
-    return where
 
 
 def _split(data: str, everything: Sequences, test: str | None, training: TrainingConfig) -> Parts:

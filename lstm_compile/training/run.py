@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from lstm_compile.baselines import fit_baselines, to_tensors
 from lstm_compile.checkpoint import Model, save_model, to_device
+from lstm_compile.devices import cpu_threads, find_device, fitting_threads
 from lstm_compile.errors import RunError
 from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.files import to_json, write_atomically
@@ -23,7 +24,7 @@ from lstm_compile.runs import (
     MODEL_FILE,
 )
 from lstm_compile.scaling import fit_scaler
-from lstm_compile.training.job import Job, device
+from lstm_compile.training.job import Job
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all
 
 
@@ -46,7 +47,7 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
         KeyboardInterrupt: Ctrl-C before the first epoch had ended; later it ends the run cleanly.
     """
     start = time.perf_counter()
-    where = device(job.training)
+    where = find_device(job.training.device)
     params = _scaled(init_params(job.config, job.training.seed), job)
 
     lines: list[str] = []
@@ -60,15 +61,19 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
         write_atomically(job.folder / METRICS_FILE, "".join(lines).encode())
         on_epoch(epoch)
 
-    fitted = fit(
-        to_device(params, where),
-        job.config,
-        job.training,
-        job.parts.train.to(where),
-        job.parts.validation.to(where),
-        after_epoch,
-        job.parts.train_rows,
+    threads = job.training.threads or fitting_threads(
+        job.training.batch_size, job.config.hidden_size
     )
+    with cpu_threads(threads):
+        fitted = fit(
+            to_device(params, where),
+            job.config,
+            job.training,
+            job.parts.train.to(where),
+            job.parts.validation.to(where),
+            after_epoch,
+            job.parts.train_rows,
+        )
     _require_an_epoch(fitted)
     baselines = fit_baselines(job.parts.known)
     write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))

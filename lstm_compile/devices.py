@@ -1,0 +1,51 @@
+"""Where the work runs: the device, and how many threads of the CPU."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from lstm_compile.errors import InputError
+
+# Below so many floating-point operations a step of the recurrence, threads wait for each other
+# longer than they work; on a busy machine the waiting takes all the time there is.
+SMALL_STEP = 2e6
+
+
+def find_device(name: str) -> torch.device:
+    """The device that `name` means: cpu, cuda, cuda:N, or auto, which is CUDA where there is one.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be cpu, cuda, cuda:N or auto; got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {name} is not here: torch sees {torch.cuda.device_count()} CUDA "
+            "devices; use --device cpu"
+        )
+    return device
+
+
+def fitting_threads(batch_size: int, hidden_size: int) -> int:
+    """How many CPU threads a recurrence of this size can use: 1, or as many as torch has."""
+    operations = 2 * batch_size * hidden_size * 4 * hidden_size
+    return 1 if operations < SMALL_STEP else torch.get_num_threads()
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """`count` CPU threads for torch, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
