@@ -85,7 +85,7 @@ def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
 
     def show(epoch: "Epoch") -> None:
         nonlocal first
-        names = ["epoch", "train loss", "val. loss", *epoch.validation, "rate", "s", "best"]
+        names = ["epoch", "train loss", "val. loss", *_shown(epoch), "rate", "s", "best"]
         if first:
             out.print("[bold]" + "".join(f"{name:>12}" for name in names))
             first = False
@@ -93,7 +93,7 @@ def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
             str(epoch.epoch),
             f"{epoch.train_loss:.4f}",
             f"{epoch.validation_loss:.4f}",
-            *(output.metric(name, value) for name, value in epoch.validation.items()),
+            *(output.metric(name, value) for name, value in _shown(epoch).items()),
             f"{epoch.learning_rate:.1e}",
             f"{epoch.seconds:.1f}",
             "✓" if epoch.best else "",
@@ -104,11 +104,16 @@ def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
     return show
 
 
+def _shown(epoch: "Epoch") -> dict[str, float]:
+    """The validation metrics but for the loss, which has its own place."""
+    return {name: value for name, value in epoch.validation.items() if name != "loss"}
+
+
 def _plain(epoch: "Epoch") -> str:
     mark = "  best" if epoch.best else ""
     return (
         f"epoch {epoch.epoch}: train loss {epoch.train_loss:.4f}, validation loss "
-        f"{epoch.validation_loss:.4f}, {output.metrics(epoch.validation)}, "
+        f"{epoch.validation_loss:.4f}, {output.metrics(_shown(epoch))}, "
         f"{epoch.seconds:.1f} s{mark}"
     )
 

@@ -55,4 +55,5 @@ def verdict(task: str, own: Metrics, others: Mapping[str, Metrics]) -> str:
     pair = f"{name} {own[name]:.4g} against {others[best][name]:.4g} of {best}"
     if sign * own[name] > sign * others[best][name]:
         return f"better than every baseline: {pair}"
-    return f"no better than a baseline: {pair}; the simpler model does as well"
+    how = "as well" if own[name] == others[best][name] else "better"
+    return f"no better than a baseline: {pair}; the simpler model does {how}"

@@ -1,20 +1,18 @@
-import pytest
-import torch
+import os
 
-from lstm_compile.devices import cpu_threads
+import pytest
+
+# Waiting OpenMP threads sleep. On a busy machine they made these tests up to ten times slower,
+# spinning on the core that the thread they waited for had to run on. Read as torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
 
 
 @pytest.fixture(autouse=True)
 def _no_silent_fallback():
     """Dynamo must raise where it would give up compiling and run eager code instead."""
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """Models of tests are so small that a second thread only waits."""
-    with cpu_threads(1):
         yield
 
 
