@@ -2,34 +2,53 @@
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
+from lstm_compile.cli.options import flags_of, values_of
+from lstm_compile.data.columns import TableOptions
+
+if TYPE_CHECKING:
+    from lstm_compile.data.roles import Roles
 
 
 @click.command(cls=Command)
 @click.argument("model", required=False, type=click.Path(path_type=Path), metavar="[RUN|MODEL]")
 @click.argument("data", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def command(model: Path | None, data: str | None, as_json: bool) -> None:
+@flags_of(TableOptions)
+def command(model: Path | None, data: str | None, as_json: bool, **options: Any) -> None:
     """Measure a model on DATA, beside the baselines of its run.
 
     RUN is a run folder, a .safetensors or an .onnx file; left out, the newest run. DATA is a
-    bundled data set (its test part is taken) or a .ts or .npz file; left out, the bundled data set
-    that the model was trained on.
+    bundled data set (its test part is taken), a .ts or .npz file, or a long table, whose columns
+    are those that the model was trained on where no flag says otherwise; left out, the bundled data
+    set that the model was trained on.
     """
     from lstm_compile.export.evaluation import evaluate_file
     from lstm_compile.runs import newest_run
 
     source = model or newest_run()
-    evaluation = evaluate_file(source, data)
+    table = TableOptions(**values_of(TableOptions, options))
+    found: list[Roles | None] = []
+    out = output.console(as_json)
+    with output.reading(out) as progress:
+        evaluation = evaluate_file(
+            source,
+            data,
+            table=table,
+            on_data=lambda rows: found.append(rows.roles),
+            progress=progress,
+        )
     if as_json:
         return output.print_json(evaluation.to_dict())
     output.lines(
-        output.console(as_json),
+        out,
         ("model", str(source)),
+        *output.columns(found[0]),
         ("result", f"{output.metrics(evaluation.metrics)} ({evaluation.rows} sequences)"),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),

@@ -1,35 +1,61 @@
 """Flags made from the fields of the config dataclasses, and a config file below them."""
 
+import csv
 import tomllib
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
 from lstm_compile.config import ModelConfig
+from lstm_compile.data.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.training.config import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TEXTS = ("data", "test")
-SECTIONS = {"model": ModelConfig, "training": TrainingConfig}
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "table": TableOptions,
+}
 # what checks a section's values; the data decide a model's task and sizes later
 CHECKS: dict[str, Callable[..., Any]] = {
     "model": partial(ModelConfig, task="classify", input_size=1, output_size=1),
     "training": TrainingConfig,
+    "table": TableOptions,
 }
 
 
-def flags_of(cls: type) -> Callable[[Function], Function]:
-    """A decorator that gives a command one flag for each field of `cls` that has a default."""
+def names(value: Any) -> tuple[str, ...]:
+    """Names parted by commas, one that holds a comma in double quotes; or a config file's list.
+
+    Raises:
+        BadParameter: an empty name.
+    """
+    if not isinstance(value, str):
+        return tuple(value)
+    found = [name.strip() for name in next(csv.reader([value], skipinitialspace=True), [])]
+    if not all(found) or not found:
+        raise click.BadParameter(f"expected names of columns parted by commas, got {value!r}")
+    return tuple(found)
+
+
+def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
+    """A decorator that gives a command one flag for each field of `cls` that has a default.
+
+    Fields named in `left_out` get none.
+    """
 
     def decorate(function: Function) -> Function:
         hints = get_type_hints(cls)
         for field in reversed(_tunable(cls)):
-            function = _flag(field, hints[field.name])(function)
+            if field.name not in left_out:
+                function = _flag(field, hints[field.name])(function)
         return function
 
     return decorate
@@ -61,7 +87,8 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
 def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
     if title not in SECTIONS or not isinstance(values, dict):
         raise click.BadParameter(
-            f"{path}: unknown key {title!r}; known are data, test, [model], [training]"
+            f"{path}: unknown key {title!r}; known are data, test, "
+            + ", ".join(f"[{name}]" for name in SECTIONS)
         )
     known = [field.name for field in _tunable(SECTIONS[title])]
     if unknown := sorted(set(values) - set(known)):
@@ -85,10 +112,20 @@ def _tunable(cls: type) -> list[Field[Any]]:
 
 def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     name = "--" + field.name.replace("_", "-")
-    kind: Any = click.Choice(get_args(hint)) if get_args(hint) else hint
+    kind, shown = _kind(hint), field.default not in (None, ())
     if hint is bool:
         name, kind = f"{name}/--no-{field.name.replace('_', '-')}", None
     return click.option(
-        name, field.name, type=kind, default=field.default, show_default=True,
+        name, field.name, type=kind, default=field.default, show_default=shown or "inferred",
+        metavar="NAMES" if kind is names else None,
         help=field.metadata["help"],
     )  # fmt: skip
+
+
+def _kind(hint: Any) -> Any:
+    choices = get_args(hint)
+    if hint == tuple[str, ...]:
+        return names
+    if NoneType in choices:
+        return choices[0]
+    return click.Choice(choices) if choices else hint

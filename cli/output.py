@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from rich.console import Console
 from lstm_compile.files import to_json
 
 if TYPE_CHECKING:
+    from lstm_compile.data.roles import Roles
     from lstm_compile.export.report import ParityReport
 
 PERCENT = ("accuracy", "macro_f1")
@@ -40,6 +43,28 @@ def metrics(values: dict[str, float]) -> str:
 def baselines(values: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
     """One line a baseline, for `lines`."""
     return [("baseline", f"{name}: {metrics(scores)}") for name, scores in values.items()]
+
+
+@contextmanager
+def reading(out: Console) -> Iterator[Callable[[int, int], None]]:
+    """What shows rows done of rows in all: a bar on a terminal, gone once they are read."""
+    from rich.progress import Progress
+
+    with ExitStack() as stack:
+        bar = Progress(console=out, transient=True, disable=not out.is_terminal)
+        task = bar.add_task("rows", total=None)
+
+        def show(done: int, total: int) -> None:
+            if out.is_terminal and not bar.live.is_started:  # only long tables call
+                stack.enter_context(bar)
+            bar.update(task, completed=done, total=total)
+
+        yield show
+
+
+def columns(roles: "Roles | None") -> list[tuple[str, str]]:
+    """What each column of a long table is, for `lines`; nothing for other data."""
+    return [("columns", roles.description)] if roles else []
 
 
 def size(path: Path) -> str:

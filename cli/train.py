@@ -11,6 +11,7 @@ from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal, sigterm_as_ctrl_c
 from lstm_compile.cli.options import flags_of, read_config, values_of
 from lstm_compile.config import ModelConfig
+from lstm_compile.data.columns import TableOptions
 from lstm_compile.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @flags_of(ModelConfig)
 @flags_of(TrainingConfig)
+@flags_of(TableOptions)
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -42,18 +44,26 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a model on DATA: spoken-digits, japanese-vowels, or a .ts or .npz file.
+    """Train a model on DATA: spoken-digits, japanese-vowels, a .ts or .npz file, or a long table.
+
+    A long table has one row a step: a .csv, .parquet, .arrow, .feather, .jsonl or .ndjson file, a
+    folder of them or a quoted glob; columns that no flag names are inferred and printed.
 
     A part of the training data is held out for validation; the weights with the lowest validation
     loss are kept in the run folder.
     """
     out = output.console(as_json)
     training = TrainingConfig(**values_of(TrainingConfig, options))
+    table = TableOptions(**values_of(TableOptions, options))
     with sigterm_as_ctrl_c(ctx):
         from lstm_compile.training.job import prepare
         from lstm_compile.training.run import run
 
-        job = prepare(data, values_of(ModelConfig, options), training, test=test, output=folder)
+        model = values_of(ModelConfig, options)
+        with output.reading(out) as progress:
+            job = prepare(
+                data, model, training, test=test, output=folder, table=table, progress=progress
+            )
         _begin(out, job)
         outcome = run(job, _epoch_printer(out))
     _end(out, job, outcome)
@@ -69,11 +79,13 @@ def _begin(out: Console, job: "Job") -> None:
     output.lines(
         out,
         ("data", f"{job.data}: {len(schema.features)} features, {kind}"),
+        *output.columns(parts.train.roles),
         (
             "parts",
             f"{len(parts.train)} sequences to train, {len(parts.validation)} to validate"
             + (f", {len(parts.test)} to test" if parts.tested_on == "test" else ""),
         ),
+        *([("init", job.warm.line())] if job.warm else []),
         ("run", str(job.folder)),
     )
 
@@ -81,19 +93,20 @@ def _begin(out: Console, job: "Job") -> None:
 def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
     if not out.is_terminal:
         return lambda epoch: out.print(_plain(epoch), markup=False)
-    first = True
+    columns = 0  # of metrics; a refit has none to fill them
 
     def show(epoch: "Epoch") -> None:
-        nonlocal first
+        nonlocal columns
         names = ["epoch", "train loss", "val. loss", *_shown(epoch), "rate", "s", "best"]
-        if first:
+        if not columns:
             out.print("[bold]" + "".join(f"{name:>12}" for name in names))
-            first = False
+            columns = len(_shown(epoch))
         cells = [
             str(epoch.epoch),
             f"{epoch.train_loss:.4f}",
-            f"{epoch.validation_loss:.4f}",
+            f"{epoch.validation_loss:.4f}" if epoch.validation else "refit",
             *(output.metric(name, value) for name, value in _shown(epoch).items()),
+            *([""] * (columns - len(_shown(epoch)))),
             f"{epoch.learning_rate:.1e}",
             f"{epoch.seconds:.1f}",
             "✓" if epoch.best else "",
@@ -110,6 +123,11 @@ def _shown(epoch: "Epoch") -> dict[str, float]:
 
 
 def _plain(epoch: "Epoch") -> str:
+    if not epoch.validation:
+        return (
+            f"epoch {epoch.epoch} of the refit: train loss {epoch.train_loss:.4f}, "
+            f"{epoch.seconds:.1f} s"
+        )
     mark = "  best" if epoch.best else ""
     return (
         f"epoch {epoch.epoch}: train loss {epoch.train_loss:.4f}, validation loss "
@@ -131,12 +149,19 @@ def _end(out: Console, job: "Job", outcome: "Outcome") -> None:
     output.lines(
         out,
         ("stopped", why[outcome.fit.stopped]),
+        *([("refit", _refit(job, outcome))] if outcome.refitted else []),
         ("model", f"{path} ({output.size(path)}, {outcome.seconds:.1f} s)"),
         (outcome.tested_on, f"{output.metrics(evaluation.metrics)} ({evaluation.rows} sequences)"),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
         ("next", output.command("export", job.folder, "--onnx")),
     )
+
+
+def _refit(job: "Job", outcome: "Outcome") -> str:
+    epochs = outcome.fit.best.epoch if outcome.fit.best else 0
+    which = "" if outcome.tested_on == "test" else "; the figures are of the weights before it"
+    return f"{epochs} epochs on all {len(job.parts.everything)} sequences{which}"
 
 
 def _summary(job: "Job", outcome: "Outcome") -> dict[str, Any]:

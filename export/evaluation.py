@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy
-import onnxruntime
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,15 +13,16 @@ from torch import Tensor
 from lstm_compile.baselines import Baseline, from_tensors
 from lstm_compile.checkpoint import load_model
 from lstm_compile.config import ModelConfig
-from lstm_compile.data.batches import ordered_batches
 from lstm_compile.data.bundled import BUNDLED, load_dataset
+from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.files import table_options
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.sequences import Sequences, gather
+from lstm_compile.data.sequences import Sequences
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation import Evaluation, evaluate
-from lstm_compile.export.names import INPUT, LENGTHS
+from lstm_compile.export.runtime import ModelError, load
 from lstm_compile.runs import BASELINES_FILE
-from lstm_compile.training.loop import predict_all
+from lstm_compile.training.prediction import predict_all
 
 
 class Predictor(NamedTuple):
@@ -35,13 +34,23 @@ class Predictor(NamedTuple):
     predict: Callable[[Sequences], Tensor]  # (rows, output_size), as `forward` gives
 
 
-def evaluate_file(source: str | Path, data: str | None = None) -> Evaluation:
+def evaluate_file(
+    source: str | Path,
+    data: str | None = None,
+    *,
+    table: TableOptions | None = None,
+    on_data: Callable[[Sequences], None] = lambda data: None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
     """Measure a model on data, beside the baselines stored next to it.
 
     Args:
         source: a run folder, a `.safetensors` or an `.onnx` file.
         data: a bundled data set, of which the test part is taken, or a file; None is the bundled
             data set that the model was trained on.
+        table: the columns of a long table; those left open are the ones of training.
+        on_data: given the data once they are read.
+        progress: called with rows done and rows in all, while a long table is read.
 
     Raises:
         InputError: a file that cannot be read, or data that do not fit the model.
@@ -52,7 +61,10 @@ def evaluate_file(source: str | Path, data: str | None = None) -> Evaluation:
         )
     source = Path(source)
     model = _from_onnx(source) if source.suffix == ".onnx" else _from_safetensors(source)
-    rows = load_dataset(data or _trained_on(source, model), "test", schema=model.schema)
+    name = data or _trained_on(source, model)
+    options = table_options(name, table, model.training)
+    rows = load_dataset(name, "test", schema=model.schema, table=options, progress=progress)
+    on_data(rows)
     if not len(rows):
         raise InputError(f"{data}: holds no sequence; name a file with at least one")
     return evaluate(model.predict(rows), model.config, rows, _baselines(source))
@@ -91,28 +103,18 @@ def _from_onnx(source: Path) -> Predictor:
     if not source.is_file():
         raise InputError(f"{source}: no such file; make one with `lstm-compile export --onnx`")
     try:
-        session = onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"])
-        metadata = session.get_modelmeta().custom_metadata_map
-        config = ModelConfig.from_json(metadata["config"])
-        schema, training = Schema.from_json(metadata["schema"]), json.loads(metadata["training"])
-    except KeyError as error:
-        raise InputError(f"{source}: not exported by lstm-compile (no metadata {error})") from error
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
-    except Exception as error:  # onnxruntime's errors share no base class of their own
-        raise InputError(f"{source}: not a readable ONNX file ({error})") from error
+        model = load(source)
+        config = ModelConfig.from_json(model.metadata["config"])
+        schema = Schema.from_json(model.metadata["schema"])
+        training = json.loads(model.metadata["training"])
+    except ModelError as error:
+        raise InputError(str(error)) from error
+    except (InputError, KeyError, ValueError) as error:
+        raise InputError(f"{source}: damaged metadata ({error}); export it again") from error
 
     def predict(data: Sequences) -> Tensor:
-        answer = _run(session, data)
+        rows = data.x.split(data.lengths.tolist())
+        answer = torch.from_numpy(model.predict([row.numpy() for row in rows]))
         return answer.clamp(min=1e-30).log() if config.task == "classify" else answer
 
     return Predictor(config, schema, training, predict)
-
-
-def _run(session: Any, data: Sequences, batch_size: int = 256) -> Tensor:
-    batches = ordered_batches(data.lengths, batch_size)
-    answers = []
-    for indices in batches:
-        x, lengths, _ = gather(data, indices)
-        answers.append(session.run(None, {INPUT: x.numpy(), LENGTHS: lengths.numpy()})[0])
-    return torch.from_numpy(numpy.concatenate(answers))[torch.argsort(torch.cat(batches))]

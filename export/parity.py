@@ -23,8 +23,8 @@ from lstm_compile.export.answers import (
     reference,
 )
 from lstm_compile.export.cases import Case, all_cases, draw
+from lstm_compile.export.reading import OnnxFile, read_onnx
 from lstm_compile.export.report import ParityReport, Row
-from lstm_compile.export.runtime import OnnxFile, read_onnx
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 LONG = 512

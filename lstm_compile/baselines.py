@@ -3,7 +3,7 @@
 Every baseline is one affine map of one kind of features, so two tensors store it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,9 +12,11 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.errors import InputError
+from lstm_compile.features import FEATURES as FEATURES
+from lstm_compile.features import resampled_features as resampled_features
+from lstm_compile.features import summary_features as summary_features
 from lstm_compile.tasks import score_classes, score_targets
 
-FRAMES = 24
 PREFIX = "baseline."
 MAX_ITERATIONS = 1000
 GRADIENT_TOLERANCE = 1e-6  # probabilities within 5e-4 of the optimum on the bundled data sets
@@ -33,57 +35,6 @@ class Baseline(NamedTuple):
 
     weight: Tensor
     bias: Tensor
-
-
-def no_features(sequences: Sequences) -> Tensor:
-    """Nothing at all, for the baselines that look at no input: float64 (sequences, 0)."""
-    return torch.zeros(len(sequences), 0, dtype=torch.float64)
-
-
-def summary_features(sequences: Sequences) -> Tensor:
-    """Mean, deviation, minimum and maximum of each feature over the valid steps.
-
-    Args:
-        sequences: on the CPU.
-
-    Returns:
-        float64 (sequences, 4 * features), in the features' units; the deviation divides by the
-        number of steps. A sequence without steps gives zeros.
-    """
-    x = sequences.x.double()
-    index = torch.arange(len(sequences)).repeat_interleave(sequences.lengths)
-
-    def reduce(values: Tensor, how: str) -> Tensor:
-        zeros = values.new_zeros(len(sequences), values.shape[1])
-        rows = index[:, None].expand_as(values)
-        return zeros.scatter_reduce(0, rows, values, how, include_self=False)
-
-    mean = reduce(x, "mean")
-    deviation = reduce((x - mean[index]).square(), "mean").sqrt()
-    return torch.cat([mean, deviation, reduce(x, "amin"), reduce(x, "amax")], dim=1)
-
-
-def resampled_features(sequences: Sequences, frames: int = FRAMES) -> Tensor:
-    """Stretch each sequence to `frames` equidistant frames by linear interpolation.
-
-    Args:
-        sequences: on the CPU.
-        frames: the first is the first step, the last the last step.
-
-    Returns:
-        float64 (sequences, frames * features), frame by frame. A single step is repeated; a
-        sequence without steps gives zeros.
-    """
-    lengths = sequences.lengths
-    columns = frames * sequences.x.shape[1]
-    last = (lengths - 1).clamp(min=0)[:, None]
-    position = torch.linspace(0.0, 1.0, frames, dtype=torch.float64) * last
-    before = position.floor().long().minimum(last)
-    after = (before + 1).minimum(last)
-    x = torch.cat([sequences.x, sequences.x.new_zeros(1, sequences.x.shape[1])]).double()
-    starts = sequences.offsets[:-1, None]
-    stretched = torch.lerp(x[starts + before], x[starts + after], (position - before)[..., None])
-    return (stretched * (lengths > 0)[:, None, None]).reshape(len(sequences), columns)
 
 
 def fit_logistic(features: Tensor, y: Tensor, classes: int, l2: float = 1.0) -> Baseline:
@@ -169,10 +120,26 @@ def fit_baselines(train: Sequences) -> dict[str, Baseline]:
     return fitted
 
 
+def baseline_predictions(baselines: Mapping[str, Baseline], data: Sequences) -> dict[str, Tensor]:
+    """Apply fitted baselines to data with the same schema.
+
+    Args:
+        baselines: what `fit_baselines` or `from_tensors` gave.
+        data: on the CPU.
+
+    Returns:
+        For each baseline float64 (rows, outputs): one score a class, or the targets.
+
+    Raises:
+        InputError: the baselines were fitted for other features, classes or targets.
+    """
+    return {name: _predict(name, baseline, data) for name, baseline in baselines.items()}
+
+
 def baseline_metrics(
     baselines: Mapping[str, Baseline], data: Sequences
 ) -> dict[str, dict[str, float]]:
-    """Apply fitted baselines to data with the same schema.
+    """Score fitted baselines on data with the same schema.
 
     Args:
         baselines: what `fit_baselines` or `from_tensors` gave.
@@ -186,7 +153,8 @@ def baseline_metrics(
         InputError: the baselines were fitted for other features, classes or targets.
     """
     score = score_classes if data.task == "classify" else score_targets
-    return {name: score(_predict(name, item, data), data.y) for name, item in baselines.items()}
+    predictions = baseline_predictions(baselines, data)
+    return {name: score(prediction, data.y) for name, prediction in predictions.items()}
 
 
 def to_tensors(baselines: Mapping[str, Baseline]) -> dict[str, Tensor]:
@@ -246,12 +214,3 @@ def _standard(features: Tensor) -> tuple[Tensor, Tensor]:
 def _on_raw_features(weight: Tensor, bias: Tensor, mean: Tensor, deviation: Tensor) -> Baseline:
     raw_weight = (weight / deviation[:, None]).contiguous()  # safetensors takes no other
     return Baseline(raw_weight, bias - mean @ raw_weight)
-
-
-FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
-    "majority class": no_features,
-    "logistic regression on summaries": summary_features,
-    "logistic regression on 24 frames": resampled_features,
-    "mean": no_features,
-    "ridge on summaries": summary_features,
-}

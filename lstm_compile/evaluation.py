@@ -5,24 +5,37 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
-from lstm_compile.baselines import Baseline, baseline_metrics
-from lstm_compile.config import ModelConfig
+from lstm_compile.baselines import Baseline, baseline_predictions
+from lstm_compile.bootstrap import Interval, paired_interval
+from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.sequences import Sequences
-from lstm_compile.tasks import Metrics, metrics
+from lstm_compile.tasks import Metrics, metrics, score_classes, score_targets
 
 # The metric that decides, and whether more of it is better.
-HEADLINE = {"classify": ("accuracy", True), "regress": ("rmse", False)}
+HEADLINE: dict[str, tuple[str, bool]] = {"classify": ("accuracy", True), "regress": ("rmse", False)}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a model and of the baselines on the same rows, and what to make of them."""
+    """Metrics of a model and of the baselines on the same rows, and what to make of them.
+
+    Attributes:
+        task: `classify` or `regress`.
+        rows: how many sequences.
+        metrics: of the model.
+        baselines: of each baseline, by its name.
+        verdict: one sentence.
+        interval: 95 % bounds of how much better the model is than the best baseline in the deciding
+            metric, accuracy or rmse; above 0 is better for both. None without a baseline, or with
+            too few rows to tell.
+    """
 
     task: str
     rows: int
     metrics: Metrics
     baselines: dict[str, Metrics]
     verdict: str
+    interval: Interval | None
 
     def to_dict(self) -> dict[str, object]:
         """What `--json` prints."""
@@ -41,19 +54,61 @@ def evaluate(
         baselines: fitted on training data; may be empty.
     """
     own = metrics(config, prediction, data.y)
-    others = baseline_metrics(baselines, data)
-    return Evaluation(config.task, len(data), own, others, verdict(config.task, own, others))
+    score = score_classes if config.task == "classify" else score_targets
+    predictions = baseline_predictions(baselines, data)
+    others = {name: score(other, data.y) for name, other in predictions.items()}
+    interval = None
+    if others:
+        best = predictions[best_of(config.task, others)]
+        interval = difference_interval(config.task, prediction, best, data.y)
+    sentence = verdict(config.task, own, others, interval)
+    return Evaluation(config.task, len(data), own, others, sentence, interval)
 
 
-def verdict(task: str, own: Metrics, others: Mapping[str, Metrics]) -> str:
-    """One plain sentence: whether the model beats the best baseline, and by how much."""
+def best_of(task: str, others: Mapping[str, Metrics]) -> str:
+    """The name of the baseline with the best deciding metric; the first of equals."""
     name, more_is_better = HEADLINE[task]
+    sign = 1 if more_is_better else -1
+    return max(others, key=lambda other: sign * others[other][name])
+
+
+def difference_interval(task: Task, own: Tensor, other: Tensor, y: Tensor) -> Interval | None:
+    """95 % bounds of how much better `own` is than `other`: in accuracy, or by how much rmse falls.
+
+    Args:
+        task: decides the metric.
+        own: (rows, outputs), scores of classes or values of targets.
+        other: the same of whom it is compared with.
+        y: (rows,) int64 class codes, or (rows, targets).
+    """
+    if task == "classify":
+        ours, theirs = ((guess.argmax(-1) == y).double() for guess in (own, other))
+        return paired_interval(ours, theirs, lambda share: share)
+    ours, theirs = ((guess.double() - y.double()).square().mean(1) for guess in (own, other))
+    return paired_interval(ours, theirs, lambda square: -square.sqrt())
+
+
+def verdict(
+    task: str, own: Metrics, others: Mapping[str, Metrics], interval: Interval | None
+) -> str:
+    """One plain sentence: whether the model beats the best baseline, by more than noise.
+
+    Args:
+        task: decides the metric.
+        own: metrics of the model.
+        others: metrics of the baselines.
+        interval: what `difference_interval` gives for the best of them.
+    """
     if not others:
         return "no baseline to compare with"
-    sign = 1 if more_is_better else -1
-    best = max(others, key=lambda other: sign * others[other][name])
+    name, best = HEADLINE[task][0], best_of(task, others)
     pair = f"{name} {own[name]:.4g} against {others[best][name]:.4g} of {best}"
-    if sign * own[name] > sign * others[best][name]:
-        return f"better than every baseline: {pair}"
-    how = "as well" if own[name] == others[best][name] else "better"
-    return f"no better than a baseline: {pair}; the simpler model does {how}"
+    if interval is None:
+        return f"no better than a baseline: {pair}; too few sequences to tell them apart"
+    low, high = interval
+    bounds = f"95 % interval of the difference {low:+.4f} to {high:+.4f}"
+    if low > 0:
+        return f"better than every baseline: {pair} ({bounds})"
+    if high < 0:
+        return f"worse than a baseline: {pair} ({bounds}); use the simpler model"
+    return f"no better than a baseline: {pair}; the difference is within noise ({bounds})"

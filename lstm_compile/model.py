@@ -20,6 +20,7 @@ from lstm_compile.stack import lstm
 
 Params = dict[str, Tensor]
 FROZEN = ("scaler.", "target_scaler.")
+ENCODER = ("lstm.",)
 
 
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -75,9 +76,15 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> T
     return tensor
 
 
-def trainable(params: Mapping[str, Tensor]) -> Params:
-    """The parameters that gradients move; scaler statistics are not among them."""
-    return {name: value for name, value in params.items() if not name.startswith(FROZEN)}
+def trainable(params: Mapping[str, Tensor], freeze: str = "none") -> Params:
+    """The parameters that gradients move; scaler statistics are not among them.
+
+    Args:
+        params: see `param_shapes`.
+        freeze: `encoder` leaves the LSTM stack out as well: pooling and head remain.
+    """
+    fixed = FROZEN + ENCODER if freeze == "encoder" else FROZEN
+    return {name: value for name, value in params.items() if not name.startswith(fixed)}
 
 
 def scaler_of(params: Mapping[str, Tensor], name: str) -> Scaler:

@@ -39,6 +39,7 @@ def training_loss(
     training: "TrainingConfig",
     prediction: Tensor,
     y: Tensor,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     """The scalar that training minimises.
 
@@ -49,10 +50,12 @@ def training_loss(
         prediction: (batch, output_size), what `forward` gives.
         y: (batch,) int64 class codes, or (batch, targets) in the user's units; errors are measured
             in scaled units, so that every target counts alike.
+        class_weights: float32 (classes,), what `balanced_weights` gives; all alike if None. The
+            loss is then divided by the weights of the rows' own classes, as torch's is.
     """
     kind = loss_name(config.task, training.loss)
     if kind == "cross-entropy":
-        return functional.cross_entropy(prediction, y, label_smoothing=training.label_smoothing)
+        return _cross_entropy(prediction, y, training.label_smoothing, class_weights)
     scale = scaler_of(params, "target_scaler").scale
     error = (prediction - y) / scale
     if kind == "mse":
@@ -60,6 +63,61 @@ def training_loss(
     if kind == "mae":
         return error.abs().mean()
     return functional.huber_loss(error, torch.zeros_like(error))
+
+
+def _cross_entropy(
+    logits: Tensor, y: Tensor, smoothing: float, class_weights: Tensor | None
+) -> Tensor:
+    if class_weights is None:
+        return functional.cross_entropy(logits, y, label_smoothing=smoothing)
+    total = functional.cross_entropy(
+        logits, y, class_weights, label_smoothing=smoothing, reduction="sum"
+    )
+    return total / row_weight(y, class_weights)
+
+
+def row_weight(y: Tensor, class_weights: Tensor | None = None) -> Tensor | float:
+    """What the mean loss of a batch was divided by, for averages over batches.
+
+    Args:
+        y: (batch,) or (batch, targets).
+        class_weights: as for `training_loss`.
+
+    Returns:
+        The number of rows, or the sum of the weights of their classes; above 0 even where not one
+        class has a weight, so that such a loss is 0 and not NaN.
+    """
+    if class_weights is None:
+        return float(len(y))
+    return class_weights[y].sum().clamp(min=torch.finfo(class_weights.dtype).tiny)
+
+
+def balanced_weights(y: Tensor, classes: int) -> Tensor:
+    """Weights that let every class count alike, float32 (classes,): rows / (classes * count).
+
+    A class without a row weighs 0. Source: King and Zeng 2001, section 3.2, as in scikit-learn's
+    compute_class_weight("balanced"):
+    https://scikit-learn.org/stable/modules/generated/sklearn.utils.class_weight.compute_class_weight.html
+
+    Args:
+        y: int64 (rows,) class codes of the training part.
+        classes: number of classes, absent ones included.
+    """
+    count = torch.bincount(y, minlength=classes).double()
+    return torch.where(count > 0, len(y) / (classes * count), 0.0).float()
+
+
+def check_class_weight(task: str, class_weight: str) -> None:
+    """Refuse class weights where there are no classes.
+
+    Raises:
+        InputError: `balanced` for `regress`.
+    """
+    if task == "regress" and class_weight != "none":
+        raise InputError(
+            f"class_weight must be none for task regress, whose targets have no classes; got "
+            f"{class_weight!r}"
+        )
 
 
 def metrics(config: ModelConfig, prediction: Tensor, y: Tensor) -> Metrics:

@@ -103,9 +103,31 @@ def assert_refused(result, message, before, folder, *, code=2):
 
 # ---- the commands and their options
 
+TABLE = ["--id", "--time", "--target", "--features", "--missing"]
 OPTIONS = {
-    "evaluate": ["model", "data", "--json", "--debug"],
+    "evaluate": ["model", "data", "--json", *TABLE, "--debug"],
     "export": ["run", "--onnx", "--output", "--json", "--debug"],
+    "inspect": [
+        "source",
+        "--json",
+        "--id",
+        "--time",
+        "--target",
+        "--features",
+        "--missing",
+        "--debug",
+    ],
+    "predict": [
+        "model",
+        "data",
+        "--output",
+        "--json",
+        "--id",
+        "--time",
+        "--features",
+        "--missing",
+        "--debug",
+    ],
     "train": [
         "data",
         "--test",
@@ -123,6 +145,7 @@ OPTIONS = {
         "--target-scaling",
         "--epochs",
         "--batch-size",
+        "--accumulate",
         "--learning-rate",
         "--optimizer",
         "--weight-decay",
@@ -130,7 +153,15 @@ OPTIONS = {
         "--warmup",
         "--loss",
         "--label-smoothing",
+        "--class-weight",
         "--clip-norm",
+        "--ema",
+        "--noise",
+        "--time-crop",
+        "--feature-dropout",
+        "--init",
+        "--freeze",
+        "--refit/--no-refit",
         "--patience",
         "--validation",
         "--seed",
@@ -138,6 +169,7 @@ OPTIONS = {
         "--threads",
         "--backend",
         "--chunk",
+        *TABLE,
         "--debug",
     ],
     "verify": ["run", "--onnx", "--json", "--debug"],
@@ -236,7 +268,7 @@ def test_train_prints_one_json_object(here):
     found = json.loads(result.stdout)
     assert list(found) == [
         *("run", "seconds", "epochs", "stopped", "tested_on"),
-        *("task", "rows", "metrics", "baselines", "verdict"),
+        *("task", "rows", "metrics", "baselines", "verdict", "interval"),
     ]
     assert (found["run"], found["epochs"], found["stopped"]) == ("runs/data-1", 2, "epochs")
     assert (found["tested_on"], found["task"], found["rows"]) == ("test", "classify", 60)
@@ -306,7 +338,7 @@ def test_the_config_of_a_run_with_a_test_file_repeats_its_figures(here):
     again = invoke("train", "--config", "runs/data-1/config.toml", "--json")
     ours, theirs = (json.loads(result.stdout) for result in (first, again))
     assert theirs["run"] == "runs/data-2"
-    for name in ("tested_on", "rows", "metrics", "baselines", "verdict"):
+    for name in ("tested_on", "rows", "metrics", "baselines", "verdict", "interval"):
         assert theirs[name] == ours[name]
 
 
@@ -327,7 +359,7 @@ def test_flags_win_over_the_config_file_over_the_defaults(here):
         ("hidden_size = 3", "unknown key 'hidden_size'; known are data, test, [model], [training]"),
         (
             "[modle]\nhidden_size = 3",
-            "unknown key 'modle'; known are data, test, [model], [training]",
+            "unknown key 'modle'; known are data, test, [model], [training], [table]",
         ),
         ("[model]\nhiden_size = 3", "unknown keys ['hiden_size'] in [model]; known are ['hidden"),
         ("[model]\nepochs = 3", "unknown keys ['epochs'] in [model]; known are ['hidden_size', "),
@@ -342,7 +374,7 @@ def test_flags_win_over_the_config_file_over_the_defaults(here):
         ("[training]\nseed = -1", "[training] seed must be at least 0, got -1"),
         ("data = 3", "data must be a name or a path, got 3"),
         ("test = true", "test must be a name or a path, got True"),
-        ("model = 3", "unknown key 'model'; known are data, test, [model], [training]"),
+        ("model = 3", "unknown key 'model'; known are data, test, [model], [training], [table]"),
         ("not toml", "not a readable TOML file (Expected '=' after a key"),
         ("a = 1\na = 2", "not a readable TOML file (Cannot overwrite a value"),
         (b"\xff\xfe", "not a readable TOML file ("),
@@ -380,7 +412,7 @@ def test_evaluate_prints_one_json_object(trained):
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.count("\n") == 1
     found = json.loads(result.stdout)
-    assert list(found) == ["task", "rows", "metrics", "baselines", "verdict"]
+    assert list(found) == ["task", "rows", "metrics", "baselines", "verdict", "interval"]
     assert (found["task"], found["rows"]) == ("classify", 60)
     assert set(found["baselines"]) == {
         "majority class",
@@ -515,8 +547,10 @@ TRAIN_REFUSES = [
     (["garbage.npz"], "garbage.npz: not a complete .npz (zip) file; write it again with np.savez"),
     (["cut.npz"], "cut.npz: not a complete .npz (zip) file"),
     (["bad.ts"], "bad.ts, line 3, dimension 1, step 2: missing value '?'; fill the gap or drop"),
-    (["data.csv"], "data.csv: expected a file that ends in .npz or .ts, found '.csv'"),
-    (["nothing"], "nothing: expected a file that ends in .npz or .ts, found"),
+    (["data.csv"], "data.csv: no row below the header; expected at least one"),
+    (["data.txt"], "data.txt: neither a file nor a bundled data set (spoken-digits, japanese-"),
+    (["file"], "file: expected a file that ends in .npz, .ts, .csv, .parquet, .arrow, .feather, "),
+    (["nothing"], "nothing: no file here; expected files that end in .csv, .parquet, .arrow, "),
     (
         ["spoken-digit"],
         "spoken-digit: neither a file nor a bundled data set (spoken-digits, japanese-vowels); did",

@@ -240,10 +240,10 @@ def test_npz_with_flipped_bytes_is_read_or_refused_in_one_line(tmp_path_factory,
 
 def test_paths_that_are_no_readable_file(tmp_path):
     assert_refused(tmp_path / "none.npz", "none.npz: cannot be read (No such file or directory)")
-    assert_refused(tmp_path / "x.csv", "expected a file that ends in .npz or .ts, found '.csv'")
-    assert_refused(tmp_path / "x", "expected a file that ends in .npz or .ts, found no ending")
+    assert_refused(tmp_path / "x.txt", "expected a file that ends in .npz, .ts, .csv, .parquet, ")
+    assert_refused(tmp_path / "x", ".jsonl, .ndjson, found no ending")
     (tmp_path / "folder.ts").mkdir()
-    assert_refused(tmp_path / "folder.ts", "expected a file, found a directory")
+    assert_refused(tmp_path / "folder.ts", "no file here; expected files that end in .csv")
     (tmp_path / "empty.npz").touch()
     assert_refused(tmp_path / "empty.npz", "the file is empty")
 

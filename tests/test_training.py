@@ -9,17 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
+from training_cases import QUICK, SMALL, do, means, same, save_npz, seeded, setting, two_classes
 
-from lstm_compile import ModelConfig, init_params, load_model
+from lstm_compile import ModelConfig, load_model
 from lstm_compile.baselines import fit_baselines, from_tensors
-from lstm_compile.data import Sequences, fingerprint, gather, load_dataset
+from lstm_compile.data import fingerprint, gather, load_dataset
 from lstm_compile.devices import cpu_threads, find_device, fitting_threads
 from lstm_compile.errors import InputError, RunError
-from lstm_compile.evaluation import evaluate, verdict
+from lstm_compile.evaluation import evaluate
 from lstm_compile.model import forward, trainable
 from lstm_compile.scaling import Scaler, fit_scaler
 from lstm_compile.tasks import loss_name, metrics, score_classes, training_loss
-from lstm_compile.training import loop
+from lstm_compile.training import loop, passes
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.job import prepare
 from lstm_compile.training.loop import Fit, fit, predict_all
@@ -32,62 +33,6 @@ from lstm_compile.training.step import (
     learning_rate_at,
     train_step,
 )
-
-SMALL = {"hidden_size": 6, "num_layers": 1, "dropout": 0.0, "head_dropout": 0.0}
-QUICK = TrainingConfig(
-    epochs=3, batch_size=16, learning_rate=0.02, label_smoothing=0.0, device="cpu"
-)
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def ragged(count, seed, longest=9):
-    lengths = torch.randint(1, longest + 1, (count,), generator=seeded(seed))
-    offsets = functional.pad(lengths.cumsum(0), (1, 0))
-    x = torch.randn(int(offsets[-1]), 2, generator=seeded(seed + 1))
-    return x, offsets, torch.arange(count).repeat_interleave(lengths)
-
-
-def two_classes(count=80, seed=0):
-    """The class is the sign of the first feature's mean, far from 0."""
-    x, offsets, owner = ragged(count, seed)
-    y = torch.randint(2, (count,), generator=seeded(seed + 2))
-    x[:, 0] = x[:, 0] * 0.3 + (2.0 * y - 1)[owner]
-    return Sequences(x, offsets, y, ("u", "v"), ("no", "yes"), ())
-
-
-def means(count=80, seed=0, targets=1):
-    """Targets are affine in the sequences' means; neither is anywhere near unit scale."""
-    x, offsets, owner = ragged(count, seed)
-    levels = torch.randn(count, 2, generator=seeded(seed + 2))
-    x = (x * 0.3 + levels[owner]) * torch.tensor([500.0, 0.002]) + torch.tensor([-4000.0, 0.3])
-    mean = torch.zeros(count, 2).index_add(0, owner, x) / offsets.diff()[:, None]
-    y = torch.stack([mean[:, 0] * 300 + 1e6, mean[:, 1] * 0.01 - 5], 1)[:, :targets]
-    return Sequences(x, offsets, y, ("u", "v"), (), ("s", "t")[:targets])
-
-
-def setting(data, **changes):
-    outputs = len(data.classes or data.targets)
-    config = ModelConfig(task=data.task, input_size=2, output_size=outputs, **{**SMALL, **changes})
-    return init_params(config, 0), config
-
-
-def save_npz(folder, data, name="data"):
-    y = np.array(data.classes)[data.y] if data.classes else data.y.numpy()
-    path = folder / f"{name}.npz"
-    np.savez(path, x=data.x.numpy(), lengths=data.lengths.numpy(), y=y)
-    return str(path)
-
-
-def do(data, output, training=QUICK, on_epoch=lambda epoch: None, test=None, **changes):
-    return run(prepare(data, {**SMALL, **changes}, training, test=test, output=output), on_epoch)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(first[k].equal(second[k]) for k in first)
-
 
 # ---- one step
 
@@ -285,34 +230,15 @@ def test_metrics_of_targets_are_in_the_users_units():
     assert found == pytest.approx({"mae": 500.0, "rmse": 1000 / math.sqrt(2), "r2": -1.0})
 
 
-def test_verdicts():
-    ours = {"accuracy": 0.9}
-    others = {"a": {"accuracy": 0.5}, "b": {"accuracy": 0.9}}
-    assert verdict("classify", ours, {}) == "no baseline to compare with"
-    assert verdict("classify", ours, {"a": {"accuracy": 0.8}}) == (
-        "better than every baseline: accuracy 0.9 against 0.8 of a"
-    )
-    assert verdict("classify", ours, others) == (
-        "no better than a baseline: accuracy 0.9 against 0.9 of b; the simpler model does as well"
-    )
-    errors = {"a": {"rmse": 3.0}, "b": {"rmse": 2.0}}
-    assert verdict("regress", {"rmse": 1.5}, errors) == (
-        "better than every baseline: rmse 1.5 against 2 of b"
-    )
-    assert verdict("regress", {"rmse": 2.5}, errors).startswith(
-        "no better than a baseline: rmse 2.5"
-    )
-
-
 def test_an_evaluation_compares_on_the_same_rows():
     data = two_classes()
     _, config = setting(data)
     scores = functional.one_hot(data.y, 2).float()
     found = evaluate(scores, config, data, fit_baselines(data)).to_dict()
-    assert list(found) == ["task", "rows", "metrics", "baselines", "verdict"]
+    assert list(found) == ["task", "rows", "metrics", "baselines", "verdict", "interval"]
     assert (found["task"], found["rows"], found["metrics"]["accuracy"]) == ("classify", 80, 1.0)
     assert next(iter(found["baselines"])) == "majority class"
-    assert json.loads(json.dumps(found)) == found
+    assert json.loads(json.dumps(found)) == {**found, "interval": list(found["interval"])}
 
 
 # ---- scaling
@@ -486,13 +412,13 @@ def test_a_loss_that_is_not_finite_names_epoch_batch_and_sequences(monkeypatch):
 def test_batches_are_bucketed_and_new_in_every_epoch(monkeypatch):
     train = two_classes(96)
     params, config = setting(train)
-    seen, original = [], loop.train_step
+    seen, original = [], passes.train_step
 
     def spy(params, optimizer, batch, *rest):
         seen.append(batch)
         return original(params, optimizer, batch, *rest)
 
-    monkeypatch.setattr(loop, "train_step", spy)
+    monkeypatch.setattr(passes, "train_step", spy)
     fit(params, config, replace(QUICK, epochs=2), train, train)
     assert [len(batch.y) for batch in seen] == 12 * [16]
     padded = sum(batch.x.shape[0] * batch.x.shape[1] for batch in seen)
@@ -721,13 +647,13 @@ def test_a_run_is_the_same_model_again_bit_for_bit(tmp_path, finished):
 
 def test_a_diverging_run_keeps_the_best_weights_so_far(tmp_path, monkeypatch):
     path, kept = save_npz(tmp_path, two_classes()), {}
-    original = loop.train_step
+    original = passes.train_step
 
     def poisoned(params, optimizer, batch, *rest):
         result = original(params, optimizer, batch, *rest)
         return result._replace(loss=result.loss * math.nan) if kept else result
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(passes, "train_step", poisoned)
     with pytest.raises(RunError, match="the loss of epoch 2, batch 1 of 5 is nan"):
         do(path, tmp_path / "run", on_epoch=lambda epoch: kept.update(epoch._asdict()))
     model = load_model(tmp_path / "run")
@@ -759,7 +685,7 @@ def test_an_interrupt_before_the_first_epoch_is_passed_on(tmp_path, monkeypatch)
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "train_step", stop)
+    monkeypatch.setattr(passes, "train_step", stop)
     with pytest.raises(KeyboardInterrupt):
         do(save_npz(tmp_path, two_classes()), tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -16,8 +16,9 @@ from lstm_compile.export.answers import choose_runtimes, full_precision
 from lstm_compile.export.cases import Case, all_cases, draw
 from lstm_compile.export.onnx import to_onnx
 from lstm_compile.export.parity import answer_units, rounding, tolerance
+from lstm_compile.export.reading import read_onnx
 from lstm_compile.export.report import Row
-from lstm_compile.export.runtime import ask, open_session, read_onnx
+from lstm_compile.export.runtime import ModelError, ask, open_session
 from lstm_compile.model import init_params
 
 ORT = ("onnxruntime",)
@@ -284,10 +285,14 @@ def test_values_far_from_zero_may_be_rounded_to_float32(tmp_path):
 def test_ask_guards_what_ends_the_onnxruntime_process(path):
     session = open_session(read_onnx(path).data)
     for shape in ((0, 3, 3), (2, 0, 3), (2, 3)):
-        with pytest.raises(InputError, match="batch and time at least 1; got"):
+        with pytest.raises(ModelError, match="batch and time at least 1; got"):
             ask(session, np.zeros(shape, np.float32), np.zeros(shape[0], np.int64))
-    for lengths in ([4], [-1], [1, 1]):
-        with pytest.raises(InputError, match=r"lengths must be 1 numbers in \[0, 3\]"):
+    for lengths, message in (
+        ([4], r"lengths must be numbers in \[0, 3\], found 4 in row 0"),
+        ([-1], r"lengths must be numbers in \[0, 3\], found -1 in row 0"),
+        ([1, 1], r"lengths must be 1 numbers, got shape \(2,\)"),
+    ):
+        with pytest.raises(ModelError, match=message):
             ask(session, np.zeros((1, 3, 3), np.float32), np.array(lengths))
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lstm_compile.data.batches import stratified_split as stratified_split
     from lstm_compile.data.bundled import BUNDLED as BUNDLED
     from lstm_compile.data.bundled import load_dataset as load_dataset
+    from lstm_compile.data.columns import TableOptions as TableOptions
     from lstm_compile.data.readers import read_sequences as read_sequences
     from lstm_compile.data.schema import Schema as Schema
     from lstm_compile.data.sequences import Batch as Batch
@@ -24,6 +25,7 @@ _HOMES = {
     "Batch": "sequences",
     "Schema": "schema",
     "Sequences": "sequences",
+    "TableOptions": "columns",
     "bucketed_batches": "batches",
     "fingerprint": "sequences",
     "gather": "sequences",

@@ -31,13 +31,14 @@ UNREADABLE = (
 )
 
 
-def read_npz(path: Path) -> Table:
+def read_npz(path: Path, labelled: bool = True) -> Table:
     """Read an `.npz` file.
 
     Args:
         path: an existing zip file with `x` numeric (total_steps, features), `lengths` integer
             (sequences,), `y` integers or strings (sequences,) or floats (sequences,) or
             (sequences, targets), and optionally the name lists `features` and `targets`.
+        labelled: False leaves `y` and `targets` alone, there or not.
 
     Returns:
         Its content; float targets have two dimensions.
@@ -46,20 +47,23 @@ def read_npz(path: Path) -> Table:
         InputError: damaged, pickled, an array missing or of the wrong kind or shape, lengths that
             do not add up, or a value that is no finite float32.
     """
-    arrays = _load(path)
+    arrays = _load(path, [name for name in SHAPES if labelled or name != "y"])
     lengths = _check_lengths(path, arrays["lengths"], len(_check_x(path, arrays["x"])))
     x = _to_float32(arrays["x"])
     names = _names(path, "features", arrays, x.shape[1])
     _check_steps(path, arrays["x"], x, lengths, names or numbered("feature", x.shape[1]))
+    if not labelled:
+        return Table(path, x, lengths, np.zeros((len(lengths), 0), np.float32), names)
     y = _check_y(path, arrays["y"], len(lengths))
     count = 0 if isinstance(y, list) else y.shape[1]
     return Table(path, x, lengths, y, names, targets=_names(path, "targets", arrays, count))
 
 
-def _load(path: Path) -> Arrays:
+def _load(path: Path, needed: list[str]) -> Arrays:
     with path.open("rb") as file, _open_archive(path, file) as archive:
-        _check_present(path, archive.files)
-        wanted = [name for name in (*SHAPES, *NAMES) if name in archive.files]
+        _check_present(path, archive.files, needed)
+        names = NAMES if "y" in needed else NAMES[:1]
+        wanted = [*needed, *(name for name in names if name in archive.files)]
         return {name: _load_array(path, archive, name) for name in wanted}
 
 
@@ -90,12 +94,11 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _check_present(path: Path, found: list[str]) -> None:
-    for name, shape in SHAPES.items():
+def _check_present(path: Path, found: list[str], needed: list[str]) -> None:
+    for name in needed:
         if name not in found:
-            raise InputError(
-                f"{path}: no array `{name}` {shape}; found {listing(sorted(found)) or 'none'}"
-            )
+            others = listing(sorted(found)) or "none"
+            raise InputError(f"{path}: no array `{name}` {SHAPES[name]}; found {others}")
 
 
 def _check_x(path: Path, x: NDArray[Any]) -> NDArray[Any]:

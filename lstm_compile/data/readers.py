@@ -1,28 +1,35 @@
 """Read a file of sequences, with all that can be wrong with it said in one line."""
 
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from lstm_compile.data.npz import read_npz
+from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.files import read_table
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.data.table import Table, check_schema, encode_labels, own_schema
-from lstm_compile.data.ts import read_ts
-from lstm_compile.errors import InputError
-
-READERS = {".npz": read_npz, ".ts": read_ts}
 
 
-def read_sequences(path: str | PathLike[str], *, schema: Schema | None = None) -> Sequences:
-    """Read a `.ts` or `.npz` file.
+def read_sequences(
+    path: str | PathLike[str],
+    *,
+    schema: Schema | None = None,
+    table: TableOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sequences:
+    """Read a `.ts` or `.npz` file, or a long table.
 
     Args:
-        path: the file; its suffix says the format.
+        path: the file; its suffix says the format. A folder or a glob is a long table, see
+            `long.read_long`.
         schema: of a trained model: the order of its classes, and the columns it expects. None
             takes classes and names from the file itself.
+        table: which columns of a long table to take; None infers them.
+        progress: called with rows done and rows in all, while a long table is read.
 
     Returns:
         The sequences, on the CPU.
@@ -30,29 +37,12 @@ def read_sequences(path: str | PathLike[str], *, schema: Schema | None = None) -
     Raises:
         InputError: the file is missing, of another format, damaged, or does not fit `schema`.
     """
-    table = _read_table(Path(path))
+    found = read_table(Path(path), table, schema=schema, progress=progress)
     if schema is None:
-        schema = own_schema(table)
+        schema = own_schema(found)
     else:
-        check_schema(table, schema)
-    return _to_sequences(table, schema)
-
-
-def _read_table(path: Path) -> Table:
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise InputError(
-            f"{path}: expected a file that ends in {' or '.join(READERS)}, found "
-            f"{repr(path.suffix) if path.suffix else 'no ending'}"
-        )
-    if path.is_dir():
-        raise InputError(f"{path}: expected a file, found a directory")
-    try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty")
-        return reader(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        check_schema(found, schema)
+    return _to_sequences(found, schema)
 
 
 def _to_sequences(table: Table, schema: Schema) -> Sequences:
@@ -69,4 +59,5 @@ def _to_sequences(table: Table, schema: Schema) -> Sequences:
         schema.features,
         schema.classes,
         schema.targets,
+        table.roles,
     )

@@ -1,11 +1,14 @@
 """What the columns of a data set are called; a trained model carries one. Loads no torch."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 from lstm_compile.config import checked_keys
 from lstm_compile.errors import InputError
+
+_UNIT = re.compile(r"\[([^\[\]]+)\]\s*$")
 
 
 @dataclass(frozen=True)
@@ -16,14 +19,18 @@ class Schema:
         features: one name a feature.
         classes: the class labels, code by code; empty for regression.
         targets: one name a regression target; empty for classification.
+        units: one a feature, then one a target, empty text where there is none; empty if there is
+            none at all. Left out, it is taken from names like `speed [km/h]`.
 
     Raises:
-        InputError: no feature, a name twice, or not exactly one of `classes` and `targets`.
+        InputError: no feature, a name twice, not exactly one of `classes` and `targets`, or another
+            number of units.
     """
 
     features: tuple[str, ...]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
+    units: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("features", "classes", "targets"):
@@ -35,10 +42,23 @@ class Schema:
                 f"Schema: exactly one of classes and targets must hold names, found "
                 f"{len(self.classes)} classes and {len(self.targets)} targets"
             )
+        self._fill_units()
+
+    def _fill_units(self) -> None:
+        names = (*self.features, *self.targets)
+        units = self.units or tuple(unit_of(name) for name in names)
+        if len(units) != len(names):
+            raise InputError(
+                f"Schema: units must be {len(names)}, one a feature and target, found {len(units)}"
+            )
+        object.__setattr__(self, "units", units if any(units) else ())
 
     def to_json(self) -> str:
         """Write the schema as a JSON object with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
+        values = asdict(self)
+        if not self.units:
+            del values["units"]  # earlier versions know no such key
+        return json.dumps(values, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Schema":
@@ -48,7 +68,8 @@ class Schema:
             InputError: not a JSON object, a missing or unknown key, or not lists of strings.
         """
         values = checked_keys(cls, text)
-        return cls(**{f.name: _strings(f.name, values[f.name]) for f in fields(cls)})
+        known = [f.name for f in fields(cls) if f.name in values]
+        return cls(**{name: _strings(name, values[name]) for name in known})
 
 
 def check_unique(what: str, names: Sequence[str]) -> None:
@@ -62,6 +83,17 @@ def check_unique(what: str, names: Sequence[str]) -> None:
         if name in seen:
             raise InputError(f"{what} must differ, found {name!r} twice")
         seen.add(name)
+
+
+def unit_of(name: str) -> str:
+    """The unit in a name like `speed [km/h]`, else empty text."""
+    found = _UNIT.search(name)
+    return found[1].strip() if found else ""
+
+
+def bare_name(name: str) -> str:
+    """The name without its unit and the blanks around it."""
+    return _UNIT.sub("", name).strip()
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lstm_compile.config import Task
+from lstm_compile.data.roles import Roles
 from lstm_compile.data.schema import Schema
 
 
@@ -23,6 +24,7 @@ class Sequences:
         features: one name a feature.
         classes: one label a class code; empty for regression.
         targets: one name a target; empty for classification.
+        roles: the columns of the long table that these come from, or None.
     """
 
     x: Tensor
@@ -31,6 +33,7 @@ class Sequences:
     features: tuple[str, ...]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
+    roles: Roles | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

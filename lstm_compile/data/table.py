@@ -1,6 +1,5 @@
 """What a file holds before its labels become numbers, and the check against a model's schema."""
 
-import difflib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,10 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lstm_compile.data.roles import Roles
 from lstm_compile.data.schema import Schema
+from lstm_compile.data.text import listing as listing
+from lstm_compile.data.text import numbered as numbered
+from lstm_compile.data.text import suggestion as suggestion
 from lstm_compile.errors import InputError
-
-SHOWN_NAMES = 12  # a one-line error lists no more
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,11 +24,14 @@ class Table:
         path: the file, for messages.
         x: float32 (total_steps, features), all sequences one after the other.
         lengths: int64 (sequences,), steps of each.
-        y: one label a sequence, or float32 (sequences, targets).
+        y: one label a sequence, or float32 (sequences, targets); (sequences, 0) where the file was
+            read without labels.
         features: names, or None where the file has none.
         classes: labels the header declares, or None.
         targets: names, or None where the file has none.
         lines: the line of each sequence in a text file, or None.
+        ids: what each sequence is called in a long table, or None.
+        roles: which columns of a long table these are, or None.
     """
 
     path: Path
@@ -38,9 +42,13 @@ class Table:
     classes: tuple[str, ...] | None = None
     targets: tuple[str, ...] | None = None
     lines: list[int] | None = None
+    ids: list[str] | None = None
+    roles: Roles | None = None
 
     def place(self, sequence: int) -> str:
         """Where sequence number `sequence` (from 0) stands, for a message."""
+        if self.ids is not None:
+            return f"{self.path}, sequence {sequence} (id {self.ids[sequence]!r})"
         if self.lines is None:
             return f"{self.path}, sequence {sequence}"
         return f"{self.path}, line {self.lines[sequence]}"
@@ -66,9 +74,18 @@ def check_schema(table: Table, schema: Schema) -> None:
         kinds = ("number targets", "class labels")
         found, expected = kinds[isinstance(table.y, list)], kinds[bool(schema.classes)]
         raise InputError(f"{table.path}: holds {found}, but the model was trained on {expected}")
-    _check_names(table.path, "features", table.x.shape[1], table.features, schema.features)
+    check_features(table, schema)
     if not isinstance(table.y, list):
         _check_names(table.path, "targets", table.y.shape[1], table.targets, schema.targets)
+
+
+def check_features(table: Table, schema: Schema) -> None:
+    """Check the feature columns alone; a file without names takes the schema's.
+
+    Raises:
+        InputError: other names or another count.
+    """
+    _check_names(table.path, "features", table.x.shape[1], table.features, schema.features)
 
 
 def encode_labels(table: Table, labels: list[str], classes: Sequence[str]) -> NDArray[np.int64]:
@@ -93,24 +110,6 @@ def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
     if all(_is_number(label) for label in distinct):
         distinct.sort(key=float)
     return tuple(distinct)
-
-
-def numbered(word: str, count: int) -> tuple[str, ...]:
-    """`word_0`, `word_1`, ... up to `count` names."""
-    return tuple(f"{word}_{index}" for index in range(count))
-
-
-def listing(names: Sequence[str]) -> str:
-    """Join the names with commas on one line, cut after `SHOWN_NAMES`."""
-    shown = (name if name.isprintable() else repr(name) for name in names[:SHOWN_NAMES])
-    more = len(names) - SHOWN_NAMES
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
-
-
-def suggestion(name: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` where a known name is close, else nothing."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _check_names(

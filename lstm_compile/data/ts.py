@@ -30,11 +30,12 @@ class Header:
     classes: tuple[str, ...] | None
 
 
-def read_ts(path: Path) -> Table:
+def read_ts(path: Path, labelled: bool = True) -> Table:
     """Read a `.ts` file.
 
     Args:
         path: an existing text file.
+        labelled: False leaves the class or target of each case alone.
 
     Returns:
         Its content; `features` is None because the format has no names for them.
@@ -50,7 +51,7 @@ def read_ts(path: Path) -> Table:
         path=path,
         x=np.concatenate(parsed),
         lengths=np.array([len(case) for case in parsed], dtype=np.int64),
-        y=_parse_targets(path, last) if header.is_regression else _parse_labels(path, last),
+        y=_parse_y(path, header, last) if labelled else np.zeros((len(cases), 0), np.float32),
         classes=header.classes,
         lines=[number for number, _ in cases],
     )
@@ -158,6 +159,10 @@ def _is_good(text: str) -> bool:
 def _first_bad(text: str) -> tuple[int, str]:
     values = [value.strip() for value in text.split(",")]
     return next((s, value) for s, value in enumerate(values, 1) if not _is_good(value))
+
+
+def _parse_y(path: Path, header: Header, last: list[Line]) -> list[str] | NDArray[np.float32]:
+    return _parse_targets(path, last) if header.is_regression else _parse_labels(path, last)
 
 
 def _parse_labels(path: Path, last: list[Line]) -> list[str]:

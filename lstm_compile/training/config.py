@@ -7,6 +7,7 @@ from lstm_compile.config import option, validate
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
 LARGEST_SEED = (1 << 63) - 1  # of TOML's whole numbers
+LARGEST_DECAY = 0.99999  # of an average; 1 would never leave the first weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,24 +19,49 @@ class TrainingConfig:
     """
 
     epochs: int = option(30, "Most passes over the training part.", 1)
-    batch_size: int = option(32, "Sequences a step.", 1)
+    batch_size: int = option(32, "Sequences a batch.", 1)
+    accumulate: int = option(1, "Batches whose gradients are averaged for one step.", 1)
     learning_rate: float = option(3e-3, "Peak learning rate.", 0.0, LARGEST)
     optimizer: Literal["adamw", "adam"] = option("adamw", "How gradients become steps.")
     weight_decay: float = option(
         0.01, "Decoupled for adamw, L2 for adam; weights only.", 0.0, LARGEST
     )
-    schedule: Literal["cosine", "constant"] = option("cosine", "Learning rate after the warm-up.")
+    schedule: Literal["cosine", "constant", "plateau"] = option(
+        "cosine", "Learning rate after the warm-up; plateau: halved as validation stalls."
+    )
     warmup: float = option(0.05, "Share of all steps with a linearly rising rate.", 0.0, 1.0)
     loss: Literal["auto", "cross-entropy", "mse", "mae", "huber"] = option(
         "auto", "What is minimised; auto: cross-entropy for classes, mse for numbers."
     )
     label_smoothing: float = option(0.1, "Share of each class label spread over all.", 0.0, 1.0)
+    class_weight: Literal["none", "balanced"] = option(
+        "none", "Weight of each class in the loss; balanced: rare classes count as much."
+    )
     clip_norm: float = option(
         1.0, "Largest norm of all gradients together; 0 clips nothing.", 0.0, LARGEST
     )
+    ema: float = option(
+        0.0, "Decay of the average of all steps' weights that is kept; 0: none.", 0.0, LARGEST_DECAY
+    )
+    noise: float = option(
+        0.0, "Gaussian noise on training features, in units of their scale.", 0.0, LARGEST
+    )
+    time_crop: float = option(
+        0.0, "Largest share of a training sequence's steps cut away at random.", 0.0, 1.0
+    )
+    feature_dropout: float = option(
+        0.0, "Probability that a training sequence loses a whole feature.", 0.0, 1.0
+    )
+    init: str = option("", "Run folder or model file to start from instead of random weights.")
+    freeze: Literal["none", "encoder"] = option(
+        "none", "What keeps the weights of --init; encoder: the LSTM and its scaler."
+    )
+    refit: bool = option(False, "Train once more on validation data too, for the best epochs.")
     patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
     validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
-    seed: int = option(0, "Seed of initial weights, split, batches and dropout.", 0, LARGEST_SEED)
+    seed: int = option(
+        0, "Seed of initial weights, split, batches, dropout and augmentation.", 0, LARGEST_SEED
+    )
     device: str = option("auto", "cpu, cuda, cuda:N, or auto.")
     threads: int = option(0, "CPU threads; 0 takes one for small models, else all.", 0, 1024)
     backend: Literal["auto", "reference", "compiled", "vendor"] = option(

@@ -1,6 +1,6 @@
 """A training run before it begins: data read and parted, settings checked, a folder made."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,12 +10,15 @@ from torch import Tensor
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
+from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.folders import is_table, plain_name
 from lstm_compile.data.sequences import Sequences, fingerprint
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError
 from lstm_compile.runs import new_run_folder
-from lstm_compile.tasks import loss_name
+from lstm_compile.tasks import check_class_weight, loss_name
 from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.warm import WarmStart, warm_start
 
 
 class Parts(NamedTuple):
@@ -27,6 +30,7 @@ class Parts(NamedTuple):
     known: Sequences  # what the baselines are fitted on: all that is not `test`
     tested_on: str  # "test" or "validation"
     train_rows: Tensor  # int64, where the sequences of `train` stand in the data
+    everything: Sequences  # `train` and `validation` in the data's order: what a refit learns from
 
 
 class Job(NamedTuple):
@@ -39,6 +43,7 @@ class Job(NamedTuple):
     training: TrainingConfig
     parts: Parts
     fingerprint: str  # of all the data that training saw, validation included
+    warm: WarmStart | None = None  # what --init gives
 
 
 def prepare(
@@ -48,22 +53,27 @@ def prepare(
     *,
     test: str | None = None,
     output: Path | None = None,
+    table: TableOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Job:
     """Read and check everything, then make the run folder.
 
     Args:
-        data: name of a bundled data set, or path of a `.ts` or `.npz` file.
+        data: name of a bundled data set, or path of a `.ts` or `.npz` file, or of a long
+            table: a file, a folder or a glob.
         hyper_parameters: fields of ModelConfig but task, input_size and output_size, which the
             data decide.
         training: how to train.
         test: a file of held-out sequences; a bundled data set brings its own.
         output: the run folder; runs/DATA-N if None.
+        table: the columns of a long table; None infers them.
+        progress: called with rows done and rows in all, while a long table is read.
 
     Raises:
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
     find_device(training.device)
-    everything = load_dataset(data, "train")
+    everything = load_dataset(data, "train", table=table, progress=progress)
     config = ModelConfig(
         task=everything.task,
         input_size=len(everything.features),
@@ -71,9 +81,23 @@ def prepare(
         **hyper_parameters,
     )
     loss_name(config.task, training.loss)
+    check_class_weight(config.task, training.class_weight)
+    warm = _warm_start(config, training, everything)
     parts = _split(data, everything, test, training)
-    digest = fingerprint(parts.known)
-    return Job(data, test, new_run_folder(data, output), config, training, parts, digest)
+    digest = fingerprint(everything if training.refit else parts.known)
+    folder = new_run_folder(plain_name(data), output)
+    return Job(data, test, folder, config, training, parts, digest, warm)
+
+
+def _warm_start(config: ModelConfig, training: TrainingConfig, data: Sequences) -> WarmStart | None:
+    if training.init:
+        return warm_start(training.init, config, data.schema, training.freeze)
+    if training.freeze != "none":
+        raise InputError(
+            f"freeze {training.freeze} keeps the weights of another model, and none is named; "
+            "add --init RUN, or leave --freeze out"
+        )
+    return None
 
 
 def _split(data: str, everything: Sequences, test: str | None, training: TrainingConfig) -> Parts:
@@ -84,6 +108,8 @@ def _split(data: str, everything: Sequences, test: str | None, training: Trainin
         raise InputError(f"{data}: {error}") from error
     train, validation = everything.select(kept), everything.select(held_out)
     if test is None and data not in BUNDLED:
-        return Parts(train, validation, validation, train, "validation", kept)
-    tested = load_dataset(test or data, "test", schema=everything.schema)
-    return Parts(train, validation, tested, everything, "test", kept)
+        return Parts(train, validation, validation, train, "validation", kept, everything)
+    # the test data have the columns that were found in the training data
+    table = everything.roles.options if test and is_table(test) and everything.roles else None
+    tested = load_dataset(test or data, "test", schema=everything.schema, table=table)
+    return Parts(train, validation, tested, everything, "test", kept, everything)

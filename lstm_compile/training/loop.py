@@ -1,24 +1,21 @@
-"""The training loop: epochs of pure steps, validation, early stopping, the best weights kept."""
+"""The training loop: passes over the data, validation, early stopping, the best weights kept."""
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from lstm_compile.config import ModelConfig
-from lstm_compile.data.batches import bucketed_batches, ordered_batches
-from lstm_compile.data.sequences import Batch, Sequences, gather
-from lstm_compile.errors import RunError
-from lstm_compile.model import Params, forward
-from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
+from lstm_compile.data.sequences import Sequences
+from lstm_compile.model import Params
 from lstm_compile.tasks import Metrics, metrics, training_loss
 from lstm_compile.training.config import TrainingConfig
-from lstm_compile.training.step import init_adam, learning_rate_at, train_step
-
-SHOWN_ROWS = 8
+from lstm_compile.training.passes import class_weights_of, passes, seeded
+from lstm_compile.training.prediction import predict_all as predict_all
 
 
 class Epoch(NamedTuple):
@@ -26,8 +23,8 @@ class Epoch(NamedTuple):
 
     epoch: int
     train_loss: float
-    validation_loss: float
-    validation: Metrics
+    validation_loss: float  # NaN in a refit, which validates nothing
+    validation: Metrics  # empty in a refit
     learning_rate: float
     seconds: float
     best: bool
@@ -69,113 +66,80 @@ def fit(
     Raises:
         RunError: a loss was not finite; the message names the batch.
     """
-    best, epochs, stopped = params, [], "epochs"
-    with torch.random.fork_rng(devices=_cuda_devices(train.x)):
-        _seed(train.x.device, training.seed)
+    best, stopped, lowest = params, "epochs", math.inf
+    epochs, losses = list[Epoch](), list[float]()
+    weights = class_weights_of(config, training, train)
+    with seeded(train.x.device, training.seed):
         try:
-            for epoch, reached in _epochs(params, config, training, train, validation, rows):
-                epochs.append(epoch)
-                best = reached if epoch.best else best
-                on_epoch(epoch, reached)
+            began = time.perf_counter()
+            for passed in passes(params, config, training, train, losses, rows):
+                loss, scores = _validate(passed.params, config, training, validation, weights)
+                seconds, is_best = time.perf_counter() - began, loss < lowest
+                epochs.append(
+                    Epoch(len(epochs) + 1, passed.loss, loss, scores, passed.rate, seconds, is_best)
+                )
+                best, lowest = passed.params if is_best else best, min(lowest, loss)
+                losses.append(loss)
+                on_epoch(epochs[-1], passed.params)
                 if _without_improvement(epochs) >= training.patience:
                     stopped = "patience"
                     break
+                began = time.perf_counter()
         except KeyboardInterrupt:
             stopped = "interrupt"
     return Fit(best, epochs, stopped)
 
 
-def _epochs(
-    start: Params,
+def refit(
+    params: Params,
     config: ModelConfig,
     training: TrainingConfig,
     train: Sequences,
-    validation: Sequences,
-    rows: Tensor | None,
-) -> Iterator[tuple[Epoch, Params]]:
-    generator = torch.Generator().manual_seed(training.seed)
-    params, optimizer, lengths = start, init_adam(start), train.lengths.cpu()
-    steps = training.epochs * -(-len(train) // training.batch_size)
-    lowest = float("inf")
-    for number in range(1, training.epochs + 1):
-        began, losses, rate = time.perf_counter(), [], 0.0
-        batches = bucketed_batches(lengths, training.batch_size, generator)
-        for indices in batches:
-            rate = learning_rate_at(optimizer.step, steps, training)
-            batch = _gather(train, lengths, indices)
-            params, optimizer, loss = train_step(params, optimizer, batch, rate, config, training)
-            losses.append(loss)
-        mean_loss = float(_finite(torch.stack(losses), batches, number, rows).mean())
-        held_out, scores = _validate(params, config, training, validation)
-        seconds = time.perf_counter() - began
-        best = held_out < lowest
-        yield Epoch(number, mean_loss, held_out, scores, rate, seconds, best), params
-        lowest = min(lowest, held_out)
+    found: Fit,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Params:
+    """Train again, on more data, for as many epochs as `found` took to its best; no validation.
+
+    The learning rate falls over `training.epochs` as it did there, and its plateaus are those of
+    that validation.
+
+    Args:
+        params: where to start, with scalers of `train`; on the device of `train`.
+        config: the architecture.
+        training: what `found` was trained with.
+        train: all training data.
+        found: gives the epochs; its best must be there.
+        on_epoch: called after each epoch.
+
+    Raises:
+        RunError: a loss was not finite; the message names the batch.
+    """
+    wanted = found.best.epoch if found.best else 0
+    with seeded(train.x.device, training.seed):
+        began = time.perf_counter()
+        losses = [epoch.validation_loss for epoch in found.epochs]
+        again = passes(params, config, training, train, losses, None)
+        for number, passed in enumerate(islice(again, wanted), 1):
+            params, seconds = passed.params, time.perf_counter() - began
+            on_epoch(Epoch(number, passed.loss, math.nan, {}, passed.rate, seconds, False))
+            began = time.perf_counter()
+    return params
 
 
 def _validate(
-    params: Params, config: ModelConfig, training: TrainingConfig, validation: Sequences
+    params: Params,
+    config: ModelConfig,
+    training: TrainingConfig,
+    validation: Sequences,
+    class_weights: Tensor | None,
 ) -> tuple[float, Metrics]:
     """The training loss without label smoothing, and the metrics."""
     prediction = predict_all(params, config, validation, training.backend, training.chunk)
     plain = replace(training, label_smoothing=0.0)
-    loss = training_loss(params, config, plain, prediction, validation.y)
+    loss = training_loss(params, config, plain, prediction, validation.y, class_weights)
     return float(loss), metrics(config, prediction, validation.y)
-
-
-def predict_all(
-    params: Params,
-    config: ModelConfig,
-    data: Sequences,
-    backend: Backend = "auto",
-    chunk: int = DEFAULT_CHUNK,
-    batch_size: int = 256,
-) -> Tensor:
-    """`forward` over a whole data set, (rows, output_size), in the data's order."""
-    lengths = data.lengths.cpu()
-    batches = ordered_batches(lengths, batch_size)
-    with torch.inference_mode():
-        parts = []
-        for indices in batches:
-            batch = _gather(data, lengths, indices)
-            parts.append(
-                forward(params, config, batch.x, batch.lengths, backend=backend, chunk=chunk)[0]
-            )
-        return torch.cat(parts)[torch.argsort(torch.cat(batches)).to(parts[0].device)]
-
-
-def _gather(data: Sequences, lengths: Tensor, indices: Tensor) -> Batch:
-    return gather(data, indices.to(data.x.device), time=max(1, int(lengths[indices].max())))
-
-
-def _finite(losses: Tensor, batches: list[Tensor], epoch: int, rows: Tensor | None) -> Tensor:
-    values = losses.cpu()
-    if not bool(values.isfinite().all()):
-        position = int((~values.isfinite()).nonzero()[0])
-        batch = batches[position]
-        names = (batch if rows is None else rows[batch]).tolist()
-        shown = ", ".join(map(str, names[:SHOWN_ROWS]))
-        more = f" and {len(names) - SHOWN_ROWS} more" if len(names) > SHOWN_ROWS else ""
-        raise RunError(
-            f"the loss of epoch {epoch}, batch {position + 1} of {len(batches)} is "
-            f"{float(values[position])} (sequences {shown}{more} of the training data, counted "
-            "from 0); look at their values, or lower --learning-rate"
-        )
-    return values
 
 
 def _without_improvement(epochs: list[Epoch]) -> int:
     best = max((epoch.epoch for epoch in epochs if epoch.best), default=0)
     return epochs[-1].epoch - best
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    # torch.manual_seed would seed every CUDA device, those that fork_rng does not restore as well
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-
-
-def _cuda_devices(tensor: Tensor) -> list[torch.device]:
-    return [tensor.device] if tensor.device.type == "cuda" else []

@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,20 +13,21 @@ from safetensors.torch import save
 
 from lstm_compile.baselines import fit_baselines, to_tensors
 from lstm_compile.checkpoint import Model, save_model, to_device
+from lstm_compile.data.sequences import Sequences
 from lstm_compile.devices import cpu_threads, find_device, fitting_threads
 from lstm_compile.errors import RunError
 from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.files import to_json, write_atomically
-from lstm_compile.model import Params, init_params
+from lstm_compile.model import Params
 from lstm_compile.runs import (
     BASELINES_FILE,
     CONFIG_FILE,
     METRICS_FILE,
     MODEL_FILE,
 )
-from lstm_compile.scaling import fit_scaler
 from lstm_compile.training.job import Job
-from lstm_compile.training.loop import Epoch, Fit, fit, predict_all
+from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit
+from lstm_compile.training.warm import initial_params
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Outcome:
     evaluation: Evaluation
     tested_on: str
     seconds: float
+    refitted: bool = False  # whether the model learned from the validation data as well
 
 
 def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Outcome:
@@ -47,9 +50,22 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
         KeyboardInterrupt: Ctrl-C before the first epoch had ended; later it ends the run cleanly.
     """
     start = time.perf_counter()
-    where = find_device(job.training.device)
-    params = _scaled(init_params(job.config, job.training.seed), job)
+    fitted, final = _train(job, on_epoch)
+    is_refitted = final is not fitted.params
+    baselines = fit_baselines(job.parts.known)
+    write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
+    # without a test part the figures are of validation data, which refitted weights have seen
+    shown = final if job.parts.tested_on == "test" else fitted.params
+    test = job.parts.test.to(find_device(job.training.device))
+    prediction = predict_all(shown, job.config, test, job.training.backend, job.training.chunk)
+    evaluation = evaluate(prediction.cpu(), job.config, job.parts.test, baselines)
+    seconds = time.perf_counter() - start
+    model = _save(job, final, _provenance(fitted, evaluation, job, seconds, is_refitted))
+    return Outcome(model, fitted, evaluation, job.parts.tested_on, seconds, is_refitted)
 
+
+def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
+    """The fit, and the weights to keep: its best, or those of the refit after it."""
     lines: list[str] = []
 
     def after_epoch(epoch: Epoch, params: Params) -> None:
@@ -57,37 +73,51 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
             write_atomically(job.folder / CONFIG_FILE, _toml(job).encode())
         if epoch.best:
             _save(job, params, {"epochs": epoch.epoch, "validation": epoch.validation})
-        lines.append(to_json(epoch._asdict()) + "\n")
+        record(epoch)
+
+    def record(epoch: Epoch, **more: bool) -> None:
+        lines.append(to_json({**epoch._asdict(), **more}) + "\n")
         write_atomically(job.folder / METRICS_FILE, "".join(lines).encode())
         on_epoch(epoch)
 
     threads = job.training.threads or fitting_threads(
         job.training.batch_size, job.config.hidden_size
     )
+    # before the threads are cut: the rounding of orthogonal weights depends on their number
+    start, restart = (_start(job, data) for data in (job.parts.train, job.parts.everything))
     with cpu_threads(threads):
-        fitted = fit(
-            to_device(params, where),
-            job.config,
-            job.training,
-            job.parts.train.to(where),
-            job.parts.validation.to(where),
-            after_epoch,
-            job.parts.train_rows,
-        )
-    _require_an_epoch(fitted)
-    baselines = fit_baselines(job.parts.known)
-    write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
-    prediction = predict_all(
-        fitted.params,
+        fitted = _fit(job, start, after_epoch)
+        if not job.training.refit or fitted.stopped == "interrupt":
+            return fitted, fitted.params
+        try:
+            return fitted, _refit(job, restart, fitted, partial(record, refit=True))
+        except KeyboardInterrupt:
+            return fitted._replace(stopped="interrupt"), fitted.params
+
+
+def _start(job: Job, data: Sequences) -> Params:
+    params = initial_params(job.config, job.training.seed, data, job.warm)
+    return to_device(params, find_device(job.training.device))
+
+
+def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) -> Fit:
+    where, parts = find_device(job.training.device), job.parts
+    fitted = fit(
+        start,
         job.config,
-        job.parts.test.to(where),
-        job.training.backend,
-        job.training.chunk,
+        job.training,
+        parts.train.to(where),
+        parts.validation.to(where),
+        after_epoch,
+        parts.train_rows,
     )
-    evaluation = evaluate(prediction.cpu(), job.config, job.parts.test, baselines)
-    seconds = time.perf_counter() - start
-    model = _save(job, fitted.params, _provenance(fitted, evaluation, job, seconds))
-    return Outcome(model, fitted, evaluation, job.parts.tested_on, seconds)
+    _require_an_epoch(fitted)
+    return fitted
+
+
+def _refit(job: Job, start: Params, fitted: Fit, on_epoch: Callable[[Epoch], None]) -> Params:
+    everything = job.parts.everything.to(find_device(job.training.device))
+    return refit(start, job.config, job.training, everything, fitted, on_epoch)
 
 
 def _require_an_epoch(fitted: Fit) -> None:
@@ -97,24 +127,12 @@ def _require_an_epoch(fitted: Fit) -> None:
         raise RunError("no epoch gave a finite validation loss; lower --learning-rate")
 
 
-def _scaled(params: Params, job: Job) -> Params:
-    """The parameters with scalers fitted on the training part, over valid steps only."""
-    fitted = {"scaler": fit_scaler(job.parts.train.x, job.config.scaling)}
-    if job.config.task == "regress":
-        fitted["target_scaler"] = fit_scaler(job.parts.train.y, job.config.target_scaling)
-    statistics = {
-        f"{name}.{part}": value
-        for name, scaler in fitted.items()
-        for part, value in scaler._asdict().items()
-    }
-    return {**params, **statistics}
-
-
 def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
     provenance = {
         "data": job.data,
         "data_fingerprint": job.fingerprint,
         "seed": job.training.seed,
+        **({"table": _table(job)} if _table(job) else {}),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **training,
     }
@@ -123,9 +141,17 @@ def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
     return model
 
 
-def _provenance(fitted: Fit, evaluation: Evaluation, job: Job, seconds: float) -> dict[str, Any]:
+def _provenance(
+    fitted: Fit, evaluation: Evaluation, job: Job, seconds: float, is_refitted: bool
+) -> dict[str, Any]:
     best = fitted.best
+    extra: dict[str, Any] = {}
+    if job.warm:
+        extra["init"] = {"source": job.warm.source, "fresh": job.warm.fresh}
+    if is_refitted:  # the figures of a run without a test part are from before it
+        extra["refit"] = {"sequences": len(job.parts.everything), "epochs": best and best.epoch}
     return {
+        **extra,
         "epochs": best.epoch if best else 0,
         "stopped": fitted.stopped,
         "validation": best.validation if best else {},
@@ -141,10 +167,20 @@ def _toml(job: Job) -> str:
     model = {k: v for k, v in asdict(job.config).items() if k not in derived}
     sources = {"data": job.data, "test": job.test}
     lines = [f"{name} = {_toml_value(path)}" for name, path in sources.items() if path is not None]
-    for title, values in (("model", model), ("training", asdict(job.training))):
+    sections = {"model": model, "training": asdict(job.training), "table": _table(job)}
+    for title, values in sections.items():
+        if not values:
+            continue
         lines += ["", f"[{title}]"]
         lines += [f"{name} = {_toml_value(value)}" for name, value in values.items()]
     return "\n".join(lines) + "\n"
+
+
+def _table(job: Job) -> dict[str, Any]:
+    """The columns of a long table that the run reads, those that were inferred too."""
+    roles = job.parts.train.roles
+    found = asdict(roles.options) if roles else {}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _toml_value(value: Any) -> str:

@@ -1,6 +1,7 @@
 """One training step as a pure function of parameters, optimizer state and batch."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.sequences import Batch
 from lstm_compile.model import Params, forward, trainable
-from lstm_compile.tasks import training_loss
+from lstm_compile.tasks import row_weight, training_loss
 from lstm_compile.training.config import TrainingConfig
+
+PLATEAU_FACTOR = 0.5
+PLATEAU_SHARE = 2  # of `patience`: the rate falls once before training is given up
 
 
 class AdamState(NamedTuple):
@@ -29,9 +33,9 @@ class StepResult(NamedTuple):
     loss: Tensor
 
 
-def init_adam(params: Params) -> AdamState:
+def init_adam(params: Params, freeze: str = "none") -> AdamState:
     """The state before the first step: zeros of every trainable parameter's shape."""
-    zeros = {name: torch.zeros_like(value) for name, value in trainable(params).items()}
+    zeros = {name: torch.zeros_like(value) for name, value in trainable(params, freeze).items()}
     return AdamState(0, zeros, {name: torch.zeros_like(value) for name, value in zeros.items()})
 
 
@@ -42,19 +46,42 @@ def train_step(
     learning_rate: float,
     config: ModelConfig,
     training: TrainingConfig,
+    class_weights: Tensor | None = None,
+    more: Sequence[Batch] = (),
 ) -> StepResult:
-    """Forward, loss, backward, clip, update. Nothing that comes in is changed."""
-    leaves = {name: value.detach().requires_grad_() for name, value in trainable(params).items()}
-    prediction, _ = forward(
-        {**params, **leaves}, config, batch.x, batch.lengths,
-        training=True, backend=training.backend, chunk=training.chunk,
-    )  # fmt: skip
-    loss = training_loss(params, config, training, prediction, batch.y)
-    gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    """Forward, loss, backward, clip, update. Nothing that comes in is changed.
+
+    Args:
+        params: see `param_shapes`.
+        optimizer: what `init_adam` or the step before gave.
+        batch: on the device of the parameters.
+        learning_rate: of this step.
+        config: the architecture.
+        training: everything else.
+        class_weights: float32 (classes,), for `training_loss`.
+        more: further batches of the same step; its gradient is that of all their rows together.
+    """
+    learned = trainable(params, training.freeze)
+    leaves = {name: value.detach().requires_grad_() for name, value in learned.items()}
+    weights = [row_weight(each.y, class_weights) for each in (batch, *more)]
+    losses, gradients = [], dict[str, Tensor]()
+    for each, weight in zip((batch, *more), weights, strict=True):
+        prediction, _ = forward(
+            {**params, **leaves}, config, each.x, each.lengths,
+            training=True, backend=training.backend, chunk=training.chunk,
+        )  # fmt: skip
+        loss = training_loss(params, config, training, prediction, each.y, class_weights)
+        losses.append(loss * (weight / sum(weights)))
+        parts = torch.autograd.grad(losses[-1], list(leaves.values()))
+        gradients = _added(gradients, dict(zip(leaves, parts, strict=True)))
     gradients = clip_by_norm(gradients, training.clip_norm)
     with torch.no_grad():
         updated, optimizer = adam_update(leaves, gradients, optimizer, learning_rate, training)
-    return StepResult({**params, **updated}, optimizer, loss.detach())
+    return StepResult({**params, **updated}, optimizer, torch.stack(losses).detach().sum())
+
+
+def _added(first: Params, second: Params) -> Params:
+    return {name: first[name] + value if first else value for name, value in second.items()}
 
 
 def clip_by_norm(gradients: Params, limit: float) -> Params:
@@ -101,15 +128,60 @@ def adam_update(
     return new_params, AdamState(step, means, squares)
 
 
+def average_update(
+    average: Params, params: Mapping[str, Tensor], step: int, decay: float
+) -> Params:
+    """The exponential moving average of weights after one more step, free of its start.
+
+    average_t = sum over s <= t of decay^(t - s) * params_s, divided by the sum of those powers: the
+    bias correction of Kingma and Ba 2015, section 3, taken into the recursion
+
+        average_t = average_(t-1) + (1 - decay) / (1 - decay^t) * (params_t - average_(t-1)),
+
+    so that the first average is the first weights.
+
+    Args:
+        average: after the step before; its names are those that are averaged.
+        params: after this step, those names among them.
+        step: t, from 1.
+        decay: at least 0, below 1.
+    """
+    share = (1 - decay) / (1 - decay**step)
+    return {name: torch.lerp(value, params[name], share) for name, value in average.items()}
+
+
 def learning_rate_at(step: int, total: int, training: TrainingConfig) -> float:
     """The rate of step 0 <= step < total: a linear rise, then constant or a cosine to zero.
 
-    Source: Loshchilov and Hutter 2017, equation 5, without restarts.
+    What `plateau_factor` gives comes on top. Source: Loshchilov and Hutter 2017, equation 5,
+    without restarts.
     """
     warmup = round(training.warmup * total)
     if step < warmup:
         return training.learning_rate * (step + 1) / warmup
-    if training.schedule == "constant":
+    if training.schedule != "cosine":
         return training.learning_rate
     progress = (step - warmup) / max(1, total - warmup)
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def plateau_factor(losses: Sequence[float], training: TrainingConfig) -> float:
+    """What the rate of the next epoch is multiplied by, for the schedule `plateau`; else 1.
+
+    Halved after every half `patience` (rounded down, at least 1) epochs in a row without a lower
+    validation loss: torch.optim.lr_scheduler.ReduceLROnPlateau with factor 0.5, threshold 0 and a
+    patience of one epoch less, as it waits for one more.
+
+    Args:
+        losses: validation losses of the epochs so far; one that is NaN is not lower.
+        training: how to train.
+    """
+    factor, lowest, waited = 1.0, float("inf"), 0
+    if training.schedule != "plateau":
+        return factor
+    for loss in losses:
+        waited = 0 if loss < lowest else waited + 1
+        lowest = loss if loss < lowest else lowest
+        if waited == max(1, training.patience // PLATEAU_SHARE):
+            factor, waited = factor * PLATEAU_FACTOR, 0
+    return factor

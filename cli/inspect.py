@@ -1,0 +1,161 @@
+"""`lstm-compile inspect`."""
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lstm_compile.cli import output
+from lstm_compile.cli.edge import Command
+from lstm_compile.cli.options import flags_of
+from lstm_compile.data.columns import TableOptions
+
+SHOWN = 12  # a line names no more
+BAR = 40  # widest bar of the histogram
+Line = tuple[str, str]
+
+
+@click.command(cls=Command)
+@click.argument("source", metavar="DATA|RUN|MODEL")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@flags_of(TableOptions)
+def command(source: str, as_json: bool, **options: Any) -> None:
+    """Show what is in DATA, in a run folder, or in a .safetensors or .onnx file.
+
+    DATA is a file or a bundled data set (its training part is taken): sequences, lengths, gaps,
+    classes, columns that are constant, equal or seem to hold the answer. Of a model: names, shapes,
+    figures and where it came from.
+    """
+    from lstm_compile.export.inspection import inspect_source
+
+    asked = TableOptions(**options)
+    found = inspect_source(source, asked)
+    if as_json:
+        return output.print_json(found)
+    is_data = found["kind"] == "data"
+    shown = _data(source, found, asked) if is_data else _model(source, found)
+    output.lines(output.console(as_json), *shown)
+    return None
+
+
+def _data(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[Line]:
+    lengths, part = found["lengths"], f" ({found['part']} part)" if found["part"] else ""
+    yield "data", f"{source}{part}: {found['sequences']} sequences, {found['rows']} rows"
+    yield "features", f"{len(found['features'])}: {_listing(found['features'])}"
+    yield "lengths", ", ".join(f"{name} {value:g}" for name, value in lengths.items())
+    yield from _histogram(found["histogram"])
+    yield from _columns(found["columns"] or {})
+    yield "missing", _counts(found["missing"]) or "none"
+    yield from _labels(found)
+    yield "constant", _listing(found["constant"]) or "none"
+    yield "equal", "; ".join(" = ".join(names) for names in found["duplicate"]) or "none"
+    for leak in found["leaks"]:
+        yield "suspicious", f"{leak['feature']}: {leak['reason']}; leave it out if so"
+    if not found["leaks"]:
+        yield "suspicious", "none: no feature seems to hold the answer"
+    if found["unlabelled"]:
+        yield "next", f"lstm-compile predict RUN {shlex.quote(source)} --output predictions.csv"
+    else:
+        yield "next", output.command("train", Path(source), *_flags(asked, found))
+
+
+def _columns(columns: dict[str, Any]) -> Iterator[Line]:
+    for role in ("id", "time", "target"):
+        names = columns.get(role) or []
+        if columns:
+            inferred = " (inferred)" if role in columns["inferred"] else ""
+            yield role, (_listing(names) or "none") + inferred
+    if columns.get("left_out"):
+        parts = [f"{name} ({kind})" for name, kind in columns["left_out"].items()]
+        yield "left out", _listing(parts)
+
+
+def _flags(asked: TableOptions, found: dict[str, Any]) -> Iterator[str]:
+    """The flags that were given, to be given again, and what gaps need."""
+    for name in asked.given:
+        value = getattr(asked, name.removeprefix("--"))
+        yield name
+        yield shlex.quote(value if isinstance(value, str) else ",".join(value))
+    if found["missing"] and asked.missing == "error":
+        yield "--missing forward"
+
+
+def _histogram(bins: list[dict[str, int]]) -> Iterator[Line]:
+    most = max((row["sequences"] for row in bins), default=1)
+    names = [
+        str(row["from"]) if row["from"] == row["to"] else f"{row['from']}-{row['to']}"
+        for row in bins
+    ]
+    width = max(map(len, names), default=0)
+    for name, row in zip(names, bins, strict=True):
+        bar = "█" * -(-BAR * row["sequences"] // most)  # rounded up: one sequence shows
+        yield "", f"{name:>{width}} {bar} {row['sequences']}"
+
+
+def _labels(found: dict[str, Any]) -> Iterator[Line]:
+    if found["unlabelled"]:
+        yield "labels", f"none that can be read: {found['unlabelled']}"
+    if found["classes"]:
+        counts = found["classes"]
+        yield "classes", f"{len(counts)}: {_counts(counts, sum(counts.values()))}"
+    for name, numbers in found["targets"].items():
+        text = ", ".join(f"{key} {value:.6g}" for key, value in numbers.items())
+        yield "target", f"{name}: {text}"
+
+
+def _model(source: str, found: dict[str, Any]) -> Iterator[Line]:
+    schema, training, config = found["schema"], found["training"], found["config"]
+    path = Path(source)
+    yield found["kind"], f"{source} ({found['bytes'] / 1000:.0f} kB)"
+    yield "task", f"{found['task']}: {_listing(schema['classes'] or schema['targets'])}"
+    yield "features", f"{len(schema['features'])}: {_listing(schema['features'])}"
+    yield "shape", f"{_shape(config)}, {found['parameters']} parameters"
+    yield from _interface(found)
+    yield from _figures(training)
+    if found["kind"] == "run":
+        yield "next", output.command("export", path, "--onnx")
+    else:
+        yield "next", output.command("evaluate", path)
+
+
+def _shape(config: dict[str, Any]) -> str:
+    directions = "both directions" if config["bidirectional"] else "forward"
+    layers = f"{config['num_layers']} layers of {config['hidden_size']}"
+    return f"{layers}, {directions}, pooling {config['pooling']}"
+
+
+def _interface(found: dict[str, Any]) -> Iterator[Line]:
+    for kind in ("inputs", "outputs"):
+        for name, tensor in found.get(kind, {}).items():
+            sizes = ", ".join(map(str, tensor["shape"]))
+            yield kind[:-1], f"{name} {tensor['type']} [{sizes}]"
+    if "opset" in found:
+        known = ("interface_version", "profile", "opset", "ir_version")
+        yield "format", ", ".join(f"{key} {found[key]}" for key in known)
+    if "files" in found:
+        yield "files", _listing(list(found["files"]))
+
+
+def _figures(training: dict[str, Any]) -> Iterator[Line]:
+    for part in ("validation", "test"):
+        if isinstance(training.get(part), dict):
+            yield part, output.metrics(training[part])
+    known = ("data", "data_fingerprint", "seed", "epochs", "stopped")
+    shown = [f"{key} {training[key]}" for key in known if key in training]
+    shown += [f"{name} {number}" for name, number in training.get("versions", {}).items()]
+    yield "trained", ", ".join(shown) or "nothing is written down"
+
+
+def _counts(counts: dict[str, int], total: int = 0) -> str:
+    parts = [
+        f"{name} {count}" + (f" ({100 * count / total:.1f} %)" if total else "")
+        for name, count in counts.items()
+    ]
+    return _listing(parts)
+
+
+def _listing(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

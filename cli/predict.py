@@ -1,0 +1,65 @@
+"""`lstm-compile predict`."""
+
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+
+from lstm_compile.cli import output
+from lstm_compile.cli.edge import Command
+from lstm_compile.cli.options import flags_of
+from lstm_compile.data.columns import TableOptions
+
+SHOWN = 6  # a line names no more columns
+
+
+@click.command(cls=Command)
+@click.argument("model", type=click.Path(path_type=Path), metavar="RUN|MODEL")
+@click.argument("data")
+@click.option(
+    "--output", "path", type=click.Path(path_type=Path), required=True,
+    help="The .csv or .parquet file to write; one that is there is replaced.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@flags_of(TableOptions, "target")
+def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -> None:
+    """Write what a model says of each sequence of DATA.
+
+    RUN|MODEL is a run folder, a .safetensors or an .onnx file; the last needs no PyTorch. DATA is
+    a file, a folder or a glob, with or without labels, or a bundled data set (its test part is
+    taken). Columns are the most probable class and each class's probability, or the targets' values
+    in their own units.
+    """
+    from rich.progress import Progress
+
+    from lstm_compile.export.predict import check_output, predict_file, write_predictions
+
+    began = perf_counter()
+    check_output(path, model, data)
+    out = output.console(as_json)
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
+        row = bar.add_task("", total=None)
+        predictions = predict_file(
+            model,
+            data,
+            options=TableOptions(**options),
+            progress=lambda what, done, total: bar.update(
+                row, description=what, completed=done, total=total
+            ),
+        )
+    columns, rows = write_predictions(path, predictions), len(predictions.values)
+    summary = {"path": str(path), "model": str(model), "task": predictions.task, "rows": rows}
+    seconds = perf_counter() - began
+    if as_json:
+        return output.print_json({**summary, "columns": columns, "seconds": round(seconds, 2)})
+    more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
+    output.lines(
+        out,
+        ("model", str(model)),
+        ("rows", f"{rows} sequences"),
+        ("columns", ", ".join(columns[:SHOWN]) + more),
+        ("wrote", f"{path} ({output.size(path)}, {seconds:.1f} s)"),
+        ("next", output.command("inspect", model)),
+    )
+    return None

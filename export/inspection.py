@@ -1,0 +1,146 @@
+"""What stands behind a name: data, a run folder, a `.safetensors` or an `.onnx` file.
+
+Loads no torch, and onnx only for an `.onnx` file.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.files import BUNDLED, locate, read_table
+from lstm_compile.data.folders import is_table
+from lstm_compile.data.profile import profile
+from lstm_compile.data.roles import Roles
+from lstm_compile.data.table import Table
+from lstm_compile.errors import InputError
+from lstm_compile.inspection import (
+    count_parameters,
+    described,
+    inspect_run,
+    inspect_safetensors,
+)
+from lstm_compile.runs import MODEL_FILE
+
+if TYPE_CHECKING:
+    from onnx import ValueInfoProto
+
+
+def inspect_source(name: str, options: TableOptions | None = None) -> dict[str, Any]:
+    """What stands behind a name, as `--json` prints it.
+
+    Args:
+        name: a bundled data set, of which the training part is taken, a file of sequences, a run
+            folder, a `.safetensors` or an `.onnx` file.
+        options: the columns of a long table.
+
+    Returns:
+        `kind` (`data`, `run`, `safetensors` or `onnx`) and what the function of that kind gives.
+
+    Raises:
+        InputError: nothing there, or it cannot be read.
+    """
+    path = Path(name)
+    if name in BUNDLED:
+        return {"kind": "data", **inspect_data(name, options)}
+    if (path / MODEL_FILE).is_file():
+        return {"kind": "run", **inspect_run(path)}
+    if path.suffix == ".safetensors":
+        return {"kind": "safetensors", **inspect_safetensors(path)}
+    if path.suffix == ".onnx":
+        return {"kind": "onnx", **inspect_onnx(path)}
+    return {"kind": "data", **inspect_data(name, options)}
+
+
+def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, Any]:
+    """A data set, whatever is missing in it.
+
+    Returns:
+        `path`, `part` (of a bundled one), `columns` (of a long table: `id`, `time`, `target` as
+        lists of names, which roles were `inferred`, and what was `left_out` with its kind),
+        `unlabelled` (why no label could be read, else None), and the fields of `Profile`.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    path = locate(name, "train")
+    table, unlabelled = _read(path, options or TableOptions())
+    missing = {}
+    if table.roles is not None:
+        from lstm_compile.data.missing import count_missing  # loads pyarrow
+
+        missing = count_missing(path, table.roles)
+    return {
+        "path": str(path),
+        "part": "train" if name in BUNDLED else None,
+        "columns": _columns(table.roles) if table.roles else None,
+        "unlabelled": unlabelled,
+        **profile(table, missing).to_dict(),
+    }
+
+
+def _columns(roles: Roles) -> dict[str, Any]:
+    return {
+        "id": [] if roles.id is None else [roles.id],
+        "time": [] if roles.time is None else [roles.time],
+        "target": list(roles.target),
+        "inferred": list(roles.inferred),
+        "left_out": dict(roles.left_out),
+    }
+
+
+def _read(path: Path, options: TableOptions) -> tuple[Table, str | None]:
+    """The table, its gaps filled; and why it was read without labels, if it was."""
+    if is_table(path) and options.missing == "error":
+        options = replace(options, missing="zero")
+    try:
+        return read_table(path, options), None
+    except InputError as error:
+        try:
+            return read_table(path, options, labelled=False), str(error)
+        except InputError:
+            raise error from None  # what training would say
+
+
+def inspect_onnx(path: Path) -> dict[str, Any]:
+    """A checked ONNX file of this package.
+
+    Returns:
+        `path`, `bytes`, `interface_version`, `profile`, `opset`, `ir_version`, what `described`
+        gives, `inputs` and `outputs` (types and shapes), `parameters` and `nodes` (by operator).
+
+    Raises:
+        InputError: what `read_onnx` refuses, or metadata that are not of this package.
+    """
+    import onnx
+
+    from lstm_compile.export.reading import read_onnx
+
+    file = read_onnx(path)
+    model = onnx.load_model_from_string(file.data)
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    weights = {name: shape for name, shape in shapes.items() if "." in name}  # constants have none
+    return {
+        "path": str(path),
+        "bytes": len(file.data),
+        "interface_version": file.metadata.get("interface_version"),
+        "profile": file.metadata.get("profile"),
+        "opset": model.opset_import[0].version,
+        "ir_version": model.ir_version,
+        **described(path, file.metadata),
+        "inputs": {value.name: _tensor(value) for value in model.graph.input},
+        "outputs": {value.name: _tensor(value) for value in model.graph.output},
+        "parameters": count_parameters(weights),
+        "nodes": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
+    }
+
+
+def _tensor(value: "ValueInfoProto") -> dict[str, Any]:
+    from onnx import TensorProto
+
+    found = value.type.tensor_type
+    return {
+        "type": TensorProto.DataType.Name(found.elem_type).lower(),
+        "shape": [size.dim_param or size.dim_value for size in found.shape.dim],
+    }

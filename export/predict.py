@@ -1,0 +1,193 @@
+"""Answers of a trained model for every sequence of a file; with an ONNX file, without torch."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.files import locate, read_table, table_options
+from lstm_compile.data.schema import Schema
+from lstm_compile.data.table import Table, check_features
+from lstm_compile.errors import InputError
+from lstm_compile.export.runtime import Floats, ModelError, load
+from lstm_compile.files import write_atomically
+
+SUFFIXES = (".csv", ".parquet")
+BLOCK = 4096  # sequences between two reports of progress
+Answer = Callable[[list[Floats]], Floats]  # (time, features) each -> (rows, outputs)
+Progress = Callable[[str, int, int], None]
+
+
+class Predictor(NamedTuple):
+    """A model whatever file it came from."""
+
+    task: str
+    schema: Schema
+    training: dict[str, Any]
+    answer: Answer
+
+
+class Predictions(NamedTuple):
+    """What a model says of each sequence of a file, in the file's order."""
+
+    task: str
+    schema: Schema
+    ids: list[str] | None  # None where the file has none
+    values: Floats  # (sequences, outputs): probabilities, or values in the targets' units
+
+
+def predict_file(
+    source: str | Path,
+    data: str,
+    *,
+    options: TableOptions | None = None,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Ask a model about every sequence of a file; labels in the file are not read.
+
+    Args:
+        source: a run folder, a `.safetensors` or an `.onnx` file; the last loads no torch.
+        data: a file, or a bundled data set, of which the test part is taken.
+        options: the columns of a long table; what they leave open is as it was in training.
+        progress: told what is read (`rows`) or answered (`sequences`), how many, and of how many.
+
+    Raises:
+        InputError: a file that cannot be read, or data that do not fit the model.
+    """
+    model = open_model(Path(source))
+    table = _read(model, data, options, progress)
+    if not len(table.lengths):
+        raise InputError(f"{data}: holds no sequence; name a file with at least one")
+    return Predictions(model.task, model.schema, table.ids, _answer_all(model, table, progress))
+
+
+def open_model(source: Path) -> Predictor:
+    """The model of a run folder, a `.safetensors` or an `.onnx` file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return _from_onnx(source) if source.suffix == ".onnx" else _from_safetensors(source)
+
+
+def check_output(path: Path, *inputs: str | Path) -> None:
+    """Refuse a file that predictions cannot be written to, before any work is done.
+
+    Raises:
+        InputError: another suffix, a folder, no folder to write in, or one of the inputs.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(
+            f"{path}: --output must end in {' or '.join(SUFFIXES)}, found "
+            f"{repr(path.suffix) if path.suffix else 'no ending'}"
+        )
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    for file in map(Path, inputs):
+        if file.exists() and path.exists() and file.samefile(path):
+            raise InputError(f"{path}: is the file that is read; name another --output")
+
+
+def columns(predictions: Predictions) -> dict[str, Any]:
+    """The columns of the output file by name, each (sequences,).
+
+    `id`, or `sequence` with the numbers from 0 where the data have none (followed by `_` where a
+    target is called so); then `prediction` and `probability_CLASS` for each class, or one column
+    a target.
+    """
+    values, schema = predictions.values, predictions.schema
+    if predictions.task == "classify":
+        answers: dict[str, Any] = {
+            "prediction": [schema.classes[code] for code in values.argmax(1)]
+        }
+        answers |= {f"probability_{name}": values[:, i] for i, name in enumerate(schema.classes)}
+    else:
+        answers = {name: values[:, i] for i, name in enumerate(schema.targets)}
+    title = "sequence" if predictions.ids is None else "id"
+    while title in answers:
+        title += "_"
+    rows = np.arange(len(values)) if predictions.ids is None else predictions.ids
+    return {title: rows, **answers}
+
+
+def write_predictions(path: Path, predictions: Predictions) -> list[str]:
+    """Write a CSV or Parquet file, by the suffix of `path`; whole or not at all.
+
+    Returns:
+        The names of its columns.
+
+    Raises:
+        InputError: another suffix, or the file cannot be written.
+    """
+    import pyarrow
+    from pyarrow import csv, parquet
+
+    check_output(path)
+    table, sink = pyarrow.table(columns(predictions)), pyarrow.BufferOutputStream()
+    write = csv.write_csv if path.suffix.lower() == ".csv" else parquet.write_table
+    write(table, sink)
+    write_atomically(path, sink.getvalue().to_pybytes())
+    return list(table.column_names)
+
+
+def _read(
+    model: Predictor, data: str, given: TableOptions | None, progress: Progress | None
+) -> Table:
+    options = table_options(data, given, model.training)
+    tell = partial(progress, "rows") if progress else None
+    path = locate(data, "test")
+    table = read_table(path, options, schema=model.schema, labelled=False, progress=tell)
+    check_features(table, model.schema)
+    return table
+
+
+def _answer_all(model: Predictor, table: Table, progress: Progress | None) -> Floats:
+    offsets = np.concatenate(([0], table.lengths.cumsum()))
+    count = len(table.lengths)
+    parts = []
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        rows = [table.x[offsets[row] : offsets[row + 1]] for row in range(start, stop)]
+        parts.append(model.answer(rows))
+        if progress is not None:
+            progress("sequences", stop, count)
+    return np.concatenate(parts)
+
+
+def _from_onnx(source: Path) -> Predictor:
+    try:
+        model = load(source)
+        schema = Schema.from_json(model.metadata["schema"])
+        training = json.loads(model.metadata["training"])
+    except ModelError as error:
+        raise InputError(str(error)) from error
+    except (InputError, KeyError, ValueError) as error:
+        raise InputError(f"{source}: damaged metadata ({error}); export it again") from error
+    return Predictor(model.task, schema, training, model.predict)
+
+
+def _from_safetensors(source: Path) -> Predictor:
+    import torch
+
+    from lstm_compile.checkpoint import load_model
+    from lstm_compile.data.sequences import Sequences
+    from lstm_compile.training.prediction import predict_all
+
+    params, config, schema, training = load_model(source)
+    names = schema.features, schema.classes, schema.targets
+
+    def answer(rows: list[Floats]) -> Floats:
+        offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
+        x, y = torch.from_numpy(np.concatenate(rows)), torch.zeros(len(rows), dtype=torch.int64)
+        data = Sequences(x, torch.from_numpy(offsets), y, *names)
+        found = predict_all(params, config, data)
+        found = found.softmax(-1) if config.task == "classify" else found
+        return np.asarray(found.cpu().numpy(), np.float32)
+
+    return Predictor(config.task, schema, training, answer)

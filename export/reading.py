@@ -1,0 +1,111 @@
+"""Read an exported file and check it to the last tensor, with onnx; `runtime` does without onnx."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
+
+from lstm_compile.config import Task
+from lstm_compile.errors import InputError
+from lstm_compile.export import names
+
+INVALID = (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+
+
+class Interface(NamedTuple):
+    """What a file takes and gives."""
+
+    task: Task
+    features: int
+    outputs: int  # classes, or targets
+
+
+class OnnxFile(NamedTuple):
+    """A checked file: its bytes, its interface and its metadata_props."""
+
+    data: bytes
+    interface: Interface
+    metadata: dict[str, str]
+
+
+def read_onnx(path: str | Path) -> OnnxFile:
+    """Read and check an exported file; nothing outside it is read.
+
+    Raises:
+        InputError: no such file, not a valid ONNX model, tensors in other files, or not the
+            interface that this package exports.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); export it first") from error
+    try:
+        model = onnx.load_model_from_string(data)
+        _refuse_external_data(model)
+        onnx.checker.check_model(model, full_check=True)
+        interface = _interface(model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except INVALID as error:
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        raise InputError(f"{path}: not a valid ONNX file ({reason}); export it again") from error
+    return OnnxFile(data, interface, {prop.key: prop.value for prop in model.metadata_props})
+
+
+def _interface(model: ModelProto) -> Interface:
+    inputs = {value.name: value for value in model.graph.input}
+    outputs = {value.name: value for value in model.graph.output}
+    tasks = [task for task, name in names.OUTPUTS.items() if set(outputs) == {name}]
+    if set(inputs) != {names.INPUT, names.LENGTHS} or not tasks:
+        raise InputError(
+            f"expected inputs {names.INPUT}, {names.LENGTHS} and one output of "
+            f"{', '.join(names.OUTPUTS.values())}; found inputs {', '.join(inputs) or 'none'} and "
+            f"outputs {', '.join(outputs) or 'none'}; export it again"
+        )
+    output = outputs[names.OUTPUTS[tasks[0]]]
+    _check_type(inputs[names.LENGTHS], TensorProto.INT64, 1)
+    features = _check_type(inputs[names.INPUT], TensorProto.FLOAT, 3)
+    return Interface(tasks[0], features, _check_type(output, TensorProto.FLOAT, 2))
+
+
+def _check_type(value: ValueInfoProto, element: int, rank: int) -> int:
+    """The last size of a tensor that must be of this element type and rank."""
+    found = value.type.tensor_type
+    sizes = [size.dim_value or size.dim_param for size in found.shape.dim]
+    if found.elem_type != element or len(sizes) != rank:
+        raise InputError(
+            f"{value.name} must be {TensorProto.DataType.Name(element)} of {rank} dimensions, "
+            f"found {TensorProto.DataType.Name(found.elem_type)} {sizes}; export it again"
+        )
+    return int(found.shape.dim[-1].dim_value)
+
+
+def _refuse_external_data(model: ModelProto) -> None:
+    # paths inside a model file are an attack surface (CVE-2022-25882, CVE-2024-27318)
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise InputError(
+                f"tensor {tensor.name!r} lies in another file, which is refused; "
+                "a file of this package holds all of its weights: export it again"
+            )
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from _attribute_tensors(attribute)
+
+
+def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
+    yield from (attribute.t, *attribute.tensors)
+    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        yield from (sparse.values, sparse.indices)
+    for graph in (attribute.g, *attribute.graphs):
+        if graph.node or graph.initializer:
+            yield from _tensors(graph)

@@ -1,0 +1,79 @@
+"""How to read a long table: which columns to take, and what to do about gaps.
+
+Loads neither torch nor pyarrow: the command line makes flags of `TableOptions`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+
+from lstm_compile.config import option
+from lstm_compile.errors import InputError
+
+Missing = Literal["error", "forward", "mean", "zero"]
+Kind = Literal["number", "text", "date", "other"]  # bool and whole numbers are numbers too
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """How to read a long table; each field is a flag of `train` and `evaluate`.
+
+    Attributes:
+        id: column whose value is the same in all rows of a sequence; None infers it.
+        time: column that orders the rows of a sequence; None infers it.
+        target: columns with the label or the numbers to predict; empty infers one.
+        features: columns with the values of a step, in the model's order; empty infers them.
+        missing: what becomes of empty cells, NaN and infinities in the features.
+
+    Raises:
+        InputError: a value of another type, or an empty name.
+    """
+
+    id: str | None = option(None, "Column that names each row's sequence.")
+    time: str | None = option(None, "Column that orders the rows of a sequence.")
+    target: tuple[str, ...] = option((), "Column to predict; several numbers parted by commas.")
+    features: tuple[str, ...] = option((), "Columns of the input, parted by commas.")
+    missing: Missing = option("error", "What fills empty cells, NaN and infinities.")
+
+    def __post_init__(self) -> None:
+        for name in ("id", "time"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise InputError(f"{name} must be the name of a column, got {value!r}")
+        for name in ("target", "features"):
+            object.__setattr__(self, name, _column_names(name, getattr(self, name)))
+        if self.missing not in get_args(Missing):
+            choices = ", ".join(get_args(Missing))
+            raise InputError(f"missing must be one of {choices}; got {self.missing!r}")
+
+    @property
+    def given(self) -> list[str]:
+        """The flags that ask for something other than the default."""
+        return [f"--{name}" for name in self._changed()]
+
+    def _changed(self) -> dict[str, Any]:
+        default = asdict(TableOptions())
+        return {name: value for name, value in asdict(self).items() if value != default[name]}
+
+    def over(self, stored: Mapping[str, Any] | None) -> "TableOptions":
+        """These options, with what they leave open taken from those of a trained model.
+
+        Args:
+            stored: `asdict` of the options that the model's training used, or None.
+
+        Raises:
+            InputError: `stored` is damaged.
+        """
+        if not stored:
+            return self
+        if unknown := sorted(set(stored) - set(asdict(self))):
+            raise InputError(f"table options: unknown keys {unknown}; train again")
+        return replace(TableOptions(**stored), **self._changed())
+
+
+def _column_names(role: str, names: Any) -> tuple[str, ...]:
+    if not isinstance(names, Sequence) or isinstance(names, str | bytes):
+        raise InputError(f"{role} must be a list of column names, got {names!r}")
+    if not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"{role} must be names of columns, got {list(names)!r}")
+    return tuple(names)

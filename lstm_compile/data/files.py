@@ -1,0 +1,97 @@
+"""From a name or a path to the table in that file. Loads no torch."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.folders import FORMATS, is_table
+from lstm_compile.data.npz import read_npz
+from lstm_compile.data.schema import Schema
+from lstm_compile.data.table import Table, suggestion
+from lstm_compile.data.ts import read_ts
+from lstm_compile.errors import InputError
+
+Part = Literal["train", "test"]
+
+BUNDLED = ("spoken-digits", "japanese-vowels")
+READERS = {".npz": read_npz, ".ts": read_ts}
+_FOLDER = Path(__file__).resolve().parent / "bundled"
+_SUFFIXES = {"spoken-digits": ".npz", "japanese-vowels": ".ts"}
+
+
+def locate(name_or_path: str, part: Part) -> Path:
+    """The file of one part of a bundled data set, or the path itself.
+
+    Raises:
+        InputError: no such part, name or file.
+    """
+    if part not in get_args(Part):
+        raise InputError(f"part must be one of {', '.join(get_args(Part))}; got {part!r}")
+    if name_or_path in BUNDLED:
+        return _FOLDER / f"{name_or_path.replace('-', '_')}_{part}{_SUFFIXES[name_or_path]}"
+    path = Path(name_or_path)
+    if not path.exists() and path.suffix.lower() not in READERS and not is_table(path):
+        raise InputError(
+            f"{name_or_path}: neither a file nor a bundled data set ({', '.join(BUNDLED)})"
+            f"{suggestion(name_or_path, BUNDLED)}"
+        )
+    return path
+
+
+def table_options(
+    path: str, given: TableOptions | None, training: Mapping[str, Any]
+) -> TableOptions | None:
+    """What was asked for, and for a long table the columns that a model was trained on besides.
+
+    Args:
+        path: the data.
+        given: what was asked for.
+        training: a model's metadata.
+    """
+    if path in BUNDLED or not is_table(path):
+        return given
+    return (given or TableOptions()).over(training.get("table"))
+
+
+def read_table(
+    path: Path,
+    options: TableOptions | None = None,
+    *,
+    schema: Schema | None = None,
+    labelled: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> Table:
+    """Read a file by its suffix: one of `READERS`, else a long table.
+
+    Args:
+        path: the file; for a long table also a folder or a glob.
+        options: the columns of a long table; other formats have none.
+        schema: of a trained model: picks the feature columns of a long table.
+        labelled: False leaves classes and targets alone, there or not.
+        progress: called with rows done and rows in all, while a long table is read.
+
+    Raises:
+        InputError: the file is missing, empty, damaged or of another format.
+    """
+    if is_table(path):
+        from lstm_compile.data.long import read_long  # pyarrow takes as long as all the rest
+
+        return read_long(path, options, schema=schema, labelled=labelled, progress=progress)
+    if options and options.given:
+        raise InputError(
+            f"{path}: {', '.join(options.given)} says how to read a long table; leave it out, or "
+            f"name a file that ends in {', '.join(FORMATS)}"
+        )
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"{path}: expected a file that ends in {', '.join(READERS)}, {', '.join(FORMATS)}, "
+            f"found {repr(path.suffix) if path.suffix else 'no ending'}"
+        )
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty")
+        return reader(path, labelled)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error

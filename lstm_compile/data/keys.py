@@ -1,0 +1,194 @@
+"""The first pass over a long table: whose row is whose, in which order, with which label."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_compile.data.roles import Roles
+from lstm_compile.data.rows import Rows
+from lstm_compile.data.source import Source
+from lstm_compile.data.values import CellError, to_codes, to_times
+from lstm_compile.errors import InputError
+
+
+@dataclass
+class Labels:
+    """One target column: each sequence's value, as a code into `known`."""
+
+    column: str
+    known: dict[Any, int] = field(default_factory=dict)
+    codes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def values(self) -> list[Any]:
+        """The value of each sequence."""
+        names = list(self.known)
+        return [names[code] for code in self.codes]
+
+    def add(
+        self,
+        cells: Any,
+        sequences: NDArray[np.int32],
+        start: int,
+        ids: Mapping[str, int],
+        rows: Rows,
+    ) -> None:
+        """Note the labels of a batch.
+
+        Raises:
+            CellError: no label.
+            InputError: another label than the sequence's first.
+        """
+        codes = to_codes(cells, self.known, _plain_number)
+        fresh, first = np.unique(sequences, return_index=True)
+        is_new = fresh >= len(self.codes)  # ids are numbered as they appear, so no gap is left
+        self.codes = np.concatenate((self.codes, codes[first[is_new]]))
+        self.rows = np.concatenate((self.rows, start + first[is_new]))
+        for index in np.flatnonzero(codes != self.codes[sequences])[:1]:
+            names, sequence = list(self.known), int(sequences[index])
+            rows.refuse(
+                start + int(index),
+                self.column,
+                repr(names[codes[index]]),
+                f"{names[self.codes[sequence]]!r} as in {rows.place(int(self.rows[sequence]))} of "
+                f"the same sequence, id {list(ids)[sequence]!r}",
+                "give a sequence one label",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """What the first pass found.
+
+    Attributes:
+        rows: where rows stand.
+        ids: one a sequence, in order of first appearance.
+        lengths: int64 (sequences,).
+        target_rows: int64 (rows,), where each row of the files goes in the table; None where they
+            stand in order already.
+        labels: one a target column.
+    """
+
+    rows: Rows
+    ids: list[str]
+    lengths: NDArray[np.int64]
+    target_rows: NDArray[np.int64] | None
+    labels: list[Labels]
+
+
+def read_keys(sources: Sequence[Source], roles: Roles) -> Keys:
+    """Read the id, time and target columns of all files.
+
+    Raises:
+        InputError: no row, an empty id, time or label, a time twice in a sequence, a label that
+            changes, or rows of a sequence apart with no time to bring them together.
+    """
+    rows, known = Rows(sources), dict[str, int]()
+    labels = [Labels(name) for name in roles.target]
+    sequences, times = [], []
+    for start, file, count, cells in _batches(rows, roles):
+        codes = np.full(count, file, np.int32)
+        if roles.id is not None:
+            codes = _checked(rows, start, roles.id, to_codes, cells[roles.id], known, _text)
+        else:
+            known.setdefault(str(sources[file].path), file)
+        if roles.time is not None:
+            times.append(_checked(rows, start, roles.time, to_times, cells[roles.time]))
+        sequences.append(codes)
+        for label in labels:
+            _checked(
+                rows, start, label.column, label.add, cells[label.column], codes, start, known, rows
+            )
+    if not sequences:
+        raise InputError(f"{sources[0].path}: holds no row; expected at least one")
+    codes = np.concatenate(sequences)
+    sequences.clear()
+    order = _order(rows, roles, list(known), codes, times)
+    return Keys(rows, list(known), np.bincount(codes).astype(np.int64), order, labels)
+
+
+def _batches(rows: Rows, roles: Roles) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
+    """The first row, the number of the file, the count of rows and the cells of each batch."""
+    columns = [name for name in (roles.id, roles.time, *roles.target) if name is not None]
+    start = 0
+    for file, source in enumerate(rows.sources):
+        before = start
+        for count, cells in source.batches(columns):
+            yield start, file, count, cells
+            start += count
+        if start == before:
+            raise InputError(f"{source.path}: holds no row; expected at least one")
+        rows.starts.append(start)
+
+
+def _checked(rows: Rows, start: int, column: str, convert: Any, *args: Any) -> Any:
+    try:
+        return convert(*args)
+    except CellError as error:
+        row = start + error.index
+        rows.refuse(row, column, error.found, error.expected, "mend the cell or drop the row")
+
+
+def _order(
+    rows: Rows, roles: Roles, ids: list[str], codes: NDArray[np.int32], times: list[NDArray[Any]]
+) -> NDArray[np.int64] | None:
+    if roles.time is None:
+        _check_apart(rows, ids, codes)
+        return None
+    time = _one_kind(rows, roles.time, times)
+    ahead = codes[1:] > codes[:-1]
+    together = codes[1:] == codes[:-1]
+    if (ahead | (together & (time[1:] > time[:-1]))).all():
+        return None
+    order = np.lexsort((time, codes))
+    codes, time = codes[order], time[order]
+    for index in np.flatnonzero((codes[1:] == codes[:-1]) & (time[1:] == time[:-1]))[:1]:
+        first, second = rows.place(int(order[index])), int(order[index + 1])
+        rows.refuse(
+            second,
+            roles.time,
+            f"{time[index]!s} again in the sequence of id {ids[codes[index]]!r}, first in {first}",
+            "one row a time",
+            "drop one of the rows, or name another column with --time",
+        )
+    del codes, time
+    target_rows = np.empty(len(order), np.int64)
+    target_rows[order] = np.arange(len(order))
+    return target_rows
+
+
+def _one_kind(rows: Rows, column: str, times: list[NDArray[Any]]) -> NDArray[Any]:
+    kinds = [values.dtype.kind == "M" for values in times]
+    if len(set(kinds)) > 1:
+        batch = kinds.index(not kinds[0])
+        row = sum(len(values) for values in times[:batch])
+        found = ("numbers", "dates")
+        rows.refuse(row, column, found[kinds[batch]], found[kinds[0]], "one kind in all rows")
+    joined = np.concatenate(times)
+    times.clear()
+    return joined
+
+
+def _check_apart(rows: Rows, ids: list[str], codes: NDArray[np.int32]) -> None:
+    for index in np.flatnonzero(codes[1:] < codes[:-1])[:1]:
+        raise InputError(
+            f"{rows.place(int(index) + 1)}: the sequence of id {ids[codes[index + 1]]!r} goes on "
+            f"after another began; expected its rows together, or a column that orders them: --time"
+        )
+    for start in rows.starts[1:-1]:
+        if codes[start] == codes[start - 1]:
+            raise InputError(
+                f"{rows.place(start)}: the sequence of id {ids[codes[start]]!r} began in another "
+                f"file; expected it in one file, or a column that orders its rows: --time"
+            )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _plain_number(value: Any) -> Any:
+    return value if isinstance(value, str | bool | int | float) else float(value)  # a decimal

@@ -1,0 +1,195 @@
+"""What a data set is made of, and what looks wrong with it. Loads no torch."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_compile.data.table import Table, numbered, own_schema, sorted_labels
+
+BINS = 10
+ALMOST_ONE = 0.999  # a correlation beyond which a feature is taken for the target itself
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `profile` finds; the fields are the keys of `inspect --json`.
+
+    Attributes:
+        sequences: how many.
+        rows: steps of all sequences.
+        features: names, in the file's order.
+        lengths: `min`, `median`, `mean`, `max` steps of a sequence, `empty` sequences without any.
+        histogram: `from`, `to` (steps, inclusive) and `sequences` of each bin.
+        missing: empty cells, NaN and infinities of each feature that has any.
+        classes: sequences of each class; empty where there is none.
+        targets: `min`, `mean`, `max` of each target; empty where there is none.
+        constant: features with one value everywhere.
+        duplicate: groups of features that are equal everywhere.
+        leaks: `feature` and `reason` where a feature seems to hold the answer.
+    """
+
+    sequences: int
+    rows: int
+    features: list[str]
+    lengths: dict[str, float]
+    histogram: list[dict[str, int]]
+    missing: dict[str, int]
+    classes: dict[str, int]
+    targets: dict[str, dict[str, float]]
+    constant: list[str]
+    duplicate: list[list[str]]
+    leaks: list[dict[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The profile as JSON can hold it."""
+        return asdict(self)
+
+
+def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
+    """Look at a file's content.
+
+    Args:
+        table: every value finite; labels may be missing.
+        missing: gaps of each feature that were filled as the file was read.
+    """
+    features = table.features or numbered("feature", table.x.shape[1])
+    return Profile(
+        sequences=len(table.lengths),
+        rows=len(table.x),
+        features=list(features),
+        lengths=_lengths(table.lengths),
+        histogram=_histogram(table.lengths),
+        missing={name: count for name, count in (missing or {}).items() if count},
+        classes=_classes(table),
+        targets=_targets(table),
+        constant=_constant(table.x, features),
+        duplicate=_duplicate(table.x, features),
+        leaks=[{"feature": features[column], "reason": reason} for column, reason in _leaks(table)],
+    )
+
+
+def _lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
+    if not len(lengths):
+        return {"min": 0, "median": 0, "mean": 0, "max": 0, "empty": 0}
+    return {
+        "min": int(lengths.min()),
+        "median": float(np.median(lengths)),
+        "mean": round(float(lengths.mean()), 2),
+        "max": int(lengths.max()),
+        "empty": int((lengths == 0).sum()),
+    }
+
+
+def _histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
+    """At most `BINS` bins of whole numbers, all of one width."""
+    if not len(lengths):
+        return []
+    low, high = int(lengths.min()), int(lengths.max())
+    width = -(-(high - low + 1) // BINS)
+    counts = np.bincount((lengths - low) // width)
+    return [
+        {"from": low + i * width, "to": low + (i + 1) * width - 1, "sequences": int(count)}
+        for i, count in enumerate(counts)
+    ]
+
+
+def _classes(table: Table) -> dict[str, int]:
+    if not isinstance(table.y, list):
+        return {}
+    counts = Counter(table.y)
+    return {label: counts[label] for label in sorted_labels(table.classes or table.y)}
+
+
+def _targets(table: Table) -> dict[str, dict[str, float]]:
+    if isinstance(table.y, list) or not table.y.size:
+        return {}
+    return {
+        name: {"min": float(y.min()), "mean": float(y.mean()), "max": float(y.max())}
+        for name, y in zip(own_schema(table).targets, table.y.T.astype(np.float64), strict=True)
+    }
+
+
+def _constant(x: NDArray[np.float32], features: tuple[str, ...]) -> list[str]:
+    if len(x) < 2:
+        return []
+    return [features[i] for i in np.flatnonzero(x.min(0) == x.max(0))]
+
+
+def _duplicate(x: NDArray[np.float32], features: tuple[str, ...]) -> list[list[str]]:
+    groups: dict[bytes, list[str]] = {}
+    for name, column in zip(features, x.T, strict=True):
+        digest = hashlib.sha256((column + 0.0).tobytes()).digest()  # -0.0 is 0.0
+        groups.setdefault(digest, []).append(name)
+    return [names for names in groups.values() if len(names) > 1 and len(x)]
+
+
+def _leaks(table: Table) -> Iterator[tuple[int, str]]:
+    """Each column that seems to hold the answer, with the reason."""
+    some = np.flatnonzero(table.lengths)  # a sequence without steps shows nothing
+    starts = (table.lengths.cumsum() - table.lengths)[some]
+    if len(some) < 3:
+        return
+    if isinstance(table.y, list):
+        yield from _class_leaks(table, [table.y[i] for i in some], starts)
+    elif table.y.size:
+        yield from _target_leaks(table, table.y[some].astype(np.float64), starts)
+
+
+def _class_leaks(
+    table: Table, labels: list[str], starts: NDArray[np.int64]
+) -> Iterator[tuple[int, str]]:
+    names = sorted_labels(table.classes or labels)
+    codes = np.array([names.index(label) for label in labels])
+    if not 1 < len(set(labels)) < len(labels):  # with one sequence a class anything tells them
+        return
+    low, high = (reduce.reduceat(table.x, starts, axis=0) for reduce in (np.minimum, np.maximum))
+    last = table.x[_last(table, starts)]
+    for column in range(table.x.shape[1]):
+        if _equals(last[:, column], labels, codes):
+            yield column, "its last value is the class"
+        elif (low[:, column] == high[:, column]).all() and _one_to_one(low[:, column], codes):
+            yield column, "constant within each sequence, one value a class"
+
+
+def _equals(values: NDArray[np.float32], labels: list[str], codes: NDArray[Any]) -> bool:
+    try:
+        numbers = np.array(labels, np.float32)
+    except ValueError:
+        numbers = codes
+    return bool((values == codes).all() or (values == numbers).all())
+
+
+def _one_to_one(values: NDArray[np.float32], codes: NDArray[Any]) -> bool:
+    pairs = set(zip(values.tolist(), codes.tolist(), strict=True))
+    return len(pairs) == len(set(codes.tolist())) == len(set(values.tolist()))
+
+
+def _target_leaks(table: Table, y: Floats, starts: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+    names = own_schema(table).targets
+    for column, steps in enumerate(table.x.T):
+        sums = np.add.reduceat(steps.astype(np.float64), starts)
+        summaries = {
+            "last value": steps[_last(table, starts)].astype(np.float64),
+            "mean": sums / table.lengths[table.lengths > 0],
+        }
+        for index, target in enumerate(names):
+            found = {name: _correlation(values, y[:, index]) for name, values in summaries.items()}
+            for name in [name for name, value in found.items() if abs(value) > ALMOST_ONE][:1]:
+                yield column, f"its {name} is target {target!r} (correlation {found[name]:.4f})"
+
+
+def _last(table: Table, starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return starts + table.lengths[table.lengths > 0] - 1
+
+
+def _correlation(a: Floats, b: Floats) -> float:
+    """Pearson's; 0 where one of them never changes."""
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / size if size else 0.0

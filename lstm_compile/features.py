@@ -1,0 +1,71 @@
+"""What the baselines see of a sequence: a fixed number of columns, however many steps it has."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lstm_compile.data.sequences import Sequences
+
+FRAMES = 24
+
+
+def no_features(sequences: Sequences) -> Tensor:
+    """Nothing at all, for the baselines that look at no input: float64 (sequences, 0)."""
+    return torch.zeros(len(sequences), 0, dtype=torch.float64)
+
+
+def summary_features(sequences: Sequences) -> Tensor:
+    """Mean, deviation, minimum and maximum of each feature over the valid steps.
+
+    Args:
+        sequences: on the CPU.
+
+    Returns:
+        float64 (sequences, 4 * features), in the features' units; the deviation divides by the
+        number of steps. A sequence without steps gives zeros.
+    """
+    x = sequences.x.double()
+    index = torch.arange(len(sequences)).repeat_interleave(sequences.lengths)
+
+    def reduce(values: Tensor, how: str) -> Tensor:
+        zeros = values.new_zeros(len(sequences), values.shape[1])
+        rows = index[:, None].expand_as(values)
+        return zeros.scatter_reduce(0, rows, values, how, include_self=False)
+
+    mean = reduce(x, "mean")
+    deviation = reduce((x - mean[index]).square(), "mean").sqrt()
+    return torch.cat([mean, deviation, reduce(x, "amin"), reduce(x, "amax")], dim=1)
+
+
+def resampled_features(sequences: Sequences, frames: int = FRAMES) -> Tensor:
+    """Stretch each sequence to `frames` equidistant frames by linear interpolation.
+
+    Args:
+        sequences: on the CPU.
+        frames: the first is the first step, the last the last step.
+
+    Returns:
+        float64 (sequences, frames * features), frame by frame. A single step is repeated; a
+        sequence without steps gives zeros.
+    """
+    lengths = sequences.lengths
+    columns = frames * sequences.x.shape[1]
+    last = (lengths - 1).clamp(min=0)[:, None]
+    position = torch.linspace(0.0, 1.0, frames, dtype=torch.float64) * last
+    before = position.floor().long().minimum(last)
+    after = (before + 1).minimum(last)
+    x = torch.cat([sequences.x, sequences.x.new_zeros(1, sequences.x.shape[1])]).double()
+    starts = sequences.offsets[:-1, None]
+    stretched = torch.lerp(x[starts + before], x[starts + after], (position - before)[..., None])
+    return (stretched * (lengths > 0)[:, None, None]).reshape(len(sequences), columns)
+
+
+# by the baseline that sees them
+FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
+    "majority class": no_features,
+    "logistic regression on summaries": summary_features,
+    "logistic regression on 24 frames": resampled_features,
+    "mean": no_features,
+    "ridge on summaries": summary_features,
+}

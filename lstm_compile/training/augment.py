@@ -1,0 +1,88 @@
+"""Augmentation of training batches: pure functions of a batch and a generator.
+
+Random numbers are drawn on the CPU, so that a run repeats on every device. Padding stays exactly 0.
+"""
+
+import torch
+from torch import Generator, Tensor
+
+from lstm_compile.data.sequences import Batch
+from lstm_compile.scaling import Scaler
+from lstm_compile.training.config import TrainingConfig
+
+
+def augment(batch: Batch, scaler: Scaler, training: TrainingConfig, generator: Generator) -> Batch:
+    """Crop, add noise, drop features, in this order; what is switched off draws no number.
+
+    Args:
+        batch: on any device.
+        scaler: of the model, (features,) each.
+        training: `time_crop`, `noise` and `feature_dropout`.
+        generator: on the CPU; the same state gives the same batch.
+    """
+    if training.time_crop:
+        batch = crop_time(batch, training.time_crop, generator)
+    if training.noise:
+        batch = add_noise(batch, training.noise, scaler, generator)
+    if training.feature_dropout:
+        batch = drop_features(batch, training.feature_dropout, scaler, generator)
+    return batch
+
+
+def crop_time(batch: Batch, largest: float, generator: Generator) -> Batch:
+    """Keep one random window of each sequence.
+
+    Args:
+        batch: on any device.
+        largest: share of a sequence's steps, 0 to 1, of which at most the whole number below is
+            cut away; each number up to it and each place of the window is as likely. One step
+            remains, where there is one.
+        generator: on the CPU.
+
+    Returns:
+        The batch with the windows at the front, their lengths, and as many padded steps as before.
+    """
+    rows, time, _ = batch.x.shape
+    draws = torch.rand(2, rows, dtype=torch.float64, generator=generator).to(batch.x.device)
+    most = (batch.lengths.double() * largest).long().minimum((batch.lengths - 1).clamp(min=0))
+    cut = _up_to(most, draws[0])
+    start, lengths = _up_to(cut, draws[1]), batch.lengths - cut
+    steps = torch.arange(time, device=batch.x.device)
+    index = (start[:, None] + steps).clamp(max=time - 1)
+    x = batch.x.gather(1, index[..., None].expand_as(batch.x))
+    return _padded(batch._replace(lengths=lengths), x)
+
+
+def add_noise(batch: Batch, deviation: float, scaler: Scaler, generator: Generator) -> Batch:
+    """Add Gaussian noise to every valid value.
+
+    Args:
+        batch: on any device.
+        deviation: in units of each feature's `scaler.scale`; in the feature's own unit for a model
+            without scaling, whose scale is 1.
+        scaler: of the model.
+        generator: on the CPU.
+    """
+    noise = torch.randn(batch.x.shape, dtype=batch.x.dtype, generator=generator)
+    return _padded(batch, batch.x + noise.to(batch.x.device) * (deviation * scaler.scale))
+
+
+def drop_features(batch: Batch, probability: float, scaler: Scaler, generator: Generator) -> Batch:
+    """Set whole features of random sequences to `scaler.shift`, which the LSTM sees as 0.
+
+    That is the mean for standard scaling, the minimum for minmax, 0 without scaling. What remains
+    is not scaled up, as dropout's is: a sequence without a feature should look like one.
+    """
+    draws = torch.rand(batch.x.shape[0], 1, batch.x.shape[2], generator=generator)
+    is_dropped = (draws < probability).to(batch.x.device)
+    return _padded(batch, torch.where(is_dropped, scaler.shift, batch.x))
+
+
+def _up_to(most: Tensor, uniform: Tensor) -> Tensor:
+    """Whole numbers 0 to `most`, each as likely; int64 like `most`."""
+    return (uniform * (most + 1)).long().minimum(most)
+
+
+def _padded(batch: Batch, x: Tensor) -> Batch:
+    is_padding = torch.arange(x.shape[1], device=x.device) >= batch.lengths[:, None]
+    return batch._replace(x=x.masked_fill(is_padding[..., None], 0.0))
