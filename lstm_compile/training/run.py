@@ -74,16 +74,16 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
             after_epoch,
             job.parts.train_rows,
         )
-    _require_an_epoch(fitted)
+        _require_an_epoch(fitted)
+        prediction = predict_all(
+            fitted.params,
+            job.config,
+            job.parts.test.to(where),
+            job.training.backend,
+            job.training.chunk,
+        )
     baselines = fit_baselines(job.parts.known)
     write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
-    prediction = predict_all(
-        fitted.params,
-        job.config,
-        job.parts.test.to(where),
-        job.training.backend,
-        job.training.chunk,
-    )
     evaluation = evaluate(prediction.cpu(), job.config, job.parts.test, baselines)
     seconds = time.perf_counter() - start
     model = _save(job, fitted.params, _provenance(fitted, evaluation, job, seconds))
