@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+from lstm_compile.export.answers import full_precision
+
 
 @pytest.fixture(autouse=True)
 def _no_silent_fallback():
