@@ -118,9 +118,11 @@ def _openvino_answer(data: bytes) -> Answer:
 def full_precision() -> Iterator[None]:
     """No TF32: cuDNN uses it by default, with errors of 1e-3."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
     try:
-        yield
+        with cudnn.flags(**kept, allow_tf32=False):
+            yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32 = before

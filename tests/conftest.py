@@ -8,6 +8,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+from lstm_compile.export.answers import full_precision
+
 
 @pytest.fixture(autouse=True)
 def _no_silent_fallback():
@@ -21,7 +23,5 @@ def cuda():
     """The device of a CUDA test, with TF32 off while it runs."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield "cuda"
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    with full_precision():
+        yield "cuda"

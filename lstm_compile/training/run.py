@@ -57,7 +57,8 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
     # without a test part the figures are of validation data, which refitted weights have seen
     shown = final if job.parts.tested_on == "test" else fitted.params
     test = job.parts.test.to(find_device(job.training.device))
-    prediction = predict_all(shown, job.config, test, job.training.backend, job.training.chunk)
+    with cpu_threads(_threads(job)):
+        prediction = predict_all(shown, job.config, test, job.training.backend, job.training.chunk)
     evaluation = evaluate(prediction.cpu(), job.config, job.parts.test, baselines)
     seconds = time.perf_counter() - start
     model = _save(job, final, _provenance(fitted, evaluation, job, seconds, is_refitted))
@@ -80,12 +81,9 @@ def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
         write_atomically(job.folder / METRICS_FILE, "".join(lines).encode())
         on_epoch(epoch)
 
-    threads = job.training.threads or fitting_threads(
-        job.training.batch_size, job.config.hidden_size
-    )
     # before the threads are cut: the rounding of orthogonal weights depends on their number
     start, restart = (_start(job, data) for data in (job.parts.train, job.parts.everything))
-    with cpu_threads(threads):
+    with cpu_threads(_threads(job)):
         fitted = _fit(job, start, after_epoch)
         if not job.training.refit or fitted.stopped == "interrupt":
             return fitted, fitted.params
@@ -93,6 +91,11 @@ def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
             return fitted, _refit(job, restart, fitted, partial(record, refit=True))
         except KeyboardInterrupt:
             return fitted._replace(stopped="interrupt"), fitted.params
+
+
+def _threads(job: Job) -> int:
+    fitting = fitting_threads(job.training.batch_size, job.config.hidden_size)
+    return job.training.threads or fitting
 
 
 def _start(job: Job, data: Sequences) -> Params:
