@@ -3,7 +3,7 @@
 import csv
 import tomllib
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -107,7 +107,7 @@ def _text(path: Path, name: str, value: Any) -> str:
 
 
 def _tunable(cls: type) -> list[Field[Any]]:
-    return [field for field in fields(cls) if field.default is not MISSING]
+    return [field for field in fields(cls) if "help" in field.metadata]
 
 
 def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:

@@ -320,6 +320,24 @@ def test_gaps_are_filled(here, missing, expected):
         assert read_long(path, TableOptions(missing=missing)).x[:, 0].tolist() == expected
 
 
+def test_gaps_in_later_data_take_the_means_of_training(here):
+    write_text(here / "train.csv", "id,t,u,label\n" + "".join(
+        f"{name},{step},{value},{name[0]}\n"
+        for name, value in {"x0": 10, "x1": 20, "y0": 30, "y1": ""}.items()
+        for step in range(2)
+    ))  # fmt: skip
+    result = invoke("train", "train.csv", *QUICK, "--missing", "mean", "--output", "run")
+    assert result.exit_code == 0, result.output
+    stored = load_model("run").training["table"]
+    assert stored["means"] == [20.0]
+    write_text(here / "new.csv", "id,t,u,label\nq,0,,x\nq,1,100,x\n")
+    assert read_long("new.csv", TableOptions(missing="mean")).x.tolist() == [[100], [100]]
+    later = read_long("new.csv", TableOptions().over(stored), schema=load_model("run").schema)
+    assert later.x.tolist() == [[20], [100]]
+    again = invoke("train", "--config", "run/config.toml", "--output", "again")
+    assert again.exit_code == 0, again.output
+
+
 def test_row_numbers_that_pandas_writes_are_no_feature(here):
     found = table_of(here, ",id,t,u,label\n0,a,0,1,x\n1,a,1,2,x\n")
     assert found.features == ("u",)

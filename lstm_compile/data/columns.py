@@ -5,6 +5,7 @@ Loads neither torch nor pyarrow: the command line makes flags of `TableOptions`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from typing import Any, Literal, get_args
 
 from lstm_compile.config import option
@@ -24,6 +25,8 @@ class TableOptions:
         target: columns with the label or the numbers to predict; empty infers one.
         features: columns with the values of a step, in the model's order; empty infers them.
         missing: what becomes of empty cells, NaN and infinities in the features.
+        means: of the features in the data a model was trained on, which fill gaps in later data
+            too; no flag. Empty takes those of the data that are read.
 
     Raises:
         InputError: a value of another type, or an empty name.
@@ -34,6 +37,7 @@ class TableOptions:
     target: tuple[str, ...] = option((), "Column to predict; several numbers parted by commas.")
     features: tuple[str, ...] = option((), "Columns of the input, parted by commas.")
     missing: Missing = option("error", "What fills empty cells, NaN and infinities.")
+    means: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("id", "time"):
@@ -45,11 +49,14 @@ class TableOptions:
         if self.missing not in get_args(Missing):
             choices = ", ".join(get_args(Missing))
             raise InputError(f"missing must be one of {choices}; got {self.missing!r}")
+        if not all(isinstance(mean, float) and isfinite(mean) for mean in self.means):
+            raise InputError(f"means must be finite numbers, got {self.means!r}")
+        object.__setattr__(self, "means", tuple(self.means))
 
     @property
     def given(self) -> list[str]:
         """The flags that ask for something other than the default."""
-        return [f"--{name}" for name in self._changed()]
+        return [f"--{name}" for name in self._changed() if name != "means"]
 
     def _changed(self) -> dict[str, Any]:
         default = asdict(TableOptions())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.folders import find_files, is_set
 from lstm_compile.data.formats import SOURCES
-from lstm_compile.data.gaps import fill
+from lstm_compile.data.gaps import column_means, fill
 from lstm_compile.data.keys import Keys, Labels, read_keys
 from lstm_compile.data.roles import Roles, infer_roles
 from lstm_compile.data.rows import Rows
@@ -74,8 +74,9 @@ def read_long(
     keys = read_keys(sources, roles)
     x = _read_features(keys, roles, progress)
     if roles.missing != "error":
-        filled = fill(str(path), x, keys.lengths, roles.features, roles.missing)
-        roles = replace(roles, filled=filled)
+        means = options.means or column_means(x, roles.missing)
+        filled = fill(str(path), x, keys.lengths, roles.features, roles.missing, means)
+        roles = replace(roles, filled=filled, means=means)
     y = _labels(keys, sources[0], schema) if labelled else np.zeros((len(keys.ids), 0), np.float32)
     targets = None if isinstance(y, list) or not labelled else roles.target
     return Table(

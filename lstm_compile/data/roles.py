@@ -33,6 +33,7 @@ class Roles:
         inferred: the roles among id, time, target and features that no flag named.
         left_out: the columns that are nothing, with their kinds.
         filled: how many values of the features were missing.
+        means: of the features, where gaps are filled with them.
     """
 
     id: str | None
@@ -43,13 +44,14 @@ class Roles:
     inferred: tuple[str, ...] = ()
     left_out: tuple[tuple[str, Kind], ...] = ()
     filled: int = 0
+    means: tuple[float, ...] = ()
 
     @property
     def options(self) -> TableOptions:
         """What asks for the same columns again."""
         return TableOptions(
             id=self.id, time=self.time, target=self.target, features=self.features,
-            missing=self.missing,
+            missing=self.missing, means=self.means,
         )  # fmt: skip
 
     @property

@@ -170,7 +170,9 @@ def _toml(job: Job) -> str:
     model = {k: v for k, v in asdict(job.config).items() if k not in derived}
     sources = {"data": job.data, "test": job.test}
     lines = [f"{name} = {_toml_value(path)}" for name, path in sources.items() if path is not None]
-    sections = {"model": model, "training": asdict(job.training), "table": _table(job)}
+    # means are those of the data, which whoever reads this file reads again
+    table = {name: value for name, value in _table(job).items() if name != "means"}
+    sections = {"model": model, "training": asdict(job.training), "table": table}
     for title, values in sections.items():
         if not values:
             continue
