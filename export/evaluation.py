@@ -1,6 +1,5 @@
 """Evaluate a trained model on a data set, from its run folder, its file or its ONNX file."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation import Evaluation, evaluate
-from lstm_compile.export.runtime import ModelError, load
+from lstm_compile.export.predict import load_onnx
 from lstm_compile.runs import BASELINES_FILE
 from lstm_compile.training.prediction import predict_all
 
@@ -102,15 +101,7 @@ def _from_safetensors(source: Path) -> Predictor:
 def _from_onnx(source: Path) -> Predictor:
     if not source.is_file():
         raise InputError(f"{source}: no such file; make one with `lstm-compile export --onnx`")
-    try:
-        model = load(source)
-        config = ModelConfig.from_json(model.metadata["config"])
-        schema = Schema.from_json(model.metadata["schema"])
-        training = json.loads(model.metadata["training"])
-    except ModelError as error:
-        raise InputError(str(error)) from error
-    except (InputError, KeyError, ValueError) as error:
-        raise InputError(f"{source}: damaged metadata ({error}); export it again") from error
+    model, config, schema, training = load_onnx(source)
 
     def predict(data: Sequences) -> Tensor:
         rows = data.x.split(data.lengths.tolist())

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.files import locate, read_table, table_options
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.table import Table, check_features
 from lstm_compile.errors import InputError
-from lstm_compile.export.runtime import Floats, ModelError, load
+from lstm_compile.export.runtime import Floats, ModelError, OnnxModel, load
 from lstm_compile.files import write_atomically
 
 SUFFIXES = (".csv", ".parquet")
@@ -144,6 +145,8 @@ def _read(
     path = locate(data, "test")
     table = read_table(path, options, schema=model.schema, labelled=False, progress=tell)
     check_features(table, model.schema)
+    if not len(table.lengths):
+        raise InputError(f"{data}: holds no sequence; name a file with at least one")
     return table
 
 
@@ -160,16 +163,35 @@ def _answer_all(model: Predictor, table: Table, progress: Progress | None) -> Fl
     return np.concatenate(parts)
 
 
-def _from_onnx(source: Path) -> Predictor:
+class Exported(NamedTuple):
+    """An ONNX file with its metadata read."""
+
+    model: OnnxModel
+    config: ModelConfig
+    schema: Schema
+    training: dict[str, Any]
+
+
+def load_onnx(source: Path) -> Exported:
+    """Open an exported file for its answers.
+
+    Raises:
+        InputError: no such file, not one of this package, or damaged.
+    """
     try:
         model = load(source)
+        config = ModelConfig.from_json(model.metadata["config"])
         schema = Schema.from_json(model.metadata["schema"])
-        training = json.loads(model.metadata["training"])
+        return Exported(model, config, schema, json.loads(model.metadata["training"]))
     except ModelError as error:
         raise InputError(str(error)) from error
     except (InputError, KeyError, ValueError) as error:
         raise InputError(f"{source}: damaged metadata ({error}); export it again") from error
-    return Predictor(model.task, schema, training, model.predict)
+
+
+def _from_onnx(source: Path) -> Predictor:
+    found = load_onnx(source)
+    return Predictor(found.config.task, found.schema, found.training, found.model.predict)
 
 
 def _from_safetensors(source: Path) -> Predictor:
