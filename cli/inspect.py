@@ -78,7 +78,7 @@ def _flags(asked: TableOptions, found: dict[str, Any]) -> Iterator[str]:
         value = getattr(asked, name.removeprefix("--"))
         yield name
         yield shlex.quote(value if isinstance(value, str) else ",".join(value))
-    if found["missing"] and asked.missing == "error":
+    if found["missing"] and asked.missing in (None, "error"):
         yield "--missing forward"
 
 

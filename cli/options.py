@@ -116,7 +116,8 @@ def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     if hint is bool:
         name, kind = f"{name}/--no-{field.name.replace('_', '-')}", None
     return click.option(
-        name, field.name, type=kind, default=field.default, show_default=shown or "inferred",
+        name, field.name, type=kind, default=field.default,
+        show_default=shown or field.metadata["unset"],
         metavar="NAMES" if kind is names else None,
         help=field.metadata["help"],
     )  # fmt: skip
@@ -127,5 +128,5 @@ def _kind(hint: Any) -> Any:
     if hint == tuple[str, ...]:
         return names
     if NoneType in choices:
-        return choices[0]
+        return _kind(choices[0])
     return click.Choice(choices) if choices else hint

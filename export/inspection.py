@@ -92,7 +92,7 @@ def _columns(roles: Roles) -> dict[str, Any]:
 
 def _read(path: Path, options: TableOptions) -> tuple[Table, str | None]:
     """The table, its gaps filled; and why it was read without labels, if it was."""
-    if is_table(path) and options.missing == "error":
+    if is_table(path) and options.missing in (None, "error"):
         options = replace(options, missing="zero")
     try:
         return read_table(path, options), None

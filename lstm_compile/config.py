@@ -14,9 +14,18 @@ MAX_SIZE = 1 << 16
 MAX_LAYERS = 64
 
 
-def option(default: Any, text: str, low: float | None = None, high: float | None = None) -> Any:
-    """A field that is also a flag of `train`: its default, help text and inclusive range."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high})
+def option(
+    default: Any,
+    text: str,
+    low: float | None = None,
+    high: float | None = None,
+    unset: str = "inferred",
+) -> Any:
+    """A field that is also a flag of `train`: its default, help text and inclusive range.
+
+    `unset` says what a default of None stands for.
+    """
+    return field(default=default, metadata={"help": text, "low": low, "high": high, "unset": unset})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -336,6 +336,10 @@ def test_gaps_in_later_data_take_the_means_of_training(here):
     assert later.x.tolist() == [[20], [100]]
     again = invoke("train", "--config", "run/config.toml", "--output", "again")
     assert again.exit_code == 0, again.output
+    strict = invoke("evaluate", "run", "new.csv", "--missing", "error")
+    assert (strict.exit_code, strict.stdout) == (2, "")
+    assert "new.csv" in strict.stderr
+    assert "column 'u'" in strict.stderr
 
 
 def test_row_numbers_that_pandas_writes_are_no_feature(here):

@@ -24,7 +24,8 @@ class TableOptions:
         time: column that orders the rows of a sequence; None infers it.
         target: columns with the label or the numbers to predict; empty infers one.
         features: columns with the values of a step, in the model's order; empty infers them.
-        missing: what becomes of empty cells, NaN and infinities in the features.
+        missing: what becomes of empty cells, NaN and infinities in the features; None is `error`,
+            or what a model was trained with.
         means: of the features in the data a model was trained on, which fill gaps in later data
             too; no flag. Empty takes those of the data that are read.
 
@@ -36,7 +37,9 @@ class TableOptions:
     time: str | None = option(None, "Column that orders the rows of a sequence.")
     target: tuple[str, ...] = option((), "Column to predict; several numbers parted by commas.")
     features: tuple[str, ...] = option((), "Columns of the input, parted by commas.")
-    missing: Missing = option("error", "What fills empty cells, NaN and infinities.")
+    missing: Missing | None = option(
+        None, "What fills empty cells, NaN and infinities.", unset="as in training, else error"
+    )
     means: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -46,7 +49,7 @@ class TableOptions:
                 raise InputError(f"{name} must be the name of a column, got {value!r}")
         for name in ("target", "features"):
             object.__setattr__(self, name, _column_names(name, getattr(self, name)))
-        if self.missing not in get_args(Missing):
+        if self.missing not in (None, *get_args(Missing)):
             choices = ", ".join(get_args(Missing))
             raise InputError(f"missing must be one of {choices}; got {self.missing!r}")
         if not all(isinstance(mean, float) and isfinite(mean) for mean in self.means):

@@ -117,7 +117,7 @@ def infer_roles(
         time=next(iter(found["time"]), None),
         target=found["target"] if labelled else (),
         features=features,
-        missing=options.missing,
+        missing=options.missing or "error",
         inferred=tuple(role for role in asked if not asked[role] and found.get(role, features)),
         left_out=left_out,
     )
