@@ -11,13 +11,13 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import FORECAST, ModelConfig, Task
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.training.config import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-TEXTS = ("data", "test")
+TEXTS = ("data", "test", "task")
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "training": TrainingConfig,
@@ -25,7 +25,7 @@ SECTIONS: dict[str, type] = {
 }
 # what checks a section's values; the data decide a model's task and sizes later
 CHECKS: dict[str, Callable[..., Any]] = {
-    "model": partial(ModelConfig, task="classify", input_size=1, output_size=1),
+    "model": partial(ModelConfig, input_size=1, output_size=1),
     "training": TrainingConfig,
     "table": TableOptions,
 }
@@ -43,6 +43,19 @@ def names(value: Any) -> tuple[str, ...]:
     if not all(found) or not found:
         raise click.BadParameter(f"expected names of columns parted by commas, got {value!r}")
     return tuple(found)
+
+
+def numbers(value: Any) -> tuple[float, ...]:
+    """Numbers parted by commas, or a config file's list.
+
+    Raises:
+        BadParameter: one is no number.
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(float(part) for part in parts)
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(f"expected numbers parted by commas, got {value!r}") from error
 
 
 def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
@@ -63,7 +76,14 @@ def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
 
 def values_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
     """Of a command's options, those that are fields of `cls`."""
-    return {field.name: options[field.name] for field in _tunable(cls)}
+    return {f.name: options[f.name] for f in _tunable(cls) if f.name in options}
+
+
+def given_of(ctx: click.Context, cls: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Of them, those that a flag or a config file gave."""
+    default = click.core.ParameterSource.DEFAULT
+    values = values_of(cls, options)
+    return {n: value for n, value in values.items() if ctx.get_parameter_source(n) != default}
 
 
 def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -79,22 +99,24 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{path}: not a readable TOML file ({error})") from error
     defaults = {name: _text(path, name, document.pop(name)) for name in TEXTS if name in document}
+    is_forecast = defaults.get("task", ctx.params.get("task")) == FORECAST
     for title, values in document.items():
-        defaults.update(_section(path, title, values))
+        defaults.update(_section(path, title, values, FORECAST if is_forecast else "classify"))
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
-def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
+def _section(path: Path, title: str, values: Any, task: Task) -> dict[str, Any]:
     if title not in SECTIONS or not isinstance(values, dict):
         raise click.BadParameter(
-            f"{path}: unknown key {title!r}; known are data, test, "
+            f"{path}: unknown key {title!r}; known are {', '.join(TEXTS)}, "
             + ", ".join(f"[{name}]" for name in SECTIONS)
         )
     known = [field.name for field in _tunable(SECTIONS[title])]
     if unknown := sorted(set(values) - set(known)):
         raise click.BadParameter(f"{path}: unknown keys {unknown} in [{title}]; known are {known}")
+    more = {"task": task} if title == "model" else {}
     try:
-        CHECKS[title](**values)  # click would take 3.7 for 3 and true for 1
+        CHECKS[title](**more, **values)  # click would take 3.7 for 3 and true for 1
     except InputError as error:
         raise click.BadParameter(f"{path}: [{title}] {error}") from error
     return dict(values)
@@ -118,7 +140,7 @@ def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     return click.option(
         name, field.name, type=kind, default=field.default,
         show_default=shown or field.metadata["unset"],
-        metavar="NAMES" if kind is names else None,
+        metavar={names: "NAMES", numbers: "NUMBERS"}.get(kind) if callable(kind) else None,
         help=field.metadata["help"],
     )  # fmt: skip
 
@@ -127,6 +149,8 @@ def _kind(hint: Any) -> Any:
     choices = get_args(hint)
     if hint == tuple[str, ...]:
         return names
+    if hint == tuple[float, ...]:
+        return numbers
     if NoneType in choices:
         return _kind(choices[0])
     return click.Choice(choices) if choices else hint

@@ -14,9 +14,10 @@ from lstm_compile.files import to_json
 
 if TYPE_CHECKING:
     from lstm_compile.data.roles import Roles
+    from lstm_compile.data.series_roles import SeriesRoles
     from lstm_compile.export.report import ParityReport
 
-PERCENT = ("accuracy", "macro_f1")
+PERCENT = ("accuracy", "macro_f1", "mape", "smape", "coverage")
 
 
 def console(json_wanted: bool) -> Console:
@@ -28,6 +29,11 @@ def console(json_wanted: bool) -> Console:
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
     click.echo(to_json(value))
+
+
+def rows_of(task: str) -> str:
+    """What the rows of a task are called."""
+    return "windows" if task == "forecast" else "sequences"
 
 
 def metric(name: str, value: float) -> str:
@@ -62,7 +68,7 @@ def reading(out: Console) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def columns(roles: "Roles | None") -> list[tuple[str, str]]:
+def columns(roles: "Roles | SeriesRoles | None") -> list[tuple[str, str]]:
     """What each column of a long table is, for `lines`; nothing for other data."""
     return [("columns", roles.description)] if roles else []
 

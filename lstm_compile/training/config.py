@@ -1,9 +1,10 @@
 """How a model is trained. Loads no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from lstm_compile.config import option, validate
+from lstm_compile.config import FORECAST, option, validate
+from lstm_compile.errors import InputError
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
 LARGEST_SEED = (1 << 63) - 1  # of TOML's whole numbers
@@ -20,6 +21,7 @@ class TrainingConfig:
 
     epochs: int = option(30, "Most passes over the training part.", 1)
     batch_size: int = option(32, "Sequences a batch.", 1)
+    epoch_size: int = option(0, "Sequences an epoch, drawn anew for each; 0: all.", 0)
     accumulate: int = option(1, "Batches whose gradients are averaged for one step.", 1)
     learning_rate: float = option(3e-3, "Peak learning rate.", 0.0, LARGEST)
     optimizer: Literal["adamw", "adam"] = option("adamw", "How gradients become steps.")
@@ -30,8 +32,9 @@ class TrainingConfig:
         "cosine", "Learning rate after the warm-up; plateau: halved as validation stalls."
     )
     warmup: float = option(0.05, "Share of all steps with a linearly rising rate.", 0.0, 1.0)
-    loss: Literal["auto", "cross-entropy", "mse", "mae", "huber"] = option(
-        "auto", "What is minimised; auto: cross-entropy for classes, mse for numbers."
+    loss: Literal["auto", "cross-entropy", "mse", "mae", "huber", "pinball"] = option(
+        "auto",
+        "What is minimised; auto: cross-entropy for classes, mse for numbers, pinball for quantiles.",
     )
     label_smoothing: float = option(0.1, "Share of each class label spread over all.", 0.0, 1.0)
     class_weight: Literal["none", "balanced"] = option(
@@ -59,6 +62,10 @@ class TrainingConfig:
     refit: bool = option(False, "Train once more on validation data too, for the best epochs.")
     patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
     validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
+    test_share: float = option(
+        0.2, "Share of the rows, or steps from 1 on, at the end to test.", 0.0, LARGEST, only=FORECAST
+    )
+    stride: int = option(1, "Steps between the origins of training windows.", 1, only=FORECAST)
     seed: int = option(
         0, "Seed of initial weights, split, batches, dropout and augmentation.", 0, LARGEST_SEED
     )
@@ -71,3 +78,14 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+
+    def check_task(self, task: str) -> None:
+        """Refuse what only another task has.
+
+        Raises:
+            InputError: names the field.
+        """
+        for f in fields(self):
+            only = f.metadata["only"]
+            if only and only != task and getattr(self, f.name) != f.default:
+                raise InputError(f"{f.name} is for task {only}, the task is {task}")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lstm_compile.config import ModelConfig
-from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.examples import Examples
 from lstm_compile.model import Params
 from lstm_compile.tasks import Metrics, metrics, training_loss
 from lstm_compile.training.config import TrainingConfig
@@ -47,8 +47,8 @@ def fit(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    train: Sequences,
-    validation: Sequences,
+    train: Examples,
+    validation: Examples,
     on_epoch: Callable[[Epoch, Params], None] = lambda epoch, params: None,
     rows: Tensor | None = None,
 ) -> Fit:
@@ -94,7 +94,7 @@ def refit(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    train: Sequences,
+    train: Examples,
     found: Fit,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Params:
@@ -130,14 +130,15 @@ def _validate(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    validation: Sequences,
+    validation: Examples,
     class_weights: Tensor | None,
 ) -> tuple[float, Metrics]:
     """The training loss without label smoothing, and the metrics."""
     prediction = predict_all(params, config, validation, training.backend, training.chunk)
     plain = replace(training, label_smoothing=0.0)
-    loss = training_loss(params, config, plain, prediction, validation.y, class_weights)
-    return float(loss), metrics(config, prediction, validation.y)
+    y = validation.y
+    loss = training_loss(params, config, plain, prediction, y, class_weights, validation.unit)
+    return float(loss), metrics(config, prediction, y)
 
 
 def _without_improvement(epochs: list[Epoch]) -> int:

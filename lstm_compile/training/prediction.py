@@ -5,20 +5,21 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import ordered_batches
-from lstm_compile.data.sequences import Batch, Sequences, gather
-from lstm_compile.model import Params, forward
+from lstm_compile.data.examples import Examples
+from lstm_compile.data.sequences import Batch
+from lstm_compile.model import Params, complete
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
 
 
 def predict_all(
     params: Params,
     config: ModelConfig,
-    data: Sequences,
+    data: Examples,
     backend: Backend = "auto",
     chunk: int = DEFAULT_CHUNK,
     batch_size: int = 256,
 ) -> Tensor:
-    """`forward` over a whole data set, (rows, output_size), in the data's order."""
+    """`complete` over a whole data set, (rows, ...), in the data's order."""
     lengths = data.lengths.cpu()
     batches = ordered_batches(lengths, batch_size)
     with torch.inference_mode():
@@ -26,14 +27,17 @@ def predict_all(
         for indices in batches:
             batch = gather_rows(data, lengths, indices)
             parts.append(
-                forward(params, config, batch.x, batch.lengths, backend=backend, chunk=chunk)[0]
+                complete(
+                    params, config, batch.x, batch.lengths,
+                    given=batch.given, backend=backend, chunk=chunk,
+                )  # fmt: skip
             )
         return torch.cat(parts)[torch.argsort(torch.cat(batches)).to(parts[0].device)]
 
 
-def gather_rows(data: Sequences, lengths: Tensor, indices: Tensor) -> Batch:
+def gather_rows(data: Examples, lengths: Tensor, indices: Tensor) -> Batch:
     """The batch at `indices`, int64 on the CPU; `lengths` are the data's, on the CPU too.
 
     Known there, the longest need not be asked of the device, which would wait for it.
     """
-    return gather(data, indices.to(data.x.device), time=max(1, int(lengths[indices].max())))
+    return data.gather(indices.to(data.x.device), time=max(1, int(lengths[indices].max())))

@@ -67,10 +67,12 @@ def train_step(
     losses, gradients = [], dict[str, Tensor]()
     for each, weight in zip((batch, *more), weights, strict=True):
         prediction, _ = forward(
-            {**params, **leaves}, config, each.x, each.lengths,
+            {**params, **leaves}, config, each.x, each.lengths, given=each.given,
             training=True, backend=training.backend, chunk=training.chunk,
         )  # fmt: skip
-        loss = training_loss(params, config, training, prediction, each.y, class_weights)
+        loss = training_loss(
+            params, config, training, prediction, each.y, class_weights, each.unit
+        )
         losses.append(loss * (weight / sum(weights)))
         parts = torch.autograd.grad(losses[-1], list(leaves.values()))
         gradients = _added(gradients, dict(zip(leaves, parts, strict=True)))

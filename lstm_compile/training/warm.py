@@ -5,8 +5,10 @@ from typing import NamedTuple
 from lstm_compile.checkpoint import Model, load_model
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.examples import Examples
 from lstm_compile.errors import InputError
+from lstm_compile.forecast.scaling import fit_series_scaler
+from lstm_compile.forecast.windows import Windows
 from lstm_compile.model import ENCODER, Params, init_params, param_shapes
 from lstm_compile.scaling import fit_scaler
 
@@ -26,7 +28,7 @@ class WarmStart(NamedTuple):
 
 
 def initial_params(
-    config: ModelConfig, seed: int, data: Sequences, warm: WarmStart | None = None
+    config: ModelConfig, seed: int, data: Examples, warm: WarmStart | None = None
 ) -> Params:
     """Fresh weights, and scalers fitted on `data`, over valid steps only; `warm` goes before both.
 
@@ -36,7 +38,10 @@ def initial_params(
         data: what will be trained on, and nothing else; on the CPU.
         warm: what `warm_start` gave.
     """
-    fitted = {"scaler": fit_scaler(data.x, config.scaling)}
+    if isinstance(data, Windows):
+        fitted = {"scaler": fit_series_scaler(data, config)}
+    else:
+        fitted = {"scaler": fit_scaler(data.x, config.scaling)}
     if config.task == "regress":
         fitted["target_scaler"] = fit_scaler(data.y, config.target_scaling)
     statistics = {
