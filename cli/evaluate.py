@@ -8,7 +8,7 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import flags_of, values_of
+from lstm_compile.cli.options import OF_TRAINING, flags_of, values_of
 from lstm_compile.data.columns import TableOptions
 
 if TYPE_CHECKING:
@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 @click.argument("model", required=False, type=click.Path(path_type=Path), metavar="[RUN|MODEL]")
 @click.argument("data", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@flags_of(TableOptions)
-def command(model: Path | None, data: str | None, as_json: bool, **options: Any) -> None:
+@click.option(
+    "--stride", type=click.IntRange(1), default=1, show_default=True,
+    help="Steps between the origins of forecasts.",
+)  # fmt: skip
+@flags_of(TableOptions, *OF_TRAINING)
+def command(
+    model: Path | None, data: str | None, as_json: bool, stride: int, **options: Any
+) -> None:
     """Measure a model on DATA, beside the baselines of its run.
 
     RUN is a run folder, a .safetensors or an .onnx file; left out, the newest run. DATA is a
@@ -42,6 +48,7 @@ def command(model: Path | None, data: str | None, as_json: bool, **options: Any)
             table=table,
             on_data=lambda rows: found.append(rows.roles),
             progress=progress,
+            stride=stride,
         )
     if as_json:
         return output.print_json(evaluation.to_dict())
@@ -49,7 +56,7 @@ def command(model: Path | None, data: str | None, as_json: bool, **options: Any)
         out,
         ("model", str(source)),
         *output.columns(found[0]),
-        ("result", f"{output.metrics(evaluation.metrics)} ({evaluation.rows} sequences)"),
+        ("result", f"{output.metrics(evaluation.metrics)} ({evaluation.rows} {output.rows_of(evaluation.task)})"),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
         ("next", _next(source)),

@@ -18,6 +18,7 @@ from lstm_compile.training.config import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TEXTS = ("data", "test", "task")
+OF_TRAINING = ("known", "static", "calendar")  # flags of tables that only `train` has
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "training": TrainingConfig,

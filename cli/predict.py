@@ -8,7 +8,7 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import flags_of
+from lstm_compile.cli.options import OF_TRAINING, flags_of
 from lstm_compile.data.columns import TableOptions
 
 SHOWN = 6  # a line names no more columns
@@ -22,7 +22,7 @@ SHOWN = 6  # a line names no more columns
     help="The .csv or .parquet file to write; one that is there is replaced.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@flags_of(TableOptions, "target")
+@flags_of(TableOptions, "target", *OF_TRAINING)
 def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -> None:
     """Write what a model says of each sequence of DATA.
 

@@ -1,11 +1,12 @@
 """The inputs on which runtimes are compared: sizes, lengths and values in the user's own units."""
 
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from lstm_compile.checkpoint import Model
-from lstm_compile.export.runtime import Floats, Lengths
+from lstm_compile.export import names
+from lstm_compile.export.runtime import Inputs, Lengths
 
 Kind = Literal["full", "mixed", "zero", "one"]
 
@@ -33,26 +34,65 @@ def all_cases() -> list[Case]:
     return grid + [Case(batch, 17, kind) for kind in ("zero", "one") for batch in BATCHES]
 
 
-def draw(case: Case, model: Model, padding: float = float("nan")) -> tuple[Floats, Lengths]:
-    """`x` (batch, time, features) with `padding` behind each row's end, and `lengths` (batch,).
+def draw(case: Case, model: Model, padding: float = float("nan")) -> Inputs:
+    """Every input of the model's file, `x` with `padding` behind each row's end.
 
     Values are what training saw as far as the scaler knows: of zero mean and unit deviation after
     `standard` scaling, in [0, 1] after `minmax`. The same case and sizes give the same values.
     """
+    config = model.config
     seed = (SEED, case.batch, case.time, get_args(Kind).index(case.kind))
     random = np.random.default_rng(seed)
-    shape = (case.batch, case.time, model.config.input_size)
-    if model.config.scaling == "minmax":
-        scaled = random.random(shape)
-    else:
-        scaled = random.standard_normal(shape)
+    x = _values(model, random, (case.batch, case.time, config.input_size))
+    lengths = _lengths(case, random)
+    inputs = {names.INPUT: x.astype(np.float32), names.LENGTHS: lengths}
+    if config.task == "forecast":
+        inputs |= _given(model, random, case)
+    inputs[names.INPUT][np.arange(case.time) >= lengths[:, None]] = padding
+    return inputs
+
+
+def _values(model: Model, random: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    config = model.config
+    uniform = config.scaling == "minmax"
+    scaled = random.random(shape) if uniform else random.standard_normal(shape)
     scale, shift = (
         model.params[f"scaler.{part}"].double().cpu().numpy() for part in ("scale", "shift")
     )
-    x = scaled if model.config.scaling == "none" else scaled * scale + shift
-    lengths = _lengths(case, random)
-    x[np.arange(case.time) >= lengths[:, None]] = padding
-    return x.astype(np.float32), lengths
+    x = scaled if config.scaling == "none" else scaled * scale + shift
+    if config.task == "forecast" and (config.log1p or config.season):
+        # the scaler knows logarithms or differences of targets only
+        mean, deviation = (np.array(values) for values in target_statistics(model))
+        targets = scaled[..., : config.output_size] * deviation + mean
+        x[..., : config.output_size] = targets
+    return x
+
+
+def target_statistics(model: Model) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each target in training, as far as the model's file tells."""
+    size = model.config.output_size
+    found = model.training.get("target_mean"), model.training.get("target_deviation")
+    mean, deviation = (values if values else None for values in found)
+    scale, shift = (
+        model.params[f"scaler.{part}"][:size].double().cpu().tolist() for part in ("scale", "shift")
+    )
+    return mean or shift, deviation or scale
+
+
+def _given(model: Model, random: np.random.Generator, case: Case) -> Inputs:
+    config = model.config
+    levels = config.level_size
+    drawn = _values(model, random, (case.batch, config.steps_out, config.input_size))
+    location = _values(model, random, (case.batch, config.input_size))[:, :levels]
+    codes = [random.integers(0, size, case.batch) for size in config.static_sizes]
+    found: Inputs = {
+        names.KNOWN_FUTURE: drawn[..., levels : levels + config.known_size].astype(np.float32),
+        names.STATIC: np.stack(codes, 1) if codes else np.zeros((case.batch, 0), np.int64),
+        names.SERIES_LOCATION: location.astype(np.float32),
+        names.SERIES_SCALE: np.exp(random.standard_normal((case.batch, levels))).astype(np.float32)
+        * model.params["scaler.scale"][:levels].float().cpu().numpy(),
+    }
+    return {name: found[name] for name in config.given}
 
 
 def _lengths(case: Case, random: np.random.Generator) -> Lengths:

@@ -143,6 +143,46 @@ def read_series(
     return _finished(place, grid, history, clock, keys, replace(roles, notes=notes), schema, split)
 
 
+class Ahead(NamedTuple):
+    """What is known of the steps after the last target of each series.
+
+    Attributes:
+        known: float32 (series, horizon, known).
+        ticks: (series, horizon).
+    """
+
+    known: NDArray[np.float32]
+    ticks: NDArray[Any]
+
+
+def look_ahead(table: SeriesTable, horizon: int) -> Ahead:
+    """The next `horizon` steps of each series: known covariates of the table, and the calendar.
+
+    Raises:
+        InputError: the table has no value of a known covariate at one of these steps.
+    """
+    info, steps = table.info, np.arange(1, horizon + 1)
+    last = table.starts + table.history - 1
+    ticks = (table.ticks[last][:, None] + steps * info.step).astype(table.ticks.dtype)
+    stamps = table.stamps(ticks.ravel()) if info.calendar else ticks.ravel()
+    calendar = calendar_columns(stamps, info.calendar).reshape(*ticks.shape, -1)
+    if not info.known:
+        return Ahead(calendar, ticks)
+    first = len(table.roles.values) - len(info.known)
+    rows = last[:, None] + steps
+    is_there = rows < (table.starts + table.lengths)[:, None]
+    rows = np.where(is_there, rows, last[:, None])
+    is_there = is_there[..., None] & ~table.missing[rows][..., first:]
+    for series, step, column in np.argwhere(~is_there)[:1]:
+        raise InputError(
+            f"{table.name(series)}, column {info.known[column]!r}: no value for "
+            f"{table.stamps(ticks[series, step : step + 1])[0]}, step {step + 1} of the horizon; "
+            "a known covariate needs rows for the whole horizon, targets left empty"
+        )
+    known = table.x[rows][..., first : first + len(info.known)]
+    return Ahead(np.concatenate((known, calendar), -1), ticks)
+
+
 def _sorted_rows(
     keys: Keys, roles: SeriesRoles, schema: Schema | None, progress: Progress | None
 ) -> tuple[Clock, Rows]:

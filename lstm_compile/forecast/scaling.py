@@ -34,12 +34,21 @@ def fit_series_scaler(windows: Windows, config: ModelConfig) -> Scaler:
 
 def target_deviation(windows: Windows) -> torch.Tensor:
     """The standard deviation of each target where training saw it, (targets,); 1 if it is 0."""
+    return _of_targets(windows).scale
+
+
+def target_mean(windows: Windows) -> torch.Tensor:
+    """The mean of each target where training saw it, (targets,)."""
+    return _of_targets(windows).shift
+
+
+def _of_targets(windows: Windows) -> Scaler:
     is_seen, values = _seen(windows), windows.x[:, : len(windows.targets)]
-    columns = [
-        column[is_seen & ~unknown][:, None]
+    parts = [
+        fit_scaler(column[is_seen & ~unknown][:, None], "standard")
         for column, unknown in zip(values.T, windows.is_unknown.T, strict=True)
     ]
-    return torch.cat([fit_scaler(column, "standard").scale for column in columns])
+    return Scaler(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _seen(windows: Windows) -> torch.Tensor:

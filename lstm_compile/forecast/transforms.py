@@ -58,7 +58,8 @@ def differences(targets: Tensor, season: int) -> Tensor:
 
     The first `season` steps come out as they went in.
     """
-    before = torch.cat([targets.new_zeros(len(targets), season, targets.shape[2]), targets], 1)
+    zero = torch.zeros(1, 1, 1, dtype=targets.dtype, device=targets.device)
+    before = torch.cat([zero.expand(targets.shape[0], season, targets.shape[2]), targets], 1)
     return targets - before[:, : targets.shape[1]]
 
 
@@ -147,7 +148,8 @@ def _window(
 ) -> tuple[Tensor, Tensor]:
     """Location and deviation of each window, (batch, 1, levels) or (1,) each."""
     if config.scaling not in WINDOW_SCALINGS:
-        return z.new_zeros(1), z.new_ones(1)
+        zero = torch.zeros(1, dtype=z.dtype, device=z.device)
+        return zero, zero + 1.0
     if config.scaling == "last":
         step = torch.arange(z.shape[1], device=z.device)
         is_last = (step == lengths[:, None] - 1)[..., None] & moves

@@ -22,7 +22,7 @@ from lstm_compile.errors import RunError
 from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.forecast.backtest import backtest, headline_of
 from lstm_compile.forecast.baselines import fit_forecast_baselines
-from lstm_compile.forecast.scaling import target_deviation
+from lstm_compile.forecast.scaling import target_deviation, target_mean
 from lstm_compile.forecast.windows import Windows
 from lstm_compile.files import to_json, write_atomically
 from lstm_compile.model import Params
@@ -90,6 +90,7 @@ def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Eva
 
     if isinstance(test, Windows):
         headline = headline_of(loss_name(job.config, job.training.loss))
+        assert isinstance(job.parts.train, Windows)
         units = target_deviation(job.parts.train)
         return backtest(predict, job.config, test, baselines, units, headline)
     return evaluate(predict(test), job.config, test, baselines)
@@ -166,6 +167,7 @@ def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
         "data_fingerprint": job.fingerprint,
         "seed": job.training.seed,
         **({"table": _table(job)} if _table(job) else {}),
+        **_of_forecast(job),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **training,
     }
@@ -187,7 +189,6 @@ def _provenance(
         **extra,
         "epochs": best.epoch if best else 0,
         "stopped": fitted.stopped,
-        **_of_forecast(job),
         "validation": best.validation if best else {},
         job.parts.tested_on: evaluation.metrics,
         "baselines": evaluation.baselines,
@@ -198,13 +199,14 @@ def _provenance(
 def _of_forecast(job: Job) -> dict[str, Any]:
     """What evaluating a forecasting model takes besides the model."""
     parts = job.parts
-    if not isinstance(parts.test, Windows):
+    if not isinstance(parts.test, Windows) or not isinstance(parts.train, Windows):
         return {}
     is_same = parts.test.table is parts.train.table
     return {
         "loss": loss_name(job.config, job.training.loss),
         "test_from": parts.test.table.split.test if is_same else None,
-        "deviation": target_deviation(parts.train).tolist(),
+        "target_mean": target_mean(parts.train).tolist(),
+        "target_deviation": target_deviation(parts.train).tolist(),
     }
 
 
