@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import OF_TRAINING, flags_of
 from lstm_compile.data.columns import TableOptions
+
+if TYPE_CHECKING:
+    from lstm_compile.export.predict import Predictions
 
 SHOWN = 6  # a line names no more columns
 
@@ -48,7 +51,7 @@ def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -
                 row, description=what, completed=done, total=total
             ),
         )
-    columns, rows = write_predictions(path, predictions), len(predictions.values)
+    columns, rows = write_predictions(path, predictions), predictions.rows
     summary = {"path": str(path), "model": str(model), "task": predictions.task, "rows": rows}
     seconds = perf_counter() - began
     if as_json:
@@ -57,9 +60,15 @@ def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -
     output.lines(
         out,
         ("model", str(model)),
-        ("rows", f"{rows} sequences"),
+        ("rows", _rows(predictions)),
         ("columns", ", ".join(columns[:SHOWN]) + more),
         ("wrote", f"{path} ({output.size(path)}, {seconds:.1f} s)"),
         ("next", output.command("inspect", model)),
     )
     return None
+
+
+def _rows(predictions: "Predictions") -> str:
+    if predictions.task == "forecast":
+        return f"{predictions.rows}, {predictions.answered} series"
+    return f"{predictions.rows} sequences"

@@ -1,23 +1,36 @@
 """Answers of a trained model for every sequence of a file; with an ONNX file, without torch."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import FORECAST, ModelConfig
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.files import locate, read_table, table_options
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.table import Table, check_features
 from lstm_compile.errors import InputError
-from lstm_compile.export.runtime import Floats, ModelError, OnnxModel, load
+from lstm_compile.export.runtime import (
+    Floats,
+    Inputs,
+    ModelError,
+    OnnxModel,
+    load,
+    location_and_scale,
+    pad,
+)
 from lstm_compile.files import write_atomically
 
+if TYPE_CHECKING:
+    from lstm_compile.data.series import Ahead, SeriesTable
+
 SUFFIXES = (".csv", ".parquet")
+BATCH = 256  # series that are answered together
 BLOCK = 4096  # sequences between two reports of progress
 Answer = Callable[[list[Floats]], Floats]  # (time, features) each -> (rows, outputs)
 Progress = Callable[[str, int, int], None]
@@ -26,19 +39,20 @@ Progress = Callable[[str, int, int], None]
 class Predictor(NamedTuple):
     """A model whatever file it came from."""
 
-    task: str
+    config: ModelConfig
     schema: Schema
     training: dict[str, Any]
     answer: Answer
+    forecast: Callable[[Inputs], Floats]  # a padded batch by the names of the file's inputs
 
 
 class Predictions(NamedTuple):
     """What a model says of each sequence of a file, in the file's order."""
 
     task: str
-    schema: Schema
-    ids: list[str] | None  # None where the file has none
-    values: Floats  # (sequences, outputs): probabilities, or values in the targets' units
+    columns: dict[str, Any]  # of the output file, by name
+    rows: int  # of them
+    answered: int  # sequences, or series
 
 
 def predict_file(
@@ -60,10 +74,12 @@ def predict_file(
         InputError: a file that cannot be read, or data that do not fit the model.
     """
     model = open_model(Path(source))
+    if model.config.task == FORECAST:
+        return _forecast(model, data, options, progress)
     table = _read(model, data, options, progress)
-    if not len(table.lengths):
-        raise InputError(f"{data}: holds no sequence; name a file with at least one")
-    return Predictions(model.task, model.schema, table.ids, _answer_all(model, table, progress))
+    values = _answer_all(model, table, progress)
+    found = columns(model.config.task, model.schema, table.ids, values)
+    return Predictions(model.config.task, found, len(values), len(values))
 
 
 def open_model(source: Path) -> Predictor:
@@ -95,26 +111,36 @@ def check_output(path: Path, *inputs: str | Path) -> None:
             raise InputError(f"{path}: is the file that is read; name another --output")
 
 
-def columns(predictions: Predictions) -> dict[str, Any]:
+def columns(
+    task: str, schema: Schema, ids: list[str] | None, values: Floats
+) -> dict[str, Any]:
     """The columns of the output file by name, each (sequences,).
 
     `id`, or `sequence` with the numbers from 0 where the data have none (followed by `_` where a
     target is called so); then `prediction` and `probability_CLASS` for each class, or one column
     a target.
+
+    Args:
+        task: `classify` or `regress`.
+        schema: names of classes or targets.
+        ids: what sequences are called, None where they have no names.
+        values: (sequences, outputs): probabilities, or values in the targets' units.
     """
-    values, schema = predictions.values, predictions.schema
-    if predictions.task == "classify":
+    if task == "classify":
         answers: dict[str, Any] = {
             "prediction": [schema.classes[code] for code in values.argmax(1)]
         }
         answers |= {f"probability_{name}": values[:, i] for i, name in enumerate(schema.classes)}
     else:
         answers = {name: values[:, i] for i, name in enumerate(schema.targets)}
-    title = "sequence" if predictions.ids is None else "id"
-    while title in answers:
+    title = _free("sequence" if ids is None else "id", answers)
+    return {title: np.arange(len(values)) if ids is None else ids, **answers}
+
+
+def _free(title: str, names: Collection[str]) -> str:
+    while title in names:
         title += "_"
-    rows = np.arange(len(values)) if predictions.ids is None else predictions.ids
-    return {title: rows, **answers}
+    return title
 
 
 def write_predictions(path: Path, predictions: Predictions) -> list[str]:
@@ -130,7 +156,7 @@ def write_predictions(path: Path, predictions: Predictions) -> list[str]:
     from pyarrow import csv, parquet
 
     check_output(path)
-    table, sink = pyarrow.table(columns(predictions)), pyarrow.BufferOutputStream()
+    table, sink = pyarrow.table(predictions.columns), pyarrow.BufferOutputStream()
     write = csv.write_csv if path.suffix.lower() == ".csv" else parquet.write_table
     write(table, sink)
     write_atomically(path, sink.getvalue().to_pybytes())
@@ -148,6 +174,75 @@ def _read(
     if not len(table.lengths):
         raise InputError(f"{data}: holds no sequence; name a file with at least one")
     return table
+
+
+def _forecast(
+    model: Predictor, data: str, given: TableOptions | None, progress: Progress | None
+) -> Predictions:
+    from lstm_compile.data.series import Split, look_ahead, read_series  # loads pyarrow
+
+    options = table_options(data, given, model.training)
+    tell = partial(progress, "rows") if progress else None
+    # nothing here is learned from: gaps are filled with the means of training
+    split = Split(math.inf, math.inf)
+    path = locate(data, "test")
+    table = read_series(path, options, schema=model.schema, split=split, progress=tell)
+    ahead = look_ahead(table, model.config.horizon)
+    parts = []
+    for start in range(0, len(table.lengths), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(table.lengths)))
+        parts.append(model.forecast(_inputs(model.config, table, ahead, rows)))
+        if progress is not None:
+            progress("series", int(rows[-1]) + 1, len(table.lengths))
+    values = np.concatenate(parts)
+    found = forecast_columns(model.config, table, ahead, values)
+    return Predictions(FORECAST, found, values.shape[0] * values.shape[1], len(values))
+
+
+def _inputs(config: ModelConfig, table: "SeriesTable", ahead: "Ahead", rows: Any) -> Inputs:
+    """The inputs of the model's file for series number `rows`."""
+    histories = [table.x[s : s + n] for s, n in zip(table.starts[rows], table.history[rows], strict=True)]
+    pairs = [location_and_scale(history[:, : config.level_size]) for history in histories]
+    location, scale = (np.stack(part).astype(np.float32) for part in zip(*pairs, strict=True))
+    given = {
+        "known_future": ahead.known[rows],
+        "static": table.statics[rows],
+        "series_location": location,
+        "series_scale": scale,
+    }
+    x, lengths = pad([history[-config.context :] for history in histories])
+    return {"x": x, "lengths": lengths, **{name: given[name] for name in config.given}}
+
+
+def forecast_columns(
+    config: ModelConfig, table: "SeriesTable", ahead: "Ahead", values: Floats
+) -> dict[str, Any]:
+    """The columns of the output file by name, a row a series and step.
+
+    `id` where the series have one, the time, then a column a target, or one a target and quantile
+    called `TARGET_0.1`.
+
+    Args:
+        config: the architecture.
+        table: the series.
+        ahead: the steps.
+        values: (series, horizon, targets(, quantiles)).
+    """
+    count, horizon = values.shape[:2]
+    flat = values.reshape(count * horizon, *values.shape[2:])
+    answers: dict[str, Any] = {}
+    for index, name in enumerate(table.schema.targets):
+        answers |= (
+            {f"{name}_{q:g}": flat[:, index, i] for i, q in enumerate(config.quantiles)}
+            if config.quantiles
+            else {name: flat[:, index]}
+        )
+    time = _free(table.roles.options.time or "time", answers)
+    stamps = table.stamps(ahead.ticks.ravel())
+    if table.ids is None:
+        return {time: stamps, **answers}
+    title = _free("id", {*answers, time})
+    return {title: np.repeat(np.array(table.ids, object), horizon), time: stamps, **answers}
 
 
 def _answer_all(model: Predictor, table: Table, progress: Progress | None) -> Floats:
@@ -191,14 +286,17 @@ def load_onnx(source: Path) -> Exported:
 
 def _from_onnx(source: Path) -> Predictor:
     found = load_onnx(source)
-    return Predictor(found.config.task, found.schema, found.training, found.model.predict)
+    return Predictor(
+        found.config, found.schema, found.training, found.model.predict, found.model.forecast_padded
+    )
 
 
 def _from_safetensors(source: Path) -> Predictor:
     import torch
 
     from lstm_compile.checkpoint import load_model
-    from lstm_compile.data.sequences import Sequences
+    from lstm_compile.data.sequences import Given, Sequences
+    from lstm_compile.model import complete
     from lstm_compile.training.prediction import predict_all
 
     params, config, schema, training = load_model(source)
@@ -212,4 +310,10 @@ def _from_safetensors(source: Path) -> Predictor:
         found = found.softmax(-1) if config.task == "classify" else found
         return np.asarray(found.cpu().numpy(), np.float32)
 
-    return Predictor(config.task, schema, training, answer)
+    def forecast(inputs: Inputs) -> Floats:
+        found = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in inputs.items()}
+        x, lengths = found.pop("x"), found.pop("lengths")
+        with torch.inference_mode():
+            return complete(params, config, x, lengths, given=Given(**found)).numpy()
+
+    return Predictor(config, schema, training, answer, forecast)

@@ -116,7 +116,7 @@ class OnnxModel:
             return np.zeros((0, *self._answer_shape()), np.float32)
         given = self._given(arrays, known_future, static)
         context = int(self.config["context"])
-        x, lengths = _pad([array[-context:] for array in arrays])
+        x, lengths = pad([array[-context:] for array in arrays])
         parts = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
         return np.concatenate(
             [
@@ -174,7 +174,7 @@ class OnnxModel:
             found[STATIC] = self._codes(static, len(histories))
         if SERIES_SCALE in wanted:
             levels = int(self.config["output_size"]) + int(self.config["past_size"])
-            pairs = [_location_and_scale(history[:, :levels]) for history in histories]
+            pairs = [location_and_scale(history[:, :levels]) for history in histories]
             found[SERIES_LOCATION], found[SERIES_SCALE] = (
                 np.stack(part).astype(np.float32) for part in zip(*pairs, strict=True)
             )
@@ -243,7 +243,7 @@ class OnnxModel:
         order = np.argsort([len(array) for array in arrays], kind="stable")  # little padding
         for start in range(0, len(arrays), batch_size):
             rows = order[start : start + batch_size]
-            x, lengths = _pad([arrays[row] for row in rows])
+            x, lengths = pad([arrays[row] for row in rows])
             answers[rows] = ask(self.session, {INPUT: x, LENGTHS: lengths})
         return answers
 
@@ -486,7 +486,8 @@ def _fixed(shape: list[Any]) -> int | None:
     return shape[-1] if shape and isinstance(shape[-1], int) else None
 
 
-def _pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:
+def pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:
+    """Arrays (time, features) as one, with zeros behind each row's end, and their lengths."""
     lengths = np.array([len(array) for array in arrays], np.int64)
     x = np.zeros((len(arrays), max(1, int(lengths.max())), arrays[0].shape[1]), np.float32)
     for row, array in zip(x, arrays, strict=True):
@@ -494,7 +495,7 @@ def _pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:
     return x, lengths
 
 
-def _location_and_scale(history: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def location_and_scale(history: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Mean and deviation of each column; a deviation of 0, or of nothing, is 1."""
     if not len(history):
         return np.zeros(history.shape[1]), np.ones(history.shape[1])
