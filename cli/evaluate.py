@@ -56,7 +56,10 @@ def command(
         out,
         ("model", str(source)),
         *output.columns(found[0]),
-        ("result", f"{output.metrics(evaluation.metrics)} ({evaluation.rows} {output.rows_of(evaluation.task)})"),
+        (
+            "result",
+            f"{output.metrics(evaluation.metrics)} ({evaluation.rows} {output.rows_of(evaluation.task)})",
+        ),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
         ("next", _next(source)),

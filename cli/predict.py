@@ -51,7 +51,7 @@ def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -
                 row, description=what, completed=done, total=total
             ),
         )
-    columns, rows = write_predictions(path, predictions), predictions.rows
+    columns, rows = write_predictions(path, predictions), len(predictions.values)
     summary = {"path": str(path), "model": str(model), "task": predictions.task, "rows": rows}
     seconds = perf_counter() - began
     if as_json:
@@ -69,6 +69,7 @@ def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -
 
 
 def _rows(predictions: "Predictions") -> str:
-    if predictions.task == "forecast":
-        return f"{predictions.rows}, {predictions.answered} series"
-    return f"{predictions.rows} sequences"
+    count = len(predictions.values)
+    if predictions.steps is None:
+        return f"{count} sequences"
+    return f"{count * predictions.values.shape[1]}, {count} series"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -83,7 +82,8 @@ def answer_of(runtime: str, model: Model, data: bytes) -> Answer:
     device = "cuda" if runtime.endswith("-cuda") else "cpu"
     if runtime.startswith("onnxruntime"):
         cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
-        return partial(ask, open_session(data, [cuda] if device == "cuda" else None))
+        session = open_session(data, [cuda] if device == "cuda" else None)
+        return lambda inputs: ask(session, **inputs)
     if runtime == "openvino":
         return _openvino_answer(data)
     backend: Backend = "compiled" if runtime.startswith("compiled") else "vendor"

@@ -182,11 +182,10 @@ def _translate(program: _Program, config: ModelConfig) -> Any:
     inputs[1] = torch.tensor([5, 2, 0])
     if names.STATIC in config.given:
         inputs[list(names.inputs_of(config)).index(names.STATIC)].zero_()
+    given = (tuple(dynamic[2:]),) if config.given else ()
     with _quiet():
         exported = torch.export.export(
-            program.eval(),
-            tuple(inputs),
-            dynamic_shapes=(dynamic[0], dynamic[1], tuple(dynamic[2:])),
+            program.eval(), tuple(inputs), dynamic_shapes=(*dynamic[:2], *given)
         )
         translated = torch.onnx.export(
             exported,

@@ -150,6 +150,8 @@ def _check_interface(model: Model, file: OnnxFile, path: str | Path) -> None:
     config, found = model.config, file.interface
     for what, expected, value in (
         ("task", config.task, found.task),
+        ("features", config.input_size, found.inputs[names.INPUT][1][-1]),
+        ("outputs", names.output_of(config)[1][-1], found.output[-1]),
         ("inputs", names.inputs_of(config), found.inputs),
         ("output", names.output_of(config)[1], found.output),
     ):

@@ -46,13 +46,23 @@ class Predictor(NamedTuple):
     forecast: Callable[[Inputs], Floats]  # a padded batch by the names of the file's inputs
 
 
+class Steps(NamedTuple):
+    """Which steps forecasts are of."""
+
+    name: str  # of the time column
+    stamps: Any  # (series, horizon)
+    quantiles: tuple[float, ...]
+
+
 class Predictions(NamedTuple):
-    """What a model says of each sequence of a file, in the file's order."""
+    """What a model says of each sequence or series of a file, in the file's order."""
 
     task: str
-    columns: dict[str, Any]  # of the output file, by name
-    rows: int  # of them
-    answered: int  # sequences, or series
+    schema: Schema
+    ids: list[str] | None  # None where the file has none
+    values: Floats  # (sequences, outputs): probabilities, or values in the targets' units; or
+    # (series, horizon, targets(, quantiles)), forecasts in these units
+    steps: Steps | None = None  # of forecasts
 
 
 def predict_file(
@@ -78,8 +88,7 @@ def predict_file(
         return _forecast(model, data, options, progress)
     table = _read(model, data, options, progress)
     values = _answer_all(model, table, progress)
-    found = columns(model.config.task, model.schema, table.ids, values)
-    return Predictions(model.config.task, found, len(values), len(values))
+    return Predictions(model.config.task, model.schema, table.ids, values)
 
 
 def open_model(source: Path) -> Predictor:
@@ -111,30 +120,44 @@ def check_output(path: Path, *inputs: str | Path) -> None:
             raise InputError(f"{path}: is the file that is read; name another --output")
 
 
-def columns(
-    task: str, schema: Schema, ids: list[str] | None, values: Floats
-) -> dict[str, Any]:
-    """The columns of the output file by name, each (sequences,).
+def columns(predictions: Predictions) -> dict[str, Any]:
+    """The columns of the output file by name, one row a sequence, or one a series and step.
 
     `id`, or `sequence` with the numbers from 0 where the data have none (followed by `_` where a
     target is called so); then `prediction` and `probability_CLASS` for each class, or one column
-    a target.
-
-    Args:
-        task: `classify` or `regress`.
-        schema: names of classes or targets.
-        ids: what sequences are called, None where they have no names.
-        values: (sequences, outputs): probabilities, or values in the targets' units.
+    a target. For forecasts `id` where the series have one, the time, and one column a target, or
+    one a target and quantile called `TARGET_0.1`.
     """
-    if task == "classify":
+    if predictions.steps is not None:
+        return _forecast_columns(predictions, predictions.steps)
+    values, schema = predictions.values, predictions.schema
+    if predictions.task == "classify":
         answers: dict[str, Any] = {
             "prediction": [schema.classes[code] for code in values.argmax(1)]
         }
         answers |= {f"probability_{name}": values[:, i] for i, name in enumerate(schema.classes)}
     else:
         answers = {name: values[:, i] for i, name in enumerate(schema.targets)}
-    title = _free("sequence" if ids is None else "id", answers)
-    return {title: np.arange(len(values)) if ids is None else ids, **answers}
+    title = _free("sequence" if predictions.ids is None else "id", answers)
+    rows = np.arange(len(values)) if predictions.ids is None else predictions.ids
+    return {title: rows, **answers}
+
+
+def _forecast_columns(predictions: Predictions, steps: Steps) -> dict[str, Any]:
+    values = predictions.values
+    count, horizon = values.shape[:2]
+    flat = values.reshape(count * horizon, *values.shape[2:])
+    answers: dict[str, Any] = {}
+    for index, name in enumerate(predictions.schema.targets):
+        if steps.quantiles:
+            answers |= {f"{name}_{q:g}": flat[:, index, i] for i, q in enumerate(steps.quantiles)}
+        else:
+            answers[name] = flat[:, index]
+    time = _free(steps.name, answers)
+    answers = {time: steps.stamps.ravel(), **answers}
+    if predictions.ids is None:
+        return answers
+    return {_free("id", answers): np.repeat(np.array(predictions.ids, object), horizon), **answers}
 
 
 def _free(title: str, names: Collection[str]) -> str:
@@ -156,7 +179,7 @@ def write_predictions(path: Path, predictions: Predictions) -> list[str]:
     from pyarrow import csv, parquet
 
     check_output(path)
-    table, sink = pyarrow.table(predictions.columns), pyarrow.BufferOutputStream()
+    table, sink = pyarrow.table(columns(predictions)), pyarrow.BufferOutputStream()
     write = csv.write_csv if path.suffix.lower() == ".csv" else parquet.write_table
     write(table, sink)
     write_atomically(path, sink.getvalue().to_pybytes())
@@ -194,14 +217,17 @@ def _forecast(
         parts.append(model.forecast(_inputs(model.config, table, ahead, rows)))
         if progress is not None:
             progress("series", int(rows[-1]) + 1, len(table.lengths))
-    values = np.concatenate(parts)
-    found = forecast_columns(model.config, table, ahead, values)
-    return Predictions(FORECAST, found, values.shape[0] * values.shape[1], len(values))
+    stamps = table.stamps(ahead.ticks.ravel()).reshape(ahead.ticks.shape)
+    steps = Steps(table.roles.options.time or "time", stamps, model.config.quantiles)
+    ids = None if table.ids is None else list(table.ids)
+    return Predictions(FORECAST, model.schema, ids, np.concatenate(parts), steps)
 
 
 def _inputs(config: ModelConfig, table: "SeriesTable", ahead: "Ahead", rows: Any) -> Inputs:
     """The inputs of the model's file for series number `rows`."""
-    histories = [table.x[s : s + n] for s, n in zip(table.starts[rows], table.history[rows], strict=True)]
+    histories = [
+        table.x[s : s + n] for s, n in zip(table.starts[rows], table.history[rows], strict=True)
+    ]
     pairs = [location_and_scale(history[:, : config.level_size]) for history in histories]
     location, scale = (np.stack(part).astype(np.float32) for part in zip(*pairs, strict=True))
     given = {
@@ -212,37 +238,6 @@ def _inputs(config: ModelConfig, table: "SeriesTable", ahead: "Ahead", rows: Any
     }
     x, lengths = pad([history[-config.context :] for history in histories])
     return {"x": x, "lengths": lengths, **{name: given[name] for name in config.given}}
-
-
-def forecast_columns(
-    config: ModelConfig, table: "SeriesTable", ahead: "Ahead", values: Floats
-) -> dict[str, Any]:
-    """The columns of the output file by name, a row a series and step.
-
-    `id` where the series have one, the time, then a column a target, or one a target and quantile
-    called `TARGET_0.1`.
-
-    Args:
-        config: the architecture.
-        table: the series.
-        ahead: the steps.
-        values: (series, horizon, targets(, quantiles)).
-    """
-    count, horizon = values.shape[:2]
-    flat = values.reshape(count * horizon, *values.shape[2:])
-    answers: dict[str, Any] = {}
-    for index, name in enumerate(table.schema.targets):
-        answers |= (
-            {f"{name}_{q:g}": flat[:, index, i] for i, q in enumerate(config.quantiles)}
-            if config.quantiles
-            else {name: flat[:, index]}
-        )
-    time = _free(table.roles.options.time or "time", answers)
-    stamps = table.stamps(ahead.ticks.ravel())
-    if table.ids is None:
-        return {time: stamps, **answers}
-    title = _free("id", {*answers, time})
-    return {title: np.repeat(np.array(table.ids, object), horizon), time: stamps, **answers}
 
 
 def _answer_all(model: Predictor, table: Table, progress: Progress | None) -> Floats:

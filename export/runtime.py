@@ -139,7 +139,7 @@ class OnnxModel:
         """
         inputs = dict(inputs)
         if self.config["decoder"] != "recursive":
-            return ask(self.session, inputs)
+            return ask(self.session, **inputs)
         horizon, known = int(self.config["horizon"]), inputs.get(KNOWN_FUTURE)
         lengths, rows, parts = inputs[LENGTHS], np.arange(len(inputs[INPUT])), []
         x = np.pad(inputs[INPUT], ((0, 0), (0, horizon), (0, 0)))
@@ -148,7 +148,7 @@ class OnnxModel:
             inputs |= {INPUT: x[:, :time], LENGTHS: lengths + ahead}
             if known is not None:
                 inputs[KNOWN_FUTURE] = known[:, ahead : ahead + 1]
-            parts.append(ask(self.session, inputs))
+            parts.append(ask(self.session, **inputs))
             row = [parts[-1][:, 0], *([] if known is None else [known[:, ahead]])]
             step = np.concatenate(row, 1)
             x[rows, lengths + ahead] = 0
@@ -243,8 +243,7 @@ class OnnxModel:
         order = np.argsort([len(array) for array in arrays], kind="stable")  # little padding
         for start in range(0, len(arrays), batch_size):
             rows = order[start : start + batch_size]
-            x, lengths = pad([arrays[row] for row in rows])
-            answers[rows] = ask(self.session, {INPUT: x, LENGTHS: lengths})
+            answers[rows] = ask(self.session, *pad([arrays[row] for row in rows]))
         return answers
 
     def predict_padded(self, x: npt.ArrayLike, lengths: npt.ArrayLike) -> Floats:
@@ -362,14 +361,17 @@ def open_session(data: bytes, providers: list[Any] | None = None, threads: int =
     return onnxruntime.InferenceSession(data, options, providers or ["CPUExecutionProvider"])
 
 
-def ask(session: Any, inputs: Mapping[str, npt.NDArray[Any]]) -> Floats:
-    """The answers (batch, ...) to all inputs of a file by name.
+def ask(
+    session: Any, x: npt.NDArray[Any], lengths: npt.NDArray[Any], **given: npt.NDArray[Any]
+) -> Floats:
+    """The answers (batch, ...) to `x` (batch, time, features) with `lengths` (batch,).
+
+    `given` are the other inputs of a file, where it has any.
 
     Raises:
         ModelError: an empty batch or no step, which end the onnxruntime process, or lengths that
             do not fit.
     """
-    x, lengths = inputs[INPUT], inputs[LENGTHS]
     if x.ndim != 3 or not x.shape[0] or not x.shape[1]:
         raise ModelError(
             f"x must have shape (batch, time, features), batch and time at least 1; got {x.shape}"
@@ -377,9 +379,10 @@ def ask(session: Any, inputs: Mapping[str, npt.NDArray[Any]]) -> Floats:
     if lengths.shape != x.shape[:1]:
         raise ModelError(f"lengths must be {x.shape[0]} numbers, got shape {lengths.shape}")
     _check_lengths(lengths, x.shape[1])
-    whole = (LENGTHS, STATIC)
-    typed = {n: v.astype(np.int64 if n in whole else np.float32) for n, v in inputs.items()}
-    (answers,) = session.run(None, typed)
+    inputs = {INPUT: x.astype(np.float32), LENGTHS: lengths.astype(np.int64)}
+    for name, value in given.items():
+        inputs[name] = value.astype(np.int64 if name == STATIC else np.float32)
+    (answers,) = session.run(None, inputs)
     return np.asarray(answers, np.float32)
 
 
@@ -423,7 +426,9 @@ def _checked(session: Any) -> OnnxModel:
             f"{INTERFACE_VERSION!r}; export the model again or copy the newer runtime.py"
         )
     task, schema = metadata.get("task", ""), _schema(metadata.get("schema", ""))
-    fits = bool(schema.classes) == (task == "classify") and bool(schema.series) == (task == "forecast")
+    fits = bool(schema.classes) == (task == "classify") and bool(schema.series) == (
+        task == "forecast"
+    )
     if task not in OUTPUTS or not fits:
         raise ModelError(f"task {task!r} does not fit its schema; export it again")
     _check_interface(session, task, schema, metadata)

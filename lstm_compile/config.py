@@ -92,7 +92,9 @@ class ModelConfig:
     )
     context: int = option(96, "Steps before the origin of a forecast.", 1, MAX_SIZE, only=FORECAST)
     horizon: int = option(24, "Steps to forecast.", 1, MAX_SIZE, only=FORECAST)
-    decoder: Decoder = option("direct", "All steps at once, or one that is fed back.", only=FORECAST)
+    decoder: Decoder = option(
+        "direct", "All steps at once, or one that is fed back.", only=FORECAST
+    )
     quantiles: tuple[float, ...] = option(
         (), "Quantiles to forecast, such as 0.1,0.5,0.9.", unset="one number", only=FORECAST
     )
@@ -122,7 +124,9 @@ class ModelConfig:
 
     def _check_forecast(self) -> None:
         q = self.quantiles
-        if not all(0 < low < high < 1 for low, high in zip((1e-9, *q), (*q, 1 - 1e-9), strict=True)):
+        if not all(
+            0 < low < high < 1 for low, high in zip((1e-9, *q), (*q, 1 - 1e-9), strict=True)
+        ):
             raise InputError(f"quantiles must rise and lie between 0 and 1, got {list(q)}")
         if self.decoder == "recursive" and (q or self.past_size):
             what = "quantiles" if q else "past covariates, whose future nobody knows"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lstm_compile.config import Task
 from lstm_compile.data.columns import TableOptions
-from lstm_compile.data.files import settings_of
+from lstm_compile.data.shipped import settings_of
 from lstm_compile.training.config import TrainingConfig
 
 Values = Mapping[str, Any]

@@ -356,10 +356,13 @@ def test_flags_win_over_the_config_file_over_the_defaults(here):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("hidden_size = 3", "unknown key 'hidden_size'; known are data, test, [model], [training]"),
+        (
+            "hidden_size = 3",
+            "unknown key 'hidden_size'; known are data, test, task, [model], [training]",
+        ),
         (
             "[modle]\nhidden_size = 3",
-            "unknown key 'modle'; known are data, test, [model], [training], [table]",
+            "unknown key 'modle'; known are data, test, task, [model], [training], [table]",
         ),
         ("[model]\nhiden_size = 3", "unknown keys ['hiden_size'] in [model]; known are ['hidden"),
         ("[model]\nepochs = 3", "unknown keys ['epochs'] in [model]; known are ['hidden_size', "),
@@ -374,7 +377,10 @@ def test_flags_win_over_the_config_file_over_the_defaults(here):
         ("[training]\nseed = -1", "[training] seed must be at least 0, got -1"),
         ("data = 3", "data must be a name or a path, got 3"),
         ("test = true", "test must be a name or a path, got True"),
-        ("model = 3", "unknown key 'model'; known are data, test, [model], [training], [table]"),
+        (
+            "model = 3",
+            "unknown key 'model'; known are data, test, task, [model], [training], [table]",
+        ),
         ("not toml", "not a readable TOML file (Expected '=' after a key"),
         ("a = 1\na = 2", "not a readable TOML file (Cannot overwrite a value"),
         (b"\xff\xfe", "not a readable TOML file ("),

@@ -114,7 +114,9 @@ def to_grid(rows: Rows, clock: Clock, may_fill: bool, refuse: Refuse) -> tuple[R
     source = np.repeat(np.arange(len(place)), np.diff(place, append=place[-1] + 1))
     ticks = rows.ticks[source] + (np.arange(len(x)) - place[source]) * clock.step
     ends = place[rows.lengths.cumsum() - 1] + 1
-    grid = Rows(x, ticks.astype(rows.ticks.dtype), np.diff(ends, prepend=0), rows.table_rows[source])
+    grid = Rows(
+        x, ticks.astype(rows.ticks.dtype), np.diff(ends, prepend=0), rows.table_rows[source]
+    )
     return grid, missing
 
 

@@ -127,9 +127,7 @@ def read_series(
     check_some(place, rows.x, roles.values)
     duplicates = roles.options.duplicates or "error"
     merged = merge_duplicates(rows, duplicates, _refuse(keys, roles.options.time))
-    grid, added = to_grid(
-        merged, clock, roles.gaps != "error", _refuse(keys, roles.options.time)
-    )
+    grid, added = to_grid(merged, clock, roles.gaps != "error", _refuse(keys, roles.options.time))
     notes = (
         f"step: {clock.name}",
         *_note(len(rows.x) - len(merged.x), "duplicate rows", duplicates),

@@ -131,9 +131,7 @@ def _asked(options: TableOptions) -> list[tuple[str, str]]:
     return single + several
 
 
-def _check(
-    place: str, columns: Mapping[str, Kind], asked: Sequence[tuple[str, str]]
-) -> None:
+def _check(place: str, columns: Mapping[str, Kind], asked: Sequence[tuple[str, str]]) -> None:
     roles: dict[str, str] = {}
     for role, name in asked:
         if name not in columns:

@@ -58,7 +58,9 @@ class Scores:
         self._sum("scaled_mse", (error / self.units).square())
         self._sum("mape", torch.where(y != 0, size / y.abs(), torch.nan))
         both = forecast.abs() + y.abs()
-        self._sum("smape", torch.where(both > 0, 2 * size / both, torch.where(y.isnan(), torch.nan, 0)))
+        self._sum(
+            "smape", torch.where(both > 0, 2 * size / both, torch.where(y.isnan(), torch.nan, 0))
+        )
         self._sum("mase", size / naive_error[:, None])
         for name, value in (("mae", size / self.units), ("scaled_mse", (error / self.units) ** 2)):
             self.rows[name].append(value.flatten(1).nanmean(1))

@@ -27,9 +27,7 @@ def seasonal_naive(windows: Windows, season: int) -> Tensor:
 
 def seasonal_ratio(windows: Windows, season: int) -> Tensor:
     """The last season times its growth over the one before; growth 1 where that is not known."""
-    last, before = (
-        _sum_of_season(windows, season, seasons).clamp(min=0) for seasons in (0, 1)
-    )
+    last, before = (_sum_of_season(windows, season, seasons).clamp(min=0) for seasons in (0, 1))
     first = _starts(windows)
     is_known = (windows.origins - 2 * season >= first)[:, None] & (before > 0)
     growth = torch.where(is_known, last / before.where(before > 0, 1.0), 1.0)[:, None]

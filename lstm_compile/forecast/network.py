@@ -89,7 +89,9 @@ def forecast(
         dropout=config.dropout, training=training, backend=backend, chunk=chunk,
     )  # fmt: skip
     pooled = pool(states, lengths, config.pooling, params.get("pooling.weight"))
-    context = torch.cat([pooled, *_summary(frame, config), *([] if static is None else [static])], -1)
+    context = torch.cat(
+        [pooled, *_summary(frame, config), *([] if static is None else [static])], -1
+    )
     y = _decode(params, config, context, given.known_future, training)
     if config.linear:
         window = last_steps(steps[..., : config.output_size], lengths, config.context)

@@ -166,7 +166,7 @@ def _window(
 def _last_season(targets: Tensor, lengths: Tensor, config: ModelConfig) -> Tensor:
     """What stood a season before each step to forecast; the last value where nothing did."""
     season = last_steps(targets, lengths, config.season)
-    missing = (lengths[:, None] < torch.arange(config.season, 0, -1, device=lengths.device))
+    missing = lengths[:, None] < torch.arange(config.season, 0, -1, device=lengths.device)
     season = torch.where(missing[..., None], season[:, -1:], season)
     repeats = -(-config.steps_out // config.season)
     return torch.cat([season] * repeats, 1)[:, : config.steps_out]

@@ -63,7 +63,11 @@ class TrainingConfig:
     patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
     validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
     test_share: float = option(
-        0.2, "Share of the rows, or steps from 1 on, at the end to test.", 0.0, LARGEST, only=FORECAST
+        0.2,
+        "Share of the rows, or steps from 1 on, at the end to test.",
+        0.0,
+        LARGEST,
+        only=FORECAST,
     )
     stride: int = option(1, "Steps between the origins of training windows.", 1, only=FORECAST)
     seed: int = option(

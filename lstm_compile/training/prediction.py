@@ -28,8 +28,13 @@ def predict_all(
             batch = gather_rows(data, lengths, indices)
             parts.append(
                 complete(
-                    params, config, batch.x, batch.lengths,
-                    given=batch.given, backend=backend, chunk=chunk,
+                    params,
+                    config,
+                    batch.x,
+                    batch.lengths,
+                    given=batch.given,
+                    backend=backend,
+                    chunk=chunk,
                 )  # fmt: skip
             )
         return torch.cat(parts)[torch.argsort(torch.cat(batches)).to(parts[0].device)]

@@ -10,7 +10,14 @@ from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.files import locate
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.series import SeriesTable, read_series
-from lstm_compile.forecast.windows import Shape, Windows, all_windows, require, split_windows, thinned
+from lstm_compile.forecast.windows import (
+    Shape,
+    Windows,
+    all_windows,
+    require,
+    split_windows,
+    thinned,
+)
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.parts import Parts
 
@@ -51,7 +58,9 @@ def forecast_parts(
     elif not len(tested):
         tested, tested_on = validation, "validation"
     rows = torch.arange(len(train))
-    return config, Parts(require(train, "training"), validation, tested, known, tested_on, rows, known)
+    return config, Parts(
+        require(train, "training"), validation, tested, known, tested_on, rows, known
+    )
 
 
 def test_windows(path: str, config: ModelConfig, schema: Schema, options: TableOptions) -> Windows:

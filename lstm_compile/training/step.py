@@ -70,9 +70,7 @@ def train_step(
             {**params, **leaves}, config, each.x, each.lengths, given=each.given,
             training=True, backend=training.backend, chunk=training.chunk,
         )  # fmt: skip
-        loss = training_loss(
-            params, config, training, prediction, each.y, class_weights, each.unit
-        )
+        loss = training_loss(params, config, training, prediction, each.y, class_weights, each.unit)
         losses.append(loss * (weight / sum(weights)))
         parts = torch.autograd.grad(losses[-1], list(leaves.values()))
         gradients = _added(gradients, dict(zip(leaves, parts, strict=True)))
