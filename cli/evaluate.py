@@ -13,6 +13,7 @@ from lstm_compile.data.columns import TableOptions
 
 if TYPE_CHECKING:
     from lstm_compile.data.roles import Roles
+    from lstm_compile.data.series_roles import SeriesRoles
 
 
 @click.command(cls=Command)
@@ -39,7 +40,7 @@ def command(
 
     source = model or newest_run()
     table = TableOptions(**values_of(TableOptions, options))
-    found: list[Roles | None] = []
+    found: list[Roles | SeriesRoles | None] = []
     out = output.console(as_json)
     with output.reading(out) as progress:
         evaluation = evaluate_file(
@@ -56,10 +57,7 @@ def command(
         out,
         ("model", str(source)),
         *output.columns(found[0]),
-        (
-            "result",
-            f"{output.metrics(evaluation.metrics)} ({evaluation.rows} {output.rows_of(evaluation.task)})",
-        ),
+        ("result", output.result(evaluation)),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
         ("next", _next(source)),

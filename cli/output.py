@@ -15,6 +15,7 @@ from lstm_compile.files import to_json
 if TYPE_CHECKING:
     from lstm_compile.data.roles import Roles
     from lstm_compile.data.series_roles import SeriesRoles
+    from lstm_compile.evaluation import Evaluation
     from lstm_compile.export.report import ParityReport
 
 PERCENT = ("accuracy", "macro_f1", "mape", "smape", "coverage")
@@ -44,6 +45,11 @@ def metric(name: str, value: float) -> str:
 def metrics(values: dict[str, float]) -> str:
     """All metrics on one line."""
     return ", ".join(f"{name} {metric(name, value)}" for name, value in values.items())
+
+
+def result(evaluation: "Evaluation") -> str:
+    """The metrics of a model, and on how many rows."""
+    return f"{metrics(evaluation.metrics)} ({evaluation.rows} {rows_of(evaluation.task)})"
 
 
 def baselines(values: dict[str, dict[str, float]]) -> list[tuple[str, str]]:

@@ -160,10 +160,7 @@ def _end(out: Console, job: "Job", outcome: "Outcome") -> None:
         ("stopped", why[outcome.fit.stopped]),
         *([("refit", _refit(job, outcome))] if outcome.refitted else []),
         ("model", f"{path} ({output.size(path)}, {outcome.seconds:.1f} s)"),
-        (
-            outcome.tested_on,
-            f"{output.metrics(evaluation.metrics)} ({evaluation.rows} {output.rows_of(evaluation.task)})",
-        ),
+        (outcome.tested_on, output.result(evaluation)),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
         ("next", output.command("export", job.folder, "--onnx")),

@@ -77,7 +77,7 @@ def evaluate_file(
     name = data or _trained_on(source, model)
     options = table_options(name, table, model.training)
     if model.config.task == FORECAST:
-        windows = test_part(name, model, options, stride, progress)
+        windows = unseen_windows(name, model, options, stride, progress)
         on_data(windows)
         return backtest_model(model, windows, _baselines(source))
     rows = load_dataset(name, "test", schema=model.schema, table=options, progress=progress)
@@ -146,7 +146,7 @@ def _ask(model: OnnxModel, batch: Batch) -> Tensor:
     return torch.from_numpy(model.forecast_padded(arrays))
 
 
-def test_part(
+def unseen_windows(
     name: str,
     model: Predictor,
     options: TableOptions | None,

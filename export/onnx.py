@@ -176,7 +176,7 @@ def _translate(program: _Program, config: ModelConfig) -> Any:
     dims = {name: torch.export.Dim(name, min=1) for name in sizes}
     inputs, dynamic = [], []
     for kind, shape in names.inputs_of(config).values():
-        known = [sizes.get(size, size) for size in shape]
+        known = [sizes[size] if isinstance(size, str) else size for size in shape]
         inputs.append(torch.ones(known, dtype=getattr(torch, kind)))
         dynamic.append({axis: dims[size] for axis, size in enumerate(shape) if size in dims})
     inputs[1] = torch.tensor([5, 2, 0])

@@ -24,8 +24,8 @@ from lstm_compile.export.answers import (
 )
 from lstm_compile.export.cases import Case, all_cases, draw, target_statistics
 from lstm_compile.export.reading import OnnxFile, read_onnx
-from lstm_compile.export.runtime import Inputs
 from lstm_compile.export.report import ParityReport, Row
+from lstm_compile.export.runtime import Inputs
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 LONG = 512

@@ -117,16 +117,12 @@ class OnnxModel:
         given = self._given(arrays, known_future, static)
         context = int(self.config["context"])
         x, lengths = pad([array[-context:] for array in arrays])
-        parts = [slice(start, start + batch_size) for start in range(0, len(x), batch_size)]
-        return np.concatenate(
-            [
-                self.forecast_padded(
-                    {INPUT: x[part], LENGTHS: lengths[part]}
-                    | {name: value[part] for name, value in given.items()}
-                )
-                for part in parts
-            ]
-        )
+        inputs: Inputs = {INPUT: x, LENGTHS: lengths, **given}
+        answers = []
+        for start in range(0, len(x), batch_size):
+            rows = slice(start, start + batch_size)
+            answers.append(self.forecast_padded({n: value[rows] for n, value in inputs.items()}))
+        return np.concatenate(answers)
 
     def forecast_padded(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Floats:
         """Forecast one padded batch; a model that gives one step is asked again for each step.
@@ -206,7 +202,8 @@ class OnnxModel:
                 code = known.index(value) if value in known else value
                 if not isinstance(code, int | np.integer) or not 0 <= code < len(known):
                     raise ModelError(
-                        f"static, row {row}: unknown category {value!r}; known are {_listing(known)}"
+                        f"static, row {row}: unknown category {value!r}; known are "
+                        f"{_listing(known)}"
                     )
                 codes[row, column] = code
         return codes
@@ -426,10 +423,8 @@ def _checked(session: Any) -> OnnxModel:
             f"{INTERFACE_VERSION!r}; export the model again or copy the newer runtime.py"
         )
     task, schema = metadata.get("task", ""), _schema(metadata.get("schema", ""))
-    fits = bool(schema.classes) == (task == "classify") and bool(schema.series) == (
-        task == "forecast"
-    )
-    if task not in OUTPUTS or not fits:
+    found = (bool(schema.classes), bool(schema.series))
+    if task not in OUTPUTS or found != (task == "classify", task == "forecast"):
         raise ModelError(f"task {task!r} does not fit its schema; export it again")
     _check_interface(session, task, schema, metadata)
     return OnnxModel(task, schema, metadata, session)
@@ -444,7 +439,8 @@ def _schema(text: str) -> Schema:
         raise ModelError("metadata `schema` is damaged; export it again") from error
     if not all(isinstance(name, str) for names in lists for name in names):
         raise ModelError("metadata `schema` must hold lists of strings; export it again")
-    return Schema(*map(tuple, lists), series)
+    features, classes, targets = map(tuple, lists)
+    return Schema(features, classes, targets, series)
 
 
 def _check_interface(session: Any, task: str, schema: Schema, metadata: Mapping[str, str]) -> None:
@@ -471,16 +467,17 @@ def _forecast_interface(metadata: Mapping[str, str]) -> dict[str, tuple[str, int
         config, inputs = json.loads(metadata["config"]), json.loads(metadata["inputs"])
         targets, quantiles = int(config["output_size"]), len(config["quantiles"])
         levels = targets + int(config["past_size"])
-        known = {
+        known: dict[str, tuple[str, int, int | None]] = {
             KNOWN_FUTURE: ("tensor(float)", 3, int(config["known_size"])),
             STATIC: ("tensor(int64)", 2, len(config["static_sizes"])),
             SERIES_LOCATION: ("tensor(float)", 2, levels),
             SERIES_SCALE: ("tensor(float)", 2, levels),
         }
-        output = (4, quantiles) if quantiles else (3, targets)
+        rank, last = (4, quantiles) if quantiles else (3, targets)
         [int(config[name]) for name in ("horizon", "context")]
-        return {name: known[name] for name in inputs[2:]} | {
-            OUTPUTS["forecast"]: ("tensor(float)", *output)
+        return {
+            **{name: known[name] for name in inputs[2:]},
+            OUTPUTS["forecast"]: ("tensor(float)", rank, last),
         }
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("metadata `config` or `inputs` are damaged; export it again") from error

@@ -146,15 +146,17 @@ def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np
         stamps: datetime64 (stamps,).
         names: of `CALENDAR`; the hour counts its minutes too, Monday is weekday 0.
     """
+    if not names:
+        return np.zeros((len(stamps), 0), np.float32)
     days, months = stamps.astype("M8[D]"), stamps.astype("M8[M]").astype(np.int64)
     shares = {
-        "hour": lambda: (stamps - days) / np.timedelta64(1, "D"),
-        "weekday": lambda: (days.astype(np.int64) + 3) % 7 / 7,  # day 0 was a Thursday
-        "month": lambda: months % 12 / 12,
+        "hour": (stamps - days) / np.timedelta64(1, "D"),
+        "weekday": (days.astype(np.int64) + 3) % 7 / 7,  # day 0 was a Thursday
+        "month": months % 12 / 12,
     }
-    angles = [2 * np.pi * shares[name]() for name in names]
+    angles = [2 * np.pi * shares[name] for name in names]
     columns = [function(angle) for angle in angles for function in (np.sin, np.cos)]
-    return np.stack(columns, 1).astype(np.float32) if columns else np.zeros((len(stamps), 0), "f4")
+    return np.stack(columns, 1).astype(np.float32)
 
 
 def calendar_names(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -175,7 +177,7 @@ def _most_frequent(steps: NDArray[Any]) -> float:
     return float(value) if steps.dtype.kind == "f" else int(value)
 
 
-def _in_month(times: NDArray[Any]) -> NDArray[Any]:
+def _in_month(times: NDArray[Any]) -> Any:
     return times.astype("M8[ns]") - times.astype("M8[M]").astype("M8[ns]")
 
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from lstm_compile.config import Task
+from lstm_compile.data.roles import Roles
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Batch
+from lstm_compile.data.series_roles import SeriesRoles
 
 
 class Examples(Protocol):
@@ -32,6 +34,10 @@ class Examples(Protocol):
     @property
     def schema(self) -> Schema:
         """The names, as a trained model carries them."""
+
+    @property
+    def roles(self) -> Roles | SeriesRoles | None:
+        """The columns of the long table that the rows come from."""
 
     @property
     def task(self) -> Task:

@@ -1,7 +1,7 @@
 """The first pass over a long table: whose row is whose, in which order, with which label."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -120,18 +120,24 @@ def read_keys(sources: Sequence[Source], roles: Roles, *, with_times: bool = Fal
         raise InputError(f"{sources[0].path}: holds no row; expected at least one")
     codes = np.concatenate(sequences)
     sequences.clear()
-    lengths = np.bincount(codes).astype(np.int64)
+    found = Keys(rows, list(known), np.bincount(codes).astype(np.int64), None, labels)
     if roles.time is None:
-        _check_apart(rows, list(known), codes)
-        return Keys(rows, list(known), lengths, None, labels)
-    time = _one_kind(rows, roles.time, times)
+        _check_apart(rows, found.ids, codes)
+        return found
+    return _in_order(found, roles.time, codes, _one_kind(rows, roles.time, times), with_times)
+
+
+def _in_order(
+    keys: Keys, column: str, codes: NDArray[np.int32], time: NDArray[Any], with_times: bool
+) -> Keys:
     order = _order(codes, time, with_times)
-    if order is not None:
-        codes, time = codes[order], time[order]
-        if not with_times:
-            _check_times(rows, roles.time, list(known), codes, time, order)
-    target_rows = None if order is None else _inverse(order)
-    return Keys(rows, list(known), lengths, target_rows, labels, time if with_times else None)
+    if order is None:
+        return replace(keys, times=time if with_times else None)
+    codes, time = codes[order], time[order]
+    if with_times:
+        return replace(keys, target_rows=_inverse(order), times=time)
+    _check_times(keys.rows, column, keys.ids, codes, time, order)
+    return replace(keys, target_rows=_inverse(order))
 
 
 def _batches(rows: Rows, roles: Roles) -> Iterator[tuple[int, int, int, dict[str, Any]]]:

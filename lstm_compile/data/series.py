@@ -280,16 +280,26 @@ def _finished(
     if schema is not None and schema.series is not None:
         info = replace(info, indicator=schema.series.indicator)
     assert keys.times is not None
-    stamp = None if clock.kind == "number" else keys.times[0]
+    first: Any = keys.times[:1]
+    stamp = None if clock.kind == "number" else first[0]
     extra = calendar_columns(clock.stamps(rows.ticks, stamp), calendar)
-    gap = missing.any(1, keepdims=True).astype(np.float32)[:, : int(info.indicator)]
+    gap = missing.any(1).astype(np.float32)[:, None][:, : int(info.indicator)]
     names = (*roles.values, *calendar_names(calendar), *((INDICATOR,) if info.indicator else ()))
     options = replace(roles.options, means=means, calendar=calendar or ("none",))
     return SeriesTable(
-        place, np.concatenate((rows.x, extra, gap), 1), missing, rows.lengths, history, rows.ticks,
-        stamp, tuple(keys.ids) if roles.options.id else None, _codes(keys, categories),
-        Schema(names, (), roles.options.target, series=info), replace(roles, options=options), split,
-    )  # fmt: skip
+        place=place,
+        x=np.concatenate((rows.x, extra, gap), 1),
+        missing=missing,
+        lengths=rows.lengths,
+        history=history,
+        ticks=rows.ticks,
+        stamp=stamp,
+        ids=tuple(keys.ids) if roles.options.id else None,
+        statics=_codes(keys, categories),
+        schema=Schema(names, (), roles.options.target, series=info),
+        roles=replace(roles, options=options),
+        split=split,
+    )
 
 
 def _calendar(

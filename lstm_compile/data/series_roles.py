@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lstm_compile.data.columns import Gaps, Kind, TableOptions
 from lstm_compile.data.roles import Roles, infer, numbers, unknown
@@ -98,7 +99,7 @@ def find_series_roles(
         if found:
             taken.update(found)
             inferred.append(role)
-            value = found if role == "target" else found[0]
+            value: Any = found if role == "target" else found[0]
             options = replace(options, **{role: value})
     for role in ("time", "target"):
         if not getattr(options, role):

@@ -1,4 +1,4 @@
-"""The data sets that come with the package, and the settings that come with them. Loads no numpy."""
+"""The data sets that come with the package, and their settings. Loads no numpy."""
 
 from pathlib import Path
 

@@ -41,6 +41,6 @@ def _last_steps(x: Tensor, lengths: Tensor, size: int) -> Tensor:
 torch.library.impl(_library, "last_steps", "CompositeExplicitAutograd")(_last_steps)
 torch.library.register_fake(
     "lstm_compile::last_steps",
-    lambda x, lengths, size: x.new_empty(x.shape[0], size, x.shape[2]),  # noqa: ARG005
+    lambda x, lengths, size: x.new_empty(x.shape[0], size, x.shape[2]),
     lib=_library,
 )

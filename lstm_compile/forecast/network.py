@@ -133,7 +133,8 @@ def _decode(
     if known is not None:
         hidden = torch.cat([hidden, scaled_known(params, config, known)], -1)
     y = layer("head", relu(layer("decoder.hidden", hidden)))
-    return y.unflatten(2, (config.output_size, max(1, len(config.quantiles))))
+    outputs: Tensor = y.unflatten(2, (config.output_size, max(1, len(config.quantiles))))
+    return outputs
 
 
 def _rising(y: Tensor, config: ModelConfig) -> Tensor:

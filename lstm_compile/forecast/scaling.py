@@ -1,4 +1,4 @@
-"""The scaler of a forecasting model: fitted on what training saw, and on nothing that was filled."""
+"""The scaler of a forecasting model, fitted on what training saw and nobody filled."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ def fit_series_scaler(windows: Windows, config: ModelConfig) -> Scaler:
     """
     kind: TargetScaling = "standard"
     if config.scaling in ("none", "minmax"):
-        kind = config.scaling  # type: ignore[assignment]
+        kind = config.scaling
     is_seen = _seen(windows)
     parts = []
     for column, values in enumerate(windows.x.T):

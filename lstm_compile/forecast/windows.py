@@ -1,4 +1,4 @@
-"""Windows of series: a context, and the steps after it to forecast. Views by index, never copies."""
+"""Windows of series: a context and the steps after it, found by index in the flat rows."""
 
 import hashlib
 from collections.abc import Mapping

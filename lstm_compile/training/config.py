@@ -34,7 +34,7 @@ class TrainingConfig:
     warmup: float = option(0.05, "Share of all steps with a linearly rising rate.", 0.0, 1.0)
     loss: Literal["auto", "cross-entropy", "mse", "mae", "huber", "pinball"] = option(
         "auto",
-        "What is minimised; auto: cross-entropy for classes, mse for numbers, pinball for quantiles.",
+        "What is minimised; auto: cross-entropy for classes, pinball for quantiles, else mse.",
     )
     label_smoothing: float = option(0.1, "Share of each class label spread over all.", 0.0, 1.0)
     class_weight: Literal["none", "balanced"] = option(
@@ -63,11 +63,7 @@ class TrainingConfig:
     patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
     validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
     test_share: float = option(
-        0.2,
-        "Share of the rows, or steps from 1 on, at the end to test.",
-        0.0,
-        LARGEST,
-        only=FORECAST,
+        0.2, "Share of rows, or number of steps, at the end to test.", 0.0, LARGEST, only=FORECAST
     )
     stride: int = option(1, "Steps between the origins of training windows.", 1, only=FORECAST)
     seed: int = option(

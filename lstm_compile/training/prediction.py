@@ -26,17 +26,11 @@ def predict_all(
         parts = []
         for indices in batches:
             batch = gather_rows(data, lengths, indices)
-            parts.append(
-                complete(
-                    params,
-                    config,
-                    batch.x,
-                    batch.lengths,
-                    given=batch.given,
-                    backend=backend,
-                    chunk=chunk,
-                )  # fmt: skip
-            )
+            found = complete(
+                params, config, batch.x, batch.lengths,
+                given=batch.given, backend=backend, chunk=chunk,
+            )  # fmt: skip
+            parts.append(found)
         return torch.cat(parts)[torch.argsort(torch.cat(batches)).to(parts[0].device)]
 
 

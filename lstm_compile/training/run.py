@@ -20,11 +20,11 @@ from lstm_compile.data.sequences import Sequences
 from lstm_compile.devices import cpu_threads, find_device, fitting_threads
 from lstm_compile.errors import RunError
 from lstm_compile.evaluation import Evaluation, evaluate
+from lstm_compile.files import to_json, write_atomically
 from lstm_compile.forecast.backtest import backtest, headline_of
 from lstm_compile.forecast.baselines import fit_forecast_baselines
 from lstm_compile.forecast.scaling import target_deviation, target_mean
 from lstm_compile.forecast.windows import Windows
-from lstm_compile.files import to_json, write_atomically
 from lstm_compile.model import Params
 from lstm_compile.runs import (
     BASELINES_FILE,

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 from lstm_compile.checkpoint import Model, load_model
 from lstm_compile.config import ModelConfig
-from lstm_compile.data.schema import Schema
 from lstm_compile.data.examples import Examples
+from lstm_compile.data.schema import Schema
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.scaling import fit_series_scaler
 from lstm_compile.forecast.windows import Windows
