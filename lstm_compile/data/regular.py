@@ -91,7 +91,7 @@ def to_grid(rows: Rows, clock: Clock, may_fill: bool, refuse: Refuse) -> tuple[R
         refuse(
             int(rows.table_rows[index + 1]),
             f"a time {Clock(clock.kind, distance).name} after the row before",
-            f"whole steps of {clock.name}, the most frequent one",
+            f"whole steps of {clock.name}",
             "bring the rows to equal steps first",
         )
     missing = int((steps - 1).sum())

@@ -27,6 +27,20 @@ Progress = Callable[[int, int], None]
 Ints = NDArray[np.int64]
 
 
+class Shares(NamedTuple):
+    """How large the parts at the end are.
+
+    Attributes:
+        validation: share of all rows.
+        test: share of all rows, or a number of steps from 1 on.
+        least: steps that validation takes at least, where it takes any.
+    """
+
+    validation: float = 0.0
+    test: float = 0.0
+    least: int = 0
+
+
 class Split(NamedTuple):
     """Where parts begin, in ticks of the clock; infinity where there is none.
 
@@ -39,6 +53,9 @@ class Split(NamedTuple):
     def part_of(self, ticks: NDArray[Any]) -> Ints:
         """0, 1 or 2 for training, validation and test, int64 (rows,)."""
         return (ticks >= self.validation).astype(np.int64) + (ticks >= self.test)
+
+
+NO_SHARES = Shares()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +116,7 @@ def read_series(
     options: TableOptions | None = None,
     *,
     schema: Schema | None = None,
-    split: Split | tuple[float, float] = (0.0, 0.0),
+    split: Split | Shares = NO_SHARES,
     progress: Progress | None = None,
 ) -> SeriesTable:
     """Read series from a long table of one file, a folder or a glob.
@@ -110,8 +127,7 @@ def read_series(
         path: as for `long.read_long`.
         options: the columns, and what to do about gaps and duplicates.
         schema: of a trained model.
-        split: where parts begin; or the shares of all rows that validation and test take at the
-            end (a test share of 1 or more is a number of steps).
+        split: where parts begin, or how large they are.
         progress: called with rows done and rows in all.
 
     Raises:
@@ -137,7 +153,7 @@ def read_series(
     if roles.gaps == "error":
         _check_cells(keys, roles, grid, history)
     if not isinstance(split, Split):
-        split = _split(merged.ticks, clock, *split)
+        split = _split(merged.ticks, clock, split)
     return _finished(place, grid, history, clock, keys, replace(roles, notes=notes), schema, split)
 
 
@@ -159,6 +175,11 @@ def look_ahead(table: SeriesTable, horizon: int) -> Ahead:
     Raises:
         InputError: the table has no value of a known covariate at one of these steps.
     """
+    for series in np.flatnonzero(table.history == 0)[:1]:
+        raise InputError(
+            f"{table.name(series)}: found no value of {listing(table.schema.targets)}, expected at "
+            "least one to go on from; leave the series out"
+        )
     info, steps = table.info, np.arange(1, horizon + 1)
     last = table.starts + table.history - 1
     ticks = (table.ticks[last][:, None] + steps * info.step).astype(table.ticks.dtype)
@@ -237,21 +258,23 @@ def _check_cells(keys: Keys, roles: SeriesRoles, rows: Rows, history: Ints) -> N
         )
 
 
-def _split(ticks: NDArray[Any], clock: Clock, validation: float, test: float) -> Split:
+def _split(ticks: NDArray[Any], clock: Clock, shares: Shares) -> Split:
     ordered = np.sort(ticks)
     end = float(ordered[-1]) + clock.step
+    tested = end - shares.test * clock.step
+    if shares.test < 1:
+        tested = _quantile(ordered, shares.test, end)
+    if not shares.validation:
+        return Split(tested, tested)
+    rest = shares.test if shares.test < 1 else float((ordered >= tested).mean())
+    begin = _quantile(ordered, rest + shares.validation, end)
+    return Split(min(begin, tested - shares.least * clock.step), tested)
 
-    def cut(share: float) -> float:
-        if share >= 1:
-            return end - share * clock.step
-        return float(ordered[int(len(ordered) * (1 - share))]) if share else end
 
-    tested = cut(test)
-    if test >= 1:
-        before = ordered[ordered < tested]
-        kept = int(len(before) * (1 - validation))
-        return Split(float(before[kept]) if 0 < kept < len(before) else tested, tested)
-    return Split(cut(min(test + validation, 1 - 1e-9)), tested)
+def _quantile(ordered: NDArray[Any], share: float, end: float) -> float:
+    """Where the last `share` of rows begins."""
+    place = round(len(ordered) * (1 - share))
+    return end if place >= len(ordered) else float(ordered[max(0, place)])
 
 
 def _finished(
@@ -271,7 +294,7 @@ def _finished(
     means = roles.options.means or column_means(rows.x[parts == 0], "mean")
     means = tuple(mean if np.isfinite(mean) else 0.0 for mean in means)
     fill(place, rows.x, rows.lengths, roles.values, "forward", means)
-    calendar = _calendar(roles, clock, rows.ticks[parts == 0], schema)
+    calendar = _calendar(place, roles, clock, rows.ticks[parts == 0], schema)
     categories = _categories(keys.labels, schema)
     info = SeriesSchema(
         clock.kind, clock.step, roles.options.known, calendar, roles.options.static,
@@ -283,7 +306,8 @@ def _finished(
     first: Any = keys.times[:1]
     stamp = None if clock.kind == "number" else first[0]
     extra = calendar_columns(clock.stamps(rows.ticks, stamp), calendar)
-    gap = missing.any(1).astype(np.float32)[:, None][:, : int(info.indicator)]
+    is_filled: NDArray[np.bool_] = np.any(missing, axis=1, keepdims=True)
+    gap = is_filled[:, : int(info.indicator)].astype(np.float32)
     names = (*roles.values, *calendar_names(calendar), *((INDICATOR,) if info.indicator else ()))
     options = replace(roles.options, means=means, calendar=calendar or ("none",))
     return SeriesTable(
@@ -303,7 +327,7 @@ def _finished(
 
 
 def _calendar(
-    roles: SeriesRoles, clock: Clock, ticks: NDArray[Any], schema: Schema | None
+    place: str, roles: SeriesRoles, clock: Clock, ticks: NDArray[Any], schema: Schema | None
 ) -> tuple[str, ...]:
     asked = roles.options.calendar or ("auto",)
     if schema is not None and schema.series is not None:
@@ -313,7 +337,7 @@ def _calendar(
     names = tuple(name for name in asked if name != "none")
     if names and clock.kind == "number":
         raise InputError(
-            f"calendar {listing(names)} needs dates, but column {roles.options.time!r} holds "
+            f"{place}: calendar {listing(names)} needs dates, but column {roles.options.time!r} holds "
             "numbers; use --calendar none"
         )
     return names

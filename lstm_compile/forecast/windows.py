@@ -249,15 +249,23 @@ def require(windows: Windows, part: str) -> Windows:
     """
     if len(windows):
         return windows
-    table, shape = windows.table, windows.shape
-    short = np.flatnonzero(table.history < shape.horizon + 1)
-    if len(short):
-        row = int(short[0])
-        raise InputError(
-            f"{table.name(row)}: {table.history[row]} steps, expected more than the horizon of "
-            f"{shape.horizon}; take a smaller --horizon or leave the series out"
-        )
     raise InputError(
-        f"{table.place}: no window of {shape.horizon} steps lies in the {part} part; take a "
-        "smaller --horizon, other shares (--validation, --test-share) or a longer table"
+        f"{windows.table.place}: no window of {windows.shape.horizon} steps lies in the {part} "
+        "part; take a smaller --horizon, other shares (--validation, --test-share) or a longer "
+        "table"
     )
+
+
+def check_lengths(table: SeriesTable, horizon: int) -> None:
+    """Refuse series that no window fits into.
+
+    Raises:
+        InputError: names the first, and its first row.
+    """
+    for series in np.flatnonzero(table.history <= horizon)[:1]:
+        begin = table.stamps(table.ticks[table.starts[series :][:1]])[0]
+        raise InputError(
+            f"{table.name(series)}, from {begin} on: {table.history[series]} steps with a target, "
+            f"expected more than the horizon of {horizon}; take a smaller --horizon or leave the "
+            "series out"
+        )

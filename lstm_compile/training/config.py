@@ -7,6 +7,7 @@ from lstm_compile.config import FORECAST, option, validate
 from lstm_compile.errors import InputError
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
+NOT_FOR_WINDOWS = ("noise", "time_crop", "feature_dropout")  # whose end is what counts
 LARGEST_SEED = (1 << 63) - 1  # of TOML's whole numbers
 LARGEST_DECAY = 0.99999  # of an average; 1 would never leave the first weights
 
@@ -86,6 +87,8 @@ class TrainingConfig:
             InputError: names the field.
         """
         for f in fields(self):
-            only = f.metadata["only"]
-            if only and only != task and getattr(self, f.name) != f.default:
+            only, is_given = f.metadata["only"], getattr(self, f.name) != f.default
+            if only and only != task and is_given:
                 raise InputError(f"{f.name} is for task {only}, the task is {task}")
+            if f.name in NOT_FOR_WINDOWS and task == FORECAST and is_given:
+                raise InputError(f"{f.name} is not for task {task}; leave it out")

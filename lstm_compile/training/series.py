@@ -9,11 +9,12 @@ from lstm_compile.config import FORECAST, ModelConfig
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.files import locate
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.series import SeriesTable, read_series
+from lstm_compile.data.series import SeriesTable, Shares, read_series
 from lstm_compile.forecast.windows import (
     Shape,
     Windows,
     all_windows,
+    check_lengths,
     require,
     split_windows,
     thinned,
@@ -46,9 +47,11 @@ def forecast_parts(
     Raises:
         InputError: anything wrong with the table, or no window in a part.
     """
-    shares = (training.validation, 0.0 if test else training.test_share)
+    horizon = hyper_parameters.get("horizon", ModelConfig.horizon)
+    shares = Shares(training.validation, 0.0 if test else training.test_share, horizon)
     table = read_series(locate(data, "train"), options, split=shares, progress=progress)
     config = config_of(table.schema, hyper_parameters)
+    check_lengths(table, config.horizon)
     parts = split_windows(windows_of(table, config))
     train, known = (thinned(parts[name], training.stride) for name in ("train", "known"))
     validation = thinned(require(parts["validation"], "validation"), most=MOST_VALIDATED)

@@ -1,5 +1,6 @@
 """What training starts from: fresh weights, fitted scalers, and what a warm start takes over."""
 
+from operator import attrgetter
 from typing import NamedTuple
 
 from lstm_compile.checkpoint import Model, load_model
@@ -86,7 +87,8 @@ def warm_start(source: str, config: ModelConfig, schema: Schema, freeze: str = "
 
 def _barred(model: Model, config: ModelConfig, schema: Schema) -> tuple[str, ...]:
     old, names = model.config, model.schema
-    is_same_input = (names.features, old.scaling) == (schema.features, config.scaling)
+    entering = attrgetter("scaling", "log1p", "season")
+    is_same_input = (names.features, *entering(old)) == (schema.features, *entering(config))
     outputs = (names.classes, names.targets, old.target_scaling if names.targets else None)
     is_same_output = outputs == (
         (schema.classes, schema.targets, config.target_scaling if schema.targets else None)
