@@ -147,7 +147,7 @@ class OnnxModel:
             parts.append(ask(self.session, **inputs))
             row = [parts[-1][:, 0], *([] if known is None else [known[:, ahead]])]
             step = np.concatenate(row, 1)
-            x[rows, lengths + ahead] = 0
+            x[rows, lengths + ahead] = 0  # the indicator of gaps, where there is one
             x[rows, lengths + ahead, : step.shape[1]] = step
         return np.concatenate(parts, 1)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.sequences import Given
@@ -34,5 +35,6 @@ def roll_out(step: Step, config: ModelConfig, x: Tensor, lengths: Tensor, given:
         y = step(x[:, :time], lengths + ahead, given._replace(known_future=now))
         parts.append(y)
         row = torch.cat([y[:, 0], *([] if now is None else [now[:, 0]])], 1)
-        x[rows, lengths + ahead, : row.shape[1]] = row
+        # what is left is the indicator of gaps
+        x[rows, lengths + ahead] = pad(row, (0, x.shape[2] - row.shape[1]))
     return torch.cat(parts, 1)
