@@ -24,9 +24,18 @@ if TYPE_CHECKING:
     "--stride", type=click.IntRange(1), default=1, show_default=True,
     help="Steps between the origins of forecasts.",
 )  # fmt: skip
+@click.option(
+    "--plot", type=click.Path(path_type=Path),
+    help="Draw forecasts against the truth: a .png, .svg or .pdf file.",
+)  # fmt: skip
 @flags_of(TableOptions, *OF_TRAINING)
 def command(
-    model: Path | None, data: str | None, as_json: bool, stride: int, **options: Any
+    model: Path | None,
+    data: str | None,
+    as_json: bool,
+    stride: int,
+    plot: Path | None,
+    **options: Any,
 ) -> None:
     """Measure a model on DATA, beside the baselines of its run.
 
@@ -50,6 +59,7 @@ def command(
             on_data=lambda rows: found.append(rows.roles),
             progress=progress,
             stride=stride,
+            plot=plot,
         )
     if as_json:
         return output.print_json(evaluation.to_dict())
@@ -60,6 +70,7 @@ def command(
         ("result", output.result(evaluation)),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
+        *([("plot", str(plot))] if plot else []),
         ("next", _next(source)),
     )
     return None

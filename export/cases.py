@@ -13,6 +13,7 @@ Kind = Literal["full", "mixed", "zero", "one"]
 BATCHES = (1, 3, 32)
 TIMES = (1, 2, 17, 61)
 SEED = 20_240_229
+LARGEST = 10.0  # logarithm of a target; larger ones are not of this world
 
 
 class Case(NamedTuple):
@@ -60,12 +61,24 @@ def _values(model: Model, random: np.random.Generator, shape: tuple[int, ...]) -
         model.params[f"scaler.{part}"].double().cpu().numpy() for part in ("scale", "shift")
     )
     x = scaled if config.scaling == "none" else scaled * scale + shift
-    if config.task == "forecast" and (config.log1p or config.season):
-        # the scaler knows logarithms or differences of targets only
-        mean, deviation = (np.array(values) for values in target_statistics(model))
-        targets = scaled[..., : config.output_size] * deviation + mean
-        x[..., : config.output_size] = targets
+    if config.task == "forecast":
+        x[..., : config.output_size] = _targets(model, random, x[..., : config.output_size])
     return x
+
+
+def _targets(model: Model, random: np.random.Generator, z: Any) -> Any:
+    """Targets whose logarithms, or differences to a season before, are `z`."""
+    config, (mean, deviation) = model.config, target_statistics(model)
+    if config.season and z.ndim == 3:
+        level = np.array(mean) + np.array(deviation) * random.standard_normal(
+            (len(z), 1, z.shape[2])
+        )
+        level = np.sign(level) * np.log1p(np.abs(level)) if config.log1p else level
+        for start in range(0, z.shape[1], config.season):
+            season = z[:, start : start + config.season]
+            before = z[:, start - config.season : start] if start else level
+            season += before[:, : season.shape[1]] if start else level
+    return np.sign(z) * np.expm1(np.minimum(np.abs(z), LARGEST)) if config.log1p else z
 
 
 def target_statistics(model: Model) -> tuple[list[float], list[float]]:

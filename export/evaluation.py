@@ -27,6 +27,7 @@ from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.export.predict import load_onnx
 from lstm_compile.export.runtime import OnnxModel
 from lstm_compile.forecast.backtest import backtest, headline_of
+from lstm_compile.forecast.plot import check_plot, plot_forecasts
 from lstm_compile.forecast.scaling import target_deviation
 from lstm_compile.forecast.windows import Windows, require, split_windows, thinned
 from lstm_compile.runs import BASELINES_FILE
@@ -53,6 +54,7 @@ def evaluate_file(
     on_data: Callable[[Examples], None] = lambda data: None,
     progress: Callable[[int, int], None] | None = None,
     stride: int = 1,
+    plot: Path | None = None,
 ) -> Evaluation:
     """Measure a model on data, beside the baselines stored next to it.
 
@@ -64,6 +66,7 @@ def evaluate_file(
         on_data: given the data once they are read.
         progress: called with rows done and rows in all, while a long table is read.
         stride: steps between the origins of forecasts.
+        plot: a picture of forecasts to draw.
 
     Raises:
         InputError: a file that cannot be read, or data that do not fit the model.
@@ -74,12 +77,18 @@ def evaluate_file(
         )
     source = Path(source)
     model = _from_onnx(source) if source.suffix == ".onnx" else _from_safetensors(source)
+    if plot is not None:
+        check_plot(plot)
     name = data or _trained_on(source, model)
     options = table_options(name, table, model.training)
     if model.config.task == FORECAST:
         windows = unseen_windows(name, model, options, stride, progress)
         on_data(windows)
+        if plot is not None:
+            plot_forecasts(plot, model.predict, model.config, windows)
         return backtest_model(model, windows, _baselines(source))
+    if plot is not None:
+        raise InputError(f"plot is for task forecast, the model's is {model.config.task}")
     rows = load_dataset(name, "test", schema=model.schema, table=options, progress=progress)
     on_data(rows)
     if not len(rows):

@@ -163,7 +163,14 @@ class OnnxModel:
         static: Sequence[Sequence[str | int]] | None,
     ) -> Inputs:
         wanted = json.loads(self.metadata["inputs"])[2:]
+        inputs = ", ".join([INPUT, LENGTHS, *wanted])
+        given = {KNOWN_FUTURE: known_future, STATIC: static}
+        surplus = [
+            name for name, value in given.items() if value is not None and name not in wanted
+        ]
         found: Inputs = {}
+        for name in surplus:
+            raise ModelError(f"{name} is no input of this model; its inputs are {inputs}")
         if known_future is not None:
             found[KNOWN_FUTURE] = self._known(np.asarray(known_future), len(histories))
         if static is not None:
@@ -174,9 +181,8 @@ class OnnxModel:
             found[SERIES_LOCATION], found[SERIES_SCALE] = (
                 np.stack(part).astype(np.float32) for part in zip(*pairs, strict=True)
             )
-        for name in {*wanted} ^ {*found}:
-            problem = "is missing" if name in wanted else "is no input of this model"
-            raise ModelError(f"{name} {problem}; its inputs are x, lengths, {', '.join(wanted)}")
+        for name in [name for name in wanted if name not in found]:
+            raise ModelError(f"{name} is missing; the model's inputs are {inputs}")
         return found
 
     def _known(self, found: npt.NDArray[Any], rows: int) -> Floats:

@@ -144,7 +144,7 @@ def test_a_forecast_is_of_float32_units_however_large():
 def test_what_is_given_must_be_what_the_model_takes(given):
     params, config = make(known_size=2)
     x, lengths, full = inputs(config, [4])
-    found = Given(**{name: full.known_future for name in given})
+    found = Given(**dict.fromkeys(given, full.known_future))
     with pytest.raises(InputError, match="given must hold known_future for this model, found"):
         forward(params, config, x, lengths, given=found)
 
@@ -226,7 +226,9 @@ def test_last_steps_stand_at_equal_places():
 # ---- decoders
 
 
-@pytest.mark.parametrize("quantiles", [(0.1, 0.5, 0.9), (0.05, 0.2), (0.7,), (0.01, 0.5, 0.6, 0.99)])
+@pytest.mark.parametrize(
+    "quantiles", [(0.1, 0.5, 0.9), (0.05, 0.2), (0.7,), (0.01, 0.5, 0.6, 0.99)]
+)
 def test_quantiles_never_cross(quantiles):
     params, config = make(quantiles=quantiles, season=2, log1p=True, scaling="revin")
     params["head.weight"] *= 20
@@ -253,7 +255,10 @@ def test_the_recursive_decoder_feeds_its_forecasts_back():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"quantiles": (0.9, 0.1)}, r"quantiles must rise and lie between 0 and 1, got \[0.9, 0.1\]"),
+        (
+            {"quantiles": (0.9, 0.1)},
+            r"quantiles must rise and lie between 0 and 1, got \[0.9, 0.1\]",
+        ),
         ({"quantiles": (0.0, 0.5)}, "quantiles must rise"),
         ({"decoder": "recursive", "quantiles": (0.5,)}, "decoder recursive takes no quantiles"),
         ({"decoder": "recursive", "past_size": 1}, "recursive takes no past covariates"),
@@ -351,7 +356,7 @@ def test_filled_targets_are_neither_learned_nor_measured(tmp_path):
     y = windows.y
     rows = windows.origins[:, None] + torch.arange(3)
     assert torch.equal(y.isnan()[..., 0], (rows >= 20) & (rows < 23))
-    assert not ((windows.origins == 20)).any()  # all of its horizon is unknown
+    assert not (windows.origins == 20).any()  # all of its horizon is unknown
     linear = windows_of(path, gaps="linear")
     assert not torch.isin(linear.origins, torch.tensor([21, 22, 23])).any()  # after a line
 

@@ -56,7 +56,9 @@ def test_ticks_and_stamps_are_each_others_inverse(stamps):
 
 
 def test_a_gap_does_not_change_the_step():
-    assert clock_of(["2020-01-01T00", "2020-01-01T05", "2020-01-01T06", "2020-01-01T07"]).step == HOUR
+    assert (
+        clock_of(["2020-01-01T00", "2020-01-01T05", "2020-01-01T06", "2020-01-01T07"]).step == HOUR
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,9 +144,7 @@ TWICE = {
 
 @pytest.mark.parametrize(("how", "y"), [("mean", 4.0), ("last", 6.0)])
 def test_duplicates_become_one_row(tmp_path, how, y):
-    table = read(
-        write(tmp_path / "t.csv", TWICE), target=("y",), features=("u",), duplicates=how
-    )
+    table = read(write(tmp_path / "t.csv", TWICE), target=("y",), features=("u",), duplicates=how)
     np.testing.assert_array_equal(table.x[:, 0], [1, y, 3, 4, 5])
     assert table.x[1, 1] == 8  # the mean of the cells that hold a number
     assert f"1 duplicate rows ({how})" in table.roles.description
@@ -200,7 +200,9 @@ def test_rows_after_the_last_target_hold_known_covariates(tmp_path):
     ahead = look_ahead(table, 4)
     assert ahead.known[0, :, 0].tolist() == [26, 27, 28, 29]
     assert table.stamps(ahead.ticks[0])[0] == hours(30)[26]
-    with pytest.raises(InputError, match=r"column 'price': no value for 2020-01-02T06:00:00, step 5"):
+    with pytest.raises(
+        InputError, match=r"column 'price': no value for 2020-01-02T06:00:00, step 5"
+    ):
         look_ahead(table, 5)
 
 
@@ -241,14 +243,12 @@ BAD = {
     "mixed step": (
         {"time": [*hours(4).astype("M8[m]"), np.datetime64("2020-01-01T03:30")], "y": range(5)},
         {},
-        r"row 5, column 'time': found a time 30 minutes after the row before, expected whole steps "
-        "of 1 hour",
+        "row 5, column 'time': found a time 30 minutes after the row before, expected whole step",
     ),
     "a gap": (
         {"time": hours(5)[[0, 1, 3, 4]], "y": range(4)},
         {},
-        r"row 3, column 'time': found a time 2 steps after the row before \(1 steps are missing in "
-        r"1 gaps\), expected one step of 1 hour; fill gaps with --gaps",
+        r"found a time 2 steps after the row before \(1 steps are missing in 1 gaps\), expected",
     ),
     "a stamp far away": (
         {"time": [*hours(4), np.datetime64("2090-01-01T00")], "y": range(5)},
@@ -280,13 +280,21 @@ BAD = {
         {"time": "time"},
         "row 4, column 'time': found 'soon', expected a number or an ISO 8601 date",
     ),
-    "no time": ({"a": range(4), "y": range(4)}, {"target": ("y",)}, "no column called time, timest"),
+    "no time": (
+        {"a": range(4), "y": range(4)},
+        {"target": ("y",)},
+        "no column called time, timest",
+    ),
     "no target": (
         {"time": hours(4), "a": range(4), "b": range(4)},
         {},
         "no column called target, label, class, y, found time",
     ),
-    "one row": ({"time": hours(1), "y": [1]}, {}, "no series has two rows, so no step can be infer"),
+    "one row": (
+        {"time": hours(1), "y": [1]},
+        {},
+        "no series has two rows, so no step can be infer",
+    ),
     "an unknown column": (
         {"time": hours(4), "y": range(4)},
         {"known": ("prise",)},

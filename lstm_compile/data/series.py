@@ -308,7 +308,8 @@ def _finished(
     extra = calendar_columns(clock.stamps(rows.ticks, stamp), calendar)
     is_filled: NDArray[np.bool_] = np.any(missing, axis=1, keepdims=True)
     gap = is_filled[:, : int(info.indicator)].astype(np.float32)
-    names = (*roles.values, *calendar_names(calendar), *((INDICATOR,) if info.indicator else ()))
+    indicator = (INDICATOR,) if info.indicator else ()
+    names = (*roles.values, *calendar_names(calendar), *indicator)
     options = replace(roles.options, means=means, calendar=calendar or ("none",))
     return SeriesTable(
         place=place,

@@ -36,7 +36,7 @@ class Scores:
         self.config, self.units = config, units
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
-        self.rows: dict[str, list[Tensor]] = {"mae": [], "scaled_mse": []}  # of each window
+        self.rows: dict[str, list[Tensor]] = {"mase": [], "scaled_mse": []}  # of each window
 
     def add(self, forecast: Tensor, y: Tensor, naive_error: Tensor) -> None:
         """Add windows.
@@ -52,18 +52,19 @@ class Scores:
             self._add_quantiles(forecast, y)
             forecast = forecast[..., middle_of(self.config.quantiles)]
         error = forecast - y
-        size = error.abs()
-        self._sum("mae", size)
-        self._sum("rmse", error.square())
-        self._sum("scaled_mse", (error / self.units).square())
-        self._sum("mape", torch.where(y != 0, size / y.abs(), torch.nan))
-        both = forecast.abs() + y.abs()
-        self._sum(
-            "smape", torch.where(both > 0, 2 * size / both, torch.where(y.isnan(), torch.nan, 0))
-        )
-        self._sum("mase", size / naive_error[:, None])
-        for name, value in (("mae", size / self.units), ("scaled_mse", (error / self.units) ** 2)):
-            self.rows[name].append(value.flatten(1).nanmean(1))
+        size, both = error.abs(), forecast.abs() + y.abs()
+        values = {
+            "mae": size,
+            "rmse": error.square(),
+            "scaled_mse": (error / self.units).square(),
+            "mase": size / naive_error[:, None],
+            "mape": torch.where(y != 0, size / y.abs(), torch.nan),
+            "smape": torch.where(both == 0, 0.0, 2 * size / both),
+        }
+        for name, value in values.items():
+            self._sum(name, value)
+        for name, rows in self.rows.items():
+            rows.append(values[name].flatten(1).nanmean(1))
 
     def _add_quantiles(self, forecast: Tensor, y: Tensor) -> None:
         q = self.config.quantiles
@@ -115,7 +116,7 @@ def backtest(
         windows: on the CPU; at least one.
         baselines: fitted on training data; may be empty. Rules come on top.
         units: (targets,), the deviation of each target in training.
-        headline: `scaled_mse` or `mae`, what the verdict is about.
+        headline: `scaled_mse` or `mase`, what the verdict is about.
     """
     season = config.season or windows.table.info.clock.season
     scores: dict[str, Scores] = {}
@@ -147,7 +148,7 @@ def backtest(
 
 def headline_of(loss: str) -> str:
     """The metric of the verdict on a model trained with `loss`: a mean for mse, a median else."""
-    return "scaled_mse" if loss == "mse" else "mae"
+    return "scaled_mse" if loss == "mse" else "mase"
 
 
 def naive_errors(windows: Windows, season: int) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout, linear, relu, softplus
+from torch.nn.functional import dropout, linear, relu
 
 from lstm_compile.cell import LSTMState
 from lstm_compile.config import ModelConfig
@@ -144,10 +144,15 @@ def _rising(y: Tensor, config: ModelConfig) -> Tensor:
         return parts[0]
     middle = middle_of(config.quantiles)
     for index in range(middle + 1, len(parts)):
-        parts[index] = parts[index - 1] + softplus(parts[index])
+        parts[index] = parts[index - 1] + _above_zero(parts[index])
     for index in range(middle - 1, -1, -1):
-        parts[index] = parts[index + 1] - softplus(parts[index])
+        parts[index] = parts[index + 1] - _above_zero(parts[index])
     return torch.stack(parts, -1)
+
+
+def _above_zero(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), in operators that every runtime has."""
+    return torch.where(x > 0, x, 0.0) + (-x.abs()).exp().log1p()
 
 
 def middle_of(quantiles: tuple[float, ...]) -> int:

@@ -50,7 +50,9 @@ def symmetric_log(x: Tensor) -> Tensor:
 
 def symmetric_exp(z: Tensor) -> Tensor:
     """What `symmetric_log` came from: sign(z) (exp(|z|) - 1)."""
-    return z.sign() * z.abs().clamp(max=LARGEST).expm1()
+    size = z.abs()
+    # not expm1, which exports to an operator that few runtimes know
+    return z.sign() * (torch.where(size < LARGEST, size, LARGEST).exp() - 1.0)
 
 
 def differences(targets: Tensor, season: int) -> Tensor:
@@ -155,7 +157,8 @@ def _window(
         is_last = (step == lengths[:, None] - 1)[..., None] & moves
         location = torch.where(is_last, z, 0.0).sum(1, keepdim=True)
         return location, torch.ones_like(location)
-    count = moves.to(z.dtype).sum(1, keepdim=True).clamp(min=1.0)
+    count = moves.to(z.dtype).sum(1, keepdim=True)
+    count = torch.where(count > 0, count, 1.0)
     location = torch.where(moves, z, 0.0).sum(1, keepdim=True) / count
     if config.scaling == "mean":
         return location, torch.ones_like(location)

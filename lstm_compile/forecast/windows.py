@@ -263,7 +263,7 @@ def check_lengths(table: SeriesTable, horizon: int) -> None:
         InputError: names the first, and its first row.
     """
     for series in np.flatnonzero(table.history <= horizon)[:1]:
-        begin = table.stamps(table.ticks[table.starts[series :][:1]])[0]
+        begin = table.stamps(table.ticks[table.starts[series:][:1]])[0]
         raise InputError(
             f"{table.name(series)}, from {begin} on: {table.history[series]} steps with a target, "
             f"expected more than the horizon of {horizon}; take a smaller --horizon or leave the "
