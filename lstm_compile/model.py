@@ -139,6 +139,8 @@ def forward(
         lengths = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
     if config.task == "forecast":
         _check_given(config, given)
+        if given.known_future is not None:  # a recursive model takes one step at a time
+            given = given._replace(known_future=given.known_future[:, : config.steps_out])
         return forecast(
             params, config, x, lengths, given, state,
             training=training, backend=backend, chunk=chunk,

@@ -103,9 +103,14 @@ def assert_refused(result, message, before, folder, *, code=2):
 
 # ---- the commands and their options
 
+FILLED = ["--gaps", "--duplicates"]
+SERIES = ["--known", "--static", "--calendar", *FILLED]
 TABLE = ["--id", "--time", "--target", "--features", "--missing"]
 OPTIONS = {
-    "evaluate": ["model", "data", "--json", *TABLE, "--debug"],
+    "evaluate": [
+        *("model", "data", "--json", "--stride", "--plot"),
+        *(*TABLE, *FILLED, "--debug"),
+    ],
     "export": ["run", "--onnx", "--output", "--json", "--debug"],
     "inspect": [
         "source",
@@ -115,6 +120,7 @@ OPTIONS = {
         "--target",
         "--features",
         "--missing",
+        *SERIES,
         "--debug",
     ],
     "predict": [
@@ -126,10 +132,12 @@ OPTIONS = {
         "--time",
         "--features",
         "--missing",
+        *FILLED,
         "--debug",
     ],
     "train": [
         "data",
+        "--task",
         "--test",
         "--output",
         "--config",
@@ -143,8 +151,16 @@ OPTIONS = {
         "--pooling",
         "--scaling",
         "--target-scaling",
+        "--context",
+        "--horizon",
+        "--decoder",
+        "--quantiles",
+        "--log1p/--no-log1p",
+        "--season",
+        "--linear/--no-linear",
         "--epochs",
         "--batch-size",
+        "--epoch-size",
         "--accumulate",
         "--learning-rate",
         "--optimizer",
@@ -164,12 +180,15 @@ OPTIONS = {
         "--refit/--no-refit",
         "--patience",
         "--validation",
+        "--test-share",
+        "--stride",
         "--seed",
         "--device",
         "--threads",
         "--backend",
         "--chunk",
         *TABLE,
+        *SERIES,
         "--debug",
     ],
     "verify": ["run", "--onnx", "--json", "--debug"],
@@ -559,7 +578,7 @@ TRAIN_REFUSES = [
     (["nothing"], "nothing: no file here; expected files that end in .csv, .parquet, .arrow, "),
     (
         ["spoken-digit"],
-        "spoken-digit: neither a file nor a bundled data set (spoken-digits, japanese-vowels); did",
+        "spoken-digit: neither a file nor a bundled data set (spoken-digits, japanese-vowels, airline); d",
     ),
     (["data.npz", "--hiden-size", "3"], "No such option '--hiden-size'. (Did you mean one of: "),
     (["data.npz", "--hidden-size", "x"], "Invalid value for '--hidden-size': 'x' is not a valid "),

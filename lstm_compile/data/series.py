@@ -338,8 +338,8 @@ def _calendar(
     names = tuple(name for name in asked if name != "none")
     if names and clock.kind == "number":
         raise InputError(
-            f"{place}: calendar {listing(names)} needs dates, but column {roles.options.time!r} holds "
-            "numbers; use --calendar none"
+            f"{place}: calendar {listing(names)} needs dates, but column {roles.options.time!r} "
+            "holds numbers; use --calendar none"
         )
     return names
 

@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.files import write_atomically
@@ -68,7 +70,7 @@ def _draw(
     windows: Windows,
     index: int,
     target: int,
-    forecast: torch.Tensor,
+    forecast: Tensor,
     config: ModelConfig,
 ) -> None:
     origin, horizon = int(windows.origins[index]), windows.shape.horizon
