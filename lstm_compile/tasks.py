@@ -24,19 +24,19 @@ LOSSES = {
 }
 
 
-def loss_name(config: ModelConfig, loss: str) -> str:
-    """The loss that `loss` means for a model; `auto` is the task's first.
+def loss_name(task: str, loss: str, quantiles: tuple[float, ...] = ()) -> str:
+    """The loss that `loss` means for a task, or for quantiles; `auto` is the first there is.
 
     Raises:
         InputError: a loss of another task.
     """
-    kind = "quantiles" if config.quantiles else config.task
+    kind = "quantiles" if quantiles else task
     if loss == "auto":
         return LOSSES[kind][0]
     if loss not in LOSSES[kind]:
         raise InputError(
             f"loss must be auto, {' or '.join(LOSSES[kind])} for "
-            f"{kind if config.quantiles else f'task {kind}'}; got {loss!r}"
+            f"{kind if quantiles else f'task {kind}'}; got {loss!r}"
         )
     return loss
 
@@ -63,7 +63,7 @@ def training_loss(
             loss is then divided by the weights of the rows' own classes, as torch's is.
         unit: (batch, targets), for `forecast_loss`.
     """
-    kind = loss_name(config, training.loss)
+    kind = loss_name(config.task, training.loss, config.quantiles)
     if kind == "cross-entropy":
         return _cross_entropy(prediction, y, training.label_smoothing, class_weights)
     if config.task == "forecast":

@@ -578,7 +578,7 @@ TRAIN_REFUSES = [
     (["nothing"], "nothing: no file here; expected files that end in .csv, .parquet, .arrow, "),
     (
         ["spoken-digit"],
-        "spoken-digit: neither a file nor a bundled data set (spoken-digits, japanese-vowels, airline); d",
+        "spoken-digit: neither a file nor a bundled data set (spoken-digits, japanese-vowels, air",
     ),
     (["data.npz", "--hiden-size", "3"], "No such option '--hiden-size'. (Did you mean one of: "),
     (["data.npz", "--hidden-size", "x"], "Invalid value for '--hidden-size': 'x' is not a valid "),

@@ -74,7 +74,7 @@ def prepare(
     if task not in (None, config.task):
         raise InputError(f"{data}: good for task {config.task}, not {task}; leave --task out")
     training.check_task(config.task)
-    loss_name(config, training.loss)
+    loss_name(config.task, training.loss, config.quantiles)
     check_class_weight(config.task, training.class_weight)
     warm = _warm_start(config, training, parts.train)
     digest = digest_of(parts.everything if training.refit else parts.known)

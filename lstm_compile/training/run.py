@@ -89,7 +89,7 @@ def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Eva
         return predict_all(params, job.config, data.to(where), *options).cpu()
 
     if isinstance(test, Windows):
-        headline = headline_of(loss_name(job.config, job.training.loss))
+        headline = headline_of(_loss(job))
         assert isinstance(job.parts.train, Windows)
         units = target_deviation(job.parts.train)
         return backtest(predict, job.config, test, baselines, units, headline)
@@ -196,6 +196,10 @@ def _provenance(
     }
 
 
+def _loss(job: Job) -> str:
+    return loss_name(job.config.task, job.training.loss, job.config.quantiles)
+
+
 def _of_forecast(job: Job) -> dict[str, Any]:
     """What evaluating a forecasting model takes besides the model."""
     parts = job.parts
@@ -203,7 +207,7 @@ def _of_forecast(job: Job) -> dict[str, Any]:
         return {}
     is_same = parts.test.table is parts.train.table
     return {
-        "loss": loss_name(job.config, job.training.loss),
+        "loss": _loss(job),
         "test_from": parts.test.table.split.test if is_same else None,
         "target_mean": target_mean(parts.train).tolist(),
         "target_deviation": target_deviation(parts.train).tolist(),
