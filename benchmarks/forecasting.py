@@ -104,7 +104,8 @@ def defaults(data: str) -> dict[str, object]:
 def shared_linear(run: Path, data: str) -> float:
     """Standardised MSE of the least-squares map from context to horizon, one for all targets."""
     from lstm_compile.data.columns import TableOptions
-    from lstm_compile.data.series import Shares, read_series
+    from lstm_compile.data.series import read_series
+    from lstm_compile.data.series_table import Shares
 
     model = load_model(run)
     table = read_series(

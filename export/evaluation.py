@@ -21,7 +21,8 @@ from lstm_compile.data.files import locate, table_options
 from lstm_compile.data.folders import is_table
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Batch, Sequences
-from lstm_compile.data.series import Split, read_series
+from lstm_compile.data.series import read_series
+from lstm_compile.data.series_table import Split
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.export.predict import load_onnx

@@ -27,7 +27,7 @@ from lstm_compile.export.runtime import (
 from lstm_compile.files import write_atomically
 
 if TYPE_CHECKING:
-    from lstm_compile.data.series import Ahead, SeriesTable
+    from lstm_compile.data.series_table import Ahead, SeriesTable
 
 SUFFIXES = (".csv", ".parquet")
 BATCH = 256  # series that are answered together
@@ -202,7 +202,8 @@ def _read(
 def _forecast(
     model: Predictor, data: str, given: TableOptions | None, progress: Progress | None
 ) -> Predictions:
-    from lstm_compile.data.series import Split, look_ahead, read_series  # loads pyarrow
+    from lstm_compile.data.series import read_series
+    from lstm_compile.data.series_table import Split, look_ahead  # loads pyarrow
 
     options = table_options(data, given, model.training)
     tell = partial(progress, "rows") if progress else None

@@ -8,7 +8,7 @@ from test_forecast import windows_of
 
 from lstm_compile import ModelConfig
 from lstm_compile.baselines import RIDGE_ON_WINDOWS, fit_ridge
-from lstm_compile.data.series import Shares
+from lstm_compile.data.series_table import Shares
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.backtest import Scores, backtest, headline_of, naive_errors
 from lstm_compile.forecast.baselines import (

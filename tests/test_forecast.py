@@ -8,7 +8,8 @@ from series_cases import SMALL, do, hourly, hours, read, several, waves, write
 from lstm_compile import ModelConfig, init_params
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.sequences import Given
-from lstm_compile.data.series import Shares, read_series
+from lstm_compile.data.series import read_series
+from lstm_compile.data.series_table import Shares
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.ending import last_steps
 from lstm_compile.forecast.losses import forecast_loss, pinball

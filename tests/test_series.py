@@ -6,7 +6,8 @@ from series_cases import hourly, hours, read, several, waves, write
 
 from lstm_compile.data.clock import DAY, HOUR, Clock, calendar_columns, infer_clock
 from lstm_compile.data.columns import TableOptions
-from lstm_compile.data.series import Shares, Split, look_ahead, read_series
+from lstm_compile.data.series import read_series
+from lstm_compile.data.series_table import Shares, Split, look_ahead
 from lstm_compile.errors import InputError
 
 nan = float("nan")

@@ -12,8 +12,8 @@ from torch import Tensor
 from lstm_compile.config import Task
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Batch, Given
-from lstm_compile.data.series import SeriesTable
 from lstm_compile.data.series_roles import SeriesRoles
+from lstm_compile.data.series_table import SeriesTable
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.statistics import History
 

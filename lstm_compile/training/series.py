@@ -9,7 +9,8 @@ from lstm_compile.config import FORECAST, ModelConfig
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.files import locate
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.series import SeriesTable, Shares, read_series
+from lstm_compile.data.series import read_series
+from lstm_compile.data.series_table import SeriesTable, Shares
 from lstm_compile.forecast.windows import (
     Shape,
     Windows,
