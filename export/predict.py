@@ -1,8 +1,7 @@
 """Answers of a trained model for every sequence of a file; with an ONNX file, without torch."""
 
 import json
-import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,16 +20,13 @@ from lstm_compile.export.runtime import (
     ModelError,
     OnnxModel,
     load,
-    location_and_scale,
-    pad,
 )
 from lstm_compile.files import write_atomically
 
 if TYPE_CHECKING:
-    from lstm_compile.data.series_table import Ahead, SeriesTable
+    from lstm_compile.export.forecasts import Steps
 
 SUFFIXES = (".csv", ".parquet")
-BATCH = 256  # series that are answered together
 BLOCK = 4096  # sequences between two reports of progress
 Answer = Callable[[list[Floats]], Floats]  # (time, features) each -> (rows, outputs)
 Progress = Callable[[str, int, int], None]
@@ -46,14 +42,6 @@ class Predictor(NamedTuple):
     forecast: Callable[[Inputs], Floats]  # a padded batch by the names of the file's inputs
 
 
-class Steps(NamedTuple):
-    """Which steps forecasts are of."""
-
-    name: str  # of the time column
-    stamps: Any  # (series, horizon)
-    quantiles: tuple[float, ...]
-
-
 class Predictions(NamedTuple):
     """What a model says of each sequence or series of a file, in the file's order."""
 
@@ -62,7 +50,7 @@ class Predictions(NamedTuple):
     ids: list[str] | None  # None where the file has none
     values: Floats  # (sequences, outputs): probabilities, or values in the targets' units; or
     # (series, horizon, targets(, quantiles)), forecasts in these units
-    steps: Steps | None = None  # of forecasts
+    steps: "Steps | None" = None  # of forecasts
 
 
 def predict_file(
@@ -85,7 +73,11 @@ def predict_file(
     """
     model = open_model(Path(source))
     if model.config.task == FORECAST:
-        return _forecast(model, data, options, progress)
+        from lstm_compile.export.forecasts import forecast_series  # loads pyarrow
+
+        options, path = table_options(data, options, model.training), locate(data, "test")
+        found = forecast_series(model.config, model.schema, model.forecast, path, options, progress)
+        return Predictions(FORECAST, model.schema, *found)
     table = _read(model, data, options, progress)
     values = _answer_all(model, table, progress)
     return Predictions(model.config.task, model.schema, table.ids, values)
@@ -129,7 +121,10 @@ def columns(predictions: Predictions) -> dict[str, Any]:
     one a target and quantile called `TARGET_0.1`.
     """
     if predictions.steps is not None:
-        return _forecast_columns(predictions, predictions.steps)
+        from lstm_compile.export.forecasts import Forecasts, forecast_columns  # loads pyarrow
+
+        found = Forecasts(predictions.ids, predictions.values, predictions.steps)
+        return forecast_columns(predictions.schema, found)
     values, schema = predictions.values, predictions.schema
     if predictions.task == "classify":
         answers: dict[str, Any] = {
@@ -138,32 +133,11 @@ def columns(predictions: Predictions) -> dict[str, Any]:
         answers |= {f"probability_{name}": values[:, i] for i, name in enumerate(schema.classes)}
     else:
         answers = {name: values[:, i] for i, name in enumerate(schema.targets)}
-    title = _free("sequence" if predictions.ids is None else "id", answers)
+    title = "sequence" if predictions.ids is None else "id"
+    while title in answers:
+        title += "_"
     rows = np.arange(len(values)) if predictions.ids is None else predictions.ids
     return {title: rows, **answers}
-
-
-def _forecast_columns(predictions: Predictions, steps: Steps) -> dict[str, Any]:
-    values = predictions.values
-    count, horizon = values.shape[:2]
-    flat = values.reshape(count * horizon, *values.shape[2:])
-    answers: dict[str, Any] = {}
-    for index, name in enumerate(predictions.schema.targets):
-        if steps.quantiles:
-            answers |= {f"{name}_{q:g}": flat[:, index, i] for i, q in enumerate(steps.quantiles)}
-        else:
-            answers[name] = flat[:, index]
-    time = _free(steps.name, answers)
-    answers = {time: steps.stamps.ravel(), **answers}
-    if predictions.ids is None:
-        return answers
-    return {_free("id", answers): np.repeat(np.array(predictions.ids, object), horizon), **answers}
-
-
-def _free(title: str, names: Collection[str]) -> str:
-    while title in names:
-        title += "_"
-    return title
 
 
 def write_predictions(path: Path, predictions: Predictions) -> list[str]:
@@ -197,48 +171,6 @@ def _read(
     if not len(table.lengths):
         raise InputError(f"{data}: holds no sequence; name a file with at least one")
     return table
-
-
-def _forecast(
-    model: Predictor, data: str, given: TableOptions | None, progress: Progress | None
-) -> Predictions:
-    from lstm_compile.data.series import read_series
-    from lstm_compile.data.series_table import Split, look_ahead  # loads pyarrow
-
-    options = table_options(data, given, model.training)
-    tell = partial(progress, "rows") if progress else None
-    # nothing here is learned from: gaps are filled with the means of training
-    split = Split(math.inf, math.inf)
-    path = locate(data, "test")
-    table = read_series(path, options, schema=model.schema, split=split, progress=tell)
-    ahead = look_ahead(table, model.config.horizon)
-    parts = []
-    for start in range(0, len(table.lengths), BATCH):
-        rows = np.arange(start, min(start + BATCH, len(table.lengths)))
-        parts.append(model.forecast(_inputs(model.config, table, ahead, rows)))
-        if progress is not None:
-            progress("series", int(rows[-1]) + 1, len(table.lengths))
-    stamps = table.stamps(ahead.ticks.ravel()).reshape(ahead.ticks.shape)
-    steps = Steps(table.roles.options.time or "time", stamps, model.config.quantiles)
-    ids = None if table.ids is None else list(table.ids)
-    return Predictions(FORECAST, model.schema, ids, np.concatenate(parts), steps)
-
-
-def _inputs(config: ModelConfig, table: "SeriesTable", ahead: "Ahead", rows: Any) -> Inputs:
-    """The inputs of the model's file for series number `rows`."""
-    histories = [
-        table.x[s : s + n] for s, n in zip(table.starts[rows], table.history[rows], strict=True)
-    ]
-    pairs = [location_and_scale(history[:, : config.level_size]) for history in histories]
-    location, scale = (np.stack(part).astype(np.float32) for part in zip(*pairs, strict=True))
-    given = {
-        "known_future": ahead.known[rows],
-        "static": table.statics[rows],
-        "series_location": location,
-        "series_scale": scale,
-    }
-    x, lengths = pad([history[-config.context :] for history in histories])
-    return {"x": x, "lengths": lengths, **{name: given[name] for name in config.given}}
 
 
 def _answer_all(model: Predictor, table: Table, progress: Progress | None) -> Floats:
