@@ -13,7 +13,7 @@ QUICK = {"epochs": 2, "batch_size": 16, "learning_rate": 0.01, "device": "cpu"}
 
 
 def hours(count, start="2020-01-01T00"):
-    return np.datetime64(start, "h") + np.arange(count)
+    return np.datetime64(start, "h") + np.arange(count).astype("m8[h]")
 
 
 def waves(count=200, seed=0, level=50.0):

@@ -121,7 +121,7 @@ def test_several_series_of_several_files(tmp_path):
 
 
 def test_months_of_a_year_and_numbers_as_time(tmp_path):
-    months = np.datetime64("2000-01") + np.arange(36)
+    months = np.datetime64("2000-01") + np.arange(36).astype("m8[M]")
     table = read(write(tmp_path / "m.csv", {"Date": months, "y": np.arange(36)}))
     assert (table.info.kind, table.info.calendar) == ("months", ("month",))
     numbered = read(write(tmp_path / "n.csv", {"time": np.arange(9) * 5, "y": np.arange(9)}))
@@ -346,8 +346,8 @@ def test_later_data_must_fit_the_model(tmp_path):
     numbers = several(tmp_path / "n.csv", (9, 9), time=[*range(9), *range(9)])
     with pytest.raises(InputError, match="times are numbers, but the model was trained on dates"):
         read_series(numbers, schema=table.schema)
-    half = several(tmp_path / "h.csv", (9, 9), time=np.tile(hours(9).astype("M8[m]") + 0, 2))
+    half = several(tmp_path / "h.csv", (9, 9), time=np.tile(hours(9).astype("M8[m]"), 2))
     assert read_series(half, schema=table.schema).lengths.tolist() == [9, 9]
-    quarter = np.tile(np.datetime64("2020-01-01T00:00") + 15 * np.arange(9), 2)
+    quarter = np.tile(hours(1)[0] + 15 * np.arange(9).astype("m8[m]"), 2)
     with pytest.raises(InputError, match="15 minutes after the row before, expected whole steps"):
         read_series(several(tmp_path / "q.csv", (9, 9), time=quarter), schema=table.schema)

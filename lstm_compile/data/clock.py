@@ -88,7 +88,9 @@ class Clock:
         elif self.kind == "month-ends":
             found = (ticks + 1).astype("M8[M]").astype("M8[D]") - np.timedelta64(1, "D")
         else:
-            offset = _in_month(np.asarray([like]))[0] if like is not None else np.timedelta64(0)
+            offset = (
+                _in_month(np.asarray([like]))[0] if like is not None else np.timedelta64(0, "ns")
+            )
             found = ticks.astype("M8[M]").astype("M8[ns]") + offset
         seconds = found.astype("M8[s]")
         return seconds if (seconds == found).all() else found
@@ -182,4 +184,4 @@ def _in_month(times: NDArray[Any]) -> Any:
 
 
 def _is_month_end(days: NDArray[Any]) -> bool:
-    return bool(((days + 1).astype("M8[M]") > days.astype("M8[M]")).all())
+    return bool(((days + np.timedelta64(1, "D")).astype("M8[M]") > days.astype("M8[M]")).all())
