@@ -38,8 +38,7 @@ def train(folder: str, *args: str) -> dict[str, object]:
         [*command, "--output", f"{folder}/run", "--json"], check=True, capture_output=True
     )
     found = json.loads(result.stdout)
-    del found["details"]
-    return found
+    return {name: value for name, value in found.items() if name not in ("details", "run")}
 
 
 def airline() -> dict[str, object]:
