@@ -4,14 +4,13 @@ import csv
 import tomllib
 from collections.abc import Callable
 from dataclasses import Field, fields
-from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from lstm_compile.config import FORECAST, ModelConfig, Task
+from lstm_compile.config import FORECAST, ModelConfig
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.training.config import TrainingConfig
@@ -24,9 +23,18 @@ SECTIONS: dict[str, type] = {
     "training": TrainingConfig,
     "table": TableOptions,
 }
-# what checks a section's values; the data decide a model's task and sizes later
+
+
+def _check_model(**values: Any) -> None:
+    """Check what some task takes; the data decide the task and the sizes later."""
+    try:
+        ModelConfig(task=FORECAST, input_size=1, output_size=1, **values)
+    except InputError:
+        ModelConfig(task="classify", input_size=1, output_size=1, **values)
+
+
 CHECKS: dict[str, Callable[..., Any]] = {
-    "model": partial(ModelConfig, input_size=1, output_size=1),
+    "model": _check_model,
     "training": TrainingConfig,
     "table": TableOptions,
 }
@@ -100,13 +108,12 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{path}: not a readable TOML file ({error})") from error
     defaults = {name: _text(path, name, document.pop(name)) for name in TEXTS if name in document}
-    is_forecast = defaults.get("task", ctx.params.get("task")) == FORECAST
     for title, values in document.items():
-        defaults.update(_section(path, title, values, FORECAST if is_forecast else "classify"))
+        defaults.update(_section(path, title, values))
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
-def _section(path: Path, title: str, values: Any, task: Task) -> dict[str, Any]:
+def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
     if title not in SECTIONS or not isinstance(values, dict):
         raise click.BadParameter(
             f"{path}: unknown key {title!r}; known are {', '.join(TEXTS)}, "
@@ -115,9 +122,8 @@ def _section(path: Path, title: str, values: Any, task: Task) -> dict[str, Any]:
     known = [field.name for field in _tunable(SECTIONS[title])]
     if unknown := sorted(set(values) - set(known)):
         raise click.BadParameter(f"{path}: unknown keys {unknown} in [{title}]; known are {known}")
-    more = {"task": task} if title == "model" else {}
     try:
-        CHECKS[title](**more, **values)  # click would take 3.7 for 3 and true for 1
+        CHECKS[title](**values)  # click would take 3.7 for 3 and true for 1
     except InputError as error:
         raise click.BadParameter(f"{path}: [{title}] {error}") from error
     return dict(values)

@@ -90,6 +90,20 @@ def test_the_config_of_a_run_trains_the_same_model(trained, here):
     assert all(value.equal(second.params[name]) for name, value in first.params.items())
 
 
+def test_a_config_file_may_leave_the_task_to_a_flag(here):
+    (here / "some.toml").write_text("[model]\nhorizon = 2\ncontext = 5\nscaling = 'last'\n")
+    path, quick = hourly(here / "t.csv"), ("--epochs", 1, "--hidden-size", 4)
+    for order in (
+        ("--config", "some.toml", "--task", "forecast"),
+        ("--task", "forecast", "--config", "some.toml"),
+    ):
+        ok("train", path, *order, *quick)
+    config = load_model(here / "runs" / "t-2").config
+    assert (config.horizon, config.context, config.scaling) == (2, 5, "last")
+    result = invoke("train", "japanese-vowels", "--config", "some.toml", *quick)
+    assert "is for task forecast" in result.stderr
+
+
 def test_a_bundled_series_brings_its_settings(here):
     settings = resolve("airline")
     assert (settings.task, settings.model["season"], settings.training.test_share) == (
