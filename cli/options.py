@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from lstm_compile.config import FORECAST, ModelConfig
+from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.training.config import TrainingConfig
@@ -27,10 +27,14 @@ SECTIONS: dict[str, type] = {
 
 def _check_model(**values: Any) -> None:
     """Check what some task takes; the data decide the task and the sizes later."""
-    try:
-        ModelConfig(task=FORECAST, input_size=1, output_size=1, **values)
-    except InputError:
-        ModelConfig(task="classify", input_size=1, output_size=1, **values)
+    errors = []
+    for task in get_args(Task):
+        try:
+            ModelConfig(task=task, input_size=1, output_size=1, **values)
+        except InputError as error:
+            errors.append(error)
+    if len(errors) == len(get_args(Task)):
+        raise errors[0]
 
 
 CHECKS: dict[str, Callable[..., Any]] = {

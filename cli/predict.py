@@ -70,6 +70,8 @@ def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -
 
 def _rows(predictions: "Predictions") -> str:
     count = len(predictions.values)
+    if predictions.task == "tag":
+        return f"{count} steps of {len(predictions.lengths)} sequences"
     if predictions.steps is None:
         return f"{count} sequences"
     return f"{count * predictions.values.shape[1]}, {count} series"

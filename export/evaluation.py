@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lstm_compile.baselines import Baseline, from_tensors
 from lstm_compile.checkpoint import load_model
-from lstm_compile.config import FORECAST, ModelConfig
+from lstm_compile.config import CLASSES, FORECAST, STEPWISE, ModelConfig
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.examples import Examples
@@ -90,7 +90,10 @@ def evaluate_file(
         return backtest_model(model, windows, _baselines(source))
     if plot is not None:
         raise InputError(f"plot is for task forecast, the model's is {model.config.task}")
-    rows = load_dataset(name, "test", schema=model.schema, table=options, progress=progress)
+    rows = load_dataset(
+        name, "test", schema=model.schema, table=options, progress=progress,
+        per_step=model.config.task == "tag",
+    )  # fmt: skip
     on_data(rows)
     if not len(rows):
         raise InputError(f"{data}: holds no sequence; name a file with at least one")
@@ -138,9 +141,13 @@ def _from_onnx(source: Path) -> Predictor:
         return torch.cat([_ask(model, batch) for batch in _batches(data)])
 
     def predict(data: Sequences) -> Tensor:
-        rows = data.x.split(data.lengths.tolist())
-        answer = torch.from_numpy(model.predict([row.numpy() for row in rows]))
-        return answer.clamp(min=1e-30).log() if config.task == "classify" else answer
+        rows = [row.numpy() for row in data.x.split(data.lengths.tolist())]
+        if config.task in STEPWISE:
+            found = np.concatenate(model.predict_steps(rows))
+        else:
+            found = model.predict(rows)
+        answer = torch.from_numpy(found)
+        return answer.clamp(min=1e-30).log() if config.task in CLASSES else answer
 
     return Predictor(config, schema, training, forecast if config.task == FORECAST else predict)
 

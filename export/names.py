@@ -3,7 +3,7 @@
 Loads no torch.
 """
 
-from lstm_compile.config import ModelConfig, Task
+from lstm_compile.config import STEPWISE, ModelConfig, Task
 
 INTERFACE_VERSION = "1"
 OPSET_VERSION = 17
@@ -22,11 +22,13 @@ BATCH = "batch"
 TIME = "time"
 
 # classify: float32 [batch, classes]; regress: float32 [batch, targets], in the user's own units;
+# tag: float32 [batch, time, classes], 0 in the padding;
 # forecast: float32 [batch, horizon, targets] or [batch, horizon, targets, quantiles], likewise
 OUTPUTS: dict[Task, str] = {
     "classify": "probabilities",
     "regress": "value",
     "forecast": "forecast",
+    "tag": "step_probabilities",
 }
 
 METADATA_KEYS = (
@@ -64,6 +66,8 @@ def inputs_of(config: ModelConfig) -> dict[str, tuple[str, list[str | int]]]:
 def output_of(config: ModelConfig) -> tuple[str, list[str | int]]:
     """Name and shape of the output of a model's file; it is float32."""
     shape: list[str | int] = [BATCH, config.output_size]
+    if config.task in STEPWISE:
+        shape.insert(1, TIME)
     if config.task == "forecast":
         shape = [BATCH, config.steps_out, config.output_size]
         shape += [len(config.quantiles)] if config.quantiles else []

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from lstm_compile.checkpoint import Model, load_model
+from lstm_compile.config import CLASSES
 from lstm_compile.devices import cpu_threads
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
@@ -80,7 +81,7 @@ def answer_units(model: Model, expected: Answers) -> npt.NDArray[np.float64]:
     """
     if model.config.task == "forecast":
         return _forecast_units(model, expected)
-    if model.config.task == "classify":
+    if model.config.task in CLASSES:
         return np.ones(model.config.output_size)
     units = model.params["head.weight"].detach().abs().sum(1).clamp(min=1.0)
     if model.config.target_scaling != "none":

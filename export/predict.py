@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lstm_compile.config import FORECAST, ModelConfig
+from lstm_compile.config import CLASSES, FORECAST, STEPWISE, ModelConfig
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.files import locate, read_table, table_options
 from lstm_compile.data.schema import Schema
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".csv", ".parquet")
 BLOCK = 4096  # sequences between two reports of progress
-Answer = Callable[[list[Floats]], Floats]  # (time, features) each -> (rows, outputs)
+Answer = Callable[[list[Floats]], Floats]  # (time, features) each -> (rows or steps, outputs)
 Progress = Callable[[str, int, int], None]
 
 
@@ -48,9 +48,11 @@ class Predictions(NamedTuple):
     task: str
     schema: Schema
     ids: list[str] | None  # None where the file has none
-    values: Floats  # (sequences, outputs): probabilities, or values in the targets' units; or
-    # (series, horizon, targets(, quantiles)), forecasts in these units
+    values: Floats  # (sequences, outputs): probabilities, or values in the targets' units; for
+    # `tag` (steps, outputs), all steps of all sequences; or (series, horizon,
+    # targets(, quantiles)), forecasts in these units
     steps: "Steps | None" = None  # of forecasts
+    lengths: Any = None  # int64 (sequences,)
 
 
 def predict_file(
@@ -80,7 +82,7 @@ def predict_file(
         return Predictions(FORECAST, model.schema, *found)
     table = _read(model, data, options, progress)
     values = _answer_all(model, table, progress)
-    return Predictions(model.config.task, model.schema, table.ids, values)
+    return Predictions(model.config.task, model.schema, table.ids, values, lengths=table.lengths)
 
 
 def open_model(source: Path) -> Predictor:
@@ -116,9 +118,9 @@ def columns(predictions: Predictions) -> dict[str, Any]:
     """The columns of the output file by name, one row a sequence, or one a series and step.
 
     `id`, or `sequence` with the numbers from 0 where the data have none (followed by `_` where a
-    target is called so); then `prediction` and `probability_CLASS` for each class, or one column
-    a target. For forecasts `id` where the series have one, the time, and one column a target, or
-    one a target and quantile called `TARGET_0.1`.
+    target is called so), and for `tag` `step`, from 0 in each sequence; then `prediction` and
+    `probability_CLASS` for each class, or one column a target. For forecasts `id` where the series
+    have one, the time, and one column a target, or one a target and quantile called `TARGET_0.1`.
     """
     if predictions.steps is not None:
         from lstm_compile.export.forecasts import Forecasts, forecast_columns  # loads pyarrow
@@ -126,18 +128,29 @@ def columns(predictions: Predictions) -> dict[str, Any]:
         found = Forecasts(predictions.ids, predictions.values, predictions.steps)
         return forecast_columns(predictions.schema, found)
     values, schema = predictions.values, predictions.schema
-    if predictions.task == "classify":
+    if predictions.task in CLASSES:
         answers: dict[str, Any] = {
             "prediction": [schema.classes[code] for code in values.argmax(1)]
         }
         answers |= {f"probability_{name}": values[:, i] for i, name in enumerate(schema.classes)}
     else:
         answers = {name: values[:, i] for i, name in enumerate(schema.targets)}
-    title = "sequence" if predictions.ids is None else "id"
-    while title in answers:
-        title += "_"
-    rows = np.arange(len(values)) if predictions.ids is None else predictions.ids
-    return {title: rows, **answers}
+    lengths, ids = predictions.lengths, predictions.ids
+    count = len(values) if ids is None and lengths is None else len(ids or lengths)
+    names: dict[str, Any] = {
+        _free("sequence" if ids is None else "id", answers): np.arange(count)
+        if ids is None
+        else ids
+    }
+    if predictions.task == "tag":
+        names = {name: np.repeat(np.array(rows), lengths) for name, rows in names.items()}
+        starts = np.repeat(lengths.cumsum() - lengths, lengths)
+        names[_free("step", answers)] = np.arange(len(values)) - starts
+    return {**names, **answers}
+
+
+def _free(title: str, taken: dict[str, Any]) -> str:
+    return _free(title + "_", taken) if title in taken else title
 
 
 def write_predictions(path: Path, predictions: Predictions) -> list[str]:
@@ -214,9 +227,14 @@ def load_onnx(source: Path) -> Exported:
 
 def _from_onnx(source: Path) -> Predictor:
     found = load_onnx(source)
-    return Predictor(
-        found.config, found.schema, found.training, found.model.predict, found.model.forecast_padded
-    )
+    model = found.model
+
+    def answer(rows: list[Floats]) -> Floats:
+        if found.config.task in STEPWISE:
+            return np.concatenate(model.predict_steps(rows))
+        return model.predict(rows)
+
+    return Predictor(found.config, found.schema, found.training, answer, model.forecast_padded)
 
 
 def _from_safetensors(source: Path) -> Predictor:
@@ -235,7 +253,7 @@ def _from_safetensors(source: Path) -> Predictor:
         x, y = torch.from_numpy(np.concatenate(rows)), torch.zeros(len(rows), dtype=torch.int64)
         data = Sequences(x, torch.from_numpy(offsets), y, *names)
         found = predict_all(params, config, data)
-        found = found.softmax(-1) if config.task == "classify" else found
+        found = found.softmax(-1) if config.task in CLASSES else found
         return np.asarray(found.cpu().numpy(), np.float32)
 
     def forecast(inputs: Inputs) -> Floats:

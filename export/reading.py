@@ -8,7 +8,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
 
-from lstm_compile.config import Task
+from lstm_compile.config import STEPWISE, Task
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
 
@@ -66,7 +66,7 @@ def _interface(model: ModelProto) -> Interface:
             f"outputs {', '.join(outputs) or 'none'}; export it again"
         )
     (kind, shape) = outputs[names.OUTPUTS[tasks[0]]]
-    rank = 2 if tasks[0] != "forecast" else max(3, len(shape))
+    rank = max(3, len(shape)) if tasks[0] == "forecast" else 2 + (tasks[0] in STEPWISE)
     _check_type(names.OUTPUTS[tasks[0]], (kind, shape), "float32", rank)
     _check_type(names.LENGTHS, inputs[names.LENGTHS], "int64", 1)
     _check_type(names.INPUT, inputs[names.INPUT], "float32", 3)

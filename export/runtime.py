@@ -5,6 +5,7 @@ Copy it into another program and write `from runtime import load`, or leave it w
     model = load("model.onnx")
     answers = model.predict([a, b])  # arrays (time, features) of any lengths -> (2, outputs)
     names = model.labels(answers)  # for task `classify`
+    steps = model.predict_steps([a, b])  # for task `tag` -> a list of (time, classes)
     ahead = model.forecast([a, b])  # for task `forecast` -> (2, horizon, targets)
 
 It guards what ONNX Runtime lacks: a batch of 0 rows or steps ends the process there, lengths out
@@ -13,7 +14,7 @@ of range read other rows, and a NaN in one step becomes a NaN answer without a w
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -32,7 +33,13 @@ FORMAT = "lstm_compile"
 INPUT, LENGTHS = "x", "lengths"
 KNOWN_FUTURE, STATIC = "known_future", "static"
 SERIES_LOCATION, SERIES_SCALE = "series_location", "series_scale"
-OUTPUTS = {"classify": "probabilities", "regress": "value", "forecast": "forecast"}
+OUTPUTS = {
+    "classify": "probabilities",
+    "regress": "value",
+    "forecast": "forecast",
+    "tag": "step_probabilities",
+}
+WITH_CLASSES = ("classify", "tag")
 CONSTANT = 1e-6  # a deviation below this share of the mean is rounding
 KINDS = "biuf"  # NumPy's letters of the types that float32 can stand for
 SHOWN = 12  # a one-line error lists no more names
@@ -63,7 +70,7 @@ class OnnxModel:
     """An exported file, ready to answer; as thread-safe as its onnxruntime session.
 
     Attributes:
-        task: `classify`, `regress` or `forecast`.
+        task: `classify`, `regress`, `forecast` or `tag`.
         schema: names of features and of classes or targets.
         metadata: the file's metadata_props as they are: `config`, `training` and others in JSON.
         session: the onnxruntime session, for what is not covered here.
@@ -235,19 +242,50 @@ class OnnxModel:
         Raises:
             ModelError: other columns, no array of numbers, or a value that is no finite float32.
         """
-        if batch_size < 1:
-            raise ModelError(f"batch_size must be at least 1, got {batch_size!r}")
-        if self.task == "forecast":
-            raise ModelError("the task of this file is forecast: call model.forecast")
-        if features is not None:
-            self._check_names(features)
-        arrays = [self._array(index, sequence) for index, sequence in enumerate(sequences)]
+        for task, name in (("forecast", "forecast"), ("tag", "predict_steps")):
+            if self.task == task:
+                raise ModelError(f"the task of this file is {task}: call model.{name}")
+        arrays = self._arrays(sequences, features)
         answers = np.zeros((len(arrays), self.outputs), np.float32)
-        order = np.argsort([len(array) for array in arrays], kind="stable")  # little padding
-        for start in range(0, len(arrays), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in _batches(arrays, batch_size):
             answers[rows] = ask(self.session, *pad([arrays[row] for row in rows]))
         return answers
+
+    def predict_steps(
+        self,
+        sequences: Sequence[npt.ArrayLike],
+        batch_size: int = 256,
+        features: Sequence[str] | None = None,
+    ) -> list[Floats]:
+        """Answer every step of sequences of different lengths.
+
+        Args:
+            sequences: as for `predict`.
+            batch_size: as for `predict`.
+            features: as for `predict`.
+
+        Returns:
+            One float32 (time, classes) a sequence: probabilities of `schema.classes`, step by step.
+
+        Raises:
+            ModelError: another task, and as `predict`.
+        """
+        if self.task != "tag":
+            raise ModelError(f"predict_steps is of task tag; the task of this file is {self.task}")
+        arrays = self._arrays(sequences, features)
+        answers = [np.zeros((0, self.outputs), np.float32)] * len(arrays)
+        for rows in _batches(arrays, batch_size):
+            found = ask(self.session, *pad([arrays[row] for row in rows]))
+            for row, steps in zip(rows, found, strict=True):
+                answers[row] = steps[: len(arrays[row])].copy()
+        return answers
+
+    def _arrays(
+        self, sequences: Sequence[npt.ArrayLike], features: Sequence[str] | None
+    ) -> list[Floats]:
+        if features is not None:
+            self._check_names(features)
+        return [self._array(index, sequence) for index, sequence in enumerate(sequences)]
 
     def predict_padded(self, x: npt.ArrayLike, lengths: npt.ArrayLike) -> Floats:
         """Answer one padded batch.
@@ -257,7 +295,8 @@ class OnnxModel:
             lengths: (batch,) integers from 0 to time.
 
         Returns:
-            float32 (batch, outputs), as `predict` gives.
+            float32 (batch, outputs), as `predict` gives; for task `tag` (batch, time, classes), 0
+            behind each row's length.
 
         Raises:
             ModelError: other shapes, lengths out of range, or a valid value that is not finite.
@@ -270,19 +309,25 @@ class OnnxModel:
             )
         _check_lengths(lengths, x.shape[1])
         # row by row, so that every error and an empty batch mean what they mean in `predict`
-        return self.predict(
-            [row[:length] for row, length in zip(x, lengths, strict=True)], max(1, len(x))
-        )
+        rows = [row[:length] for row, length in zip(x, lengths, strict=True)]
+        if self.task != "tag":
+            return self.predict(rows, max(1, len(x)))
+        answers = np.zeros((*x.shape[:2], self.outputs), np.float32)
+        for answer, steps in zip(answers, self.predict_steps(rows, max(1, len(x))), strict=True):
+            answer[: len(steps)] = steps
+        return answers
 
     def labels(self, probabilities: npt.ArrayLike) -> list[str]:
-        """The most probable class of each row of `probabilities` (rows, classes).
+        """The most probable class of each row of `probabilities` (rows, classes), or of each step.
 
         Raises:
             ModelError: the task has no classes, or another shape.
         """
         found, classes = np.asarray(probabilities), self.schema.classes
         if not classes:
-            raise ModelError(f"labels are of task classify; the task of this file is {self.task}")
+            raise ModelError(
+                f"labels are of tasks classify and tag; the task of this file is {self.task}"
+            )
         if found.ndim != 2 or found.shape[1] != len(classes):
             raise ModelError(f"probabilities must be (rows, {len(classes)}), found {found.shape}")
         return [classes[code] for code in found.argmax(1)]
@@ -430,7 +475,7 @@ def _checked(session: Any) -> OnnxModel:
         )
     task, schema = metadata.get("task", ""), _schema(metadata.get("schema", ""))
     found = (bool(schema.classes), bool(schema.series))
-    if task not in OUTPUTS or found != (task == "classify", task == "forecast"):
+    if task not in OUTPUTS or found != (task in WITH_CLASSES, task == "forecast"):
         raise ModelError(f"task {task!r} does not fit its schema; export it again")
     _check_interface(session, task, schema, metadata)
     return OnnxModel(task, schema, metadata, session)
@@ -453,8 +498,10 @@ def _check_interface(session: Any, task: str, schema: Schema, metadata: Mapping[
     expected = {
         INPUT: ("tensor(float)", 3, len(schema.features)),
         LENGTHS: ("tensor(int64)", 1, None),
-        OUTPUTS[task]: ("tensor(float)", 2, len(schema.classes or schema.targets)),
-    }
+        OUTPUTS[task]: (
+            "tensor(float)", 3 if task == "tag" else 2, len(schema.classes or schema.targets)
+        ),
+    }  # fmt: skip
     if task == "forecast":
         expected |= _forecast_interface(metadata)
     found = {
@@ -492,6 +539,15 @@ def _forecast_interface(metadata: Mapping[str, str]) -> dict[str, tuple[str, int
 def _fixed(shape: list[Any]) -> int | None:
     """The last size, where it is the same for every input."""
     return shape[-1] if shape and isinstance(shape[-1], int) else None
+
+
+def _batches(arrays: list[Floats], batch_size: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Indices of arrays that are answered together: of like lengths, for little padding."""
+    if batch_size < 1:
+        raise ModelError(f"batch_size must be at least 1, got {batch_size!r}")
+    order = np.argsort([len(array) for array in arrays], kind="stable")
+    for start in range(0, len(arrays), batch_size):
+        yield order[start : start + batch_size]
 
 
 def pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:

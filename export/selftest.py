@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from lstm_compile.checkpoint import Model
+from lstm_compile.config import STEPWISE
 from lstm_compile.export import names
 from lstm_compile.export.answers import Answers, answer_of
 from lstm_compile.export.cases import Case, draw
@@ -59,7 +60,9 @@ def _case(case: Case, model: Model, answer: Any) -> dict[str, Any]:
 
 
 def _tolerances(model: Model, expected: list[Any]) -> Any:
-    rows: Answers = np.concatenate([np.array(answers, np.float64) for answers in expected])
+    stepwise, size = model.config.task in STEPWISE, model.config.output_size
+    arrays = [np.array(answers, np.float64) for answers in expected]
+    rows: Answers = np.concatenate([a.reshape(-1, size) if stepwise else a for a in arrays])
     largest = np.abs(rows).max(0)
     allowed = tolerance(1) * answer_units(model, largest[None]) + 2 * rounding(largest)
     return np.broadcast_to(allowed, (1, *largest.shape))[0].tolist()

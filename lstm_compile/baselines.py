@@ -28,6 +28,13 @@ GRADIENT_TOLERANCE = 1e-6  # probabilities within 5e-4 of the optimum on the bun
 CLASSIFIER_PENALTY = 10.0
 
 
+MOST_ROWS = 50_000  # of steps, of which there can be millions
+CLASSIFIERS = {
+    "classify": ("logistic regression on summaries", "logistic regression on 24 frames"),
+    "tag": ("logistic regression on 5 steps",),
+}
+
+
 class Baseline(NamedTuple):
     """Predicts `features @ weight + bias`: one score a class, or the targets themselves.
 
@@ -149,7 +156,8 @@ def fit_baselines(train: Sequences) -> dict[str, Baseline]:
 
     Returns:
         By name: `majority class`, `logistic regression on summaries` and `logistic regression on
-        24 frames` for classes; `mean` and `ridge on summaries` for targets.
+        24 frames` for classes, `logistic regression on 5 steps` in their place for classes of
+        steps; `mean` and `ridge on summaries` for targets.
     """
     if train.task == "regress":
         mean = Baseline(torch.zeros(0, train.y.shape[1]).double(), train.y.double().mean(0))
@@ -157,9 +165,18 @@ def fit_baselines(train: Sequences) -> dict[str, Baseline]:
     classes = len(train.classes)
     shares = one_hot(train.y, classes).double().mean(0)
     fitted = {"majority class": Baseline(torch.zeros(0, classes).double(), shares)}
-    for name in ("logistic regression on summaries", "logistic regression on 24 frames"):
-        fitted[name] = fit_logistic(FEATURES[name](train), train.y, classes, CLASSIFIER_PENALTY)
+    rows = _some_rows(train)
+    for name in CLASSIFIERS[train.task]:
+        fitted[name] = fit_logistic(
+            FEATURES[name](train)[rows], train.y[rows], classes, CLASSIFIER_PENALTY
+        )
     return fitted
+
+
+def _some_rows(train: Sequences) -> Tensor:
+    """Labels that classifiers are fitted on: all, or `MOST_ROWS` spread over the data."""
+    count = len(train.y)
+    return torch.linspace(0, count - 1, min(count, MOST_ROWS), dtype=torch.float64).long()
 
 
 def baseline_predictions(baselines: Mapping[str, Baseline], data: Sequences) -> dict[str, Tensor]:
@@ -194,7 +211,7 @@ def baseline_metrics(
     Raises:
         InputError: the baselines were fitted for other features, classes or targets.
     """
-    score = score_classes if data.task == "classify" else score_targets
+    score = score_classes if data.classes else score_targets
     predictions = baseline_predictions(baselines, data)
     return {name: score(prediction, data.y) for name, prediction in predictions.items()}
 

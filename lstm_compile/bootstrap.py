@@ -34,14 +34,43 @@ def paired_interval(
     if len(own) < MIN_ROWS:
         return None
     scores = torch.stack([own, other]).double()
-    generator = torch.Generator().manual_seed(SEED)
-    size = max(1, BUDGET // len(own))
-    counts = [min(size, RESAMPLES - done) for done in range(0, RESAMPLES, size)]
-    means = torch.cat([_means(scores, count, generator) for count in counts], dim=1)
-    difference = summary(means[0]) - summary(means[1])
+    means = _resampled(scores)
+    return _bounds(summary(means[0]) - summary(means[1]))
+
+
+def _bounds(differences: Tensor) -> Interval:
     tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
-    low, high = difference.quantile(tails).tolist()
+    low, high = differences.quantile(tails).tolist()
     return low, high
+
+
+def grouped_interval(own: Tensor, other: Tensor, owner: Tensor) -> Interval | None:
+    """The same of mean(own) - mean(other), where whole groups of rows are drawn.
+
+    Args:
+        own: (rows,), one score a row.
+        other: (rows,), of the same rows.
+        owner: int64 (rows,), the group of each row, rising.
+
+    Returns:
+        The bounds; None for fewer groups than can tell anything.
+    """
+    _, owner = owner.unique(return_inverse=True)  # groups without a row say nothing
+    groups = int(owner[-1]) + 1 if len(owner) else 0
+    if groups < MIN_ROWS:
+        return None
+    gain = torch.zeros(groups).double().index_add_(0, owner, own.double() - other.double())
+    scores = torch.stack([gain, torch.bincount(owner).double()])
+    means = _resampled(scores)
+    return _bounds(means[0] / means[1])
+
+
+def _resampled(scores: Tensor) -> Tensor:
+    """Means (scores, resamples) of rows drawn with replacement."""
+    generator, rows = torch.Generator().manual_seed(SEED), scores.shape[1]
+    size = max(1, BUDGET // rows)
+    counts = [min(size, RESAMPLES - done) for done in range(0, RESAMPLES, size)]
+    return torch.cat([_means(scores, count, generator) for count in counts], dim=1)
 
 
 def _means(scores: Tensor, count: int, generator: torch.Generator) -> Tensor:

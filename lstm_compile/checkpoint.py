@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import CLASSES, ModelConfig
 from lstm_compile.data.schema import Schema, SeriesSchema
 from lstm_compile.data.text import numbered
 from lstm_compile.errors import InputError
@@ -128,7 +128,7 @@ def to_device(params: Mapping[str, Tensor], device: torch.device | str) -> Param
 def numbered_schema(config: ModelConfig) -> Schema:
     """Names for a model whose data have none: `feature_0`, `class_0`, `target_0` and so on."""
     names = tuple(f"feature_{index}" for index in range(config.input_size))
-    kind = "class" if config.task == "classify" else "target"
+    kind = "class" if config.task in CLASSES else "target"
     outputs = tuple(f"{kind}_{index}" for index in range(config.output_size))
     if config.task == "forecast":
         names = outputs + names[config.output_size :]
@@ -174,7 +174,7 @@ def _check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig) -> 
 
 
 def _check_schema(schema: Schema, config: ModelConfig) -> None:
-    outputs = schema.classes if config.task == "classify" else schema.targets
+    outputs = schema.classes if config.task in CLASSES else schema.targets
     found, expected = (len(schema.features), len(outputs)), (config.input_size, config.output_size)
     if found != expected:
         raise InputError(

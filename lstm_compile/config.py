@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lstm_compile.errors import InputError
 
-Task = Literal["classify", "regress", "forecast"]
+Task = Literal["classify", "regress", "forecast", "tag"]
 Pooling = Literal["last", "mean", "max", "attention", "dot-attention"]
 Scaling = Literal["none", "standard", "minmax", "series", "last", "mean", "revin"]
 TargetScaling = Literal["none", "standard", "minmax"]
@@ -14,6 +14,9 @@ Decoder = Literal["direct", "recursive"]
 WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, over `standard` of each feature
 
 FORECAST: Literal["forecast"] = "forecast"
+POOLED: tuple[Task, ...] = ("classify", "regress", "forecast")  # one answer a sequence
+CLASSES: tuple[Task, ...] = ("classify", "tag")
+STEPWISE: tuple[Task, ...] = ("tag",)  # an answer a step
 DERIVED = ("task", "input_size", "output_size", "past_size", "known_size", "static_sizes")
 MAX_SIZE = 1 << 16
 MAX_LAYERS = 64
@@ -25,11 +28,11 @@ def option(
     low: float | None = None,
     high: float | None = None,
     unset: str = "inferred",
-    only: Task | None = None,
+    only: tuple[Task, ...] = get_args(Task),
 ) -> Any:
     """A field that is also a flag of `train`: its default, help text and inclusive range.
 
-    `unset` says what a default of None stands for, `only` the one task that knows the field.
+    `unset` says what a default of None stands for, `only` which tasks know the field.
     """
     metadata = {"help": text, "low": low, "high": high, "unset": unset, "only": only}
     return field(default=default, metadata=metadata)
@@ -40,8 +43,8 @@ class ModelConfig:
     """The architecture of a model, with nn.LSTM's names where it has them.
 
     Attributes:
-        task: `classify` (one class a sequence), `regress` (numbers a sequence) or `forecast` (the
-            next steps of the sequence itself).
+        task: `classify` (one class a sequence), `regress` (numbers a sequence), `forecast` (the
+            next steps of the sequence itself) or `tag` (one class a step).
         input_size: features a step; for `forecast` targets, past covariates, known covariates and
             the indicator of gaps, in this order.
         output_size: classes, or targets.
@@ -85,24 +88,26 @@ class ModelConfig:
     bias: bool = option(True, "Give the LSTM its bias vectors.")
     dropout: float = option(0.4, "Dropout between layers.", 0.0, 1.0)
     head_dropout: float = option(0.4, "Dropout before the linear head.", 0.0, 1.0)
-    pooling: Pooling = option("attention", "How the steps become one vector.")
+    pooling: Pooling = option("attention", "How the steps become one vector.", only=POOLED)
     scaling: Scaling = option("standard", "Scaling of the features, part of the model.")
     target_scaling: TargetScaling = option(
         "standard", "Scaling of regression targets, inverted inside."
     )
-    context: int = option(96, "Steps before the origin of a forecast.", 1, MAX_SIZE, only=FORECAST)
-    horizon: int = option(24, "Steps to forecast.", 1, MAX_SIZE, only=FORECAST)
+    context: int = option(
+        96, "Steps before the origin of a forecast.", 1, MAX_SIZE, only=(FORECAST,)
+    )
+    horizon: int = option(24, "Steps to forecast.", 1, MAX_SIZE, only=(FORECAST,))
     decoder: Decoder = option(
-        "direct", "All steps at once, or one that is fed back.", only=FORECAST
+        "direct", "All steps at once, or one that is fed back.", only=(FORECAST,)
     )
     quantiles: tuple[float, ...] = option(
-        (), "Quantiles to forecast, such as 0.1,0.5,0.9.", unset="one number", only=FORECAST
+        (), "Quantiles to forecast, such as 0.1,0.5,0.9.", unset="one number", only=(FORECAST,)
     )
-    log1p: bool = option(False, "Forecast log(1 + x), for growth by ratios.", only=FORECAST)
+    log1p: bool = option(False, "Forecast log(1 + x), for growth by ratios.", only=(FORECAST,))
     season: int = option(
-        0, "Forecast differences to so many steps before; 0: none.", 0, MAX_SIZE, only=FORECAST
+        0, "Forecast differences to so many steps before; 0: none.", 0, MAX_SIZE, only=(FORECAST,)
     )
-    linear: bool = option(True, "Add a linear path from window to horizon.", only=FORECAST)
+    linear: bool = option(True, "Add a linear path from window to horizon.", only=(FORECAST,))
     past_size: int = 0
     known_size: int = 0
     static_sizes: tuple[int, ...] = ()
@@ -113,12 +118,10 @@ class ModelConfig:
         validate(self)
         for name in ("input_size", "output_size"):
             _check_range(name, getattr(self, name), 1, MAX_SIZE)
-        self._check_forecast() if self.task == FORECAST else self._check_others()
+        check_tasks(self, self.task)
+        self._check_forecast() if self.task == FORECAST else self._check_scaling()
 
-    def _check_others(self) -> None:
-        for f in fields(self):
-            if f.metadata.get("only") == FORECAST and getattr(self, f.name) != f.default:
-                raise InputError(f"{f.name} is for task forecast, the task is {self.task}")
+    def _check_scaling(self) -> None:
         if self.scaling in ("series", *WINDOW_SCALINGS):
             raise InputError(f"scaling {self.scaling} is for task forecast, not {self.task}")
 
@@ -162,7 +165,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field but those of other tasks."""
-        others = () if self.task == FORECAST else FORECAST_ONLY
+        others = {
+            f.name for f in fields(self) if self.task not in f.metadata.get("only", (self.task,))
+        }
+        others |= set() if self.task == FORECAST else set(DERIVED[3:])
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def to_json(self) -> str:
@@ -177,11 +183,6 @@ class ModelConfig:
             InputError: not a JSON object, a missing or unknown key, or a value out of range.
         """
         return cls(**checked_keys(cls, text))
-
-
-FORECAST_ONLY = tuple(
-    f.name for f in fields(ModelConfig) if f.metadata.get("only") or f.name in DERIVED[3:]
-)
 
 
 def as_tuple(value: Any) -> Any:
@@ -220,6 +221,18 @@ def validate(config: Any) -> None:
         value = getattr(config, f.name)
         _check_type(f.name, value, hints[f.name])
         _check_range(f.name, value, f.metadata.get("low"), f.metadata.get("high"))
+
+
+def check_tasks(config: Any, task: str) -> None:
+    """Refuse what a dataclass sets for tasks other than `task`.
+
+    Raises:
+        InputError: names the field and the tasks that know it.
+    """
+    for f in fields(config):
+        only = f.metadata.get("only", (task,))
+        if task not in only and getattr(config, f.name) != f.default:
+            raise InputError(f"{f.name} is for task {' or '.join(only)}, the task is {task}")
 
 
 def _required(cls: type) -> set[str]:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lstm_compile.baselines import Baseline, baseline_predictions
-from lstm_compile.bootstrap import Interval, paired_interval
-from lstm_compile.config import ModelConfig, Task
+from lstm_compile.bootstrap import Interval, grouped_interval, paired_interval
+from lstm_compile.config import CLASSES, ModelConfig, Task
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.tasks import Metrics, metrics, score_classes, score_targets
 
@@ -17,6 +18,7 @@ HEADLINE: dict[str, tuple[str, bool]] = {
     "classify": ("accuracy", True),
     "regress": ("rmse", False),
     "forecast": ("scaled_mse", False),
+    "tag": ("accuracy", True),
 }
 
 
@@ -25,7 +27,7 @@ class Evaluation:
     """Metrics of a model and of the baselines on the same rows, and what to make of them.
 
     Attributes:
-        task: `classify`, `regress` or `forecast`.
+        task: `classify`, `regress`, `forecast` or `tag`.
         rows: how many sequences, or windows of series.
         metrics: of the model.
         baselines: of each baseline, by its name.
@@ -56,19 +58,21 @@ def evaluate(
     """Compare predictions with the truth and with the baselines.
 
     Args:
-        prediction: (rows, output_size), logits or values in the user's units, in the data's order.
+        prediction: (rows, output_size), logits or values in the user's units, in the data's order;
+            for `tag` a row is a step.
         config: of the model that predicted.
         data: on the CPU.
         baselines: fitted on training data; may be empty.
     """
     own = metrics(config, prediction, data.y)
-    score = score_classes if config.task == "classify" else score_targets
+    score = score_classes if config.task in CLASSES else score_targets
     predictions = baseline_predictions(baselines, data)
     others = {name: score(other, data.y) for name, other in predictions.items()}
     interval = None
     if others:
         best = predictions[best_of(config.task, others)]
-        interval = difference_interval(config.task, prediction, best, data.y)
+        owner = torch.arange(len(data)).repeat_interleave(data.lengths) if data.per_step else None
+        interval = difference_interval(config.task, prediction, best, data.y, owner)
     sentence = verdict(config.task, own, others, interval)
     return Evaluation(config.task, len(data), own, others, sentence, interval)
 
@@ -84,7 +88,9 @@ def best_of(task: str, others: Mapping[str, Metrics], name: str = "") -> str:
     return max(others, key=lambda other: sign * others[other][name])
 
 
-def difference_interval(task: Task, own: Tensor, other: Tensor, y: Tensor) -> Interval | None:
+def difference_interval(
+    task: Task, own: Tensor, other: Tensor, y: Tensor, owner: Tensor | None = None
+) -> Interval | None:
     """95 % bounds of how much better `own` is than `other`: in accuracy, or by how much rmse falls.
 
     Args:
@@ -92,9 +98,13 @@ def difference_interval(task: Task, own: Tensor, other: Tensor, y: Tensor) -> In
         own: (rows, outputs), scores of classes or values of targets.
         other: the same of whom it is compared with.
         y: (rows,) int64 class codes, or (rows, targets).
+        owner: (rows,) int64, the sequence of each step, rising; sequences are then what is drawn,
+            as steps of one sequence are alike.
     """
-    if task == "classify":
+    if task in CLASSES:
         ours, theirs = ((guess.argmax(-1) == y).double() for guess in (own, other))
+        if owner is not None:
+            return grouped_interval(ours, theirs, owner)
         return paired_interval(ours, theirs, lambda share: share)
     ours, theirs = ((guess.double() - y.double()).square().mean(1) for guess in (own, other))
     return paired_interval(ours, theirs, lambda square: -square.sqrt())

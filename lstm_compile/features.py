@@ -8,11 +8,12 @@ from torch import Tensor
 from lstm_compile.data.sequences import Sequences
 
 FRAMES = 24
+REACH = 2  # 5 steps in all
 
 
 def no_features(sequences: Sequences) -> Tensor:
-    """Nothing at all, for the baselines that look at no input: float64 (sequences, 0)."""
-    return torch.zeros(len(sequences), 0, dtype=torch.float64)
+    """Nothing at all, for the baselines that look at no input: float64 (labels, 0)."""
+    return torch.zeros(len(sequences.y), 0, dtype=torch.float64)
 
 
 def summary_features(sequences: Sequences) -> Tensor:
@@ -61,9 +62,24 @@ def resampled_features(sequences: Sequences, frames: int = FRAMES) -> Tensor:
     return (stretched * (lengths > 0)[:, None, None]).reshape(len(sequences), columns)
 
 
+def neighbour_features(sequences: Sequences, reach: int = REACH) -> Tensor:
+    """Each step with `reach` steps before and after it; beyond the ends the end is repeated.
+
+    Returns:
+        float64 (total_steps, (2 * reach + 1) * features), the earliest step first.
+    """
+    lengths, step = sequences.lengths, torch.arange(len(sequences.x))
+    first = sequences.offsets[:-1].repeat_interleave(lengths)
+    last = first + lengths.repeat_interleave(lengths) - 1
+    shifts = range(-reach, reach + 1)
+    x = sequences.x.double()
+    return torch.cat([x[(step + shift).clamp(first, last)] for shift in shifts], 1)
+
+
 # by the baseline that sees them
 FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
     "majority class": no_features,
+    "logistic regression on 5 steps": neighbour_features,
     "logistic regression on summaries": summary_features,
     "logistic regression on 24 frames": resampled_features,
     "mean": no_features,

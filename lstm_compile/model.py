@@ -1,5 +1,7 @@
 """The model as pure functions of a flat dict of tensors: scaler, LSTM stack, pooling, head.
 
+For `tag` there is no pooling: the head reads every step.
+
 Its keys are those of the saved file: `lstm.weight_ih_l0` ..., `head.weight`, `head.bias`,
 `pooling.weight` for learned attention, `scaler.shift`, `scaler.scale`, and the same of
 `target_scaler` for regression. For forecasting what stands between pooling and forecast is in
@@ -14,11 +16,12 @@ from torch import Tensor
 from torch.nn.functional import dropout, linear
 
 from lstm_compile.cell import LSTMState
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import POOLED, STEPWISE, ModelConfig
 from lstm_compile.data.sequences import Given
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.network import decoder_shapes, forecast, input_size
 from lstm_compile.forecast.rollout import roll_out
+from lstm_compile.lengths import zero_padding
 from lstm_compile.pooling import pool
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
 from lstm_compile.scaling import Scaler
@@ -46,7 +49,7 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             if config.bias:
                 shapes[f"lstm.bias_ih_{suffix}"] = (4 * hidden,)
                 shapes[f"lstm.bias_hh_{suffix}"] = (4 * hidden,)
-    if config.pooling == "attention":
+    if config.pooling == "attention" and config.task in POOLED:
         shapes["pooling.weight"] = (hidden * directions,)
     if config.task == "forecast":
         return {**shapes, **decoder_shapes(config)}
@@ -129,8 +132,8 @@ def forward(
 
     Returns:
         the prediction (batch, output_size): logits for `classify`, values in the user's units for
-        `regress`, what `forecast.network.forecast` gives for `forecast`; and the LSTM stack's final
-        state.
+        `regress`; for `tag` logits (batch, time, output_size), 0 in the padding;
+        what `forecast.network.forecast` gives for `forecast`; and the LSTM stack's final state.
 
     Raises:
         InputError: shapes, dtypes or lengths that do not fit.
@@ -151,10 +154,14 @@ def forward(
         weights, scaled, lengths, state,
         dropout=config.dropout, training=training, backend=backend, chunk=chunk,
     )  # fmt: skip
-    pooled = pool(steps, lengths, config.pooling, params.get("pooling.weight"))
+    pooled = steps
+    if config.task in POOLED:
+        pooled = pool(steps, lengths, config.pooling, params.get("pooling.weight"))
     prediction = linear(
         dropout(pooled, config.head_dropout, training), params["head.weight"], params["head.bias"]
     )
+    if config.task in STEPWISE:
+        prediction = zero_padding(prediction, lengths)
     if config.task == "regress" and config.target_scaling != "none":
         prediction = scaler_of(params, "target_scaler").invert(prediction)
     return prediction, state
@@ -172,10 +179,13 @@ def predict(
 ) -> Tensor:
     """What the model's ONNX file answers, (batch, output_size).
 
-    Class probabilities for `classify`, values in the user's units for `regress`; for `forecast`
+    Class probabilities for `classify`, for `tag` those of every step (batch, time, output_size),
+    0 in the padding; values in the user's units for `regress`; for `forecast`
     (batch, steps_out, targets(, quantiles)); arguments as in `forward`.
     """
     prediction, _ = forward(params, config, x, lengths, given=given, backend=backend, chunk=chunk)
+    if config.task == "tag":
+        return zero_padding(prediction.softmax(-1), lengths)
     return prediction.softmax(-1) if config.task == "classify" else prediction
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import CLASSES, ModelConfig
+from lstm_compile.data.sequences import IGNORED
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.losses import cost_of, forecast_loss, score_forecasts
 from lstm_compile.model import scaler_of
@@ -20,6 +21,7 @@ LOSSES = {
     "classify": ("cross-entropy",),
     "regress": ("mse", "mae", "huber"),
     "forecast": ("mse", "mae", "huber"),
+    "tag": ("cross-entropy",),
     "quantiles": ("pinball",),
 }
 
@@ -56,9 +58,10 @@ def training_loss(
         params: for the target scaler.
         config: the architecture.
         training: names the loss and the label smoothing.
-        prediction: (batch, output_size), what `forward` gives.
-        y: (batch,) int64 class codes, or (batch, targets) in the user's units; errors are measured
-            in scaled units, so that every target counts alike.
+        prediction: (batch, output_size) or (batch, time, output_size), what `forward` gives.
+        y: (batch,) or (batch, time) int64 class codes, of which negative ones do not count; or
+            (batch, targets) in the user's units; errors are measured in scaled units, so that every
+            target counts alike.
         class_weights: float32 (classes,), what `balanced_weights` gives; all alike if None. The
             loss is then divided by the weights of the rows' own classes, as torch's is.
         unit: (batch, targets), for `forecast_loss`.
@@ -75,11 +78,10 @@ def training_loss(
 def _cross_entropy(
     logits: Tensor, y: Tensor, smoothing: float, class_weights: Tensor | None
 ) -> Tensor:
-    if class_weights is None:
-        return functional.cross_entropy(logits, y, label_smoothing=smoothing)
     total = functional.cross_entropy(
-        logits, y, class_weights, label_smoothing=smoothing, reduction="sum"
-    )
+        logits.flatten(0, -2), y.flatten(), class_weights,
+        ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum",
+    )  # fmt: skip
     return total / row_weight(y, class_weights)
 
 
@@ -87,16 +89,19 @@ def row_weight(y: Tensor, class_weights: Tensor | None = None) -> Tensor | float
     """What the mean loss of a batch was divided by, for averages over batches.
 
     Args:
-        y: (batch,) or (batch, targets).
+        y: (batch,), (batch, time) or (batch, targets).
         class_weights: as for `training_loss`.
 
     Returns:
-        The number of rows, or the sum of the weights of their classes; above 0 even where not one
-        class has a weight, so that such a loss is 0 and not NaN.
+        The number of rows, or of steps that have a class, or the sum of the weights of their
+        classes; above 0 even where not one class has a weight, so that such a loss is 0 and not
+        NaN.
     """
-    if class_weights is None:
+    if y.is_floating_point() or (y.dim() == 1 and class_weights is None):
         return float(len(y))
-    return class_weights[y].sum().clamp(min=torch.finfo(class_weights.dtype).tiny)
+    known = y != IGNORED
+    weight = known if class_weights is None else class_weights[y.where(known, 0)].where(known, 0.0)
+    return weight.sum().float().clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def balanced_weights(y: Tensor, classes: int) -> Tensor:
@@ -118,9 +123,9 @@ def check_class_weight(task: str, class_weight: str) -> None:
     """Refuse class weights where there are no classes.
 
     Raises:
-        InputError: `balanced` for another task than `classify`.
+        InputError: `balanced` for another task than `classify` and `tag`.
     """
-    if task != "classify" and class_weight != "none":
+    if task not in CLASSES and class_weight != "none":
         raise InputError(
             f"class_weight must be none for task {task}, whose targets have no classes; got "
             f"{class_weight!r}"
@@ -132,12 +137,12 @@ def metrics(config: ModelConfig, prediction: Tensor, y: Tensor) -> Metrics:
 
     Args:
         config: the architecture.
-        prediction: (rows, output_size), what `forward` gives.
+        prediction: (rows, output_size), what `forward` gives; for `tag` a row is a step.
         y: (rows,) int64 class codes, or (rows, targets) in the user's units.
 
     Returns:
-        What `score_classes` gives and `loss` (nats) for `classify`, what `score_targets` gives for
-        `regress`, what `score_forecasts` gives for `forecast`.
+        What `score_classes` gives and `loss` (nats) for `classify` and `tag`, what
+        `score_targets` gives for `regress`, what `score_forecasts` gives for `forecast`.
     """
     if config.task == "forecast":
         return score_forecasts(config, prediction, y)

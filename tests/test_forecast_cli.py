@@ -304,7 +304,11 @@ def short(path):
             "column 'y': found no number in any row",
         ),
         (hourly, ("--missing", "zero"), "series have --gaps for what is missing, not --missing"),
-        (hourly, ("--noise", 0.1), "noise is not for task forecast; leave it out"),
+        (
+            hourly,
+            ("--noise", 0.1),
+            "noise is for task classify or regress or tag",
+        ),
         (hourly, ("--class-weight", "balanced"), "class_weight must be none for task forecast"),
         (
             hourly,

@@ -137,7 +137,9 @@ def test_labels_are_the_most_probable_classes(model):
     with pytest.raises(ModelError, match=r"probabilities must be \(rows, 4\), found \(4,\)"):
         model.labels(probabilities[0])
     ready = load(to_onnx(make_model("regress", 2)).SerializeToString())
-    with pytest.raises(ModelError, match="labels are of task classify; the task of this file is r"):
+    with pytest.raises(
+        ModelError, match="labels are of tasks classify; the task of this file is r"
+    ):
         ready.labels([[1.0, 2.0]])
 
 

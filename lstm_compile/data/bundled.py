@@ -17,6 +17,7 @@ def load_dataset(
     schema: Schema | None = None,
     table: TableOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
+    per_step: bool | None = None,
 ) -> Sequences:
     """Read one part of a bundled data set, or a file.
 
@@ -27,6 +28,7 @@ def load_dataset(
         schema: of a trained model, as for `read_sequences`.
         table: the columns of a long table, as for `read_sequences`.
         progress: as for `read_sequences`.
+        per_step: as for `read_sequences`.
 
     Returns:
         The sequences, on the CPU.
@@ -34,6 +36,5 @@ def load_dataset(
     Raises:
         InputError: no such part, name or file, or what `read_sequences` refuses.
     """
-    return read_sequences(
-        locate(fspath(name_or_path), part), schema=schema, table=table, progress=progress
-    )
+    path = locate(fspath(name_or_path), part)
+    return read_sequences(path, schema=schema, table=table, per_step=per_step, progress=progress)

@@ -1,6 +1,7 @@
 """From a name or a path to the table in that file. Loads no torch."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -60,6 +61,7 @@ def read_table(
     *,
     schema: Schema | None = None,
     labelled: bool = True,
+    per_step: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Table:
     """Read a file by its suffix: one of `READERS`, else a long table.
@@ -69,6 +71,8 @@ def read_table(
         options: the columns of a long table; other formats have none.
         schema: of a trained model: picks the feature columns of a long table.
         labelled: False leaves classes and targets alone, there or not.
+        per_step: whether every step has a label, or every sequence; None takes `.npz` files as they
+            are, others by sequence.
         progress: called with rows done and rows in all, while a long table is read.
 
     Raises:
@@ -77,7 +81,10 @@ def read_table(
     if is_table(path):
         from lstm_compile.data.long import read_long  # pyarrow takes as long as all the rest
 
-        return read_long(path, options, schema=schema, labelled=labelled, progress=progress)
+        return read_long(
+            path, options, schema=schema, labelled=labelled, per_step=bool(per_step),
+            progress=progress,
+        )  # fmt: skip
     if options and options.given:
         raise InputError(
             f"{path}: {', '.join(options.given)} says how to read a long table; leave it out, or "
@@ -92,6 +99,21 @@ def read_table(
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        return reader(path, labelled)
+        table = reader(path, labelled)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    return _with_labels_of(table, per_step) if labelled else table
+
+
+def _with_labels_of(table: Table, per_step: bool | None) -> Table:
+    """The table, once its labels are seen to be those of steps, or of sequences, as was asked."""
+    if per_step in (None, table.per_step):
+        return table
+    if per_step and isinstance(table.y, list) and len(table.y) == len(table.x):
+        return replace(table, per_step=True)  # sequences of one step each
+    of = ("sequence", "step")
+    found, expected = of[table.per_step], of[not table.per_step]
+    raise InputError(
+        f"{table.path}: holds one label a {found}, expected one a {expected}"
+        + ("; for task tag y must have a class for every row of x" if per_step else "")
+    )

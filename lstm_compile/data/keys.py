@@ -55,8 +55,38 @@ class Labels:
                 repr(names[codes[index]]),
                 f"{names[self.codes[sequence]]!r} as in {rows.place(int(self.rows[sequence]))} of "
                 f"the same sequence, id {list(ids)[sequence]!r}",
-                "give a sequence one label",
+                "give a sequence one label, or learn one a step with --task tag",
             )
+
+
+@dataclass
+class StepLabels(Labels):
+    """One target column: each row's value, in the order of the files."""
+
+    parts: list[NDArray[np.int32]] = field(default_factory=list)
+
+    def add(
+        self,
+        cells: Any,
+        sequences: NDArray[np.int32],  # noqa: ARG002 (whose rows they are does not matter)
+        start: int,  # noqa: ARG002
+        ids: Mapping[str, int],  # noqa: ARG002
+        rows: Rows,  # noqa: ARG002
+    ) -> None:
+        """Note the labels of a batch.
+
+        Raises:
+            CellError: no label.
+        """
+        self.parts.append(to_codes(cells, self.known, _plain_number))
+
+    def in_order(self, target_rows: NDArray[np.int64] | None) -> list[str]:
+        """The label of each row of the table; see `Keys.target_rows`."""
+        codes = np.concatenate(self.parts)
+        if target_rows is not None:
+            codes[target_rows] = codes.copy()
+        names = [str(value) for value in self.known]
+        return [names[code] for code in codes.tolist()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +117,9 @@ class Keys:
         return int(np.flatnonzero(self.target_rows == row)[0])
 
 
-def read_keys(sources: Sequence[Source], roles: Roles, *, with_times: bool = False) -> Keys:
+def read_keys(
+    sources: Sequence[Source], roles: Roles, *, with_times: bool = False, per_step: bool = False
+) -> Keys:
     """Read the id, time and target columns of all files.
 
     Args:
@@ -95,13 +127,14 @@ def read_keys(sources: Sequence[Source], roles: Roles, *, with_times: bool = Fal
         roles: their columns.
         with_times: keep the times; equal ones are then the caller's business, in the order of the
             files.
+        per_step: every row has a label of its own, and not every sequence.
 
     Raises:
         InputError: no row, an empty id, time or label, a time twice in a sequence, a label that
             changes, or rows of a sequence apart with no time to bring them together.
     """
     rows, known = Rows(sources), dict[str, int]()
-    labels = [Labels(name) for name in roles.target]
+    labels = [StepLabels(name) if per_step else Labels(name) for name in roles.target]
     sequences, times = [], []
     for start, file, count, cells in _batches(rows, roles):
         codes = np.full(count, file, np.int32)

@@ -19,7 +19,7 @@ from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.folders import find_files, is_set
 from lstm_compile.data.formats import SOURCES
 from lstm_compile.data.gaps import column_means, fill
-from lstm_compile.data.keys import Keys, Labels, read_keys
+from lstm_compile.data.keys import Keys, Labels, StepLabels, read_keys
 from lstm_compile.data.roles import Roles, infer_roles
 from lstm_compile.data.rows import Rows
 from lstm_compile.data.schema import Schema
@@ -39,6 +39,7 @@ def read_long(
     *,
     schema: Schema | None = None,
     labelled: bool = True,
+    per_step: bool = False,
     progress: Progress | None = None,
 ) -> Table:
     """Read a long table of one file, a folder or a glob.
@@ -52,6 +53,7 @@ def read_long(
         options: which columns to take, and what to do about gaps; None infers the columns.
         schema: of a trained model: the features and targets to read, wherever they stand.
         labelled: False leaves the target alone, there or not.
+        per_step: every row has a label of its own, and not every sequence.
         progress: called after each batch of rows.
 
     Returns:
@@ -74,7 +76,8 @@ def read_long(
         several_files=is_set(path),
     )
     check_columns(sources, roles)
-    keys = read_keys(sources, roles)
+    per_step = per_step and labelled
+    keys = read_keys(sources, roles, per_step=per_step)
     x = read_features(keys, roles, progress)
     if roles.missing != "error":
         means = options.means or column_means(x, roles.missing)
@@ -83,8 +86,9 @@ def read_long(
     y = _labels(keys, sources[0], schema) if labelled else np.zeros((len(keys.ids), 0), np.float32)
     targets = None if isinstance(y, list) or not labelled else roles.target
     return Table(
-        Path(path), x, keys.lengths, y, roles.features, targets=targets, ids=keys.ids, roles=roles
-    )
+        Path(path), x, keys.lengths, y, roles.features,
+        targets=targets, ids=keys.ids, roles=roles, per_step=per_step,
+    )  # fmt: skip
 
 
 def open_sources(path: str | PathLike[str]) -> list[Source]:
@@ -173,6 +177,8 @@ def _to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _labels(keys: Keys, source: Source, schema: Schema | None) -> list[str] | NDArray[np.float32]:
+    if isinstance(keys.labels[0], StepLabels):
+        return _step_labels(keys, keys.labels[0], source)
     wants_numbers = bool(schema.targets) if schema else len(keys.labels) > 1
     if not wants_numbers and len(keys.labels) > 1:
         raise InputError(
@@ -182,6 +188,21 @@ def _labels(keys: Keys, source: Source, schema: Schema | None) -> list[str] | ND
     if not wants_numbers and (schema or not _are_fractions(keys.labels[0], source)):
         return [str(value) for value in keys.labels[0].values()]
     return np.stack([_numbers(keys, label) for label in keys.labels], axis=1)
+
+
+def _step_labels(keys: Keys, labels: StepLabels, source: Source) -> list[str]:
+    if len(keys.labels) > 1:
+        names = listing([each.column for each in keys.labels])
+        raise InputError(
+            f"{source.path}: {len(keys.labels)} target columns ({names}), expected one class for "
+            "every step; name one with --target"
+        )
+    if _are_fractions(labels, source):
+        raise InputError(
+            f"{source.path}: column {labels.column!r} holds numbers with fractions, expected a "
+            "class for every step; name another column with --target"
+        )
+    return labels.in_order(keys.target_rows)
 
 
 def _are_fractions(label: Labels, source: Source) -> bool:

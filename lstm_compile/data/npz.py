@@ -36,8 +36,9 @@ def read_npz(path: Path, labelled: bool = True) -> Table:
 
     Args:
         path: an existing zip file with `x` numeric (total_steps, features), `lengths` integer
-            (sequences,), `y` integers or strings (sequences,) or floats (sequences,) or
-            (sequences, targets), and optionally the name lists `features` and `targets`.
+            (sequences,), `y` integers or strings (sequences,), or (total_steps,) with a class for
+            every step, or floats (sequences,) or (sequences, targets), and optionally the name
+            lists `features` and `targets`.
         labelled: False leaves `y` and `targets` alone, there or not.
 
     Returns:
@@ -54,9 +55,10 @@ def read_npz(path: Path, labelled: bool = True) -> Table:
     _check_steps(path, arrays["x"], x, lengths, names or numbered("feature", x.shape[1]))
     if not labelled:
         return Table(path, x, lengths, np.zeros((len(lengths), 0), np.float32), names)
-    y = _check_y(path, arrays["y"], len(lengths))
+    y = _check_y(path, arrays["y"], len(lengths), len(x))
     count = 0 if isinstance(y, list) else y.shape[1]
-    return Table(path, x, lengths, y, names, targets=_names(path, "targets", arrays, count))
+    targets, per_step = _names(path, "targets", arrays, count), len(y) != len(lengths)
+    return Table(path, x, lengths, y, names, targets=targets, per_step=per_step)
 
 
 def _load(path: Path, needed: list[str]) -> Arrays:
@@ -152,15 +154,18 @@ def _check_steps(
     )
 
 
-def _check_y(path: Path, y: NDArray[Any], count: int) -> list[str] | NDArray[np.float32]:
+def _check_y(
+    path: Path, y: NDArray[Any], count: int, steps: int
+) -> list[str] | NDArray[np.float32]:
     is_float = y.dtype.kind == "f"
     if y.ndim not in ((1, 2) if is_float else (1,)) or y.dtype.kind not in "biufU" or 0 in y.shape:
         raise InputError(
             f"{path}: y must be integers or strings (sequences,), or floats (sequences,) or "
             f"(sequences, targets), found {y.dtype} {y.shape}"
         )
-    if len(y) != count:
-        raise InputError(f"{path}: y has {len(y)} rows, but lengths has {count}")
+    if len(y) != count and (is_float or len(y) != steps):
+        also = "" if is_float else f" and x has {steps}"
+        raise InputError(f"{path}: y has {len(y)} rows, but lengths has {count}{also}")
     return _check_targets(path, y) if is_float else [str(label) for label in y.tolist()]
 
 

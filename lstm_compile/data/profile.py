@@ -133,7 +133,7 @@ def _leaks(table: Table) -> Iterator[tuple[int, str]]:
     """Each column that seems to hold the answer, with the reason."""
     some = np.flatnonzero(table.lengths)  # a sequence without steps shows nothing
     starts = (table.lengths.cumsum() - table.lengths)[some]
-    if len(some) < 3:
+    if len(some) < 3 or table.per_step:
         return
     if isinstance(table.y, list):
         yield from _class_leaks(table, [table.y[i] for i in some], starts)

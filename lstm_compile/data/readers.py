@@ -19,6 +19,7 @@ def read_sequences(
     *,
     schema: Schema | None = None,
     table: TableOptions | None = None,
+    per_step: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sequences:
     """Read a `.ts` or `.npz` file, or a long table.
@@ -29,6 +30,8 @@ def read_sequences(
         schema: of a trained model: the order of its classes, and the columns it expects. None
             takes classes and names from the file itself.
         table: which columns of a long table to take; None infers them.
+        per_step: whether every step has a label, or every sequence; None takes `.npz` files as they
+            are, others by sequence.
         progress: called with rows done and rows in all, while a long table is read.
 
     Returns:
@@ -37,7 +40,7 @@ def read_sequences(
     Raises:
         InputError: the file is missing, of another format, damaged, or does not fit `schema`.
     """
-    found = read_table(Path(path), table, schema=schema, progress=progress)
+    found = read_table(Path(path), table, schema=schema, per_step=per_step, progress=progress)
     if schema is None:
         schema = own_schema(found)
     else:
@@ -60,4 +63,5 @@ def _to_sequences(table: Table, schema: Schema) -> Sequences:
         schema.classes,
         schema.targets,
         table.roles,
+        table.per_step,
     )

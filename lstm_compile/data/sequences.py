@@ -12,6 +12,8 @@ from lstm_compile.config import Task
 from lstm_compile.data.roles import Roles
 from lstm_compile.data.schema import Schema
 
+IGNORED = -100  # the label of padded steps, as in torch's cross_entropy
+
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
@@ -20,11 +22,13 @@ class Sequences:
     Attributes:
         x: float32 (total_steps, features), finite, in the file's own units.
         offsets: int64 (sequences + 1,), from 0 to total_steps, never falling.
-        y: int64 (sequences,) indices into `classes`, or float32 (sequences, targets).
+        y: int64 (sequences,) indices into `classes`, one a step (total_steps,) where `per_step`
+            says so, or float32 (sequences, targets).
         features: one name a feature.
         classes: one label a class code; empty for regression.
         targets: one name a target; empty for classification.
         roles: the columns of the long table that these come from, or None.
+        per_step: whether every step has a class of its own.
     """
 
     x: Tensor
@@ -34,6 +38,7 @@ class Sequences:
     classes: tuple[str, ...]
     targets: tuple[str, ...]
     roles: Roles | None = None
+    per_step: bool = False
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -45,8 +50,13 @@ class Sequences:
 
     @property
     def task(self) -> Task:
-        """`classify`, or `regress` where there are no classes."""
-        return "classify" if self.classes else "regress"
+        """`tag` or `classify`, or `regress` where there are no classes."""
+        return "tag" if self.per_step else "classify" if self.classes else "regress"
+
+    @property
+    def strata(self) -> Tensor:
+        """What a split into parts keeps the shares of: `y`, or nothing where steps have classes."""
+        return torch.zeros(len(self)) if self.per_step else self.y
 
     @property
     def schema(self) -> Schema:
@@ -55,12 +65,18 @@ class Sequences:
 
     def select(self, indices: Tensor) -> "Sequences":
         """Copy the sequences at `indices`, int64 (count,), in that order; repeats are allowed."""
+        offsets = torch.nn.functional.pad(self.lengths[indices].cumsum(0), (1, 0))
+        steps = self.steps_of(indices)
+        y = self.y[steps if self.per_step else indices]
+        return replace(self, x=self.x[steps], offsets=offsets, y=y)
+
+    def steps_of(self, indices: Tensor) -> Tensor:
+        """Where the steps of the sequences at `indices` stand in `x`, in their order."""
         lengths = self.lengths[indices]
-        offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-        shifts = self.offsets[:-1][indices] - offsets[:-1]
-        steps = torch.arange(int(offsets[-1]), device=offsets.device)
-        x = self.x[steps + shifts.repeat_interleave(lengths)]
-        return replace(self, x=x, offsets=offsets, y=self.y[indices])
+        ends = lengths.cumsum(0)
+        shifts = self.offsets[:-1][indices] - (ends - lengths)
+        steps = torch.arange(int(lengths.sum()), device=lengths.device)
+        return steps + shifts.repeat_interleave(lengths)
 
     def gather(self, indices: Tensor, time: int | None = None) -> "Batch":
         """Cut a padded batch; see `gather`."""
@@ -100,8 +116,8 @@ class Batch(NamedTuple):
     Attributes:
         x: float32 (batch, time, features); exactly 0 from each sequence's length on.
         lengths: int64 (batch,), valid steps of each.
-        y: int64 (batch,), float32 (batch, targets), or (batch, horizon, targets) with NaN where
-            nobody knows.
+        y: int64 (batch,), int64 (batch, time) with `IGNORED` in the padding, float32 (batch,
+            targets), or (batch, horizon, targets) with NaN where nobody knows.
         given: for `forecast`.
         unit: (batch, targets), what errors are measured in; None is the scaler's unit.
     """
@@ -131,7 +147,10 @@ def gather(sequences: Sequences, indices: Tensor, time: int | None = None) -> Ba
         time = max(1, int(lengths.max())) if len(indices) else 1
     steps = torch.arange(time, device=indices.device)
     is_valid = steps < lengths[:, None]
-    x = _rows(sequences.x, starts[:, None] + steps, is_valid)
+    index = starts[:, None] + steps
+    x = _rows(sequences.x, index, is_valid, 0.0)
+    if sequences.per_step:
+        return Batch(x, lengths, _rows(sequences.y, index, is_valid, IGNORED))
     return Batch(x, lengths, sequences.y[indices])
 
 
@@ -145,8 +164,8 @@ def fingerprint(sequences: Sequences) -> str:
     return digest.hexdigest()
 
 
-def _rows(x: Tensor, index: Tensor, is_valid: Tensor) -> Tensor:
+def _rows(x: Tensor, index: Tensor, is_valid: Tensor, padding: float) -> Tensor:
     if len(x) == 0:  # no row that padding could point to
-        return x.new_zeros(*index.shape, x.shape[1])
+        return x.new_full((*index.shape, *x.shape[1:]), padding)
     rows = x[torch.where(is_valid, index, 0)]
-    return rows.masked_fill(~is_valid[..., None], 0.0)
+    return rows.masked_fill(~is_valid.view(*is_valid.shape, *[1] * (x.dim() - 1)), padding)

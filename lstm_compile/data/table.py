@@ -24,14 +24,15 @@ class Table:
         path: the file, for messages.
         x: float32 (total_steps, features), all sequences one after the other.
         lengths: int64 (sequences,), steps of each.
-        y: one label a sequence, or float32 (sequences, targets); (sequences, 0) where the file was
-            read without labels.
+        y: one label a sequence, one a step where `per_step` says so, or float32 (sequences,
+            targets); (sequences, 0) where the file was read without labels.
         features: names, or None where the file has none.
         classes: labels the header declares, or None.
         targets: names, or None where the file has none.
         lines: the line of each sequence in a text file, or None.
         ids: what each sequence is called in a long table, or None.
         roles: which columns of a long table these are, or None.
+        per_step: whether every step has a label of its own.
     """
 
     path: Path
@@ -44,6 +45,15 @@ class Table:
     lines: list[int] | None = None
     ids: list[str] | None = None
     roles: Roles | None = None
+    per_step: bool = False
+
+    def place_of_label(self, index: int) -> str:
+        """Where label number `index` stands, for a message."""
+        if not self.per_step:
+            return self.place(index)
+        ends = self.lengths.cumsum()
+        sequence = int(np.searchsorted(ends, index, side="right"))
+        return f"{self.place(sequence)}, step {index - ends[sequence] + self.lengths[sequence]}"
 
     def place(self, sequence: int) -> str:
         """Where sequence number `sequence` (from 0) stands, for a message."""
@@ -89,16 +99,16 @@ def check_features(table: Table, schema: Schema) -> None:
 
 
 def encode_labels(table: Table, labels: list[str], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Give the index of each label in `classes`, int64 (sequences,).
+    """Give the index of each label in `classes`, int64 (labels,).
 
     Raises:
         InputError: a label that is no class, with its place and the nearest class.
     """
     codes = {label: code for code, label in enumerate(classes)}
-    for sequence, label in enumerate(labels):
+    for index, label in enumerate(labels):
         if label not in codes:
             raise InputError(
-                f"{table.place(sequence)}: unknown class {label!r}; known are "
+                f"{table.place_of_label(index)}: unknown class {label!r}; known are "
                 f"{listing(classes)}{suggestion(label, classes)}"
             )
     return np.array([codes[label] for label in labels], dtype=np.int64)

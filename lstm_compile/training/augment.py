@@ -6,7 +6,7 @@ Random numbers are drawn on the CPU, so that a run repeats on every device. Padd
 import torch
 from torch import Generator, Tensor
 
-from lstm_compile.data.sequences import Batch
+from lstm_compile.data.sequences import IGNORED, Batch
 from lstm_compile.scaling import Scaler
 from lstm_compile.training.config import TrainingConfig
 
@@ -50,6 +50,9 @@ def crop_time(batch: Batch, largest: float, generator: Generator) -> Batch:
     steps = torch.arange(time, device=batch.x.device)
     index = (start[:, None] + steps).clamp(max=time - 1)
     x = batch.x.gather(1, index[..., None].expand_as(batch.x))
+    if batch.y.dim() == 2 and not batch.y.is_floating_point():  # a label a step
+        y = batch.y.gather(1, index).masked_fill(steps >= lengths[:, None], IGNORED)
+        batch = batch._replace(y=y)
     return _padded(batch._replace(lengths=lengths), x)
 
 

@@ -1,13 +1,12 @@
 """How a model is trained. Loads no torch."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
-from lstm_compile.config import FORECAST, option, validate
-from lstm_compile.errors import InputError
+from lstm_compile.config import FORECAST, Task, check_tasks, option, validate
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
-NOT_FOR_WINDOWS = ("noise", "time_crop", "feature_dropout")  # whose end is what counts
+WHOLE: tuple[Task, ...] = ("classify", "regress", "tag")  # not windows, whose end is what counts
 LARGEST_SEED = (1 << 63) - 1  # of TOML's whole numbers
 LARGEST_DECAY = 0.99999  # of an average; 1 would never leave the first weights
 
@@ -48,13 +47,21 @@ class TrainingConfig:
         0.0, "Decay of the average of all steps' weights that is kept; 0: none.", 0.0, LARGEST_DECAY
     )
     noise: float = option(
-        0.0, "Gaussian noise on training features, in units of their scale.", 0.0, LARGEST
+        0.0,
+        "Gaussian noise on training features, in units of their scale.",
+        0.0,
+        LARGEST,
+        only=WHOLE,
     )
     time_crop: float = option(
-        0.0, "Largest share of a training sequence's steps cut away at random.", 0.0, 1.0
+        0.0,
+        "Largest share of a training sequence's steps cut away at random.",
+        0.0,
+        1.0,
+        only=WHOLE,
     )
     feature_dropout: float = option(
-        0.0, "Probability that a training sequence loses a whole feature.", 0.0, 1.0
+        0.0, "Probability that a training sequence loses a whole feature.", 0.0, 1.0, only=WHOLE
     )
     init: str = option("", "Run folder or model file to start from instead of random weights.")
     freeze: Literal["none", "encoder"] = option(
@@ -64,9 +71,13 @@ class TrainingConfig:
     patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
     validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
     test_share: float = option(
-        0.2, "Share of rows, or number of steps, at the end to test.", 0.0, LARGEST, only=FORECAST
+        0.2,
+        "Share of rows, or number of steps, at the end to test.",
+        0.0,
+        LARGEST,
+        only=(FORECAST,),
     )
-    stride: int = option(1, "Steps between the origins of training windows.", 1, only=FORECAST)
+    stride: int = option(1, "Steps between the origins of training windows.", 1, only=(FORECAST,))
     seed: int = option(
         0, "Seed of initial weights, split, batches, dropout and augmentation.", 0, LARGEST_SEED
     )
@@ -86,9 +97,4 @@ class TrainingConfig:
         Raises:
             InputError: names the field.
         """
-        for f in fields(self):
-            only, is_given = f.metadata["only"], getattr(self, f.name) != f.default
-            if only and only != task and is_given:
-                raise InputError(f"{f.name} is for task {only}, the task is {task}")
-            if f.name in NOT_FOR_WINDOWS and task == FORECAST and is_given:
-                raise InputError(f"{f.name} is not for task {task}; leave it out")
+        check_tasks(self, task)

@@ -70,7 +70,9 @@ def prepare(
     if task == FORECAST or (task is None and data in SERIES):
         config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
     else:
-        config, parts = _sequence_parts(data, hyper_parameters, training, test, table, progress)
+        config, parts = _sequence_parts(
+            data, hyper_parameters, training, test, table, task, progress
+        )
     if task not in (None, config.task):
         raise InputError(f"{data}: good for task {config.task}, not {task}; leave --task out")
     training.check_task(config.task)
@@ -88,9 +90,11 @@ def _sequence_parts(
     training: TrainingConfig,
     test: str | None,
     table: TableOptions | None,
+    task: Task | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[ModelConfig, Parts]:
-    everything = load_dataset(data, "train", table=table, progress=progress)
+    per_step = None if task is None else task == "tag"
+    everything = load_dataset(data, "train", table=table, progress=progress, per_step=per_step)
     config = ModelConfig(
         task=everything.task,
         input_size=len(everything.features),
@@ -119,7 +123,7 @@ def _warm_start(config: ModelConfig, training: TrainingConfig, data: Examples) -
 def _split(data: str, everything: Sequences, test: str | None, training: TrainingConfig) -> Parts:
     generator = torch.Generator().manual_seed(training.seed)
     try:
-        kept, held_out = stratified_split(everything.y, training.validation, generator)
+        kept, held_out = stratified_split(everything.strata, training.validation, generator)
     except InputError as error:
         raise InputError(f"{data}: {error}") from error
     train, validation = everything.select(kept), everything.select(held_out)
@@ -127,5 +131,7 @@ def _split(data: str, everything: Sequences, test: str | None, training: Trainin
         return Parts(train, validation, validation, train, "validation", kept, everything)
     # the test data have the columns that were found in the training data
     table = everything.roles.options if test and is_table(test) and everything.roles else None
-    tested = load_dataset(test or data, "test", schema=everything.schema, table=table)
+    tested = load_dataset(
+        test or data, "test", schema=everything.schema, table=table, per_step=everything.per_step
+    )
     return Parts(train, validation, tested, everything, "test", kept, everything)

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import STEPWISE, ModelConfig
 from lstm_compile.data.batches import ordered_batches
 from lstm_compile.data.examples import Examples
-from lstm_compile.data.sequences import Batch
+from lstm_compile.data.sequences import Batch, Sequences
+from lstm_compile.lengths import valid_mask
 from lstm_compile.model import Params, complete
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
 
@@ -19,7 +20,10 @@ def predict_all(
     chunk: int = DEFAULT_CHUNK,
     batch_size: int = 256,
 ) -> Tensor:
-    """`complete` over a whole data set, (rows, ...), in the data's order."""
+    """`complete` over a whole data set, (rows, ...), in the data's order.
+
+    Where steps are answered, the rows are all steps of all sequences, one after another.
+    """
     lengths = data.lengths.cpu()
     batches = ordered_batches(lengths, batch_size)
     with torch.inference_mode():
@@ -30,8 +34,14 @@ def predict_all(
                 params, config, batch.x, batch.lengths,
                 given=batch.given, backend=backend, chunk=chunk,
             )  # fmt: skip
+            if config.task in STEPWISE:
+                found = found[valid_mask(batch.lengths, found.shape[1])]
             parts.append(found)
-        return torch.cat(parts)[torch.argsort(torch.cat(batches)).to(parts[0].device)]
+        order = torch.cat(batches)
+        if config.task in STEPWISE:
+            assert isinstance(data, Sequences)
+            order = data.steps_of(order.to(data.x.device)).cpu()
+        return torch.cat(parts)[torch.argsort(order).to(parts[0].device)]
 
 
 def gather_rows(data: Examples, lengths: Tensor, indices: Tensor) -> Batch:

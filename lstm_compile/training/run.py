@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lstm_compile.baselines import Baseline, fit_baselines, to_tensors
 from lstm_compile.checkpoint import Model, save_model, to_device
-from lstm_compile.config import DERIVED, FORECAST
+from lstm_compile.config import DERIVED
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.devices import cpu_threads, find_device, fitting_threads
@@ -217,7 +217,7 @@ def _of_forecast(job: Job) -> dict[str, Any]:
 def _toml(job: Job) -> str:
     """The resolved settings; `train --config` reads them back."""
     model = {k: v for k, v in job.config.to_dict().items() if k not in DERIVED}
-    task = FORECAST if job.config.task == FORECAST else None
+    task = None if job.config.task in ("classify", "regress") else job.config.task
     sources = {"task": task, "data": job.data, "test": job.test}
     lines = [f"{name} = {_toml_value(path)}" for name, path in sources.items() if path is not None]
     # means are those of the data, which whoever reads this file reads again
