@@ -171,7 +171,7 @@ def _translate(program: _Program, config: ModelConfig) -> Any:
     # sizes of 2 or more: torch.export takes a size of 1 for a constant
     x, lengths = torch.zeros(3, 5, config.input_size), torch.tensor([5, 2, 0])
     batch, time = (torch.export.Dim(name, min=1) for name in (names.BATCH, names.TIME))
-    with _quiet():
+    with quiet():
         exported = torch.export.export(
             program.eval(), (x, lengths), dynamic_shapes=({0: batch, 1: time}, {0: batch})
         )
@@ -189,7 +189,7 @@ def _translate(program: _Program, config: ModelConfig) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back what torch.onnx says to its own developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
