@@ -18,9 +18,9 @@ CASE = Case(batch=128, time=512, input=64, hidden=128, lengths="full")
 NAMES = ("padded", "vendor", "compiled", "auto")
 
 
-def main(name: str) -> None:
+def main(where: str) -> None:
     """Print one JSON object: MiB above the idle process, and over nn.LSTM padded's."""
-    device, threads = find_device(name), torch.get_num_threads()
+    device, threads = find_device(where), torch.get_num_threads()
     peaks = {
         name: peak(CONTESTANTS[name], name, CASE, "training", str(device), threads, seed=0)
         for name in NAMES
