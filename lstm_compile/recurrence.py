@@ -57,8 +57,7 @@ def recurrence(
         RuntimeError: a second-order or forward-mode derivative is asked of a backend other than
             `reference`.
     """
-    _check(backend, chunk)
-    backend = "vendor" if backend == "auto" else backend
+    backend = resolve(backend, chunk)
     inputs = (x, lengths, weight_ih, weight_hh, bias, h0, c0, reverse, backend, chunk)
     if torch.compiler.is_compiling():
         return run_traced(*inputs)
@@ -67,8 +66,14 @@ def recurrence(
     return run_eager(*inputs)
 
 
-def _check(backend: str, chunk: int) -> None:
+def resolve(backend: Backend, chunk: int) -> Backend:
+    """The backend that computes.
+
+    Raises:
+        InputError: unknown backend, or chunk < 1.
+    """
     if backend not in get_args(Backend):
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, got {chunk}")
+    return "vendor" if backend == "auto" else backend
