@@ -105,6 +105,27 @@ def assert_refused(result, message, before, folder, *, code=2):
 
 TABLE = ["--id", "--time", "--target", "--features", "--missing"]
 OPTIONS = {
+    "bench": [
+        "--quick",
+        "--backend",
+        "--precision",
+        "--json",
+        "--batch",
+        "--time",
+        "--input",
+        "--hidden",
+        "--layers",
+        "--bidirectional/--no-bidirectional",
+        "--lengths",
+        "--mode",
+        "--repeats",
+        "--seconds",
+        "--memory/--no-memory",
+        "--device",
+        "--threads",
+        "--seed",
+        "--debug",
+    ],
     "evaluate": ["model", "data", "--json", *TABLE, "--debug"],
     "export": ["run", "--onnx", "--output", "--json", "--debug"],
     "inspect": [
