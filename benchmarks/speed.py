@@ -36,9 +36,8 @@ def measure(words: list[str], config: BenchConfig) -> None:
 
 def show(rows: list[Row]) -> None:
     """One line a case and mode."""
-    if rows:
-        found = ", ".join(f"{row.backend} {row.median_ms:.2f} ms" for row in rows)
-        print(f"{rows[0].mode}, {rows[0].case.name}: {found}", flush=True)
+    found = ", ".join(f"{row.backend} {row.median_ms:.2f} ms" for row in rows)
+    print(f"{rows[0].mode}, {rows[0].case.name}: {found}", flush=True)
 
 
 def keep(path: Path, report: dict, rows: list[Row]) -> None:

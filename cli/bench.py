@@ -67,7 +67,13 @@ def command(
 
         device = find_device(config.device)
         cases = cases or grid(device.type, quick=quick, precision=precision)
-        report = run_bench(cases, config, backends, lambda rows: _show(out, rows))
+        report = run_bench(
+            cases,
+            config,
+            backends,
+            on_case=lambda case, mode: out.print(f"[bold]{mode}[/bold], {case.name}"),
+            on_rows=lambda rows: _show(out, rows),
+        )
     _end(out, report)
     if as_json:
         output.print_json(report.to_dict())
@@ -80,10 +86,7 @@ def _is_given(ctx: click.Context, name: str) -> bool:
 
 
 def _show(out: Console, rows: "list[Row]") -> None:
-    """One table of a case in a mode."""
-    if not rows:
-        return
-    out.print(f"[bold]{rows[0].mode}[/bold], {rows[0].case.name}", highlight=False)
+    """The table of a case in a mode."""
     out.print("[bold]" + f"{'':12}" + "".join(f"{title:>12}" for title in HEAD))
     for row in rows:
         cells = "".join(f"{cell:>12}" for cell in _cells(row))

@@ -1,6 +1,6 @@
 """`run_bench` with ONNX Runtime among those who compute."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from lstm_compile.bench.cases import Case
 from lstm_compile.bench.config import BenchConfig
 from lstm_compile.bench.problem import CONTESTANTS, Contestant, Forward, Problem
-from lstm_compile.bench.report import Report, Row
+from lstm_compile.bench.report import Report
+from lstm_compile.bench.run import OnCase, OnRows
 from lstm_compile.bench.run import run_bench as run_torch_bench
 from lstm_compile.export.graph import simplify
 from lstm_compile.export.names import BATCH, INPUT, LENGTHS, TIME
@@ -22,10 +23,11 @@ def run_bench(
     cases: Sequence[Case],
     config: BenchConfig,
     backends: Sequence[str] = (),
-    on_rows: Callable[[list[Row]], None] = lambda rows: None,
+    on_case: OnCase = lambda case, mode: None,
+    on_rows: OnRows = lambda rows: None,
 ) -> Report:
     """As `lstm_compile.bench.run.run_bench`, `onnxruntime` included."""
-    return run_torch_bench(cases, config, ALL, backends, on_rows)
+    return run_torch_bench(cases, config, ALL, backends, on_case, on_rows)
 
 
 def onnxruntime_forward(problem: Problem) -> Forward:

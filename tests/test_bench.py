@@ -292,7 +292,7 @@ def test_the_machine_is_named_in_general_terms():
 def test_every_case_and_mode_is_measured():
     shown = []
     cases = [TINY, replace(TINY, lengths="full")]
-    report = run_bench(cases, FAST, PLAIN, shown.append)
+    report = run_bench(cases, FAST, PLAIN, on_rows=shown.append)
     assert [(found[0].case, found[0].mode) for found in shown] == [
         (case, mode) for case in cases for mode in ("inference", "training")
     ]
@@ -329,7 +329,7 @@ def test_a_signal_keeps_what_was_measured():
         if rows[0].mode == "training":
             raise KeyboardInterrupt
 
-    report = run_bench([TINY], FAST, ["padded"], stop)
+    report = run_bench([TINY], FAST, ["padded"], on_rows=stop)
     assert report.stopped
     assert [row.mode for row in report.rows] == ["inference", "training"]
 
@@ -431,7 +431,7 @@ def test_a_file_gives_batch_and_time(tmp_path):
 def test_quick_takes_few_cases(monkeypatch):
     seen = []
 
-    def fake(cases, config, *others):
+    def fake(cases, config, *others, **callbacks):
         seen.append((cases, config))
         raise InputError("enough")
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 
 import torch
 
@@ -27,6 +28,7 @@ from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import InputError
 
 ONNXRUNTIME = ("inference", "cpu", "fp32")
+OnCase = Callable[[Case, Mode], None]
 OnRows = Callable[[list[Row]], None]
 
 
@@ -35,6 +37,7 @@ def run_bench(
     config: BenchConfig,
     contestants: Mapping[str, Contestant] = CONTESTANTS,
     backends: Sequence[str] = (),
+    on_case: OnCase = lambda case, mode: None,
     on_rows: OnRows = lambda rows: None,
 ) -> Report:
     """Measure every case in every mode; Ctrl-C ends it with what was measured so far.
@@ -45,7 +48,8 @@ def run_bench(
         contestants: who can compute, by name.
         backends: of these names, those wanted, `reference` however long it takes; empty takes all,
             `reference` for short cases only.
-        on_rows: called with the rows of each case and mode.
+        on_case: called before each case and mode, which may take long to compile.
+        on_rows: called with its rows.
 
     Raises:
         InputError: an unknown name or device, or lengths or a precision that do not fit.
@@ -56,10 +60,11 @@ def run_bench(
     with cpu_threads(config.threads or torch.get_num_threads()):
         report = Report(machine=machine(device), settings=asdict(config))
         try:
-            for case in cases:
-                for mode in config.modes:
-                    fitting = _fitting(wanted, case, mode, device, bool(backends), report.skipped)
-                    rows = _measure(fitting, case, mode, config, device) if fitting else []
+            for case, mode in product(cases, config.modes):
+                fitting = _fitting(wanted, case, mode, device, bool(backends), report.skipped)
+                if fitting:
+                    on_case(case, mode)
+                    rows = _measure(fitting, case, mode, config, device)
                     report.rows += rows
                     on_rows(rows)
         except KeyboardInterrupt:
