@@ -125,4 +125,4 @@ def _mean(group: dict[str, Any]) -> str:
     shown = [f"{mean:.2f} of {words}" for words, mean in means.items() if mean is not None]
     shown.append(f"worst {group['worst_to_best']:.2f} of the faster")
     kind = f"{group['mode']}, lengths {group['lengths']}, {group['precision']}"
-    return f"auto takes {', '.join(shown)} ({kind})"
+    return f"auto: {', '.join(shown)} ({kind})"

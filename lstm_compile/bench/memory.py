@@ -4,12 +4,14 @@ import ctypes
 import gc
 import re
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import NamedTuple
 
 import torch
@@ -51,8 +53,10 @@ def peak(
         RunError: the process was ended from outside, as it is where memory runs out.
     """
     try:
-        with ProcessPoolExecutor(1, get_context("spawn"), initializer=_ignore_ctrl_c) as pool:
-            return pool.submit(_peak, contestant, name, case, mode, device, threads, seed).result()
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            with _ctrl_c_ignored():
+                future = pool.submit(_peak, contestant, name, case, mode, device, threads, seed)
+            return future.result()
     except BrokenProcessPool as error:
         raise RunError(
             f"{name}, {mode}, {case.name}: its process was killed as memory was measured; "
@@ -60,8 +64,17 @@ def peak(
         ) from error
 
 
-def _ignore_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for this one answers it
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """A process started in here leaves Ctrl-C to the one that waits for it."""
+    if current_thread() is not main_thread():  # only that one may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _peak(
