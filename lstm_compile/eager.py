@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 from lstm_compile import chunked, vendor
 from lstm_compile.compiling import can_compile
-from lstm_compile.lengths import reverse_within_length
+from lstm_compile.lengths import extremes, reverse_within_length
 from lstm_compile.packing import Packing, pack_rows
 from lstm_compile.reference import reference
 from lstm_compile.weights import Direction
@@ -77,29 +77,32 @@ def run_layers(
     with torch.autocast(x.device.type, enabled=False):
         if backend == "reference":
             return _by_steps(layers, x, lengths, h0, c0, backwards, dropout)
-        on_host = None if lengths is None else lengths.detach().cpu().clamp(0, x.shape[1])
+        on_host = None if lengths is None else _on_host(lengths, x.shape[1])
         shortest, longest = _extremes(on_host, x)
         if longest == 0:
             y, h, c = _by_steps(layers, x[:, :1], lengths, h0, c0, backwards, dropout)
             return pad(y, (0, 0, 0, x.shape[1] - y.shape[1])), h, c
         if backend == "compiled" and can_compile(x.device.type):
             cut: Cut = partial(chunked.chunks_of, chunk=chunk)
-            return _packed(_chunked, cut, layers, x, on_host, h0, c0, backwards, dropout)
+            return _packed(_chunked, cut, chunked.MIN_ROWS, layers, x, on_host, h0, c0, backwards, dropout)
         layers, x, h0, c0 = _first_order(layers, x, h0, c0, backend)
         hidden = h0.shape[2]
         if shortest == longest and vendor.fits_one_call(len(x), longest, hidden):
             return _dense(layers, x, longest, h0, c0, backwards, dropout)
         cut = partial(vendor.spans_of, input_size=x.shape[2], hidden_size=hidden)
-        return _packed(vendor.run_packed, cut, layers, x, on_host, h0, c0, backwards, dropout)
+        return _packed(vendor.run_packed, cut, 1, layers, x, on_host, h0, c0, backwards, dropout)
+
+
+def _on_host(lengths: Tensor, time: int) -> Tensor:
+    """The lengths on the CPU; those that come from a device are not checked, and so clamped."""
+    return lengths if lengths.device.type == "cpu" else lengths.cpu().clamp(0, time)
 
 
 def _extremes(lengths: Tensor | None, x: Tensor) -> tuple[int, int]:
     """The shortest and the longest row of a batch."""
     if x.shape[0] == 0:
         return 0, 0
-    if lengths is None:
-        return x.shape[1], x.shape[1]
-    return tuple(map(int, lengths.aminmax()))  # type: ignore[return-value]
+    return (x.shape[1], x.shape[1]) if lengths is None else extremes(lengths)
 
 
 def _by_steps(
@@ -148,6 +151,7 @@ def _dense(
 def _packed(
     run: Callable[..., Outputs],
     cut: Cut,
+    min_rows: int,
     layers: Layers,
     x: Tensor,
     lengths: Tensor | None,
@@ -157,9 +161,8 @@ def _packed(
     dropout: float,
 ) -> Outputs:
     """Rows ordered by length; each span of time runs those that are still active."""
-    batch, time = x.shape[:2]
-    lengths = torch.full((batch,), time) if lengths is None else lengths
-    packing = pack_rows(lengths, time, x.device, cut, min_rows=chunked.MIN_ROWS)
+    lengths = torch.full((x.shape[0],), x.shape[1]) if lengths is None else lengths
+    packing = pack_rows(lengths, x.shape[1], x.device, cut, min_rows)
     h0, c0 = h0.index_select(1, packing.order), c0.index_select(1, packing.order)
     x, states = packing.pack(x), []
     for depth, layer in enumerate(layers):
@@ -172,8 +175,7 @@ def _packed(
             outputs.append(packing.reverse(y) if backward else y)
             states.append(state)
         x = _joined(outputs)
-    h, c = (state.index_select(1, packing.rank) for state in _stacked(states))
-    return packing.unpack(x), h, c
+    return packing.unpack(x), *_stacked(states)
 
 
 def _joined(outputs: list[Tensor]) -> Tensor:
@@ -189,8 +191,10 @@ def _chunked(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: Te
     """One layer, forward in time, by compiled chunks; shapes as in `lstm_compile.chunked.infer`."""
     tensors = (x, weights.weight_ih, weights.weight_hh, weights.bias, h0, c0)
     if _differentiates(tensors):
-        return _Chunked.apply(packing, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    return chunked.infer(packing, *tensors)
+        y, h, c = _Chunked.apply(packing, *tensors)  # type: ignore[no-untyped-call]
+    else:
+        y, h, c = chunked.infer(packing, *tensors)
+    return y, h.index_select(0, packing.rank), c.index_select(0, packing.rank)
 
 
 def _first_order(

@@ -18,7 +18,7 @@ from lstm_compile.traced import run_traced, run_transformed
 
 Backend = Literal["auto", "reference", "compiled", "vendor"]
 
-DEFAULT_CHUNK = 16
+DEFAULT_CHUNK = 8
 
 
 def recurrence(

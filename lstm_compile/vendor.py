@@ -1,6 +1,7 @@
 """Backend `vendor`: oneDNN or cuDNN through PyTorch's own LSTM operator, on dense rows."""
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ SATURATED = 1e4
 
 # What one more call of the kernel costs, forward and backward, as multiply-adds of the forward and
 # as packed steps (the weights are laid out anew at each call). Fitted on 2 cores of an AVX-512 CPU.
-CALL_PRODUCTS = 2.7e6
+CALL_PRODUCTS = 3e6
 CALL_STEPS = 37
 
 # The gates of one call, in numbers: below it one call is fastest, beyond it memory is.
@@ -31,8 +32,8 @@ def spans_of(active: Sequence[int], input_size: int, hidden_size: int) -> list[t
     for step in range(GRAIN, len(active), GRAIN):
         rows = active[cuts[-1]]
         wasted += sum(rows - count for count in active[step - GRAIN : step])
-        ended = rows - active[step]
-        if (ended and wasted >= bearable) or (step - cuts[-1]) * rows >= largest:
+        saved = (rows - active[step]) * (len(active) - step)
+        if min(wasted, saved) >= bearable or (step - cuts[-1]) * rows >= largest:
             cuts, wasted = [*cuts, step], 0
     return [(begin, end - begin) for begin, end in zip(cuts, [*cuts[1:], len(active)], strict=True)]
 
@@ -66,7 +67,8 @@ def run_dense(
 
 
 def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
-    """One layer, forward in time, a call for each span. Shapes as in `lstm_compile.chunked.infer`.
+    """One layer, forward in time, a call for each span. Shapes as in `lstm_compile.chunked.infer`,
+    but that the state comes in the order of the batch.
 
     The library knows no lengths. A further input column that is 1 in the padding closes the input
     gate and opens the forget gate there, so that the cell state stands still after a row's last
@@ -74,19 +76,20 @@ def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: 
     """
     if packing.ragged:
         x = torch.cat([x, packing.moves.padding.to(x.dtype)], -1)
-        column = _freezing_column(weights.weight_ih)
-        weights = weights._replace(weight_ih=torch.cat([weights.weight_ih, column], 1))
+        matrix = weights.weight_ih
+        column = _freezing_column(len(matrix) // 4, matrix.dtype, matrix.device)
+        weights = weights._replace(weight_ih=torch.cat([matrix, column], 1))
+    flat = weights.flat()
     h, c, ended_h, ended_c, outputs = h0, c0, [], [], []
     for span, part in zip(packing.spans, packing.pieces(x), strict=True):
         h, c = _active(h, span.rows, ended_h), _active(c, span.rows, ended_c)
-        y, h, c = _call(weights.flat(), part, h[None], c[None], 1, False, 0.0, batch_first=False)
+        y, h, c = _call(flat, part, h[None], c[None], 1, False, 0.0, batch_first=False)
         h, c = h[0], c[0]
         outputs.append(y.flatten(0, 1))
     y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    finals = [torch.cat([last, *reversed(ended)]) for last, ended in ((h, ended_h), (c, ended_c))]
-    if packing.ragged:
-        finals[0] = packing.last(y, h0)
-    return y, finals[0], finals[1]
+    h, c = torch.cat([h, *reversed(ended_h)]), torch.cat([c, *reversed(ended_c)])
+    h = packing.last(y, h0) if packing.ragged else h.index_select(0, packing.rank)
+    return y, h, c.index_select(0, packing.rank)
 
 
 def _active(state: Tensor, rows: int, ended: list[Tensor]) -> Tensor:
@@ -97,11 +100,12 @@ def _active(state: Tensor, rows: int, ended: list[Tensor]) -> Tensor:
     return active
 
 
-def _freezing_column(weight_ih: Tensor) -> Tensor:
-    input_gate, forget_gate, cell_gate, output_gate = weight_ih.new_zeros(
-        weight_ih.shape[0], 1
-    ).chunk(4)
-    return torch.cat([input_gate - SATURATED, forget_gate + SATURATED, cell_gate, output_gate])
+@cache
+def _freezing_column(hidden_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):
+        column = torch.zeros(4, hidden_size, dtype=dtype, device=device)
+        column[0], column[1] = -SATURATED, SATURATED
+        return column.view(-1, 1)
 
 
 def _call(
