@@ -1,7 +1,7 @@
 """Where the work runs: the device, and how many threads of the CPU."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -49,3 +49,13 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Where operations that gain from it run in bfloat16, for `bf16`; nothing changes for `fp32`.
+
+    Source: https://docs.pytorch.org/docs/stable/amp.html
+    """
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
