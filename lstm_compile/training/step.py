@@ -98,7 +98,9 @@ def _loss(
             params, config, batch.x, lengths,
             training=True, backend=training.backend, chunk=training.chunk,
         )  # fmt: skip
-    return training_loss(params, config, training, prediction.to(batch.x.dtype), batch.y, class_weights)
+    return training_loss(
+        params, config, training, prediction.to(batch.x.dtype), batch.y, class_weights
+    )
 
 
 def _is_known_full(batch: Batch) -> bool:
@@ -188,9 +190,7 @@ def average_update(
         decay: at least 0, below 1.
     """
     share = (1 - decay) / (1 - decay**step)
-    values = torch._foreach_lerp(
-        list(average.values()), [params[name] for name in average], share
-    )
+    values = torch._foreach_lerp(list(average.values()), [params[name] for name in average], share)
     return dict(zip(average, values, strict=True))
 
 
