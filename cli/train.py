@@ -56,9 +56,11 @@ def command(
     training = TrainingConfig(**values_of(TrainingConfig, options))
     table = TableOptions(**values_of(TableOptions, options))
     with sigterm_as_ctrl_c(ctx):
+        from lstm_compile.cache import use_local_cache
         from lstm_compile.training.job import prepare
         from lstm_compile.training.run import run
 
+        use_local_cache()
         model = values_of(ModelConfig, options)
         with output.reading(out) as progress:
             job = prepare(
@@ -150,11 +152,18 @@ def _end(out: Console, job: "Job", outcome: "Outcome") -> None:
         out,
         ("stopped", why[outcome.fit.stopped]),
         *([("refit", _refit(job, outcome))] if outcome.refitted else []),
-        ("model", f"{path} ({output.size(path)}, {outcome.seconds:.1f} s)"),
+        ("model", f"{path} ({output.size(path)}, {_times(outcome)})"),
         (outcome.tested_on, f"{output.metrics(evaluation.metrics)} ({evaluation.rows} sequences)"),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
         ("next", output.command("export", job.folder, "--onnx")),
+    )
+
+
+def _times(outcome: "Outcome") -> str:
+    compiling = outcome.compile_seconds
+    return f"{outcome.seconds:.1f} s" + (
+        f", {compiling:.1f} s of it compiling" if compiling else ""
     )
 
 
@@ -168,6 +177,7 @@ def _summary(job: "Job", outcome: "Outcome") -> dict[str, Any]:
     return {
         "run": str(job.folder),
         "seconds": round(outcome.seconds, 2),
+        "compile_seconds": round(outcome.compile_seconds, 2),
         "epochs": len(outcome.fit.epochs),
         "stopped": outcome.fit.stopped,
         "tested_on": outcome.tested_on,

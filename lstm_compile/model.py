@@ -122,8 +122,6 @@ def forward(
     Raises:
         InputError: shapes, dtypes or lengths that do not fit.
     """
-    if lengths is None:
-        lengths = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
     scaled = scaler_of(params, "scaler").apply(x) if config.scaling != "none" else x
     weights = {k.removeprefix("lstm."): v for k, v in params.items() if k.startswith("lstm.")}
     steps, state = lstm(

@@ -5,9 +5,10 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import ordered_batches
-from lstm_compile.data.sequences import Batch, Sequences, gather
+from lstm_compile.data.sequences import Sequences
 from lstm_compile.model import Params, forward
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
+from lstm_compile.training.feeding import feed
 
 
 def predict_all(
@@ -21,19 +22,10 @@ def predict_all(
     """`forward` over a whole data set, (rows, output_size), in the data's order."""
     lengths = data.lengths.cpu()
     batches = ordered_batches(lengths, batch_size)
+    groups = [[indices] for indices in batches]
     with torch.inference_mode():
-        parts = []
-        for indices in batches:
-            batch = gather_rows(data, lengths, indices)
-            parts.append(
-                forward(params, config, batch.x, batch.lengths, backend=backend, chunk=chunk)[0]
-            )
+        parts = [
+            forward(params, config, batch.x, batch.lengths, backend=backend, chunk=chunk)[0]
+            for (batch,) in feed(data, lengths, groups, params["head.weight"].device)
+        ]
         return torch.cat(parts)[torch.argsort(torch.cat(batches)).to(parts[0].device)]
-
-
-def gather_rows(data: Sequences, lengths: Tensor, indices: Tensor) -> Batch:
-    """The batch at `indices`, int64 on the CPU; `lengths` are the data's, on the CPU too.
-
-    Known there, the longest need not be asked of the device, which would wait for it.
-    """
-    return gather(data, indices.to(data.x.device), time=max(1, int(lengths[indices].max())))

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save
 
 from lstm_compile.baselines import fit_baselines, to_tensors
+from lstm_compile.cache import compile_seconds
 from lstm_compile.checkpoint import Model, save_model, to_device
 from lstm_compile.data.sequences import Sequences
-from lstm_compile.devices import cpu_threads, find_device, fitting_threads
+from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import RunError
 from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.files import to_json, write_atomically
@@ -25,8 +26,9 @@ from lstm_compile.runs import (
     METRICS_FILE,
     MODEL_FILE,
 )
+from lstm_compile.training.feeding import within_reach
 from lstm_compile.training.job import Job
-from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit
+from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
 from lstm_compile.training.warm import initial_params
 
 
@@ -39,6 +41,7 @@ class Outcome:
     evaluation: Evaluation
     tested_on: str
     seconds: float
+    compile_seconds: float  # of `seconds`
     refitted: bool = False  # whether the model learned from the validation data as well
 
 
@@ -49,20 +52,20 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
         RunError: the loss was not finite; the best weights so far stay in the folder.
         KeyboardInterrupt: Ctrl-C before the first epoch had ended; later it ends the run cleanly.
     """
-    start = time.perf_counter()
+    start, compiled = time.perf_counter(), compile_seconds()
     fitted, final = _train(job, on_epoch)
     is_refitted = final is not fitted.params
     baselines = fit_baselines(job.parts.known)
     write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
     # without a test part the figures are of validation data, which refitted weights have seen
     shown = final if job.parts.tested_on == "test" else fitted.params
-    test = job.parts.test.to(find_device(job.training.device))
-    with cpu_threads(_threads(job)):
+    test = within_reach(job.parts.test, find_device(job.training.device))
+    with cpu_threads(threads_of(job.config, job.training)):
         prediction = predict_all(shown, job.config, test, job.training.backend, job.training.chunk)
     evaluation = evaluate(prediction.cpu(), job.config, job.parts.test, baselines)
-    seconds = time.perf_counter() - start
-    model = _save(job, final, _provenance(fitted, evaluation, job, seconds, is_refitted))
-    return Outcome(model, fitted, evaluation, job.parts.tested_on, seconds, is_refitted)
+    times = time.perf_counter() - start, compile_seconds() - compiled
+    model = _save(job, final, _provenance(fitted, evaluation, job, times, is_refitted))
+    return Outcome(model, fitted, evaluation, job.parts.tested_on, *times, is_refitted)
 
 
 def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
@@ -83,19 +86,13 @@ def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
 
     # before the threads are cut: the rounding of orthogonal weights depends on their number
     start, restart = (_start(job, data) for data in (job.parts.train, job.parts.everything))
-    with cpu_threads(_threads(job)):
-        fitted = _fit(job, start, after_epoch)
-        if not job.training.refit or fitted.stopped == "interrupt":
-            return fitted, fitted.params
-        try:
-            return fitted, _refit(job, restart, fitted, partial(record, refit=True))
-        except KeyboardInterrupt:
-            return fitted._replace(stopped="interrupt"), fitted.params
-
-
-def _threads(job: Job) -> int:
-    fitting = fitting_threads(job.training.batch_size, job.config.hidden_size)
-    return job.training.threads or fitting
+    fitted = _fit(job, start, after_epoch)
+    if not job.training.refit or fitted.stopped == "interrupt":
+        return fitted, fitted.params
+    try:
+        return fitted, _refit(job, restart, fitted, partial(record, refit=True))
+    except KeyboardInterrupt:
+        return fitted._replace(stopped="interrupt"), fitted.params
 
 
 def _start(job: Job, data: Sequences) -> Params:
@@ -109,8 +106,8 @@ def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) 
         start,
         job.config,
         job.training,
-        parts.train.to(where),
-        parts.validation.to(where),
+        within_reach(parts.train, where),
+        within_reach(parts.validation, where),
         after_epoch,
         parts.train_rows,
     )
@@ -119,7 +116,7 @@ def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) 
 
 
 def _refit(job: Job, start: Params, fitted: Fit, on_epoch: Callable[[Epoch], None]) -> Params:
-    everything = job.parts.everything.to(find_device(job.training.device))
+    everything = within_reach(job.parts.everything, find_device(job.training.device))
     return refit(start, job.config, job.training, everything, fitted, on_epoch)
 
 
@@ -145,7 +142,7 @@ def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
 
 
 def _provenance(
-    fitted: Fit, evaluation: Evaluation, job: Job, seconds: float, is_refitted: bool
+    fitted: Fit, evaluation: Evaluation, job: Job, times: tuple[float, float], is_refitted: bool
 ) -> dict[str, Any]:
     best = fitted.best
     extra: dict[str, Any] = {}
@@ -160,7 +157,8 @@ def _provenance(
         "validation": best.validation if best else {},
         job.parts.tested_on: evaluation.metrics,
         "baselines": evaluation.baselines,
-        "seconds": round(seconds, 1),
+        "seconds": round(times[0], 1),
+        "compile_seconds": round(times[1], 1),
     }
 
 
