@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lstm_compile.calibration import calibrate as calibrate
     from lstm_compile.cell import LSTMState as LSTMState
     from lstm_compile.checkpoint import load_model as load_model
     from lstm_compile.checkpoint import save_model as save_model
+    from lstm_compile.choice import explain_backend as explain_backend
     from lstm_compile.config import ModelConfig as ModelConfig
     from lstm_compile.data.padded import from_padded as from_padded
     from lstm_compile.model import forward as forward
@@ -26,6 +28,8 @@ _HOMES = {
     "LSTMState": "cell",
     "ModelConfig": "config",
     "TrainingConfig": "training.config",
+    "calibrate": "calibration",
+    "explain_backend": "choice",
     "fit": "training.loop",
     "forward": "model",
     "from_padded": "data.padded",

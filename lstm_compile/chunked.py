@@ -88,7 +88,10 @@ def record(
     """The same outputs as `infer`, and what `pull_back` needs."""
     outputs, tape = [], Tape([], [], [])
     with _plain_mode(x.device.type):
-        run, weight_hh = _compiled(record_chunk, packing, weight_hh), weight_hh.detach().contiguous()
+        run, weight_hh = (
+            _compiled(record_chunk, packing, weight_hh),
+            weight_hh.detach().contiguous(),
+        )
         h, c = h0.clone(), c0.to(accumulator(x.dtype), copy=True)
         for span, projected, masks in _walk(packing, x, weight_ih, bias):
             active = slice(span.rows)

@@ -22,6 +22,14 @@ def compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
     return _compiled(function, *key, torch.get_num_threads())
 
 
+def has_compiled(function: FunctionType, *key: Any) -> bool:
+    """Whether `compiled` was called with these in this process, and ran."""
+    return (function, *key, torch.get_num_threads()) in _RAN
+
+
+_RAN: set[Any] = set()
+
+
 @cache
 def _compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
     # Dynamo counts recompiles per code object and gives up past a limit, so that many sizes through
@@ -35,12 +43,13 @@ def _compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
         function.__closure__,
     )
     run = torch.compile(copy, fullgraph=True, options={"guard_filter_fn": _no_guards})
-    first = [True]
 
     def call(*arguments: Any) -> Any:
-        if first:
+        if (function, *key) not in _RAN:
             _mark_rows(arguments[:-1])
-            first.clear()
+            result = run(*arguments)
+            _RAN.add((function, *key))
+            return result
         return run(*arguments)
 
     return call

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lstm_compile import chunked, vendor
+from lstm_compile.choice import choose, work_of
 from lstm_compile.compiling import can_compile
 from lstm_compile.lengths import extremes, reverse_within_length
 from lstm_compile.packing import Packing, pack_rows
@@ -68,7 +69,7 @@ def run_layers(
         c0: likewise.
         backwards: for each direction of a layer whether it reads from the end.
         dropout: probability of dropping a value between layers.
-        backend: `reference`, `compiled` or `vendor`.
+        backend: `reference`, `compiled`, `vendor` or `auto`.
         chunk: of `compiled`.
 
     Returns:
@@ -82,9 +83,17 @@ def run_layers(
         if longest == 0:
             y, h, c = _by_steps(layers, x[:, :1], lengths, h0, c0, backwards, dropout)
             return pad(y, (0, 0, 0, x.shape[1] - y.shape[1])), h, c
+        if backend == "auto":
+            first = layers[0][0].weight_hh
+            training = _differentiates((x, h0, c0, *_tensors(layers)))
+            ragged = shortest != longest
+            work = work_of(first, x.shape[2], len(x), longest, ragged=ragged, training=training)
+            backend, chunk, *_ = choose(work, first, chunk)
         if backend == "compiled" and can_compile(x.device.type):
             cut: Cut = partial(chunked.chunks_of, chunk=chunk)
-            return _packed(_chunked, cut, chunked.MIN_ROWS, layers, x, on_host, h0, c0, backwards, dropout)
+            return _packed(
+                _chunked, cut, chunked.MIN_ROWS, layers, x, on_host, h0, c0, backwards, dropout
+            )
         layers, x, h0, c0 = _first_order(layers, x, h0, c0, backend)
         hidden = h0.shape[2]
         if shortest == longest and vendor.fits_one_call(len(x), longest, hidden):
@@ -187,6 +196,10 @@ def _stacked(states: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.stack(h), torch.stack(c)
 
 
+def _tensors(layers: Layers) -> list[Tensor]:
+    return [tensor for layer in layers for one in layer for tensor in one.tensors()]
+
+
 def _chunked(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
     """One layer, forward in time, by compiled chunks; shapes as in `lstm_compile.chunked.infer`."""
     tensors = (x, weights.weight_ih, weights.weight_hh, weights.bias, h0, c0)
@@ -201,8 +214,7 @@ def _first_order(
     layers: Layers, x: Tensor, h0: Tensor, c0: Tensor, backend: str
 ) -> tuple[Layers, Tensor, Tensor, Tensor]:
     """The same tensors; what is computed from them refuses a second derivative."""
-    weights = [tensor for layer in layers for one in layer for tensor in one.tensors()]
-    tensors = (x, h0, c0, *weights)
+    tensors = (x, h0, c0, *_tensors(layers))
     if not _differentiates(tensors):
         return layers, x, h0, c0
     x, h0, c0, *weights = _FirstOrder.apply(backend, *tensors)  # type: ignore[no-untyped-call]

@@ -57,7 +57,8 @@ def recurrence(
         RuntimeError: a second-order or forward-mode derivative is asked of a backend other than
             `reference`.
     """
-    backend = resolve(backend, chunk)
+    check_options(backend, chunk)
+    backend = "vendor" if backend == "auto" else backend
     inputs = (x, lengths, weight_ih, weight_hh, bias, h0, c0, reverse, backend, chunk)
     if torch.compiler.is_compiling():
         return run_traced(*inputs)
@@ -66,8 +67,8 @@ def recurrence(
     return run_eager(*inputs)
 
 
-def resolve(backend: Backend, chunk: int) -> Backend:
-    """The backend that computes.
+def check_options(backend: str, chunk: int) -> None:
+    """Refuse what is no backend or no chunk.
 
     Raises:
         InputError: unknown backend, or chunk < 1.
@@ -76,4 +77,3 @@ def resolve(backend: Backend, chunk: int) -> Backend:
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, got {chunk}")
-    return "vendor" if backend == "auto" else backend

@@ -9,8 +9,9 @@ from lstm_compile.cell import LSTMState
 from lstm_compile.eager import run_layers
 from lstm_compile.errors import InputError
 from lstm_compile.lengths import check_lengths
-from lstm_compile.recurrence import DEFAULT_CHUNK, Backend, recurrence, resolve
+from lstm_compile.recurrence import DEFAULT_CHUNK, Backend, check_options, recurrence
 from lstm_compile.weights import Direction, read_layers
+
 
 def lstm(
     params: Mapping[str, Tensor],
@@ -51,9 +52,12 @@ def lstm(
     h0, c0 = _initial_state(layers, x, state)
     if dtype := _autocast_dtype(x):
         x, h0, c0 = x.to(dtype), h0.to(dtype), c0.to(dtype)
-        layers = [[Direction(*(w if w is None else w.to(dtype) for w in one)) for one in layer] for layer in layers]
+        layers = [
+            [Direction(*(w if w is None else w.to(dtype) for w in one)) for one in layer]
+            for layer in layers
+        ]
     dropout = dropout if training else 0.0
-    backend = resolve(backend, chunk)
+    check_options(backend, chunk)
     plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     if plain:
         backwards = (False, True)[: len(layers[0])]

@@ -70,7 +70,7 @@ class TrainingConfig:
     backend: Literal["auto", "reference", "compiled", "vendor"] = option(
         "auto", "Who computes the recurrence."
     )
-    chunk: int = option(16, "Steps unrolled in one graph by the compiled backend.", 1, 256)
+    chunk: int = option(8, "Steps unrolled in one graph by the compiled backend.", 1, 256)
 
     def __post_init__(self) -> None:
         validate(self)
