@@ -37,12 +37,14 @@ def calibrate(
     comes at once, but for the compilation where this process has not done it.
 
     Args:
-        hidden_size, input_size: of the layer.
+        hidden_size: of the layer.
+        input_size: of the layer.
         batch: sequences.
         time_steps: of the longest.
         ragged: lengths uniform from 1 to `time_steps`; else all are full.
         training: forward, backward; else a forward without gradients.
-        device, dtype: of weights and data.
+        device: of weights and data.
+        dtype: of weights and data.
         chunk: of `compiled`.
     """
     step, work = _step(
@@ -103,6 +105,7 @@ def _step(
     device = torch.device(device)
     generator = torch.Generator().manual_seed(0)
     gates, scale = 4 * hidden_size, hidden_size**-0.5
+    shapes: dict[str, tuple[int, ...]]
     shapes = {"weight_ih_l0": (gates, input_size), "weight_hh_l0": (gates, hidden_size)}
     shapes |= {"bias_ih_l0": (gates,), "bias_hh_l0": (gates,)}
 

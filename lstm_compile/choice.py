@@ -83,9 +83,15 @@ def work_of(
         str(weight_hh.dtype).removeprefix("torch."),
         training,
         ragged,
-        *(1 << max(0, size - 1).bit_length() for size in (batch, time, input_size)),
-        1 << (weight_hh.shape[1] - 1).bit_length(),
+        _power_of_two(batch),
+        _power_of_two(time),
+        _power_of_two(input_size),
+        _power_of_two(weight_hh.shape[1]),
     )
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()
 
 
 @cache

@@ -66,7 +66,8 @@ def infer(
     """
     outputs = []
     with _plain_mode(x.device.type):
-        run, weight_hh = _compiled(infer_chunk, packing, weight_hh), weight_hh.detach().contiguous()
+        run = _compiled(infer_chunk, packing, weight_hh)
+        weight_hh = weight_hh.detach().contiguous()
         h, c = h0.clone(), c0.to(accumulator(x.dtype), copy=True)
         for span, projected, masks in _walk(packing, x, weight_ih, bias):
             active = slice(span.rows)
@@ -88,10 +89,8 @@ def record(
     """The same outputs as `infer`, and what `pull_back` needs."""
     outputs, tape = [], Tape([], [], [])
     with _plain_mode(x.device.type):
-        run, weight_hh = (
-            _compiled(record_chunk, packing, weight_hh),
-            weight_hh.detach().contiguous(),
-        )
+        run = _compiled(record_chunk, packing, weight_hh)
+        weight_hh = weight_hh.detach().contiguous()
         h, c = h0.clone(), c0.to(accumulator(x.dtype), copy=True)
         for span, projected, masks in _walk(packing, x, weight_ih, bias):
             active = slice(span.rows)

@@ -25,10 +25,9 @@ def _unroll(
     """The chunk's steps: hidden states, activated gates and cell states, K of each."""
     hidden, gates, cells = [], [], []
     for share, mask in zip(projected, masks, strict=True):
-        recurrent = step_product(h, weight).chunk(4, -1)
-        i, f, g, o = (
-            (a.to(c.dtype) + b.to(c.dtype)) for a, b in zip(share.chunk(4, -1), recurrent)
-        )
+        # added gate by gate: Inductor would turn the sum of a product into one that copies first
+        parts = zip(share.chunk(4, -1), step_product(h, weight).chunk(4, -1), strict=True)
+        i, f, g, o = (a.to(c.dtype) + b.to(c.dtype) for a, b in parts)
         i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), _tanh(g), torch.sigmoid(o)
         c = torch.where(mask, f * c + i * g, c)
         h = torch.where(mask, (o * _tanh(c)).to(h.dtype), h)

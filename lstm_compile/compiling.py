@@ -22,7 +22,7 @@ def compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
     return _compiled(function, *key, torch.get_num_threads())
 
 
-def has_compiled(function: FunctionType, *key: Any) -> bool:
+def has_compiled(function: Callable[..., Any], *key: Any) -> bool:
     """Whether `compiled` was called with these in this process, and ran."""
     return (function, *key, torch.get_num_threads()) in _RAN
 

@@ -91,9 +91,8 @@ def run_layers(
             backend, chunk, *_ = choose(work, first, chunk)
         if backend == "compiled" and can_compile(x.device.type):
             cut: Cut = partial(chunked.chunks_of, chunk=chunk)
-            return _packed(
-                _chunked, cut, chunked.MIN_ROWS, layers, x, on_host, h0, c0, backwards, dropout
-            )
+            least = chunked.MIN_ROWS
+            return _packed(_chunked, cut, least, layers, x, on_host, h0, c0, backwards, dropout)
         layers, x, h0, c0 = _first_order(layers, x, h0, c0, backend)
         hidden = h0.shape[2]
         if shortest == longest and vendor.fits_one_call(len(x), longest, hidden):
@@ -124,7 +123,7 @@ def _by_steps(
     dropout: float,
 ) -> Outputs:
     lengths = None if lengths is None else lengths.to(x.device)
-    states = []
+    states: list[list[Tensor]] = []
     for depth, layer in enumerate(layers):
         x = torch.nn.functional.dropout(x, dropout) if depth and dropout else x
         outputs = []
@@ -173,7 +172,7 @@ def _packed(
     lengths = torch.full((x.shape[0],), x.shape[1]) if lengths is None else lengths
     packing = pack_rows(lengths, x.shape[1], x.device, cut, min_rows)
     h0, c0 = h0.index_select(1, packing.order), c0.index_select(1, packing.order)
-    x, states = packing.pack(x), []
+    x, states = packing.pack(x), list[list[Tensor]]()
     for depth, layer in enumerate(layers):
         x = torch.nn.functional.dropout(x, dropout) if depth and dropout else x
         outputs = []

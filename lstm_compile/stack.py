@@ -52,10 +52,7 @@ def lstm(
     h0, c0 = _initial_state(layers, x, state)
     if dtype := _autocast_dtype(x):
         x, h0, c0 = x.to(dtype), h0.to(dtype), c0.to(dtype)
-        layers = [
-            [Direction(*(w if w is None else w.to(dtype) for w in one)) for one in layer]
-            for layer in layers
-        ]
+        layers = [[one.to(dtype) for one in layer] for layer in layers]
     dropout = dropout if training else 0.0
     check_options(backend, chunk)
     plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()

@@ -67,9 +67,9 @@ def run_dense(
 
 
 def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
-    """One layer, forward in time, a call for each span. Shapes as in `lstm_compile.chunked.infer`,
-    but that the state comes in the order of the batch.
+    """One layer, forward in time, a call for each span.
 
+    Shapes as in `lstm_compile.chunked.infer`, but that the state comes in the order of the batch.
     The library knows no lengths. A further input column that is 1 in the padding closes the input
     gate and opens the forget gate there, so that the cell state stands still after a row's last
     valid step; the hidden state is read off the output at that step.
@@ -80,7 +80,8 @@ def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: 
         column = _freezing_column(len(matrix) // 4, matrix.dtype, matrix.device)
         weights = weights._replace(weight_ih=torch.cat([matrix, column], 1))
     flat = weights.flat()
-    h, c, ended_h, ended_c, outputs = h0, c0, [], [], []
+    h, c, outputs = h0, c0, list[Tensor]()
+    ended_h, ended_c = list[Tensor](), list[Tensor]()
     for span, part in zip(packing.spans, packing.pieces(x), strict=True):
         h, c = _active(h, span.rows, ended_h), _active(c, span.rows, ended_c)
         y, h, c = _call(flat, part, h[None], c[None], 1, False, 0.0, batch_first=False)
@@ -95,7 +96,7 @@ def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: 
 def _active(state: Tensor, rows: int, ended: list[Tensor]) -> Tensor:
     if len(state) == rows:
         return state
-    active, over = state.split([rows, len(state) - rows])
+    active, over = torch.split(state, [rows, len(state) - rows])
     ended.append(over)
     return active
 

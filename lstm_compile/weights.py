@@ -35,6 +35,10 @@ class Direction(NamedTuple):
         other = torch.zeros_like(self.bias_ih) if self.bias_hh is None else self.bias_hh
         return [*matrices, self.bias_ih, other]
 
+    def to(self, dtype: torch.dtype) -> "Direction":
+        """The same weights in another dtype."""
+        return Direction(*(tensor.to(dtype) for tensor in self.tensors()))
+
     def tensors(self) -> list[Tensor]:
         """Those that are there."""
         return [tensor for tensor in self if tensor is not None]
