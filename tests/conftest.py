@@ -1,10 +1,15 @@
+import getpass
 import os
+import tempfile
 
 import pytest
 
 # Waiting OpenMP threads sleep. On a busy machine they made these tests up to ten times slower,
 # spinning on the core that the thread they waited for had to run on. Read as torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# torch's own default, so that `train`, run in this process, leaves the user's cache folder alone
+GRAPHS = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", GRAPHS)
 
 import torch
 

@@ -187,6 +187,7 @@ OPTIONS = {
         "--validation",
         "--seed",
         "--device",
+        "--precision",
         "--threads",
         "--backend",
         "--chunk",
@@ -288,7 +289,7 @@ def test_train_prints_one_json_object(here):
     assert result.stdout.count("\n") == 1
     found = json.loads(result.stdout)
     assert list(found) == [
-        *("run", "seconds", "epochs", "stopped", "tested_on"),
+        *("run", "seconds", "compile_seconds", "epochs", "stopped", "tested_on"),
         *("task", "rows", "metrics", "baselines", "verdict", "interval"),
     ]
     assert (found["run"], found["epochs"], found["stopped"]) == ("runs/data-1", 2, "epochs")

@@ -611,6 +611,7 @@ def test_the_model_file_holds_the_best_weights_and_where_they_came_from(finished
         "validation",
         "baselines",
         "seconds",
+        "compile_seconds",
     }
     assert (training["data"], training["seed"], training["stopped"]) == (path, 0, "epochs")
     assert training["epochs"] == outcome.fit.best.epoch
