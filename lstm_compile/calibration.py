@@ -66,10 +66,21 @@ def calibrate(
     return measured
 
 
-def vendor_seconds(step: Callable[[], None]) -> float:
-    """Median seconds of a step, of three after one to warm up."""
-    step()
-    return median(_timed(step) for _ in range(3))
+def vendor_seconds(
+    hidden_size: int,
+    input_size: int,
+    batch: int,
+    time_steps: int,
+    *,
+    ragged: bool,
+    training: bool,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Median seconds of the backend `vendor` on the same, of three calls after one to warm up."""
+    sizes = hidden_size, input_size, batch, time_steps, ragged, training
+    step, _ = _step(*sizes, device, torch.float32, DEFAULT_CHUNK)
+    step("vendor")
+    return median(_timed(lambda: step("vendor")) for _ in range(LEAST_ROUNDS))
 
 
 def _in_turns(step: Step) -> dict[str, list[float]]:

@@ -134,7 +134,7 @@ def explain_backend(
     """What `lstm(params, x, lengths, backend="auto")` would take, and why.
 
     Args:
-        params: as in `lstm`; their device and dtype count.
+        params: as in `lstm`; their device counts, and their dtype or autocast's.
         batch: rows of x.
         time: steps of x.
         lengths: (batch,) int64, or None where every step is valid.
@@ -145,6 +145,9 @@ def explain_backend(
         InputError: parameters that are not those of an LSTM.
     """
     first = read_layers(params)[0][0]
+    kind = first.weight_hh.device.type
+    if torch.is_autocast_enabled(kind):
+        first = first.to(torch.get_autocast_dtype(kind))
     least, most = (time, time) if lengths is None else extremes(lengths.cpu())
     work = work_of(
         first.weight_hh, first.weight_ih.shape[1], batch, most,

@@ -11,7 +11,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import lstm_compile
 from lstm_compile.bench.cases import Case, Mode, lengths_of
-from lstm_compile.lengths import valid_mask
+from lstm_compile.calibration import calibrate
+from lstm_compile.choice import explain_backend
+from lstm_compile.compiling import can_compile
+from lstm_compile.lengths import extremes, valid_mask
 from lstm_compile.recurrence import Backend
 
 Forward = Callable[[], Any]  # gives the output (batch, time, features)
@@ -128,19 +131,21 @@ def _train(
     return torch.autograd.grad(output.float().square().sum(), params)
 
 
-def chosen(problem: Problem, mode: Mode) -> str:
-    """What `auto` takes for this case and why, in one line."""
-    explain = getattr(lstm_compile, "explain_backend", None)
-    if explain is None:
-        return "vendor"
-    case = problem.case
-    lengths = None if problem.lengths is None else problem.host_lengths
-    return str(
-        explain(
-            problem.params, case.batch, case.time, lengths=lengths,
-            training=mode == "training", device=problem.x.device,
+def calibrated(problem: Problem, mode: Mode) -> str:
+    """Measure for `auto` what this case needs; what it then takes and why, in one line."""
+    case, device, training = problem.case, problem.x.device, mode == "training"
+    least, longest = extremes(problem.host_lengths)
+    if can_compile(device.type):
+        calibrate(
+            case.hidden, case.input, case.batch, longest,
+            ragged=least != longest, training=training, device=device,
+            dtype=torch.bfloat16 if case.precision == "bf16" else torch.float32,
+        )  # fmt: skip
+    with problem.autocast():
+        choice = explain_backend(
+            problem.params, case.batch, case.time, problem.host_lengths, training=training
         )
-    )  # fmt: skip
+    return str(choice)
 
 
 @contextmanager

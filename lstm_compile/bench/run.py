@@ -15,9 +15,8 @@ from lstm_compile.bench.problem import (
     CONTESTANTS,
     REFERENCE_STEPS,
     Contestant,
-    Problem,
     build,
-    chosen,
+    calibrated,
     step_of,
     tf32,
 )
@@ -127,6 +126,7 @@ def _measure(
 ) -> list[Row]:
     problem = build(case, device, mode, config.seed)
     with tf32(case.precision == "tf32"):
+        choice = calibrated(problem, mode) if "auto" in contestants else ""
         steps = {
             name: step_of(contestant, name, problem, mode)
             for name, contestant in contestants.items()
@@ -134,7 +134,6 @@ def _measure(
         timings = interleave(
             steps, config.repeats, config.seconds, config.seed, _synchronize(device)
         )
-        choice = _choice(contestants, problem, mode)
     peaks = _peaks(contestants, case, mode, config, device) if config.memory else {}
     return rows_of(case, mode, timings, peaks, choice)
 
@@ -143,10 +142,6 @@ def _synchronize(device: torch.device) -> Callable[[], object]:
     if device.type == "cuda":
         return partial(torch.cuda.synchronize, device)
     return lambda: None
-
-
-def _choice(contestants: Mapping[str, Contestant], problem: Problem, mode: Mode) -> str:
-    return chosen(problem, mode) if "auto" in contestants else ""
 
 
 def _peaks(

@@ -26,6 +26,7 @@ from lstm_compile.runs import (
     METRICS_FILE,
     MODEL_FILE,
 )
+from lstm_compile.training.backend import settle_backend
 from lstm_compile.training.feeding import within_reach
 from lstm_compile.training.job import Job
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
@@ -42,6 +43,7 @@ class Outcome:
     tested_on: str
     seconds: float
     compile_seconds: float  # of `seconds`
+    backend: str = ""  # which one computed the recurrence, and why
     refitted: bool = False  # whether the model learned from the validation data as well
 
 
@@ -53,6 +55,7 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
         KeyboardInterrupt: Ctrl-C before the first epoch had ended; later it ends the run cleanly.
     """
     start, compiled = time.perf_counter(), compile_seconds()
+    job, backend = _settled(job)
     fitted, final = _train(job, on_epoch)
     is_refitted = final is not fitted.params
     baselines = fit_baselines(job.parts.known)
@@ -64,8 +67,16 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
         prediction = predict_all(shown, job.config, test, job.training.backend, job.training.chunk)
     evaluation = evaluate(prediction.cpu(), job.config, job.parts.test, baselines)
     times = time.perf_counter() - start, compile_seconds() - compiled
-    model = _save(job, final, _provenance(fitted, evaluation, job, times, is_refitted))
-    return Outcome(model, fitted, evaluation, job.parts.tested_on, *times, is_refitted)
+    model = _save(job, final, _provenance(fitted, evaluation, job, times, is_refitted, backend))
+    return Outcome(model, fitted, evaluation, job.parts.tested_on, *times, backend, is_refitted)
+
+
+def _settled(job: Job) -> tuple[Job, str]:
+    """The job with the backend it keeps from here on, and why it is that one."""
+    with cpu_threads(threads_of(job.config, job.training)):
+        device = find_device(job.training.device)
+        training, why = settle_backend(job.config, job.training, job.parts.train, device)
+    return job._replace(training=training), f"{training.backend}, {why}"
 
 
 def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
@@ -142,7 +153,12 @@ def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
 
 
 def _provenance(
-    fitted: Fit, evaluation: Evaluation, job: Job, times: tuple[float, float], is_refitted: bool
+    fitted: Fit,
+    evaluation: Evaluation,
+    job: Job,
+    times: tuple[float, float],
+    is_refitted: bool,
+    backend: str,
 ) -> dict[str, Any]:
     best = fitted.best
     extra: dict[str, Any] = {}
@@ -159,6 +175,7 @@ def _provenance(
         "baselines": evaluation.baselines,
         "seconds": round(times[0], 1),
         "compile_seconds": round(times[1], 1),
+        "backend": backend,
     }
 
 
