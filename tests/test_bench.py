@@ -9,7 +9,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-import lstm_compile
 from lstm_compile.bench import memory, problem, run, timing
 from lstm_compile.bench.cases import Case, grid, lengths_of, own_case, read_lengths
 from lstm_compile.bench.config import BenchConfig
@@ -28,6 +27,12 @@ FAST = BenchConfig(device="cpu", threads=1, repeats=2, seconds=0.0)
 PLAIN = [name for name in ALL if name != "compiled"]  # what compiles nothing
 SIZES = ["--batch", "3", "--time", "5", "--input", "2", "--hidden", "4"]
 QUICK = [*SIZES, "--repeats", "2", "--seconds", "0", "--device", "cpu", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_calibrated(monkeypatch):
+    """Calibration compiles; what `auto` takes without one is enough here."""
+    monkeypatch.setattr(problem, "calibrate", lambda *sizes, **options: None)
 
 
 def backends(*names):
@@ -168,15 +173,13 @@ def test_building_a_case_leaves_the_random_state_alone():
     assert all(torch.equal(first.params[name], second.params[name]) for name in first.params)
 
 
-def test_the_choice_of_auto_is_asked_for(monkeypatch):
+def test_the_choice_of_auto_is_measured_and_explained(monkeypatch):
     given = build(TINY, torch.device("cpu"), "training", seed=0)
-    calls = []
-    explain = lambda *args, **options: calls.append((args, options)) or "compiled: measured"  # noqa: E731
-    monkeypatch.setattr(lstm_compile, "explain_backend", explain, raising=False)
-    assert problem.chosen(given, "training") == "compiled: measured"
-    ((args, options),) = calls
-    assert args[1:] == (4, 6)
-    assert options["training"] is True
+    asked = {}
+    monkeypatch.setattr(problem, "calibrate", lambda *sizes, **options: asked.update(options))
+    assert problem.calibrated(given, "training").startswith("vendor, ")
+    assert asked["training"]
+    assert asked["ragged"] is (TINY.lengths == "uniform")
 
 
 # ---- timing

@@ -77,7 +77,7 @@ def rows_of(
     mode: Mode,
     timings: Mapping[str, Timing],
     peaks: Mapping[str, Peak],
-    choice: str,
+    choice: str = "",
 ) -> list[Row]:
     """One row for each backend that was timed."""
     rivals = {name: timings[name] for name in RIVALS if name in timings}

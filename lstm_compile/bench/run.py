@@ -126,16 +126,20 @@ def _measure(
 ) -> list[Row]:
     problem = build(case, device, mode, config.seed)
     with tf32(case.precision == "tf32"):
-        choice = calibrated(problem, mode) if "auto" in contestants else ""
         steps = {
             name: step_of(contestant, name, problem, mode)
             for name, contestant in contestants.items()
         }
-        timings = interleave(
-            steps, config.repeats, config.seconds, config.seed, _synchronize(device)
-        )
+        choices: list[str] = []
+
+        def calibrate() -> None:
+            if "auto" in contestants:
+                choices.append(calibrated(problem, mode))
+
+        budget = config.repeats, config.seconds, config.seed
+        timings = interleave(steps, *budget, _synchronize(device), calibrate)
     peaks = _peaks(contestants, case, mode, config, device) if config.memory else {}
-    return rows_of(case, mode, timings, peaks, choice)
+    return rows_of(case, mode, timings, peaks, *choices)
 
 
 def _synchronize(device: torch.device) -> Callable[[], object]:

@@ -57,6 +57,7 @@ def interleave(
     seconds: float,
     seed: int,
     synchronize: Callable[[], object] = lambda: None,
+    after_first: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
     """Time the steps in rounds, each round in a random order.
 
@@ -67,6 +68,7 @@ def interleave(
             one much slower than the fastest in 2.
         seed: of the order.
         synchronize: waits for the device; part of every call.
+        after_first: called when every step has run once, and compiled what it compiles.
     """
 
     def clock(step: Step) -> float:
@@ -80,6 +82,7 @@ def interleave(
         return once if once > BLOCK else min(once, clock(step), clock(step))
 
     timings = {name: Timing(clock(step), []) for name, step in steps.items()}
+    after_first()
     plans = _plans({name: estimate(step) for name, step in steps.items()}, repeats, seconds)
     order = random.Random(seed)
     gc.collect()
