@@ -170,8 +170,10 @@ def _packed(
 ) -> Outputs:
     """Rows ordered by length; each span of time runs those that are still active."""
     lengths = torch.full((x.shape[0],), x.shape[1]) if lengths is None else lengths
-    packing = pack_rows(lengths, x.shape[1], x.device, cut, min_rows)
-    h0, c0 = h0.index_select(1, packing.order), c0.index_select(1, packing.order)
+    packing = pack_rows(
+        lengths, x.shape[1], x.device, cut, min_rows=min_rows, mirror=any(backwards)
+    )
+    h0, c0 = packing.arrange(h0), packing.arrange(c0)
     x, states = packing.pack(x), list[list[Tensor]]()
     for depth, layer in enumerate(layers):
         x = torch.nn.functional.dropout(x, dropout) if depth and dropout else x
@@ -206,7 +208,7 @@ def _chunked(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: Te
         y, h, c = _Chunked.apply(packing, *tensors)  # type: ignore[no-untyped-call]
     else:
         y, h, c = chunked.infer(packing, *tensors)
-    return y, h.index_select(0, packing.rank), c.index_select(0, packing.rank)
+    return y, packing.restore(h), packing.restore(c)
 
 
 def _first_order(

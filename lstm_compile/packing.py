@@ -31,7 +31,7 @@ class Moves(NamedTuple):
 
     source: Tensor  # (packed,) int64 into the flattened (batch * time), whose size means zeros
     target: Tensor  # (batch * time,) int64 into the packed steps, whose number means zeros
-    mirror: Tensor  # (packed,) int64, the same row's step counted from its end
+    mirror: Tensor | None  # (packed,) int64, the same row's step counted from its end
     padding: Tensor  # (packed, 1) bool
 
 
@@ -40,17 +40,12 @@ class Packing(NamedTuple):
 
     spans: tuple[Span, ...]
     moves: Moves
-    order: Tensor  # (rows,) int64, which row of the batch each packed row is
-    rank: Tensor  # (batch,) int64, where each row of the batch is packed
+    order: Tensor | None  # (rows,) int64, which row of the batch each packed row is; None: its own
+    rank: Tensor | None  # (batch,) int64, where each row of the batch is packed; None: its own
     final: Tensor  # (batch,) int64, the packed step that is each row's last valid one
     empty: Tensor | None  # (batch, 1) bool, True where a row has no valid step; None: all have
     shape: tuple[int, int]  # (batch, time)
     ragged: bool  # whether any span holds padding
-
-    @property
-    def rows(self) -> int:
-        """How many rows are packed: the batch, or `min_rows`."""
-        return len(self.order)
 
     def pack(self, x: Tensor) -> Tensor:
         """`x` (batch, time, features) as (packed, features), zero in the padding."""
@@ -63,14 +58,24 @@ class Packing(NamedTuple):
 
     def reverse(self, packed: Tensor) -> Tensor:
         """The packed steps with each row's valid ones in reverse."""
-        return _move(packed, self.moves.mirror, self.moves.mirror)
+        mirror = self.moves.mirror
+        assert mirror is not None, "packed without mirror=True"
+        return _move(packed, mirror, mirror)
+
+    def arrange(self, state: Tensor) -> Tensor:
+        """`state` (..., batch, features) in packed order, (..., rows, features)."""
+        return state if self.order is None else state.index_select(-2, self.order)
+
+    def restore(self, state: Tensor) -> Tensor:
+        """`state` (..., rows, features) in the batch's order, (..., batch, features)."""
+        return state if self.rank is None else state.index_select(-2, self.rank)
 
     def last(self, packed: Tensor, default: Tensor) -> Tensor:
         """(batch, features) of each row's last valid step, `default` (rows, features) if none."""
         picked = packed.index_select(0, self.final)
-        if self.empty is None:
-            return picked
-        return torch.where(self.empty, default.index_select(0, self.rank), picked)
+        return (
+            picked if self.empty is None else torch.where(self.empty, self.restore(default), picked)
+        )
 
     def pieces(self, packed: Tensor) -> list[Tensor]:
         """(packed, features) as views (steps, rows, features), one a span."""
@@ -87,7 +92,9 @@ def pack_rows(
     time: int,
     device: torch.device,
     cut: Callable[[list[int]], list[tuple[int, int]]],
+    *,
     min_rows: int = 1,
+    mirror: bool = False,
 ) -> Packing:
     """Plan one batch. In numpy, whose calls cost a fraction of torch's on so few numbers.
 
@@ -98,27 +105,26 @@ def pack_rows(
         cut: from the number of active rows at each step up to the longest row's last, to spans
             (start, steps); the last may reach beyond it.
         min_rows: spans with fewer active rows run this many; the others are padding.
+        mirror: whether the packed steps will be reversed.
     """
     length = lengths.numpy()
-    order = np.argsort(-length, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    if missing := max(0, min_rows - len(length)):
-        order = np.pad(order, (0, missing))
-    ordered = length[order]
-    ordered[len(length) :] = 0
-    active = len(ordered) - np.cumsum(np.bincount(ordered))[:-1]
-    counts = active.tolist()
+    counts = (len(length) - np.cumsum(np.bincount(length))[:-1]).tolist()
     spans = tuple(Span(start, steps, max(counts[start], min_rows)) for start, steps in cut(counts))
     begins = _begins(spans)
-    moves = _moves(begins, ordered, order, length, rank, time)
-    final = begins[np.maximum(length - 1, 0)] + rank
+    if len(spans) == 1 and spans[0].rows == len(length):
+        order = rank = np.arange(len(length))
+        ordered, own = length, True
+    else:
+        order, rank, ordered = _ordered(length, min_rows)
+        own = False
+    moves = _moves(begins, ordered, order, length, rank, time, mirror)
+    final = np.where(length > 0, begins[np.maximum(length - 1, 0)] + rank, 0)
     to = partial(_to, device=device)
     return Packing(
         spans,
         Moves(*map(to, moves)),
-        to(order),
-        to(rank),
+        to(None if own else order),
+        to(None if own else rank),
         to(final),
         None if length.all() else to((length == 0)[:, None]),
         (len(length), time),
@@ -126,8 +132,19 @@ def pack_rows(
     )
 
 
-def _to(array: Any, device: torch.device) -> Tensor:
-    return torch.from_numpy(array).to(device, non_blocking=True)
+def _ordered(length: Any, min_rows: int) -> tuple[Any, Any, Any]:
+    """Rows from the longest to the shortest: which each is, where each is, how long each is."""
+    order = np.argsort(-length, kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    ordered = length[order]
+    if missing := max(0, min_rows - len(length)):
+        order, ordered = np.pad(order, (0, missing)), np.pad(ordered, (0, missing))
+    return order, rank, ordered
+
+
+def _to(array: Any, device: torch.device) -> Any:
+    return None if array is None else torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def _begins(spans: Sequence[Span]) -> Any:
@@ -136,19 +153,23 @@ def _begins(spans: Sequence[Span]) -> Any:
     return np.concatenate([[0], np.cumsum(rows)])
 
 
-def _moves(begins: Any, ordered: Any, order: Any, length: Any, rank: Any, time: int) -> Any:
+def _moves(
+    begins: Any, ordered: Any, order: Any, length: Any, rank: Any, time: int, mirror: bool
+) -> Any:
     """The fields of `Moves`, as numpy arrays."""
     packed, rows = np.arange(begins[-1]), np.diff(begins)
     step = np.repeat(np.arange(len(rows)), rows)
     row = packed - np.repeat(begins[:-1], rows)
     own = ordered[row]
     padding = step >= own
-    mirror = np.where(padding, packed, begins[np.maximum(own - 1 - step, 0)] + row)
+    opposite = None
+    if mirror:
+        opposite = np.where(padding, packed, begins[np.maximum(own - 1 - step, 0)] + row)
     source = order[row] * time + step
     source[padding] = len(length) * time
     target = begins[np.minimum(np.arange(time), len(rows))] + rank[:, None]
     target[np.arange(time) >= length[:, None]] = len(packed)
-    return source, target.ravel(), mirror, padding[:, None]
+    return source, target.ravel(), opposite, padding[:, None]
 
 
 def _move(x: Tensor, index: Tensor, back: Tensor) -> Tensor:

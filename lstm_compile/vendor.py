@@ -88,9 +88,10 @@ def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: 
         h, c = h[0], c[0]
         outputs.append(y.flatten(0, 1))
     y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    h, c = torch.cat([h, *reversed(ended_h)]), torch.cat([c, *reversed(ended_c)])
-    h = packing.last(y, h0) if packing.ragged else h.index_select(0, packing.rank)
-    return y, h, c.index_select(0, packing.rank)
+    c = packing.restore(torch.cat([c, *reversed(ended_c)]) if ended_c else c)
+    if packing.ragged:
+        return y, packing.last(y, h0), c
+    return y, packing.restore(torch.cat([h, *reversed(ended_h)]) if ended_h else h), c
 
 
 def _active(state: Tensor, rows: int, ended: list[Tensor]) -> Tensor:
