@@ -8,8 +8,10 @@ import pytest
 # spinning on the core that the thread they waited for had to run on. Read as torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # torch's own default, so that `train`, run in this process, leaves the user's cache folder alone
-GRAPHS = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", GRAPHS)
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"),
+)
 
 import torch
 
