@@ -62,8 +62,11 @@ def command(
         cases = [own_case(own, given)]
     out = output.console(as_json)
     with sigterm_as_ctrl_c(ctx):
+        from lstm_compile.cache import use_local_cache
         from lstm_compile.devices import find_device
         from lstm_compile.export.bench import run_bench
+
+        use_local_cache()
 
         device = find_device(config.device)
         cases = cases or grid(device.type, quick=quick, precision=precision)

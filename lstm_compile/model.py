@@ -109,7 +109,7 @@ def forward(
         params: see `param_shapes`; all of one dtype and device.
         config: the architecture.
         x: (batch, time, input_size).
-        lengths: (batch,) int64, or None where every step is valid.
+        lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
         state: initial state of the LSTM stack, zeros if None.
         training: whether dropout acts.
         backend: as in `lstm_compile.lstm`.
@@ -128,6 +128,7 @@ def forward(
         weights, scaled, lengths, state,
         dropout=config.dropout, training=training, backend=backend, chunk=chunk,
     )  # fmt: skip
+    lengths = None if lengths is None else lengths.to(x.device)
     pooled = pool(steps, lengths, config.pooling, params.get("pooling.weight"))
     prediction = linear(
         dropout(pooled, config.head_dropout, training), params["head.weight"], params["head.bias"]

@@ -30,14 +30,19 @@ def lstm(
         params: flat, with nn.LSTM's keys, as `dict(nn.LSTM(...).named_parameters())` gives them;
             the number of layers, directions and biases is read off the keys.
         x: (batch, time, input_size), in the weights' dtype; under autocast in any float dtype.
-        lengths: (batch,) int64, 0 <= length <= time, or None where every step is valid. What
-            stands in the padding changes nothing, NaN and inf included.
+        lengths: (batch,) int64, 0 <= length <= time, or None where every step is valid. On the
+            CPU even beside data on a device, they are read without waiting for it. What stands in
+            the padding changes nothing, NaN and inf included.
         state: initial `LSTMState`, h and c each (num_layers * num_directions, batch, hidden_size);
             zeros if None.
         dropout: probability of dropping a value between layers, in training.
         training: whether dropout acts.
         backend: `reference`, `compiled`, `vendor` or `auto`.
         chunk: steps unrolled in one graph by `compiled`.
+
+    In plain eager code rows are ordered by length, and each span of time runs only those that have
+    not ended; `auto` takes what was measured to be fastest (see `explain_backend`), in traced or
+    transformed code `vendor`.
 
     Returns:
         output (batch, time, num_directions * hidden_size), exactly 0 at t >= length, and the state

@@ -251,7 +251,7 @@ def test_what_train_prints_in_a_pipe(trained):
     assert result.stderr == ""
     assert "\x1b" not in result.stdout
     assert titles(result.stdout) == [
-        *("data", "parts", "run", "stopped", "model", "validation"),
+        *("data", "parts", "run", "stopped", "backend", "model", "validation"),
         *("baseline", "baseline", "baseline", "verdict", "next"),
     ]
     assert lines[0].endswith("data.npz: 2 features, 2 classes")
@@ -264,9 +264,11 @@ def test_what_train_prints_in_a_pipe(trained):
         assert re.fullmatch(rf"epoch {number}: {epoch}, [\d.]+ s(  best)?", line)
     assert lines[5] == "stopped     all epochs done"
     model = rf"model       {re.escape(str(run))}/model\.safetensors \(\d+ kB, [\d.]+ s\)"
-    assert re.fullmatch(model, lines[6])
-    assert re.fullmatch(r"validation  accuracy .*, macro_f1 .*, loss .* \(6 sequences\)", lines[7])
-    assert lines[8].startswith("baseline    majority class: accuracy 50.00 %, macro_f1 33.33 %")
+    why = r"\d+ s in the recurrence do not pay for compiling"
+    assert re.fullmatch(rf"backend     vendor, {why}", lines[6])
+    assert re.fullmatch(model, lines[7])
+    assert re.fullmatch(r"validation  accuracy .*, macro_f1 .*, loss .* \(6 sequences\)", lines[8])
+    assert lines[9].startswith("baseline    majority class: accuracy 50.00 %, macro_f1 33.33 %")
     assert lines[-1] == f"next        lstm-compile export {run} --onnx"
 
 
@@ -289,7 +291,7 @@ def test_train_prints_one_json_object(here):
     assert result.stdout.count("\n") == 1
     found = json.loads(result.stdout)
     assert list(found) == [
-        *("run", "seconds", "compile_seconds", "epochs", "stopped", "tested_on"),
+        *("run", "seconds", "compile_seconds", "backend", "epochs", "stopped", "tested_on"),
         *("task", "rows", "metrics", "baselines", "verdict", "interval"),
     ]
     assert (found["run"], found["epochs"], found["stopped"]) == ("runs/data-1", 2, "epochs")
