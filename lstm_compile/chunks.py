@@ -10,7 +10,7 @@ derived by hand from the equations of `lstm_compile.cell`.
 import torch
 from torch import Tensor
 
-from lstm_compile.products import step_product
+from lstm_compile.products import add_step_product, step_product
 
 Steps = list[Tensor]
 
@@ -25,9 +25,7 @@ def _unroll(
     """The chunk's steps: hidden states, activated gates and cell states, K of each."""
     hidden, gates, cells = [], [], []
     for share, mask in zip(projected, masks, strict=True):
-        # added gate by gate: Inductor would turn the sum of a product into one that copies first
-        parts = zip(share.chunk(4, -1), step_product(h, weight).chunk(4, -1), strict=True)
-        i, f, g, o = (a.to(c.dtype) + b.to(c.dtype) for a, b in parts)
+        i, f, g, o = add_step_product(share, h, weight).to(c.dtype).chunk(4, -1)
         i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), _tanh(g), torch.sigmoid(o)
         c = torch.where(mask, f * c + i * g, c)
         h = torch.where(mask, (o * _tanh(c)).to(h.dtype), h)
@@ -86,19 +84,16 @@ def backward_chunk(
         mask = masks[t]
         i, f, g, o = gates[t].chunk(4, -1)
         tanh_c = _tanh(cells[t + 1])
-        total_h = torch.where(mask, grad_y[t], 0.0) + grad_h
-        total_c = grad_c + total_h * o * (1 - tanh_c * tanh_c)
+        total_h = torch.where(mask, grad_y[t] + grad_h, 0.0)
+        total_c = torch.where(mask, grad_c + total_h * o * (1 - tanh_c * tanh_c), 0.0)
         parts = (
             total_c * g * i * (1 - i),
             total_c * cells[t] * f * (1 - f),
             total_c * i * (1 - g * g),
             total_h * tanh_c * o * (1 - o),
         )
-        grad_gates = torch.cat(
-            [torch.where(mask, part, 0.0).to(weight.dtype) for part in parts], -1
-        )
-        carried = step_product(grad_gates, weight).to(grad_h.dtype)
-        grad_h = torch.where(mask, carried, grad_h)
+        grad_gates = torch.cat(parts, -1).to(weight.dtype)
+        grad_h = torch.where(mask, step_product(grad_gates, weight).to(grad_h.dtype), grad_h)
         grad_c = torch.where(mask, total_c * f, grad_c)
         out.append(grad_gates)
     return out[::-1], grad_h, grad_c

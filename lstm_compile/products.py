@@ -33,10 +33,23 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def step_product(x: Tensor, weight: Tensor) -> Tensor:
     """The same for the few rows of one step, in code that torch.compile traces."""
+    return _onednn_product(x, weight) if _pays(weight) else x @ weight.t()
+
+
+def add_step_product(base: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`base` (rows, out) plus that product."""
+    if _pays(weight):
+        return base + _onednn_product(x, weight)
+    return torch.addmm(base, x, weight.t())
+
+
+def _pays(weight: Tensor) -> bool:
     on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    if on_cpu and min(weight.shape) >= ONEDNN_WIDTH:
-        return torch.ops.lstm_compile.product(x, weight)  # type: ignore[no-any-return]
-    return x @ weight.t()
+    return on_cpu and min(weight.shape) >= ONEDNN_WIDTH
+
+
+def _onednn_product(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.lstm_compile.product(x, weight)  # type: ignore[no-any-return]
 
 
 @torch.library.impl(_library, "product", "CPU")
