@@ -8,19 +8,35 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import flags_of, values_of
+from lstm_compile.cli.options import OF_TRAINING, flags_of, values_of
 from lstm_compile.data.columns import TableOptions
 
 if TYPE_CHECKING:
     from lstm_compile.data.roles import Roles
+    from lstm_compile.data.series_roles import SeriesRoles
 
 
 @click.command(cls=Command)
 @click.argument("model", required=False, type=click.Path(path_type=Path), metavar="[RUN|MODEL]")
 @click.argument("data", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@flags_of(TableOptions)
-def command(model: Path | None, data: str | None, as_json: bool, **options: Any) -> None:
+@click.option(
+    "--stride", type=click.IntRange(1), default=1, show_default=True,
+    help="Steps between the origins of forecasts.",
+)  # fmt: skip
+@click.option(
+    "--plot", type=click.Path(path_type=Path),
+    help="Draw forecasts against the truth: a .png, .svg or .pdf file.",
+)  # fmt: skip
+@flags_of(TableOptions, *OF_TRAINING)
+def command(
+    model: Path | None,
+    data: str | None,
+    as_json: bool,
+    stride: int,
+    plot: Path | None,
+    **options: Any,
+) -> None:
     """Measure a model on DATA, beside the baselines of its run.
 
     RUN is a run folder, a .safetensors or an .onnx file; left out, the newest run. DATA is a
@@ -33,7 +49,7 @@ def command(model: Path | None, data: str | None, as_json: bool, **options: Any)
 
     source = model or newest_run()
     table = TableOptions(**values_of(TableOptions, options))
-    found: list[Roles | None] = []
+    found: list[Roles | SeriesRoles | None] = []
     out = output.console(as_json)
     with output.reading(out) as progress:
         evaluation = evaluate_file(
@@ -42,6 +58,8 @@ def command(model: Path | None, data: str | None, as_json: bool, **options: Any)
             table=table,
             on_data=lambda rows: found.append(rows.roles),
             progress=progress,
+            stride=stride,
+            plot=plot,
         )
     if as_json:
         return output.print_json(evaluation.to_dict())
@@ -49,9 +67,10 @@ def command(model: Path | None, data: str | None, as_json: bool, **options: Any)
         out,
         ("model", str(source)),
         *output.columns(found[0]),
-        ("result", f"{output.metrics(evaluation.metrics)} ({evaluation.rows} sequences)"),
+        ("result", output.result(evaluation)),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
+        *([("plot", str(plot))] if plot else []),
         ("next", _next(source)),
     )
     return None

@@ -11,6 +11,7 @@ from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import flags_of
 from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.shipped import SERIES
 
 SHOWN = 12  # a line names no more
 BAR = 40  # widest bar of the histogram
@@ -34,8 +35,10 @@ def command(source: str, as_json: bool, **options: Any) -> None:
     found = inspect_source(source, asked)
     if as_json:
         return output.print_json(found)
-    is_data = found["kind"] == "data"
-    shown = _data(source, found, asked) if is_data else _model(source, found)
+    if found["kind"] == "series":
+        shown = _series(source, found, asked)
+    else:
+        shown = _data(source, found, asked) if found["kind"] == "data" else _model(source, found)
     output.lines(output.console(as_json), *shown)
     return None
 
@@ -59,6 +62,17 @@ def _data(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[L
         yield "next", f"lstm-compile predict RUN {shlex.quote(source)} --output predictions.csv"
     else:
         yield "next", output.command("train", Path(source), *_flags(asked, found))
+
+
+def _series(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[Line]:
+    yield "data", f"{source}: {found['series']} series, {found['rows']} steps of {found['step']}"
+    yield "columns", found["columns"]
+    yield "from, to", f"{found['from']}, {found['to']}"
+    yield "lengths", ", ".join(f"{name} {value:g}" for name, value in found["lengths"].items())
+    yield "season", f"{found['season']} steps"
+    yield "missing", _counts(found["missing"]) or "none"
+    task = [] if source in SERIES else ["--task", "forecast"]
+    yield "next", output.command("train", Path(source), *task, *_flags(asked, {"missing": None}))
 
 
 def _columns(columns: dict[str, Any]) -> Iterator[Line]:

@@ -4,28 +4,37 @@ import csv
 import tomllib
 from collections.abc import Callable
 from dataclasses import Field, fields
-from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import FORECAST, ModelConfig
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.training.config import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-TEXTS = ("data", "test")
+TEXTS = ("data", "test", "task")
+OF_TRAINING = ("known", "static", "calendar")  # flags of tables that only `train` has
 SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "training": TrainingConfig,
     "table": TableOptions,
 }
-# what checks a section's values; the data decide a model's task and sizes later
+
+
+def _check_model(**values: Any) -> None:
+    """Check what some task takes; the data decide the task and the sizes later."""
+    try:
+        ModelConfig(task=FORECAST, input_size=1, output_size=1, **values)
+    except InputError:
+        ModelConfig(task="classify", input_size=1, output_size=1, **values)
+
+
 CHECKS: dict[str, Callable[..., Any]] = {
-    "model": partial(ModelConfig, task="classify", input_size=1, output_size=1),
+    "model": _check_model,
     "training": TrainingConfig,
     "table": TableOptions,
 }
@@ -43,6 +52,19 @@ def names(value: Any) -> tuple[str, ...]:
     if not all(found) or not found:
         raise click.BadParameter(f"expected names of columns parted by commas, got {value!r}")
     return tuple(found)
+
+
+def numbers(value: Any) -> tuple[float, ...]:
+    """Numbers parted by commas, or a config file's list.
+
+    Raises:
+        BadParameter: one is no number.
+    """
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(float(part) for part in parts)
+    except (TypeError, ValueError) as error:
+        raise click.BadParameter(f"expected numbers parted by commas, got {value!r}") from error
 
 
 def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
@@ -63,7 +85,14 @@ def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
 
 def values_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
     """Of a command's options, those that are fields of `cls`."""
-    return {field.name: options[field.name] for field in _tunable(cls)}
+    return {f.name: options[f.name] for f in _tunable(cls) if f.name in options}
+
+
+def given_of(ctx: click.Context, cls: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Of them, those that a flag or a config file gave."""
+    default = click.core.ParameterSource.DEFAULT
+    values = values_of(cls, options)
+    return {n: value for n, value in values.items() if ctx.get_parameter_source(n) != default}
 
 
 def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -87,7 +116,7 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
 def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
     if title not in SECTIONS or not isinstance(values, dict):
         raise click.BadParameter(
-            f"{path}: unknown key {title!r}; known are data, test, "
+            f"{path}: unknown key {title!r}; known are {', '.join(TEXTS)}, "
             + ", ".join(f"[{name}]" for name in SECTIONS)
         )
     known = [field.name for field in _tunable(SECTIONS[title])]
@@ -118,7 +147,7 @@ def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     return click.option(
         name, field.name, type=kind, default=field.default,
         show_default=shown or field.metadata["unset"],
-        metavar="NAMES" if kind is names else None,
+        metavar={names: "NAMES", numbers: "NUMBERS"}.get(kind) if callable(kind) else None,
         help=field.metadata["help"],
     )  # fmt: skip
 
@@ -127,6 +156,8 @@ def _kind(hint: Any) -> Any:
     choices = get_args(hint)
     if hint == tuple[str, ...]:
         return names
+    if hint == tuple[float, ...]:
+        return numbers
     if NoneType in choices:
         return _kind(choices[0])
     return click.Choice(choices) if choices else hint

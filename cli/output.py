@@ -14,9 +14,11 @@ from lstm_compile.files import to_json
 
 if TYPE_CHECKING:
     from lstm_compile.data.roles import Roles
+    from lstm_compile.data.series_roles import SeriesRoles
+    from lstm_compile.evaluation import Evaluation
     from lstm_compile.export.report import ParityReport
 
-PERCENT = ("accuracy", "macro_f1")
+PERCENT = ("accuracy", "macro_f1", "mape", "smape", "coverage")
 
 
 def console(json_wanted: bool) -> Console:
@@ -30,6 +32,11 @@ def print_json(value: Any) -> None:
     click.echo(to_json(value))
 
 
+def rows_of(task: str) -> str:
+    """What the rows of a task are called."""
+    return "windows" if task == "forecast" else "sequences"
+
+
 def metric(name: str, value: float) -> str:
     """A metric as a person reads it: `99.33 %`, or four digits."""
     return f"{100 * value:.2f} %" if name in PERCENT else f"{value:.4g}"
@@ -38,6 +45,11 @@ def metric(name: str, value: float) -> str:
 def metrics(values: dict[str, float]) -> str:
     """All metrics on one line."""
     return ", ".join(f"{name} {metric(name, value)}" for name, value in values.items())
+
+
+def result(evaluation: "Evaluation") -> str:
+    """The metrics of a model, and on how many rows."""
+    return f"{metrics(evaluation.metrics)} ({evaluation.rows} {rows_of(evaluation.task)})"
 
 
 def baselines(values: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
@@ -62,7 +74,7 @@ def reading(out: Console) -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-def columns(roles: "Roles | None") -> list[tuple[str, str]]:
+def columns(roles: "Roles | SeriesRoles | None") -> list[tuple[str, str]]:
     """What each column of a long table is, for `lines`; nothing for other data."""
     return [("columns", roles.description)] if roles else []
 

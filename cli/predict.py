@@ -2,14 +2,17 @@
 
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import flags_of
+from lstm_compile.cli.options import OF_TRAINING, flags_of
 from lstm_compile.data.columns import TableOptions
+
+if TYPE_CHECKING:
+    from lstm_compile.export.predict import Predictions
 
 SHOWN = 6  # a line names no more columns
 
@@ -22,7 +25,7 @@ SHOWN = 6  # a line names no more columns
     help="The .csv or .parquet file to write; one that is there is replaced.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@flags_of(TableOptions, "target")
+@flags_of(TableOptions, "target", *OF_TRAINING)
 def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -> None:
     """Write what a model says of each sequence of DATA.
 
@@ -57,9 +60,16 @@ def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -
     output.lines(
         out,
         ("model", str(model)),
-        ("rows", f"{rows} sequences"),
+        ("rows", _rows(predictions)),
         ("columns", ", ".join(columns[:SHOWN]) + more),
         ("wrote", f"{path} ({output.size(path)}, {seconds:.1f} s)"),
         ("next", output.command("inspect", model)),
     )
     return None
+
+
+def _rows(predictions: "Predictions") -> str:
+    count = len(predictions.values)
+    if predictions.steps is None:
+        return f"{count} sequences"
+    return f"{count * predictions.values.shape[1]}, {count} series"

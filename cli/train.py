@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal, sigterm_as_ctrl_c
-from lstm_compile.cli.options import flags_of, read_config, values_of
-from lstm_compile.config import ModelConfig
+from lstm_compile.cli.options import flags_of, given_of, read_config
+from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.columns import TableOptions
+from lstm_compile.settings import resolve
 from lstm_compile.training.config import TrainingConfig
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("data", default="spoken-digits")
+@click.option(
+    "--task", type=click.Choice(get_args(Task)), is_eager=True,
+    help="What to learn.  [default: what the data are good for]",
+)  # fmt: skip
 @click.option("--test", help="File of held-out sequences; a bundled data set brings its own.")
 @click.option(
     "--output", "folder", type=click.Path(path_type=Path), help="Run folder [runs/DATA-N]"
@@ -39,6 +44,7 @@ def command(
     ctx: click.Context,
     /,
     data: str,
+    task: Task | None,
     test: str | None,
     folder: Path | None,
     as_json: bool,
@@ -53,19 +59,21 @@ def command(
     loss are kept in the run folder.
     """
     out = output.console(as_json)
-    training = TrainingConfig(**values_of(TrainingConfig, options))
-    table = TableOptions(**values_of(TableOptions, options))
+    model, training, table = (
+        given_of(ctx, cls, options) for cls in (ModelConfig, TrainingConfig, TableOptions)
+    )
+    settings = resolve(data, task, model, training, table)
     with sigterm_as_ctrl_c(ctx):
         from lstm_compile.cache import use_local_cache
         from lstm_compile.training.job import prepare
         from lstm_compile.training.run import run
 
         use_local_cache()
-        model = values_of(ModelConfig, options)
         with output.reading(out) as progress:
             job = prepare(
-                data, model, training, test=test, output=folder, table=table, progress=progress
-            )
+                data, settings.model, settings.training, test=test, output=folder,
+                table=settings.table, task=settings.task, progress=progress,
+            )  # fmt: skip
         _begin(out, job)
         outcome = run(job, _epoch_printer(out))
     _end(out, job, outcome)
@@ -78,13 +86,14 @@ def command(
 def _begin(out: Console, job: "Job") -> None:
     parts, schema = job.parts, job.parts.train.schema
     kind = f"{len(schema.classes)} classes" if schema.classes else f"targets {schema.targets}"
+    rows = output.rows_of(job.config.task)
     output.lines(
         out,
         ("data", f"{job.data}: {len(schema.features)} features, {kind}"),
         *output.columns(parts.train.roles),
         (
             "parts",
-            f"{len(parts.train)} sequences to train, {len(parts.validation)} to validate"
+            f"{len(parts.train)} {rows} to train, {len(parts.validation)} to validate"
             + (f", {len(parts.test)} to test" if parts.tested_on == "test" else ""),
         ),
         *([("init", job.warm.line())] if job.warm else []),
@@ -154,7 +163,7 @@ def _end(out: Console, job: "Job", outcome: "Outcome") -> None:
         *([("refit", _refit(job, outcome))] if outcome.refitted else []),
         ("backend", outcome.backend),
         ("model", f"{path} ({output.size(path)}, {_times(outcome)})"),
-        (outcome.tested_on, f"{output.metrics(evaluation.metrics)} ({evaluation.rows} sequences)"),
+        (outcome.tested_on, output.result(evaluation)),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
         ("next", output.command("export", job.folder, "--onnx")),

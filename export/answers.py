@@ -2,24 +2,25 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lstm_compile.checkpoint import Model, to_device
 from lstm_compile.compiling import can_compile
+from lstm_compile.data.sequences import Given
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
-from lstm_compile.export.runtime import Floats, Lengths, ask, open_session
+from lstm_compile.export.runtime import Inputs, ask, open_session
 from lstm_compile.model import predict
 from lstm_compile.recurrence import Backend
 
 Answers = npt.NDArray[Any]
-Answer = Callable[[Floats, Lengths], Answers]
+Answer = Callable[[Inputs], Answers]
 
 # a short chunk compiles fast; the arithmetic of a longer one is the same
 CHUNK = 2
@@ -81,7 +82,8 @@ def answer_of(runtime: str, model: Model, data: bytes) -> Answer:
     device = "cuda" if runtime.endswith("-cuda") else "cpu"
     if runtime.startswith("onnxruntime"):
         cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
-        return partial(ask, open_session(data, [cuda] if device == "cuda" else None))
+        session = open_session(data, [cuda] if device == "cuda" else None)
+        return lambda inputs: ask(session, **inputs)
     if runtime == "openvino":
         return _openvino_answer(data)
     backend: Backend = "compiled" if runtime.startswith("compiled") else "vendor"
@@ -91,13 +93,22 @@ def answer_of(runtime: str, model: Model, data: bytes) -> Answer:
 def _torch_answer(model: Model, backend: Backend) -> Answer:
     some = next(iter(model.params.values()))
 
-    def answer(x: Floats, lengths: Lengths) -> Answers:
-        inputs = torch.from_numpy(x).to(some), torch.from_numpy(lengths).to(some.device)
+    def answer(inputs: Inputs) -> Answers:
+        found = {name: _like(torch.from_numpy(value), some) for name, value in inputs.items()}
+        x, lengths = found.pop(names.INPUT), found.pop(names.LENGTHS)
         with torch.no_grad(), full_precision():
-            result = predict(model.params, model.config, *inputs, backend=backend, chunk=CHUNK)
+            result = predict(
+                model.params, model.config, x, lengths,
+                given=Given(**found), backend=backend, chunk=CHUNK,
+            )  # fmt: skip
         return result.cpu().numpy()
 
     return answer
+
+
+def _like(value: Tensor, some: Tensor) -> Tensor:
+    """On the device of `some`, and numbers with a fraction in its dtype."""
+    return value.to(some) if value.is_floating_point() else value.to(some.device)
 
 
 def _openvino_answer(data: bytes) -> Answer:
@@ -108,8 +119,8 @@ def _openvino_answer(data: bytes) -> Answer:
     core = openvino.Core()
     compiled = core.compile_model(core.read_model(data, b""), "CPU", options)
 
-    def answer(x: Floats, lengths: Lengths) -> Answers:
-        return np.array(compiled({names.INPUT: x, names.LENGTHS: lengths})[0])
+    def answer(inputs: Inputs) -> Answers:
+        return np.array(compiled(inputs)[0])
 
     return answer
 

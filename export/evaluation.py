@@ -1,9 +1,11 @@
 """Evaluate a trained model on a data set, from its run folder, its file or its ONNX file."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -11,17 +13,29 @@ from torch import Tensor
 
 from lstm_compile.baselines import Baseline, from_tensors
 from lstm_compile.checkpoint import load_model
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import FORECAST, ModelConfig
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.columns import TableOptions
-from lstm_compile.data.files import table_options
+from lstm_compile.data.examples import Examples
+from lstm_compile.data.files import locate, table_options
+from lstm_compile.data.folders import is_table
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.sequences import Batch, Sequences
+from lstm_compile.data.series import read_series
+from lstm_compile.data.series_table import Split
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.export.predict import load_onnx
+from lstm_compile.export.runtime import OnnxModel
+from lstm_compile.forecast.backtest import backtest, headline_of
+from lstm_compile.forecast.plot import check_plot, plot_forecasts
+from lstm_compile.forecast.scaling import target_deviation
+from lstm_compile.forecast.windows import Windows, require, split_windows, thinned
 from lstm_compile.runs import BASELINES_FILE
 from lstm_compile.training.prediction import predict_all
+from lstm_compile.training.series import windows_of
+
+BATCH = 256  # windows that are answered together
 
 
 class Predictor(NamedTuple):
@@ -30,7 +44,7 @@ class Predictor(NamedTuple):
     config: ModelConfig
     schema: Schema
     training: dict[str, Any]
-    predict: Callable[[Sequences], Tensor]  # (rows, output_size), as `forward` gives
+    predict: Callable[[Any], Tensor]  # of sequences or windows, as `complete` gives
 
 
 def evaluate_file(
@@ -38,8 +52,10 @@ def evaluate_file(
     data: str | None = None,
     *,
     table: TableOptions | None = None,
-    on_data: Callable[[Sequences], None] = lambda data: None,
+    on_data: Callable[[Examples], None] = lambda data: None,
     progress: Callable[[int, int], None] | None = None,
+    stride: int = 1,
+    plot: Path | None = None,
 ) -> Evaluation:
     """Measure a model on data, beside the baselines stored next to it.
 
@@ -50,6 +66,8 @@ def evaluate_file(
         table: the columns of a long table; those left open are the ones of training.
         on_data: given the data once they are read.
         progress: called with rows done and rows in all, while a long table is read.
+        stride: steps between the origins of forecasts.
+        plot: a picture of forecasts to draw.
 
     Raises:
         InputError: a file that cannot be read, or data that do not fit the model.
@@ -60,8 +78,18 @@ def evaluate_file(
         )
     source = Path(source)
     model = _from_onnx(source) if source.suffix == ".onnx" else _from_safetensors(source)
+    if plot is not None:
+        check_plot(plot)
     name = data or _trained_on(source, model)
     options = table_options(name, table, model.training)
+    if model.config.task == FORECAST:
+        windows = unseen_windows(name, model, options, stride, progress)
+        on_data(windows)
+        if plot is not None:
+            plot_forecasts(plot, model.predict, model.config, windows)
+        return backtest_model(model, windows, _baselines(source))
+    if plot is not None:
+        raise InputError(f"plot is for task forecast, the model's is {model.config.task}")
     rows = load_dataset(name, "test", schema=model.schema, table=options, progress=progress)
     on_data(rows)
     if not len(rows):
@@ -70,9 +98,12 @@ def evaluate_file(
 
 
 def _trained_on(source: Path, model: Predictor) -> str:
-    name = model.training.get("data")
+    name = str(model.training.get("data"))
     if name in BUNDLED:
-        return str(name)
+        return name
+    # the end of a table of series is its own test part
+    if model.config.task == FORECAST and is_table(name) and Path(name).exists():
+        return name
     raise InputError(
         f"{source}: trained on {name}, which has no test part of its own; name the data: "
         f"lstm-compile evaluate {source} DATA"
@@ -92,7 +123,7 @@ def _baselines(source: Path) -> dict[str, Baseline]:
 def _from_safetensors(source: Path) -> Predictor:
     model = load_model(source)
 
-    def predict(data: Sequences) -> Tensor:
+    def predict(data: Examples) -> Tensor:
         return predict_all(model.params, model.config, data)
 
     return Predictor(model.config, model.schema, model.training, predict)
@@ -103,9 +134,60 @@ def _from_onnx(source: Path) -> Predictor:
         raise InputError(f"{source}: no such file; make one with `lstm-compile export --onnx`")
     model, config, schema, training = load_onnx(source)
 
+    def forecast(data: Windows) -> Tensor:
+        return torch.cat([_ask(model, batch) for batch in _batches(data)])
+
     def predict(data: Sequences) -> Tensor:
         rows = data.x.split(data.lengths.tolist())
         answer = torch.from_numpy(model.predict([row.numpy() for row in rows]))
         return answer.clamp(min=1e-30).log() if config.task == "classify" else answer
 
-    return Predictor(config, schema, training, predict)
+    return Predictor(config, schema, training, forecast if config.task == FORECAST else predict)
+
+
+def _batches(data: Windows) -> Iterator[Batch]:
+    for indices in torch.arange(len(data)).split(BATCH):
+        yield data.gather(indices)
+
+
+def _ask(model: OnnxModel, batch: Batch) -> Tensor:
+    inputs = {"x": batch.x, "lengths": batch.lengths, **batch.given._asdict()}
+    arrays = {name: value.numpy() for name, value in inputs.items() if value is not None}
+    return torch.from_numpy(model.forecast_padded(arrays))
+
+
+def unseen_windows(
+    name: str,
+    model: Predictor,
+    options: TableOptions | None,
+    stride: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Windows:
+    """The windows of a table that a model has not seen: those from the start of its test part on.
+
+    Raises:
+        InputError: the table does not fit the model, or holds no such window.
+    """
+    begin = model.training.get("test_from")
+    split = Split(-math.inf, -math.inf if begin is None else float(begin))
+    path = locate(name, "test")
+    table = read_series(path, options, schema=model.schema, split=split, progress=progress)
+    windows = require(windows_of(table, model.config), "test")
+    tested = split_windows(windows)["test"]
+    if not len(tested):
+        at = table.stamps(np.array([split.test]).astype(table.ticks.dtype))[0]
+        raise InputError(
+            f"{name}: no window of {model.config.horizon} steps from {at} on, where the test part "
+            "begins; what lies before it the model was trained on"
+        )
+    return thinned(tested, stride)
+
+
+def backtest_model(
+    model: Predictor, windows: Windows, baselines: Mapping[str, Baseline]
+) -> Evaluation:
+    """Roll the origin over windows; see `forecast.backtest`."""
+    deviation = model.training.get("target_deviation") or target_deviation(windows).tolist()
+    headline = headline_of(str(model.training.get("loss", "mse")))
+    units = torch.tensor(deviation, dtype=torch.float64)
+    return backtest(model.predict, model.config, windows, baselines, units, headline)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lstm_compile.data.columns import TableOptions
-from lstm_compile.data.files import BUNDLED, locate, read_table
+from lstm_compile.data.files import BUNDLED, SERIES, locate, read_table
 from lstm_compile.data.folders import is_table
 from lstm_compile.data.profile import profile
 from lstm_compile.data.roles import Roles
@@ -43,14 +43,56 @@ def inspect_source(name: str, options: TableOptions | None = None) -> dict[str, 
     """
     path = Path(name)
     if name in BUNDLED:
-        return {"kind": "data", **inspect_data(name, options)}
+        return {"kind": "data"} | inspect_data(name, options)
     if (path / MODEL_FILE).is_file():
         return {"kind": "run", **inspect_run(path)}
     if path.suffix == ".safetensors":
         return {"kind": "safetensors", **inspect_safetensors(path)}
     if path.suffix == ".onnx":
         return {"kind": "onnx", **inspect_onnx(path)}
-    return {"kind": "data", **inspect_data(name, options)}
+    return {"kind": "data"} | inspect_data(name, options)
+
+
+def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
+    """Series to forecast, whatever is missing in them.
+
+    Returns:
+        `kind` (`series`), `path`, `series` (how many), `rows`, `step`, `from` and `to`, `lengths`
+        (min, median, max), `missing` (values of each column that no row has), `targets`,
+        `features`, `season` (steps) and `columns` (one line).
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    import numpy as np
+
+    from lstm_compile.data.series import read_series  # loads pyarrow
+
+    options = replace(
+        options, gaps=options.gaps or "forward", duplicates=options.duplicates or "last"
+    )
+    table = read_series(path, options)
+    stamps = [str(stamp) for stamp in table.stamps(np.sort(table.ticks)[[0, -1]])]
+    counts = dict(zip(table.roles.values, table.missing.sum(0).tolist(), strict=True))
+    return {
+        "kind": "series",
+        "path": path,
+        "series": len(table.lengths),
+        "rows": len(table.x),
+        "step": table.info.clock.name,
+        "season": table.info.clock.season,
+        "from": stamps[0],
+        "to": stamps[1],
+        "lengths": {
+            "min": int(table.lengths.min()),
+            "median": float(np.median(table.lengths)),
+            "max": int(table.lengths.max()),
+        },
+        "missing": {name: count for name, count in counts.items() if count},
+        "targets": list(table.schema.targets),
+        "features": list(table.schema.features),
+        "columns": table.roles.description,
+    }
 
 
 def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, Any]:
@@ -59,12 +101,15 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
     Returns:
         `path`, `part` (of a bundled one), `columns` (of a long table: `id`, `time`, `target` as
         lists of names, which roles were `inferred`, and what was `left_out` with its kind),
-        `unlabelled` (why no label could be read, else None), and the fields of `Profile`.
+        `unlabelled` (why no label could be read, else None), and the fields of `Profile`; of series
+        to forecast what `inspect_series` gives.
 
     Raises:
         InputError: it cannot be read.
     """
-    path = locate(name, "train")
+    path, asked = locate(name, "train"), options or TableOptions()
+    if name in SERIES or asked.given_for_series:
+        return inspect_series(str(path), asked)
     table, unlabelled = _read(path, options or TableOptions())
     missing = {}
     if table.roles is not None:

@@ -3,7 +3,7 @@
 Loads no torch.
 """
 
-from lstm_compile.config import Task
+from lstm_compile.config import ModelConfig, Task
 
 INTERFACE_VERSION = "1"
 OPSET_VERSION = 17
@@ -14,17 +14,27 @@ PRODUCER = "lstm_compile"
 
 INPUT = "x"  # float32 [batch, time, features], in the user's own units
 LENGTHS = "lengths"  # int64 [batch]
+KNOWN_FUTURE = "known_future"  # float32 [batch, horizon, known], in the user's own units
+STATIC = "static"  # int64 [batch, statics], codes of categories
+SERIES_LOCATION = "series_location"  # float32 [batch, levels], of each target and past covariate
+SERIES_SCALE = "series_scale"  # float32 [batch, levels], above 0
 BATCH = "batch"
 TIME = "time"
 
-# classify: float32 [batch, classes]; regress: float32 [batch, targets], in the user's own units
-OUTPUTS: dict[Task, str] = {"classify": "probabilities", "regress": "value"}
+# classify: float32 [batch, classes]; regress: float32 [batch, targets], in the user's own units;
+# forecast: float32 [batch, horizon, targets] or [batch, horizon, targets, quantiles], likewise
+OUTPUTS: dict[Task, str] = {
+    "classify": "probabilities",
+    "regress": "value",
+    "forecast": "forecast",
+}
 
 METADATA_KEYS = (
     "interface_version",
     "format",
     "profile",
     "task",
+    "inputs",
     "config",
     "schema",
     "training",
@@ -33,3 +43,28 @@ METADATA_KEYS = (
 ONNX_FILE = "model.onnx"
 PARITY_FILE = "parity.json"
 SELFTEST_FILE = "selftest.json"
+
+
+def inputs_of(config: ModelConfig) -> dict[str, tuple[str, list[str | int]]]:
+    """Element type and shape of every input of a model's file, by name."""
+    levels = config.level_size
+    given: dict[str, tuple[str, list[str | int]]] = {
+        KNOWN_FUTURE: ("float32", [BATCH, config.steps_out, config.known_size]),
+        STATIC: ("int64", [BATCH, len(config.static_sizes)]),
+        SERIES_LOCATION: ("float32", [BATCH, levels]),
+        SERIES_SCALE: ("float32", [BATCH, levels]),
+    }
+    return {
+        INPUT: ("float32", [BATCH, TIME, config.input_size]),
+        LENGTHS: ("int64", [BATCH]),
+        **{name: given[name] for name in config.given},
+    }
+
+
+def output_of(config: ModelConfig) -> tuple[str, list[str | int]]:
+    """Name and shape of the output of a model's file; it is float32."""
+    shape: list[str | int] = [BATCH, config.output_size]
+    if config.task == "forecast":
+        shape = [BATCH, config.steps_out, config.output_size]
+        shape += [len(config.quantiles)] if config.quantiles else []
+    return OUTPUTS[config.task], shape

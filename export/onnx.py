@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lstm_compile.checkpoint import Model, load_model
 from lstm_compile.config import ModelConfig
+from lstm_compile.data.sequences import Given
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.export import names
 from lstm_compile.export.graph import simplify
@@ -29,6 +30,7 @@ from lstm_compile.export.translation import translation_table
 from lstm_compile.files import write_atomically
 from lstm_compile.model import predict
 
+ELEMENTS = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 LARGEST = (1 << 31) - (1 << 20)  # protobuf's 2 GiB, less the graph
 
 
@@ -111,14 +113,13 @@ def to_onnx(model: Model) -> onnx.ModelProto:
 
 def _shown(model: Model, program: "_Program") -> Shown:
     config, value = model.config, helper.make_tensor_value_info
+    output, sizes = names.output_of(config)
     return Shown(
         inputs=[
-            value(names.INPUT, TensorProto.FLOAT, [names.BATCH, names.TIME, config.input_size]),
-            value(names.LENGTHS, TensorProto.INT64, [names.BATCH]),
+            value(name, ELEMENTS[kind], shape)
+            for name, (kind, shape) in names.inputs_of(config).items()
         ],
-        outputs=[
-            value(names.OUTPUTS[config.task], TensorProto.FLOAT, [names.BATCH, config.output_size])
-        ],
+        outputs=[value(output, TensorProto.FLOAT, sizes)],
         weights=program.names,
         reshaped=_reshaped(model),
         layers=layer_names(config),
@@ -138,6 +139,7 @@ def metadata(model: Model) -> dict[str, str]:
         "format": names.FORMAT,
         "profile": names.PROFILE,
         "task": model.config.task,
+        "inputs": json.dumps(list(names.inputs_of(model.config))),
         "config": model.config.to_json(),
         "schema": model.schema.to_json(),
         "training": json.dumps(model.training, sort_keys=True),
@@ -162,18 +164,28 @@ class _Program(nn.Module):
         for buffer, name in self.names.items():
             self.register_buffer(buffer, model.params[name].detach().float().cpu())
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor, *given: Tensor) -> Tensor:
         params = {name: self.get_buffer(buffer) for buffer, name in self.names.items()}
-        return predict(params, self.config, x, lengths)
+        named = Given(**dict(zip(self.config.given, given, strict=True)))
+        return predict(params, self.config, x, lengths, given=named)
 
 
 def _translate(program: _Program, config: ModelConfig) -> Any:
     # sizes of 2 or more: torch.export takes a size of 1 for a constant
-    x, lengths = torch.zeros(3, 5, config.input_size), torch.tensor([5, 2, 0])
-    batch, time = (torch.export.Dim(name, min=1) for name in (names.BATCH, names.TIME))
+    sizes = {names.BATCH: 3, names.TIME: 5}
+    dims = {name: torch.export.Dim(name, min=1) for name in sizes}
+    inputs, dynamic = [], []
+    for kind, shape in names.inputs_of(config).values():
+        known = [sizes[size] if isinstance(size, str) else size for size in shape]
+        inputs.append(torch.ones(known, dtype=getattr(torch, kind)))
+        dynamic.append({axis: dims[size] for axis, size in enumerate(shape) if size in dims})
+    inputs[1] = torch.tensor([5, 2, 0])
+    if names.STATIC in config.given:
+        inputs[list(names.inputs_of(config)).index(names.STATIC)].zero_()
+    given = (tuple(dynamic[2:]),) if config.given else ()
     with quiet():
         exported = torch.export.export(
-            program.eval(), (x, lengths), dynamic_shapes=({0: batch, 1: time}, {0: batch})
+            program.eval(), tuple(inputs), dynamic_shapes=(*dynamic[:2], *given)
         )
         translated = torch.onnx.export(
             exported,

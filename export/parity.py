@@ -22,9 +22,10 @@ from lstm_compile.export.answers import (
     choose_runtimes,
     reference,
 )
-from lstm_compile.export.cases import Case, all_cases, draw
+from lstm_compile.export.cases import Case, all_cases, draw, target_statistics
 from lstm_compile.export.reading import OnnxFile, read_onnx
 from lstm_compile.export.report import ParityReport, Row
+from lstm_compile.export.runtime import Inputs
 
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy")
 LONG = 512
@@ -68,18 +69,32 @@ def tolerance(time: int) -> float:
     return 1e-4 if time > LONG else 1e-5
 
 
-def answer_units(model: Model) -> npt.NDArray[np.float64]:
-    """What a difference of 1 in every pooled number can do to each output, (outputs,).
+def answer_units(model: Model, expected: Answers) -> npt.NDArray[np.float64]:
+    """What differences are measured in, of the shape of `expected` (rows, ...) or wider.
 
-    1 for probabilities, which cannot move further. For values the sum of the head's weights, at
+    For classes and numbers what a difference of 1 in every pooled number can do to each output: 1
+    for probabilities, which cannot move further. For values the sum of the head's weights, at
     least 1, times the target scaler's scale: the answer is as exact as the states it is made of.
+    For forecasts the deviation of each target in training; where forecasts are powers of what the
+    network gives, at least each forecast's own size.
     """
+    if model.config.task == "forecast":
+        return _forecast_units(model, expected)
     if model.config.task == "classify":
         return np.ones(model.config.output_size)
     units = model.params["head.weight"].detach().abs().sum(1).clamp(min=1.0)
     if model.config.target_scaling != "none":
         units = units * model.params["target_scaler.scale"].abs()
     return np.asarray(units.cpu(), np.float64)
+
+
+def _forecast_units(model: Model, expected: Answers) -> npt.NDArray[np.float64]:
+    config = model.config
+    deviation = np.abs(np.array(target_statistics(model)[1], np.float64))
+    units = np.broadcast_to(
+        deviation[:, None] if config.quantiles else deviation, expected.shape
+    ).copy()
+    return np.maximum(units, np.abs(expected)) if config.log1p else units
 
 
 def rounding(expected: Answers) -> Answers:
@@ -90,25 +105,25 @@ def rounding(expected: Answers) -> Answers:
 
 def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row]:
     yield _metadata_row(model, file)
-    oracle, units = reference(model), answer_units(model)
-    inputs = [(case, *draw(case, model)) for case in all_cases()]
-    expected = [oracle(x, lengths) for _, x, lengths in inputs]
+    oracle = reference(model)
+    inputs = [(case, draw(case, model)) for case in all_cases()]
+    expected = [oracle(drawn) for _, drawn in inputs]
     for runtime in runtimes:
         try:
             answer = answer_of(runtime, model, file.data)
         except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
             yield Row(runtime, "load", tolerance(1), float("nan"), _one_line(error))
             continue
-        for (case, x, lengths), values in zip(inputs, expected, strict=True):
-            yield _compare(runtime, answer, case, x, lengths, values, units)
+        for (case, drawn), values in zip(inputs, expected, strict=True):
+            yield _compare(runtime, answer, case, drawn, values, answer_units(model, values))
 
 
 def _compare(
-    runtime: str, answer: Answer, case: Case, x: Any, lengths: Any, expected: Answers, units: Any
+    runtime: str, answer: Answer, case: Case, inputs: Inputs, expected: Answers, units: Any
 ) -> Row:
     allowed = tolerance(case.time)
     try:
-        found = answer(x, lengths)
+        found = answer(inputs)
     except Exception as error:  # as above
         return Row(runtime, str(case), allowed, float("nan"), _one_line(error))
     if found.shape != expected.shape:
@@ -135,8 +150,10 @@ def _check_interface(model: Model, file: OnnxFile, path: str | Path) -> None:
     config, found = model.config, file.interface
     for what, expected, value in (
         ("task", config.task, found.task),
-        ("features", config.input_size, found.features),
-        ("outputs", config.output_size, found.outputs),
+        ("features", config.input_size, found.inputs[names.INPUT][1][-1]),
+        ("outputs", names.output_of(config)[1][-1], found.output[-1]),
+        ("inputs", names.inputs_of(config), found.inputs),
+        ("output", names.output_of(config)[1], found.output),
     ):
         if expected != value:
             raise InputError(

@@ -4,18 +4,27 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import FORECAST, ModelConfig
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.files import locate, read_table, table_options
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.table import Table, check_features
 from lstm_compile.errors import InputError
-from lstm_compile.export.runtime import Floats, ModelError, OnnxModel, load
+from lstm_compile.export.runtime import (
+    Floats,
+    Inputs,
+    ModelError,
+    OnnxModel,
+    load,
+)
 from lstm_compile.files import write_atomically
+
+if TYPE_CHECKING:
+    from lstm_compile.export.forecasts import Steps
 
 SUFFIXES = (".csv", ".parquet")
 BLOCK = 4096  # sequences between two reports of progress
@@ -26,19 +35,22 @@ Progress = Callable[[str, int, int], None]
 class Predictor(NamedTuple):
     """A model whatever file it came from."""
 
-    task: str
+    config: ModelConfig
     schema: Schema
     training: dict[str, Any]
     answer: Answer
+    forecast: Callable[[Inputs], Floats]  # a padded batch by the names of the file's inputs
 
 
 class Predictions(NamedTuple):
-    """What a model says of each sequence of a file, in the file's order."""
+    """What a model says of each sequence or series of a file, in the file's order."""
 
     task: str
     schema: Schema
     ids: list[str] | None  # None where the file has none
-    values: Floats  # (sequences, outputs): probabilities, or values in the targets' units
+    values: Floats  # (sequences, outputs): probabilities, or values in the targets' units; or
+    # (series, horizon, targets(, quantiles)), forecasts in these units
+    steps: "Steps | None" = None  # of forecasts
 
 
 def predict_file(
@@ -60,10 +72,15 @@ def predict_file(
         InputError: a file that cannot be read, or data that do not fit the model.
     """
     model = open_model(Path(source))
+    if model.config.task == FORECAST:
+        from lstm_compile.export.forecasts import forecast_series  # loads pyarrow
+
+        options, path = table_options(data, options, model.training), locate(data, "test")
+        found = forecast_series(model.config, model.schema, model.forecast, path, options, progress)
+        return Predictions(FORECAST, model.schema, *found)
     table = _read(model, data, options, progress)
-    if not len(table.lengths):
-        raise InputError(f"{data}: holds no sequence; name a file with at least one")
-    return Predictions(model.task, model.schema, table.ids, _answer_all(model, table, progress))
+    values = _answer_all(model, table, progress)
+    return Predictions(model.config.task, model.schema, table.ids, values)
 
 
 def open_model(source: Path) -> Predictor:
@@ -96,12 +113,18 @@ def check_output(path: Path, *inputs: str | Path) -> None:
 
 
 def columns(predictions: Predictions) -> dict[str, Any]:
-    """The columns of the output file by name, each (sequences,).
+    """The columns of the output file by name, one row a sequence, or one a series and step.
 
     `id`, or `sequence` with the numbers from 0 where the data have none (followed by `_` where a
     target is called so); then `prediction` and `probability_CLASS` for each class, or one column
-    a target.
+    a target. For forecasts `id` where the series have one, the time, and one column a target, or
+    one a target and quantile called `TARGET_0.1`.
     """
+    if predictions.steps is not None:
+        from lstm_compile.export.forecasts import Forecasts, forecast_columns  # loads pyarrow
+
+        found = Forecasts(predictions.ids, predictions.values, predictions.steps)
+        return forecast_columns(predictions.schema, found)
     values, schema = predictions.values, predictions.schema
     if predictions.task == "classify":
         answers: dict[str, Any] = {
@@ -191,14 +214,17 @@ def load_onnx(source: Path) -> Exported:
 
 def _from_onnx(source: Path) -> Predictor:
     found = load_onnx(source)
-    return Predictor(found.config.task, found.schema, found.training, found.model.predict)
+    return Predictor(
+        found.config, found.schema, found.training, found.model.predict, found.model.forecast_padded
+    )
 
 
 def _from_safetensors(source: Path) -> Predictor:
     import torch
 
     from lstm_compile.checkpoint import load_model
-    from lstm_compile.data.sequences import Sequences
+    from lstm_compile.data.sequences import Given, Sequences
+    from lstm_compile.model import complete
     from lstm_compile.training.prediction import predict_all
 
     params, config, schema, training = load_model(source)
@@ -212,4 +238,10 @@ def _from_safetensors(source: Path) -> Predictor:
         found = found.softmax(-1) if config.task == "classify" else found
         return np.asarray(found.cpu().numpy(), np.float32)
 
-    return Predictor(config.task, schema, training, answer)
+    def forecast(inputs: Inputs) -> Floats:
+        found = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in inputs.items()}
+        x, lengths = found.pop("x"), found.pop("lengths")
+        with torch.inference_mode():
+            return complete(params, config, x, lengths, given=Given(**found)).numpy()
+
+    return Predictor(config, schema, training, answer, forecast)

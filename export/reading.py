@@ -19,8 +19,8 @@ class Interface(NamedTuple):
     """What a file takes and gives."""
 
     task: Task
-    features: int
-    outputs: int  # classes, or targets
+    inputs: dict[str, tuple[str, list[str | int]]]  # element type and shape, as `names.inputs_of`
+    output: list[str | int]  # shape
 
 
 class OnnxFile(NamedTuple):
@@ -56,31 +56,37 @@ def read_onnx(path: str | Path) -> OnnxFile:
 
 
 def _interface(model: ModelProto) -> Interface:
-    inputs = {value.name: value for value in model.graph.input}
-    outputs = {value.name: value for value in model.graph.output}
+    inputs = {value.name: _described(value) for value in model.graph.input}
+    outputs = {value.name: _described(value) for value in model.graph.output}
     tasks = [task for task, name in names.OUTPUTS.items() if set(outputs) == {name}]
-    if set(inputs) != {names.INPUT, names.LENGTHS} or not tasks:
+    if not {names.INPUT, names.LENGTHS} <= set(inputs) or not tasks:
         raise InputError(
             f"expected inputs {names.INPUT}, {names.LENGTHS} and one output of "
             f"{', '.join(names.OUTPUTS.values())}; found inputs {', '.join(inputs) or 'none'} and "
             f"outputs {', '.join(outputs) or 'none'}; export it again"
         )
-    output = outputs[names.OUTPUTS[tasks[0]]]
-    _check_type(inputs[names.LENGTHS], TensorProto.INT64, 1)
-    features = _check_type(inputs[names.INPUT], TensorProto.FLOAT, 3)
-    return Interface(tasks[0], features, _check_type(output, TensorProto.FLOAT, 2))
+    (kind, shape) = outputs[names.OUTPUTS[tasks[0]]]
+    rank = 2 if tasks[0] != "forecast" else max(3, len(shape))
+    _check_type(names.OUTPUTS[tasks[0]], (kind, shape), "float32", rank)
+    _check_type(names.LENGTHS, inputs[names.LENGTHS], "int64", 1)
+    _check_type(names.INPUT, inputs[names.INPUT], "float32", 3)
+    return Interface(tasks[0], inputs, shape)
 
 
-def _check_type(value: ValueInfoProto, element: int, rank: int) -> int:
-    """The last size of a tensor that must be of this element type and rank."""
+def _described(value: ValueInfoProto) -> tuple[str, list[str | int]]:
+    """Element type, by NumPy's name where it is one of ours, and shape."""
     found = value.type.tensor_type
-    sizes = [size.dim_value or size.dim_param for size in found.shape.dim]
-    if found.elem_type != element or len(sizes) != rank:
+    sizes: list[str | int] = [size.dim_param or size.dim_value for size in found.shape.dim]
+    name = TensorProto.DataType.Name(found.elem_type)
+    return {"FLOAT": "float32", "INT64": "int64"}.get(name, name), sizes
+
+
+def _check_type(name: str, found: tuple[str, list[str | int]], element: str, rank: int) -> None:
+    if found[0] != element or len(found[1]) != rank:
         raise InputError(
-            f"{value.name} must be {TensorProto.DataType.Name(element)} of {rank} dimensions, "
-            f"found {TensorProto.DataType.Name(found.elem_type)} {sizes}; export it again"
+            f"{name} must be {element} of {rank} dimensions, found {found[0]} {found[1]}; "
+            "export it again"
         )
-    return int(found.shape.dim[-1].dim_value)
 
 
 def _refuse_external_data(model: ModelProto) -> None:

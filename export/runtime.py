@@ -5,6 +5,7 @@ Copy it into another program and write `from runtime import load`, or leave it w
     model = load("model.onnx")
     answers = model.predict([a, b])  # arrays (time, features) of any lengths -> (2, outputs)
     names = model.labels(answers)  # for task `classify`
+    ahead = model.forecast([a, b])  # for task `forecast` -> (2, horizon, targets)
 
 It guards what ONNX Runtime lacks: a batch of 0 rows or steps ends the process there, lengths out
 of range read other rows, and a NaN in one step becomes a NaN answer without a word.
@@ -12,7 +13,7 @@ of range read other rows, and a NaN in one step becomes a NaN answer without a w
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -24,11 +25,15 @@ import onnxruntime
 
 Floats = npt.NDArray[np.float32]
 Lengths = npt.NDArray[np.int64]
+Inputs = dict[str, npt.NDArray[Any]]  # arrays by the names that the file gives its inputs
 
 INTERFACE_VERSION = "1"
 FORMAT = "lstm_compile"
 INPUT, LENGTHS = "x", "lengths"
-OUTPUTS = {"classify": "probabilities", "regress": "value"}
+KNOWN_FUTURE, STATIC = "known_future", "static"
+SERIES_LOCATION, SERIES_SCALE = "series_location", "series_scale"
+OUTPUTS = {"classify": "probabilities", "regress": "value", "forecast": "forecast"}
+CONSTANT = 1e-6  # a deviation below this share of the mean is rounding
 KINDS = "biuf"  # NumPy's letters of the types that float32 can stand for
 SHOWN = 12  # a one-line error lists no more names
 # every tensor that lies in another file has this key, after its length or an overlong varint's end
@@ -40,11 +45,17 @@ class ModelError(ValueError):
 
 
 class Schema(NamedTuple):
-    """The names of features, and of either classes or targets, in the model's order."""
+    """The names of features, and of either classes or targets, in the model's order.
+
+    `series` is of a forecasting model: `kind` and `step` of its clock, `known` and `calendar`
+    covariates, `statics` with their `categories`, and whether the last feature is the `indicator`
+    of filled steps.
+    """
 
     features: tuple[str, ...]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
+    series: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +63,7 @@ class OnnxModel:
     """An exported file, ready to answer; as thread-safe as its onnxruntime session.
 
     Attributes:
-        task: `classify` or `regress`.
+        task: `classify`, `regress` or `forecast`.
         schema: names of features and of classes or targets.
         metadata: the file's metadata_props as they are: `config`, `training` and others in JSON.
         session: the onnxruntime session, for what is not covered here.
@@ -67,6 +78,141 @@ class OnnxModel:
     def outputs(self) -> int:
         """Numbers an answer has: classes, or targets."""
         return len(self.schema.classes or self.schema.targets)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The architecture: `horizon`, `context`, `quantiles` and others."""
+        return dict(json.loads(self.metadata["config"]))
+
+    def forecast(
+        self,
+        histories: Sequence[npt.ArrayLike],
+        known_future: npt.ArrayLike | None = None,
+        static: Sequence[Sequence[str | int]] | None = None,
+        batch_size: int = 256,
+    ) -> Floats:
+        """Forecast series of different lengths, one horizon ahead.
+
+        Args:
+            histories: arrays (time, features), in the units of the training data, the latest step
+                last. Of longer ones the last `config["context"]` steps are read; all of them give
+                location and scale where the model wants these of a series.
+            known_future: (series, horizon, known), the covariates that are known in the horizon,
+                calendar columns last (see `calendar`); where the model has any.
+            static: the categories of each series, or their codes; where the model has any.
+            batch_size: series that are answered together.
+
+        Returns:
+            float32 (series, horizon, targets), or (series, horizon, targets, quantiles).
+
+        Raises:
+            ModelError: another task, other columns, an unknown category, or a value that is no
+                finite float32.
+        """
+        if self.task != "forecast":
+            raise ModelError(f"forecast is of task forecast; the task of this file is {self.task}")
+        arrays = [self._array(index, history) for index, history in enumerate(histories)]
+        if not arrays:
+            return np.zeros((0, *self._answer_shape()), np.float32)
+        given = self._given(arrays, known_future, static)
+        context = int(self.config["context"])
+        x, lengths = pad([array[-context:] for array in arrays])
+        inputs: Inputs = {INPUT: x, LENGTHS: lengths, **given}
+        answers = []
+        for start in range(0, len(x), batch_size):
+            rows = slice(start, start + batch_size)
+            answers.append(self.forecast_padded({n: value[rows] for n, value in inputs.items()}))
+        return np.concatenate(answers)
+
+    def forecast_padded(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Floats:
+        """Forecast one padded batch; a model that gives one step is asked again for each step.
+
+        Args:
+            inputs: all inputs of the file by name, `known_future` for the whole horizon.
+
+        Returns:
+            As `forecast` gives.
+        """
+        inputs = dict(inputs)
+        if self.config["decoder"] != "recursive":
+            return ask(self.session, **inputs)
+        horizon, known = int(self.config["horizon"]), inputs.get(KNOWN_FUTURE)
+        lengths, rows, parts = inputs[LENGTHS], np.arange(len(inputs[INPUT])), []
+        x = np.pad(inputs[INPUT], ((0, 0), (0, horizon), (0, 0)))
+        for ahead in range(horizon):
+            time = x.shape[1] - horizon + ahead
+            inputs |= {INPUT: x[:, :time], LENGTHS: lengths + ahead}
+            if known is not None:
+                inputs[KNOWN_FUTURE] = known[:, ahead : ahead + 1]
+            parts.append(ask(self.session, **inputs))
+            row = [parts[-1][:, 0], *([] if known is None else [known[:, ahead]])]
+            step = np.concatenate(row, 1)
+            x[rows, lengths + ahead] = 0  # the indicator of gaps, where there is one
+            x[rows, lengths + ahead, : step.shape[1]] = step
+        return np.concatenate(parts, 1)
+
+    def _answer_shape(self) -> tuple[int, ...]:
+        config = self.config
+        shape = (int(config["horizon"]), self.outputs)
+        return (*shape, len(config["quantiles"])) if config["quantiles"] else shape
+
+    def _given(
+        self,
+        histories: list[Floats],
+        known_future: npt.ArrayLike | None,
+        static: Sequence[Sequence[str | int]] | None,
+    ) -> Inputs:
+        wanted = json.loads(self.metadata["inputs"])[2:]
+        inputs = ", ".join([INPUT, LENGTHS, *wanted])
+        given = {KNOWN_FUTURE: known_future, STATIC: static}
+        surplus = [
+            name for name, value in given.items() if value is not None and name not in wanted
+        ]
+        found: Inputs = {}
+        for name in surplus:
+            raise ModelError(f"{name} is no input of this model; its inputs are {inputs}")
+        if known_future is not None:
+            found[KNOWN_FUTURE] = self._known(np.asarray(known_future), len(histories))
+        if static is not None:
+            found[STATIC] = self._codes(static, len(histories))
+        if SERIES_SCALE in wanted:
+            levels = int(self.config["output_size"]) + int(self.config["past_size"])
+            pairs = [location_and_scale(history[:, :levels]) for history in histories]
+            found[SERIES_LOCATION], found[SERIES_SCALE] = (
+                np.stack(part).astype(np.float32) for part in zip(*pairs, strict=True)
+            )
+        for name in [name for name in wanted if name not in found]:
+            raise ModelError(f"{name} is missing; the model's inputs are {inputs}")
+        return found
+
+    def _known(self, found: npt.NDArray[Any], rows: int) -> Floats:
+        expected = (rows, int(self.config["horizon"]), int(self.config["known_size"]))
+        if found.shape != expected or found.dtype.kind not in KINDS:
+            raise ModelError(
+                f"known_future must be numbers of shape {expected}, found {found.dtype} "
+                f"{found.shape}"
+            )
+        array = found.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise ModelError("known_future must be finite float32 numbers")
+        return array
+
+    def _codes(self, static: Sequence[Sequence[str | int]], rows: int) -> Lengths:
+        assert self.schema.series is not None
+        categories = self.schema.series["categories"]
+        if len(static) != rows or any(len(row) != len(categories) for row in static):
+            raise ModelError(f"static must be {rows} rows of {len(categories)} categories")
+        codes = np.zeros((rows, len(categories)), np.int64)
+        for row, values in enumerate(static):
+            for column, (value, known) in enumerate(zip(values, categories, strict=True)):
+                code = known.index(value) if value in known else value
+                if not isinstance(code, int | np.integer) or not 0 <= code < len(known):
+                    raise ModelError(
+                        f"static, row {row}: unknown category {value!r}; known are "
+                        f"{_listing(known)}"
+                    )
+                codes[row, column] = code
+        return codes
 
     def predict(
         self,
@@ -91,6 +237,8 @@ class OnnxModel:
         """
         if batch_size < 1:
             raise ModelError(f"batch_size must be at least 1, got {batch_size!r}")
+        if self.task == "forecast":
+            raise ModelError("the task of this file is forecast: call model.forecast")
         if features is not None:
             self._check_names(features)
         arrays = [self._array(index, sequence) for index, sequence in enumerate(sequences)]
@@ -98,7 +246,7 @@ class OnnxModel:
         order = np.argsort([len(array) for array in arrays], kind="stable")  # little padding
         for start in range(0, len(arrays), batch_size):
             rows = order[start : start + batch_size]
-            answers[rows] = ask(self.session, *_pad([arrays[row] for row in rows]))
+            answers[rows] = ask(self.session, *pad([arrays[row] for row in rows]))
         return answers
 
     def predict_padded(self, x: npt.ArrayLike, lengths: npt.ArrayLike) -> Floats:
@@ -216,8 +364,12 @@ def open_session(data: bytes, providers: list[Any] | None = None, threads: int =
     return onnxruntime.InferenceSession(data, options, providers or ["CPUExecutionProvider"])
 
 
-def ask(session: Any, x: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> Floats:
-    """The answers (batch, outputs) to `x` (batch, time, features) with `lengths` (batch,).
+def ask(
+    session: Any, x: npt.NDArray[Any], lengths: npt.NDArray[Any], **given: npt.NDArray[Any]
+) -> Floats:
+    """The answers (batch, ...) to `x` (batch, time, features) with `lengths` (batch,).
+
+    `given` are the other inputs of a file, where it has any.
 
     Raises:
         ModelError: an empty batch or no step, which end the onnxruntime process, or lengths that
@@ -231,8 +383,32 @@ def ask(session: Any, x: npt.NDArray[Any], lengths: npt.NDArray[Any]) -> Floats:
         raise ModelError(f"lengths must be {x.shape[0]} numbers, got shape {lengths.shape}")
     _check_lengths(lengths, x.shape[1])
     inputs = {INPUT: x.astype(np.float32), LENGTHS: lengths.astype(np.int64)}
+    for name, value in given.items():
+        inputs[name] = value.astype(np.int64 if name == STATIC else np.float32)
     (answers,) = session.run(None, inputs)
     return np.asarray(answers, np.float32)
+
+
+def calendar(stamps: npt.ArrayLike, names: Sequence[str]) -> Floats:
+    """The calendar columns of stamps: sine and cosine of each of `names`.
+
+    Args:
+        stamps: datetime64 (stamps,), or texts that NumPy reads as such.
+        names: `hour`, `weekday` or `month`, as `schema.series["calendar"]` has them.
+
+    Returns:
+        float32 (stamps, 2 * names).
+    """
+    times = np.asarray(stamps, "M8[s]")
+    days, months = times.astype("M8[D]"), times.astype("M8[M]").astype(np.int64)
+    shares = {
+        "hour": (times - days) / np.timedelta64(1, "D"),
+        "weekday": (days.astype(np.int64) + 3) % 7 / 7,  # day 0 was a Thursday
+        "month": months % 12 / 12,
+    }
+    angles = [2 * np.pi * shares[name] for name in names]
+    columns = [part for angle in angles for part in (np.sin(angle), np.cos(angle))]
+    return np.stack(columns, -1).astype(np.float32) if columns else np.zeros((len(times), 0), "f4")
 
 
 def _read(path: str | PathLike[str]) -> bytes:
@@ -253,29 +429,34 @@ def _checked(session: Any) -> OnnxModel:
             f"{INTERFACE_VERSION!r}; export the model again or copy the newer runtime.py"
         )
     task, schema = metadata.get("task", ""), _schema(metadata.get("schema", ""))
-    if task not in OUTPUTS or bool(schema.classes) != (task == "classify"):
+    found = (bool(schema.classes), bool(schema.series))
+    if task not in OUTPUTS or found != (task == "classify", task == "forecast"):
         raise ModelError(f"task {task!r} does not fit its schema; export it again")
-    _check_interface(session, task, schema)
+    _check_interface(session, task, schema, metadata)
     return OnnxModel(task, schema, metadata, session)
 
 
 def _schema(text: str) -> Schema:
     try:
         values = json.loads(text)
-        lists = [[*values[name]] for name in Schema._fields]
+        lists = [[*values[name]] for name in ("features", "classes", "targets")]
+        series = values.get("series")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("metadata `schema` is damaged; export it again") from error
     if not all(isinstance(name, str) for names in lists for name in names):
         raise ModelError("metadata `schema` must hold lists of strings; export it again")
-    return Schema(*map(tuple, lists))
+    features, classes, targets = map(tuple, lists)
+    return Schema(features, classes, targets, series)
 
 
-def _check_interface(session: Any, task: str, schema: Schema) -> None:
+def _check_interface(session: Any, task: str, schema: Schema, metadata: Mapping[str, str]) -> None:
     expected = {
         INPUT: ("tensor(float)", 3, len(schema.features)),
         LENGTHS: ("tensor(int64)", 1, None),
         OUTPUTS[task]: ("tensor(float)", 2, len(schema.classes or schema.targets)),
     }
+    if task == "forecast":
+        expected |= _forecast_interface(metadata)
     found = {
         value.name: (value.type, len(value.shape), _fixed(value.shape))
         for value in (*session.get_inputs(), *session.get_outputs())
@@ -287,17 +468,47 @@ def _check_interface(session: Any, task: str, schema: Schema) -> None:
         )
 
 
+def _forecast_interface(metadata: Mapping[str, str]) -> dict[str, tuple[str, int, int | None]]:
+    try:
+        config, inputs = json.loads(metadata["config"]), json.loads(metadata["inputs"])
+        targets, quantiles = int(config["output_size"]), len(config["quantiles"])
+        levels = targets + int(config["past_size"])
+        known: dict[str, tuple[str, int, int | None]] = {
+            KNOWN_FUTURE: ("tensor(float)", 3, int(config["known_size"])),
+            STATIC: ("tensor(int64)", 2, len(config["static_sizes"])),
+            SERIES_LOCATION: ("tensor(float)", 2, levels),
+            SERIES_SCALE: ("tensor(float)", 2, levels),
+        }
+        rank, last = (4, quantiles) if quantiles else (3, targets)
+        [int(config[name]) for name in ("horizon", "context")]
+        return {
+            **{name: known[name] for name in inputs[2:]},
+            OUTPUTS["forecast"]: ("tensor(float)", rank, last),
+        }
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ModelError("metadata `config` or `inputs` are damaged; export it again") from error
+
+
 def _fixed(shape: list[Any]) -> int | None:
     """The last size, where it is the same for every input."""
     return shape[-1] if shape and isinstance(shape[-1], int) else None
 
 
-def _pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:
+def pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:
+    """Arrays (time, features) as one, with zeros behind each row's end, and their lengths."""
     lengths = np.array([len(array) for array in arrays], np.int64)
     x = np.zeros((len(arrays), max(1, int(lengths.max())), arrays[0].shape[1]), np.float32)
     for row, array in zip(x, arrays, strict=True):
         row[: len(array)] = array
     return x, lengths
+
+
+def location_and_scale(history: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Mean and deviation of each column; a deviation of 0, or of nothing, is 1."""
+    if not len(history):
+        return np.zeros(history.shape[1]), np.ones(history.shape[1])
+    mean, deviation = history.mean(0, np.float64), history.std(0, np.float64)
+    return mean, np.where(deviation <= CONSTANT * np.abs(mean), 1.0, deviation)
 
 
 def _check_lengths(lengths: npt.NDArray[Any], time: int) -> None:

@@ -33,7 +33,7 @@ def selftest(model: Model, onnx_sha256: str) -> str:
     values = {
         "interface_version": names.INTERFACE_VERSION,
         "onnx_sha256": onnx_sha256,
-        "inputs": [names.INPUT, names.LENGTHS],
+        "inputs": list(names.inputs_of(model.config)),
         "output": names.OUTPUTS[model.config.task],
         "tolerance": _tolerances(model, [case["expected"] for case in cases]),
         "cases": cases,
@@ -51,21 +51,23 @@ def _affordable(features: int) -> list[Case]:
 
 
 def _case(case: Case, model: Model, answer: Any) -> dict[str, Any]:
-    x, lengths = draw(case, model, PADDING)
+    inputs = draw(case, model, PADDING)
     return {
-        "x": _shortest(x),
-        "lengths": lengths.tolist(),
-        "expected": _shortest(answer(x, lengths)),
+        **{name: _shortest(value) for name, value in inputs.items()},
+        "expected": _shortest(answer(inputs)),
     }
 
 
-def _tolerances(model: Model, expected: list[Any]) -> list[float]:
+def _tolerances(model: Model, expected: list[Any]) -> Any:
     rows: Answers = np.concatenate([np.array(answers, np.float64) for answers in expected])
-    allowed = tolerance(1) * answer_units(model) + 2 * rounding(np.abs(rows).max(0))
-    return [float(value) for value in allowed]
+    largest = np.abs(rows).max(0)
+    allowed = tolerance(1) * answer_units(model, largest[None]) + 2 * rounding(largest)
+    return np.broadcast_to(allowed, (1, *largest.shape))[0].tolist()
 
 
 def _shortest(values: Answers) -> Any:
     """Nested lists of numbers with no more digits than float32 has."""
+    if values.dtype.kind == "i":
+        return values.tolist()
     digits = [float(str(value)) for value in values.ravel()]
     return np.array(digits).reshape(values.shape).tolist()

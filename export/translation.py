@@ -16,7 +16,8 @@ import torch
 from onnx import TensorProto, numpy_helper
 from onnxscript import opset17 as op
 
-import lstm_compile.recurrence  # noqa: F401 (defines the operator)
+import lstm_compile.forecast.ending
+import lstm_compile.recurrence  # noqa: F401 (these define the operators)
 from lstm_compile.errors import InputError
 from lstm_compile.vendor import SATURATED
 
@@ -50,7 +51,10 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     Pass it as `torch.onnx.export(..., dynamo=True, custom_translation_table=translation_table())`.
     Outputs and final states mean what they mean in `lstm_compile.lstm`, for any lengths.
     """
-    return {torch.ops.lstm_compile.recurrence.default: recurrence}
+    return {
+        torch.ops.lstm_compile.recurrence.default: recurrence,
+        torch.ops.lstm_compile.last_steps.default: last_steps,
+    }
 
 
 def recurrence(
@@ -84,6 +88,14 @@ def recurrence(
     h = _last_valid(y, rows, op.Squeeze(initial_h, _ints(0)))
     y = op.GatherND(y, rows.reversal, batch_dims=1) if reverse else y
     return op.Where(rows.valid, y, _zero()), h, op.Squeeze(c, _ints(0))
+
+
+def last_steps(x: Value, lengths: Value, size: int) -> Value:
+    """The last `size` valid steps of each row, as `forecast.ending.last_steps` gives them."""
+    wanted = op.Constant(value=numpy_helper.from_array(np.arange(-size, 0)))
+    step = op.Add(op.Unsqueeze(lengths, _ints(1)), wanted)
+    picked = op.GatherND(x, op.Unsqueeze(op.Max(step, _ints(0)), _ints(2)), batch_dims=1)
+    return op.Where(op.Unsqueeze(op.Less(step, _ints(0)), _ints(2)), _zero(), picked)
 
 
 def _dense(

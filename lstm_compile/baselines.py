@@ -3,7 +3,7 @@
 Every baseline is one affine map of one kind of features, so two tensors store it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,10 @@ from lstm_compile.features import summary_features as summary_features
 from lstm_compile.tasks import score_classes, score_targets
 
 PREFIX = "baseline."
+RIDGE_ON_WINDOWS = "ridge on windows"  # of forecasts
+KNOWN = (*FEATURES, RIDGE_ON_WINDOWS)
 MAX_ITERATIONS = 1000
+ROUNDING = 1e-9  # of a mean: what deviations that sums of squares give are exact to
 GRADIENT_TOLERANCE = 1e-6  # probabilities within 5e-4 of the optimum on the bundled data sets
 # Of 1, 10 and 100, what 5-fold cross-validation on the training parts of the bundled data sets
 # prefers for the stronger classifier, the one on 24 frames.
@@ -90,13 +93,52 @@ def fit_ridge(features: Tensor, y: Tensor, l2: float = 1.0) -> Baseline:
     Returns:
         The regression, for features that are not standardised.
     """
-    mean, deviation = _standard(features)
-    standardised = (features - mean) / deviation
-    bias = y.double().mean(0)
-    penalty = l2 * torch.eye(features.shape[1], dtype=torch.float64)
-    gram = standardised.T @ standardised + penalty
-    weight = torch.linalg.solve(gram, standardised.T @ (y.double() - bias))
-    return _on_raw_features(weight, bias, mean, deviation)
+    return ridge(moments([(features, y.double())]), l2)
+
+
+class Moments(NamedTuple):
+    """What a linear fit needs to know of its data, float64.
+
+    Attributes:
+        rows: how many.
+        mean: (columns,), of the features.
+        target_mean: (outputs,).
+        gram: (columns, columns), sums of products of centred features.
+        cross: (columns, outputs), of centred features and targets.
+    """
+
+    rows: int
+    mean: Tensor
+    target_mean: Tensor
+    gram: Tensor
+    cross: Tensor
+
+
+def moments(blocks: Iterable[tuple[Tensor, Tensor]]) -> Moments:
+    """Sum up blocks of features (rows, columns) and targets (rows, outputs), float64; at least one.
+
+    Products are summed about the first block's means, so that large offsets lose little.
+    """
+    rows, sums, centre = 0, list[Tensor](), list[Tensor]()
+    for features, y in blocks:
+        centre = centre or [features.mean(0), y.mean(0)]
+        x, y = features - centre[0], y - centre[1]
+        new = [x.sum(0), y.sum(0), x.T @ x, x.T @ y]
+        sums = [old.add_(part) for old, part in zip(sums, new, strict=True)] if sums else new
+        rows += len(x)
+    mean_x, mean_y = sums[0] / rows, sums[1] / rows
+    gram, cross = sums[2] - rows * mean_x.outer(mean_x), sums[3] - rows * mean_x.outer(mean_y)
+    return Moments(rows, centre[0] + mean_x, centre[1] + mean_y, gram, cross)
+
+
+def ridge(found: Moments, l2: float) -> Baseline:
+    """The ridge regression of `fit_ridge` from moments alone."""
+    deviation = (found.gram.diagonal() / found.rows).clamp(min=0).sqrt()
+    is_constant = deviation <= ROUNDING * found.mean.abs()
+    deviation = deviation.masked_fill(is_constant | (deviation == 0), 1.0)
+    gram = found.gram / deviation / deviation[:, None] + l2 * torch.eye(len(deviation)).double()
+    weight = torch.linalg.solve(gram, found.cross / deviation[:, None])
+    return _on_raw_features(weight, found.target_mean, found.mean, deviation)
 
 
 def fit_baselines(train: Sequences) -> dict[str, Baseline]:
@@ -174,13 +216,13 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Baseline]:
     """
     keys = [key.removeprefix(PREFIX) for key in tensors if key.startswith(PREFIX)]
     found = {key.rpartition(".")[0] for key in keys}
-    names = [name for name in FEATURES if name in found] + sorted(found - set(FEATURES))
+    names = [name for name in KNOWN if name in found] + sorted(found - set(KNOWN))
     return {name: _rebuild(name, tensors) for name in names}
 
 
 def _rebuild(name: str, tensors: Mapping[str, Tensor]) -> Baseline:
-    if name not in FEATURES:
-        raise InputError(f"unknown baseline {name!r}; known are {', '.join(FEATURES)}")
+    if name not in KNOWN:
+        raise InputError(f"unknown baseline {name!r}; known are {', '.join(KNOWN)}")
     parts = [tensors.get(f"{PREFIX}{name}.{part}") for part in Baseline._fields]
     found = [None if part is None else (part.dtype, part.ndim) for part in parts]
     if found == [(torch.float64, 2), (torch.float64, 1)]:

@@ -11,7 +11,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lstm_compile.config import ModelConfig
-from lstm_compile.data.schema import Schema
+from lstm_compile.data.schema import Schema, SeriesSchema
+from lstm_compile.data.text import numbered
 from lstm_compile.errors import InputError
 from lstm_compile.files import write_atomically
 from lstm_compile.model import Params, param_shapes
@@ -129,7 +130,18 @@ def numbered_schema(config: ModelConfig) -> Schema:
     names = tuple(f"feature_{index}" for index in range(config.input_size))
     kind = "class" if config.task == "classify" else "target"
     outputs = tuple(f"{kind}_{index}" for index in range(config.output_size))
+    if config.task == "forecast":
+        names = outputs + names[config.output_size :]
+        return Schema(names, (), outputs, series=_numbered_series(config, names))
     return Schema(names, outputs, ()) if kind == "class" else Schema(names, (), outputs)
+
+
+def _numbered_series(config: ModelConfig, names: tuple[str, ...]) -> SeriesSchema:
+    known = names[config.level_size : config.level_size + config.known_size]
+    statics = tuple(f"static_{index}" for index in range(len(config.static_sizes)))
+    categories = tuple(numbered("category", size) for size in config.static_sizes)
+    indicator = len(names) > config.level_size + config.known_size
+    return SeriesSchema("number", 1, known, (), statics, categories, indicator)
 
 
 def _checked_metadata(metadata: dict[str, str]) -> dict[str, str]:
@@ -167,6 +179,20 @@ def _check_schema(schema: Schema, config: ModelConfig) -> None:
     if found != expected:
         raise InputError(
             f"schema names {found[0]} features and {found[1]} outputs, the config has "
+            f"{expected[0]} and {expected[1]}"
+        )
+    if (config.task == "forecast") != (schema.series is not None):
+        raise InputError(f"schema does not fit task {config.task}; train again")
+    if schema.series is not None:
+        _check_series(schema.series, config)
+
+
+def _check_series(series: SeriesSchema, config: ModelConfig) -> None:
+    found = len(series.known_features), tuple(map(len, series.categories))
+    expected = config.known_size, config.static_sizes
+    if found != expected:
+        raise InputError(
+            f"schema names {found[0]} known covariates and {found[1]} categories, the config has "
             f"{expected[0]} and {expected[1]}"
         )
 

@@ -2,14 +2,19 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lstm_compile.errors import InputError
 
-Task = Literal["classify", "regress"]
+Task = Literal["classify", "regress", "forecast"]
 Pooling = Literal["last", "mean", "max", "attention", "dot-attention"]
-Scaling = Literal["none", "standard", "minmax"]
+Scaling = Literal["none", "standard", "minmax", "series", "last", "mean", "revin"]
+TargetScaling = Literal["none", "standard", "minmax"]
+Decoder = Literal["direct", "recursive"]
+WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, over `standard` of each feature
 
+FORECAST: Literal["forecast"] = "forecast"
+DERIVED = ("task", "input_size", "output_size", "past_size", "known_size", "static_sizes")
 MAX_SIZE = 1 << 16
 MAX_LAYERS = 64
 
@@ -20,12 +25,14 @@ def option(
     low: float | None = None,
     high: float | None = None,
     unset: str = "inferred",
+    only: Task | None = None,
 ) -> Any:
     """A field that is also a flag of `train`: its default, help text and inclusive range.
 
-    `unset` says what a default of None stands for.
+    `unset` says what a default of None stands for, `only` the one task that knows the field.
     """
-    return field(default=default, metadata={"help": text, "low": low, "high": high, "unset": unset})
+    metadata = {"help": text, "low": low, "high": high, "unset": unset, "only": only}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +40,10 @@ class ModelConfig:
     """The architecture of a model, with nn.LSTM's names where it has them.
 
     Attributes:
-        task: `classify` (one class a sequence) or `regress` (numbers a sequence).
-        input_size: features a step.
+        task: `classify` (one class a sequence), `regress` (numbers a sequence) or `forecast` (the
+            next steps of the sequence itself).
+        input_size: features a step; for `forecast` targets, past covariates, known covariates and
+            the indicator of gaps, in this order.
         output_size: classes, or targets.
         hidden_size: width of the state of one layer and direction.
         num_layers: stacked layers.
@@ -45,8 +54,23 @@ class ModelConfig:
         pooling: how steps become one vector: `last` valid step, `mean`, `max`, `attention` (learned
             scores), `dot-attention` (scores are dot products with the last valid step).
         scaling: what happens to each feature first: nothing, zero mean and unit deviation
-            (`standard`), or the range [0, 1] (`minmax`).
+            (`standard`), or the range [0, 1] (`minmax`). For `forecast` also location and scale of
+            each series, given as inputs (`series`), or `standard` and then within each window less
+            the last value (`last`), less the mean (`mean`), or less the mean and divided by the
+            deviation (`revin`, Kim et al. 2022); targets go the same way back.
         target_scaling: the same for regression targets; inverted in the graph.
+        context: `forecast`: steps before the origin that a window has; the linear path reads as
+            many, the LSTM as many as it is given.
+        horizon: `forecast`: steps ahead.
+        decoder: `forecast`: the whole horizon at once, or one step that is fed back.
+        quantiles: `forecast`: shares of 0 to 1, rising; empty for one number.
+        log1p: `forecast`: targets go through sign(x) log(1 + |x|), and back, before all scaling.
+        season: `forecast`: targets become differences to so many steps before; 0 leaves them.
+        linear: `forecast`: a linear path from the window of each target to its horizon, added to
+            what the LSTM gives.
+        past_size: `forecast`: covariates known up to the origin.
+        known_size: `forecast`: covariates known in the horizon too.
+        static_sizes: `forecast`: categories of each static covariate.
 
     Raises:
         InputError: a value is of the wrong type or out of range.
@@ -63,21 +87,87 @@ class ModelConfig:
     head_dropout: float = option(0.4, "Dropout before the linear head.", 0.0, 1.0)
     pooling: Pooling = option("attention", "How the steps become one vector.")
     scaling: Scaling = option("standard", "Scaling of the features, part of the model.")
-    target_scaling: Scaling = option("standard", "Scaling of regression targets, inverted inside.")
+    target_scaling: TargetScaling = option(
+        "standard", "Scaling of regression targets, inverted inside."
+    )
+    context: int = option(96, "Steps before the origin of a forecast.", 1, MAX_SIZE, only=FORECAST)
+    horizon: int = option(24, "Steps to forecast.", 1, MAX_SIZE, only=FORECAST)
+    decoder: Decoder = option(
+        "direct", "All steps at once, or one that is fed back.", only=FORECAST
+    )
+    quantiles: tuple[float, ...] = option(
+        (), "Quantiles to forecast, such as 0.1,0.5,0.9.", unset="one number", only=FORECAST
+    )
+    log1p: bool = option(False, "Forecast log(1 + x), for growth by ratios.", only=FORECAST)
+    season: int = option(
+        0, "Forecast differences to so many steps before; 0: none.", 0, MAX_SIZE, only=FORECAST
+    )
+    linear: bool = option(True, "Add a linear path from window to horizon.", only=FORECAST)
+    past_size: int = 0
+    known_size: int = 0
+    static_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("quantiles", "static_sizes"):
+            object.__setattr__(self, name, as_tuple(getattr(self, name)))
         validate(self)
         for name in ("input_size", "output_size"):
             _check_range(name, getattr(self, name), 1, MAX_SIZE)
+        self._check_forecast() if self.task == FORECAST else self._check_others()
+
+    def _check_others(self) -> None:
+        for f in fields(self):
+            if f.metadata.get("only") == FORECAST and getattr(self, f.name) != f.default:
+                raise InputError(f"{f.name} is for task forecast, the task is {self.task}")
+        if self.scaling in ("series", *WINDOW_SCALINGS):
+            raise InputError(f"scaling {self.scaling} is for task forecast, not {self.task}")
+
+    def _check_forecast(self) -> None:
+        q = self.quantiles
+        if not all(
+            0 < low < high < 1 for low, high in zip((1e-9, *q), (*q, 1 - 1e-9), strict=True)
+        ):
+            raise InputError(f"quantiles must rise and lie between 0 and 1, got {list(q)}")
+        if self.decoder == "recursive" and (q or self.past_size):
+            what = "quantiles" if q else "past covariates, whose future nobody knows"
+            raise InputError(f"decoder recursive takes no {what}; use decoder direct")
+        if self.scaling == "series" and (self.log1p or self.season):
+            raise InputError("scaling series goes without log1p and season; use another scaling")
+
+    @property
+    def level_size(self) -> int:
+        """Leading features whose level moves: targets and past covariates."""
+        return self.output_size + self.past_size
+
+    @property
+    def steps_out(self) -> int:
+        """Steps that the network gives at once."""
+        return self.horizon if self.decoder == "direct" else 1
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """Names of the inputs beside `x` and `lengths`."""
+        wanted = {
+            "known_future": self.known_size > 0,
+            "static": bool(self.static_sizes),
+            "series_location": self.scaling == "series",
+            "series_scale": self.scaling == "series",
+        }
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
 
     @property
     def num_directions(self) -> int:
         """1, or 2 for a bidirectional model."""
         return 2 if self.bidirectional else 1
 
+    def to_dict(self) -> dict[str, Any]:
+        """Every field but those of other tasks."""
+        others = () if self.task == FORECAST else FORECAST_ONLY
+        return {name: value for name, value in asdict(self).items() if name not in others}
+
     def to_json(self) -> str:
-        """The config as a JSON object with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """What `to_dict` gives as a JSON object with sorted keys."""
+        return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "ModelConfig":
@@ -87,6 +177,16 @@ class ModelConfig:
             InputError: not a JSON object, a missing or unknown key, or a value out of range.
         """
         return cls(**checked_keys(cls, text))
+
+
+FORECAST_ONLY = tuple(
+    f.name for f in fields(ModelConfig) if f.metadata.get("only") or f.name in DERIVED[3:]
+)
+
+
+def as_tuple(value: Any) -> Any:
+    """A list as JSON and TOML have it as a tuple; anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def checked_keys(cls: type, text: str) -> dict[str, Any]:
@@ -133,6 +233,12 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if choices and all(isinstance(choice, str) for choice in choices):
         if value not in choices:
             raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        return
+    if get_origin(hint) is tuple:
+        if not isinstance(value, tuple):
+            raise InputError(f"{name} must be a list, got {value!r}")
+        for item in value:
+            _check_type(name, item, choices[0])
         return
     accepted = (int, float) if hint is float else (hint,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -12,7 +13,11 @@ from lstm_compile.data.sequences import Sequences
 from lstm_compile.tasks import Metrics, metrics, score_classes, score_targets
 
 # The metric that decides, and whether more of it is better.
-HEADLINE: dict[str, tuple[str, bool]] = {"classify": ("accuracy", True), "regress": ("rmse", False)}
+HEADLINE: dict[str, tuple[str, bool]] = {
+    "classify": ("accuracy", True),
+    "regress": ("rmse", False),
+    "forecast": ("scaled_mse", False),
+}
 
 
 @dataclass(frozen=True)
@@ -20,14 +25,15 @@ class Evaluation:
     """Metrics of a model and of the baselines on the same rows, and what to make of them.
 
     Attributes:
-        task: `classify` or `regress`.
-        rows: how many sequences.
+        task: `classify`, `regress` or `forecast`.
+        rows: how many sequences, or windows of series.
         metrics: of the model.
         baselines: of each baseline, by its name.
         verdict: one sentence.
         interval: 95 % bounds of how much better the model is than the best baseline in the deciding
             metric, accuracy or rmse; above 0 is better for both. None without a baseline, or with
             too few rows to tell.
+        details: for `forecast`, what `backtest` says of each target and step ahead.
     """
 
     task: str
@@ -36,10 +42,12 @@ class Evaluation:
     baselines: dict[str, Metrics]
     verdict: str
     interval: Interval | None
+    details: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, object]:
         """What `--json` prints."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.details else {k: v for k, v in values.items() if k != "details"}
 
 
 def evaluate(
@@ -65,9 +73,13 @@ def evaluate(
     return Evaluation(config.task, len(data), own, others, sentence, interval)
 
 
-def best_of(task: str, others: Mapping[str, Metrics]) -> str:
-    """The name of the baseline with the best deciding metric; the first of equals."""
-    name, more_is_better = HEADLINE[task]
+def best_of(task: str, others: Mapping[str, Metrics], name: str = "") -> str:
+    """The name of the baseline with the best deciding metric; the first of equals.
+
+    The metric is the task's, or another of the task's called `name`.
+    """
+    own_name, more_is_better = HEADLINE[task]
+    name = name or own_name
     sign = 1 if more_is_better else -1
     return max(others, key=lambda other: sign * others[other][name])
 
@@ -89,7 +101,11 @@ def difference_interval(task: Task, own: Tensor, other: Tensor, y: Tensor) -> In
 
 
 def verdict(
-    task: str, own: Metrics, others: Mapping[str, Metrics], interval: Interval | None
+    task: str,
+    own: Metrics,
+    others: Mapping[str, Metrics],
+    interval: Interval | None,
+    name: str = "",
 ) -> str:
     """One plain sentence: whether the model beats the best baseline, by more than noise.
 
@@ -98,10 +114,11 @@ def verdict(
         own: metrics of the model.
         others: metrics of the baselines.
         interval: what `difference_interval` gives for the best of them.
+        name: the metric, where it is not the task's own.
     """
     if not others:
         return "no baseline to compare with"
-    name, best = HEADLINE[task][0], best_of(task, others)
+    name, best = name or HEADLINE[task][0], best_of(task, others, name)
     pair = f"{name} {own[name]:.4g} against {others[best][name]:.4g} of {best}"
     if interval is None:
         return f"no better than a baseline: {pair}; too few sequences to tell them apart"

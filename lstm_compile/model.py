@@ -2,10 +2,12 @@
 
 Its keys are those of the saved file: `lstm.weight_ih_l0` ..., `head.weight`, `head.bias`,
 `pooling.weight` for learned attention, `scaler.shift`, `scaler.scale`, and the same of
-`target_scaler` for regression.
+`target_scaler` for regression. For forecasting what stands between pooling and forecast is in
+`lstm_compile.forecast.network`.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,14 +15,20 @@ from torch.nn.functional import dropout, linear
 
 from lstm_compile.cell import LSTMState
 from lstm_compile.config import ModelConfig
+from lstm_compile.data.sequences import Given
+from lstm_compile.errors import InputError
+from lstm_compile.forecast.network import decoder_shapes, forecast, input_size
+from lstm_compile.forecast.rollout import roll_out
 from lstm_compile.pooling import pool
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
 from lstm_compile.scaling import Scaler
 from lstm_compile.stack import lstm
 
 Params = dict[str, Tensor]
+NOTHING = Given()
 FROZEN = ("scaler.", "target_scaler.")
 ENCODER = ("lstm.",)
+DENSE = ("head.", "decoder.", "embedding.")
 
 
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -31,7 +39,7 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "scaler.scale": (config.input_size,),
     }
     for layer in range(config.num_layers):
-        width = hidden * directions if layer else config.input_size
+        width = hidden * directions if layer else input_size(config)
         for suffix in (f"l{layer}", f"l{layer}_reverse")[:directions]:
             shapes[f"lstm.weight_ih_{suffix}"] = (4 * hidden, width)
             shapes[f"lstm.weight_hh_{suffix}"] = (4 * hidden, hidden)
@@ -40,6 +48,8 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
                 shapes[f"lstm.bias_hh_{suffix}"] = (4 * hidden,)
     if config.pooling == "attention":
         shapes["pooling.weight"] = (hidden * directions,)
+    if config.task == "forecast":
+        return {**shapes, **decoder_shapes(config)}
     shapes["head.weight"] = (config.output_size, hidden * directions)
     shapes["head.bias"] = (config.output_size,)
     if config.task == "regress":
@@ -52,8 +62,8 @@ def init_params(config: ModelConfig, seed: int) -> Params:
 
     Input and head weights are Glorot-uniform (Glorot and Bengio 2010), each gate on its own;
     recurrent weights are orthogonal gate by gate (Saxe et al. 2014); biases are zero but for the
-    forget gate's, whose `bias_ih` is 1 (Jozefowicz et al. 2015); attention scores start equal.
-    Scalers start as the identity.
+    forget gate's, whose `bias_ih` is 1 (Jozefowicz et al. 2015); attention scores start equal, and
+    the linear path of a forecast at nothing. Scalers start as the identity.
     """
     generator = torch.Generator().manual_seed(seed)
     return {name: _initial(name, shape, generator) for name, shape in param_shapes(config).items()}
@@ -71,7 +81,7 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> T
     elif ".weight_ih_" in name:
         for gate in tensor.chunk(4):
             torch.nn.init.xavier_uniform_(gate, generator=generator)
-    elif name == "head.weight":
+    elif name.startswith(DENSE) and name.endswith(".weight"):
         torch.nn.init.xavier_uniform_(tensor, generator=generator)
     return tensor
 
@@ -99,6 +109,7 @@ def forward(
     lengths: Tensor | None = None,
     state: LSTMState | None = None,
     *,
+    given: Given = NOTHING,
     training: bool = False,
     backend: Backend = "auto",
     chunk: int = DEFAULT_CHUNK,
@@ -111,17 +122,29 @@ def forward(
         x: (batch, time, input_size).
         lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
         state: initial state of the LSTM stack, zeros if None.
+        given: for `forecast`, what `config.given` names.
         training: whether dropout acts.
         backend: as in `lstm_compile.lstm`.
         chunk: as in `lstm_compile.lstm`.
 
     Returns:
         the prediction (batch, output_size): logits for `classify`, values in the user's units for
-        `regress`; and the LSTM stack's final state.
+        `regress`, what `forecast.network.forecast` gives for `forecast`; and the LSTM stack's final
+        state.
 
     Raises:
         InputError: shapes, dtypes or lengths that do not fit.
     """
+    if config.task == "forecast":
+        _check_given(config, given)
+        if given.known_future is not None:  # a recursive model takes one step at a time
+            given = given._replace(known_future=given.known_future[:, : config.steps_out])
+        if lengths is None:
+            lengths = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
+        return forecast(
+            params, config, x, lengths, given, state,
+            training=training, backend=backend, chunk=chunk,
+        )  # fmt: skip
     scaled = scaler_of(params, "scaler").apply(x) if config.scaling != "none" else x
     weights = {k.removeprefix("lstm."): v for k, v in params.items() if k.startswith("lstm.")}
     steps, state = lstm(
@@ -144,13 +167,44 @@ def predict(
     x: Tensor,
     lengths: Tensor | None = None,
     *,
+    given: Given = NOTHING,
     backend: Backend = "auto",
     chunk: int = DEFAULT_CHUNK,
 ) -> Tensor:
-    """What a user asks of the model, and what its ONNX file answers, (batch, output_size).
+    """What the model's ONNX file answers, (batch, output_size).
 
-    Class probabilities for `classify`, values in the user's units for `regress`; arguments as in
-    `forward`.
+    Class probabilities for `classify`, values in the user's units for `regress`; for `forecast`
+    (batch, steps_out, targets(, quantiles)); arguments as in `forward`.
     """
-    prediction, _ = forward(params, config, x, lengths, backend=backend, chunk=chunk)
+    prediction, _ = forward(params, config, x, lengths, given=given, backend=backend, chunk=chunk)
     return prediction.softmax(-1) if config.task == "classify" else prediction
+
+
+def complete(
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    x: Tensor,
+    lengths: Tensor,
+    *,
+    given: Given = NOTHING,
+    backend: Backend = "auto",
+    chunk: int = DEFAULT_CHUNK,
+) -> Tensor:
+    """`forward`'s prediction, and with the decoder `recursive` that of the whole horizon."""
+
+    def once(x: Tensor, lengths: Tensor, given: Given) -> Tensor:
+        options: dict[str, Any] = {"given": given, "backend": backend, "chunk": chunk}
+        return forward(params, config, x, lengths, **options)[0]
+
+    if config.task == "forecast" and config.decoder == "recursive":
+        return roll_out(once, config, x, lengths, given)
+    return once(x, lengths, given)
+
+
+def _check_given(config: ModelConfig, given: Given) -> None:
+    found = {name for name, value in given._asdict().items() if value is not None}
+    if found != set(config.given):
+        raise InputError(
+            f"given must hold {', '.join(config.given) or 'nothing'} for this model, found "
+            f"{', '.join(sorted(found)) or 'nothing'}"
+        )

@@ -9,26 +9,34 @@ from torch.nn import functional
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
+from lstm_compile.forecast.losses import cost_of, forecast_loss, score_forecasts
 from lstm_compile.model import scaler_of
 
 if TYPE_CHECKING:
     from lstm_compile.training.config import TrainingConfig
 
 Metrics = dict[str, float]
-LOSSES = {"classify": ("cross-entropy",), "regress": ("mse", "mae", "huber")}
+LOSSES = {
+    "classify": ("cross-entropy",),
+    "regress": ("mse", "mae", "huber"),
+    "forecast": ("mse", "mae", "huber"),
+    "quantiles": ("pinball",),
+}
 
 
-def loss_name(task: str, loss: str) -> str:
-    """The loss that `loss` means for `task`; `auto` is the task's first.
+def loss_name(task: str, loss: str, quantiles: tuple[float, ...] = ()) -> str:
+    """The loss that `loss` means for a task, or for quantiles; `auto` is the first there is.
 
     Raises:
         InputError: a loss of another task.
     """
+    kind = "quantiles" if quantiles else task
     if loss == "auto":
-        return LOSSES[task][0]
-    if loss not in LOSSES[task]:
+        return LOSSES[kind][0]
+    if loss not in LOSSES[kind]:
         raise InputError(
-            f"loss must be auto, {' or '.join(LOSSES[task])} for task {task}; got {loss!r}"
+            f"loss must be auto, {' or '.join(LOSSES[kind])} for "
+            f"{kind if quantiles else f'task {kind}'}; got {loss!r}"
         )
     return loss
 
@@ -40,6 +48,7 @@ def training_loss(
     prediction: Tensor,
     y: Tensor,
     class_weights: Tensor | None = None,
+    unit: Tensor | None = None,
 ) -> Tensor:
     """The scalar that training minimises.
 
@@ -52,17 +61,15 @@ def training_loss(
             in scaled units, so that every target counts alike.
         class_weights: float32 (classes,), what `balanced_weights` gives; all alike if None. The
             loss is then divided by the weights of the rows' own classes, as torch's is.
+        unit: (batch, targets), for `forecast_loss`.
     """
-    kind = loss_name(config.task, training.loss)
+    kind = loss_name(config.task, training.loss, config.quantiles)
     if kind == "cross-entropy":
         return _cross_entropy(prediction, y, training.label_smoothing, class_weights)
+    if config.task == "forecast":
+        return forecast_loss(params, config, kind, prediction, y, unit)
     scale = scaler_of(params, "target_scaler").scale
-    error = (prediction - y) / scale
-    if kind == "mse":
-        return error.square().mean()
-    if kind == "mae":
-        return error.abs().mean()
-    return functional.huber_loss(error, torch.zeros_like(error))
+    return cost_of(kind, (prediction - y) / scale).mean()
 
 
 def _cross_entropy(
@@ -111,11 +118,11 @@ def check_class_weight(task: str, class_weight: str) -> None:
     """Refuse class weights where there are no classes.
 
     Raises:
-        InputError: `balanced` for `regress`.
+        InputError: `balanced` for another task than `classify`.
     """
-    if task == "regress" and class_weight != "none":
+    if task != "classify" and class_weight != "none":
         raise InputError(
-            f"class_weight must be none for task regress, whose targets have no classes; got "
+            f"class_weight must be none for task {task}, whose targets have no classes; got "
             f"{class_weight!r}"
         )
 
@@ -130,8 +137,10 @@ def metrics(config: ModelConfig, prediction: Tensor, y: Tensor) -> Metrics:
 
     Returns:
         What `score_classes` gives and `loss` (nats) for `classify`, what `score_targets` gives for
-        `regress`.
+        `regress`, what `score_forecasts` gives for `forecast`.
     """
+    if config.task == "forecast":
+        return score_forecasts(config, prediction, y)
     if config.task == "regress":
         return score_targets(prediction, y)
     loss = float(functional.cross_entropy(prediction, y))

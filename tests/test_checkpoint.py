@@ -420,7 +420,10 @@ def test_another_dtype_is_refused(tmp_path, dtype):
         (changed_config(bias=1), "bias must be of type bool, got 1"),
         (changed_config(dropout=float("nan")), "dropout must be at least 0.0, got nan"),
         (changed_config(dropout=1.5), "dropout must be at most 1.0, got 1.5"),
-        (changed_config(task="forecast"), "task must be one of classify, regress; got 'forecast'"),
+        (
+            changed_config(task="guess"),
+            "task must be one of classify, regress, forecast; got 'guess'",
+        ),
         (changed_config(pooling=[]), "pooling must be one of last, mean, max, attention, dot-att"),
         ('{"task": "classify"}', "ModelConfig: missing keys ['input_size', 'output_size']"),
         ("[]", "ModelConfig: expected a JSON object, found list"),

@@ -103,30 +103,20 @@ def assert_refused(result, message, before, folder, *, code=2):
 
 # ---- the commands and their options
 
+FILLED = ["--gaps", "--duplicates"]
+SERIES = ["--known", "--static", "--calendar", *FILLED]
 TABLE = ["--id", "--time", "--target", "--features", "--missing"]
 OPTIONS = {
     "bench": [
-        "--quick",
-        "--backend",
-        "--precision",
-        "--json",
-        "--batch",
-        "--time",
-        "--input",
-        "--hidden",
-        "--layers",
-        "--bidirectional/--no-bidirectional",
-        "--lengths",
-        "--mode",
-        "--repeats",
-        "--seconds",
-        "--memory/--no-memory",
-        "--device",
-        "--threads",
-        "--seed",
-        "--debug",
+        *("--quick", "--backend", "--precision", "--json"),
+        *("--batch", "--time", "--input", "--hidden", "--layers"),
+        *("--bidirectional/--no-bidirectional", "--lengths", "--mode", "--repeats", "--seconds"),
+        *("--memory/--no-memory", "--device", "--threads", "--seed", "--debug"),
     ],
-    "evaluate": ["model", "data", "--json", *TABLE, "--debug"],
+    "evaluate": [
+        *("model", "data", "--json", "--stride", "--plot"),
+        *(*TABLE, *FILLED, "--debug"),
+    ],
     "export": ["run", "--onnx", "--output", "--json", "--debug"],
     "inspect": [
         "source",
@@ -136,6 +126,7 @@ OPTIONS = {
         "--target",
         "--features",
         "--missing",
+        *SERIES,
         "--debug",
     ],
     "predict": [
@@ -147,10 +138,12 @@ OPTIONS = {
         "--time",
         "--features",
         "--missing",
+        *FILLED,
         "--debug",
     ],
     "train": [
         "data",
+        "--task",
         "--test",
         "--output",
         "--config",
@@ -164,8 +157,16 @@ OPTIONS = {
         "--pooling",
         "--scaling",
         "--target-scaling",
+        "--context",
+        "--horizon",
+        "--decoder",
+        "--quantiles",
+        "--log1p/--no-log1p",
+        "--season",
+        "--linear/--no-linear",
         "--epochs",
         "--batch-size",
+        "--epoch-size",
         "--accumulate",
         "--learning-rate",
         "--optimizer",
@@ -185,6 +186,8 @@ OPTIONS = {
         "--refit/--no-refit",
         "--patience",
         "--validation",
+        "--test-share",
+        "--stride",
         "--seed",
         "--device",
         "--precision",
@@ -192,6 +195,7 @@ OPTIONS = {
         "--backend",
         "--chunk",
         *TABLE,
+        *SERIES,
         "--debug",
     ],
     "verify": ["run", "--onnx", "--json", "--debug"],
@@ -380,10 +384,13 @@ def test_flags_win_over_the_config_file_over_the_defaults(here):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("hidden_size = 3", "unknown key 'hidden_size'; known are data, test, [model], [training]"),
+        (
+            "hidden_size = 3",
+            "unknown key 'hidden_size'; known are data, test, task, [model], [training]",
+        ),
         (
             "[modle]\nhidden_size = 3",
-            "unknown key 'modle'; known are data, test, [model], [training], [table]",
+            "unknown key 'modle'; known are data, test, task, [model], [training], [table]",
         ),
         ("[model]\nhiden_size = 3", "unknown keys ['hiden_size'] in [model]; known are ['hidden"),
         ("[model]\nepochs = 3", "unknown keys ['epochs'] in [model]; known are ['hidden_size', "),
@@ -398,7 +405,10 @@ def test_flags_win_over_the_config_file_over_the_defaults(here):
         ("[training]\nseed = -1", "[training] seed must be at least 0, got -1"),
         ("data = 3", "data must be a name or a path, got 3"),
         ("test = true", "test must be a name or a path, got True"),
-        ("model = 3", "unknown key 'model'; known are data, test, [model], [training], [table]"),
+        (
+            "model = 3",
+            "unknown key 'model'; known are data, test, task, [model], [training], [table]",
+        ),
         ("not toml", "not a readable TOML file (Expected '=' after a key"),
         ("a = 1\na = 2", "not a readable TOML file (Cannot overwrite a value"),
         (b"\xff\xfe", "not a readable TOML file ("),
@@ -577,7 +587,7 @@ TRAIN_REFUSES = [
     (["nothing"], "nothing: no file here; expected files that end in .csv, .parquet, .arrow, "),
     (
         ["spoken-digit"],
-        "spoken-digit: neither a file nor a bundled data set (spoken-digits, japanese-vowels); did",
+        "spoken-digit: neither a file nor a bundled data set (spoken-digits, japanese-vowels, air",
     ),
     (["data.npz", "--hiden-size", "3"], "No such option '--hiden-size'. (Did you mean one of: "),
     (["data.npz", "--hidden-size", "x"], "Invalid value for '--hidden-size': 'x' is not a valid "),

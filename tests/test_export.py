@@ -129,6 +129,7 @@ def test_interface_is_the_frozen_one(config):
         "format": "lstm_compile",
         "profile": "portable",
         "task": task,
+        "inputs": '["x", "lengths"]',
         "config": made.config.to_json(),
         "schema": made.schema.to_json(),
         "training": '{"fingerprint": "abc", "seed": 0}',

@@ -91,7 +91,7 @@ def test_the_wheel_holds_no_module_that_is_not_there(wheel):
 def test_the_wheel_holds_the_data_and_the_type_marker(wheel):
     bundled = (ROOT / "lstm_compile/data/bundled").iterdir()
     expected = {path.relative_to(ROOT).as_posix() for path in bundled}
-    assert len(expected) == 5
+    assert len(expected) == 7
     assert expected | {"lstm_compile/py.typed"} <= wheel
 
 

@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 from lstm_compile.checkpoint import Model, load_model, save_model
 from lstm_compile.cli.app import app
 from lstm_compile.config import ModelConfig
-from lstm_compile.data.bundled import BUNDLED
 from lstm_compile.data.profile import profile
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.table import Table
@@ -77,7 +76,25 @@ def run(tmp_path_factory):
 # ---- data
 
 
-@pytest.mark.parametrize("name", BUNDLED)
+def test_series():
+    found, lines = inspect("airline")
+    assert (found["kind"], found["series"], found["rows"]) == ("series", 1, 144)
+    assert (found["step"], found["season"], found["missing"]) == ("1 month", 12, {})
+    assert lines[0] == "data        airline: 1 series, 144 steps of 1 month"
+    assert lines[2] == "from, to    1949-01-01T00:00:00, 1960-12-01T00:00:00"
+    assert lines[-1] == "next        lstm-compile train airline"
+
+
+def test_series_of_one_s_own(here):
+    rows = ["time,y", *(f"2020-01-01T{hour:02},{hour}" for hour in (0, 1, 2, 5, 6))]
+    (here / "t.csv").write_text("\n".join(rows))
+    found, lines = inspect("t.csv", "--gaps", "forward")
+    assert (found["rows"], found["missing"]) == (7, {"y": 2})
+    assert "2 steps without a row (forward)" in found["columns"]
+    assert lines[-1] == "next        lstm-compile train t.csv --task forecast --gaps forward"
+
+
+@pytest.mark.parametrize("name", ["spoken-digits", "japanese-vowels"])
 def test_every_bundled_data_set(name):
     found, lines = inspect(name)
     assert list(found) == DATA_KEYS

@@ -83,7 +83,7 @@ def test_json_and_back(config):
             {"pooling": "first"},
             "pooling must be one of last, mean, max, attention, dot-attention; got 'first'",
         ),
-        ({"scaling": "robust"}, "scaling must be one of none, standard, minmax; got 'robust'"),
+        ({"scaling": "robust"}, "scaling must be one of none, standard, minmax, series, la"),
         ({"target_scaling": 1}, "target_scaling must be one of none, standard, minmax; got 1"),
     ],
 )

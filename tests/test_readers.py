@@ -339,7 +339,7 @@ def test_bundled_data(name, part, sequences, steps, features, longest, digest):
 
 
 def test_bundled_names():
-    assert set(BUNDLED) == {"spoken-digits", "japanese-vowels"}
+    assert set(BUNDLED) == {"spoken-digits", "japanese-vowels", "airline"}
     assert load_dataset("spoken-digits", "test").features[12] == "mfcc_12"
     message = r"spoken-digit: neither a file nor a bundled .*; did you mean 'spoken-digits'\?"
     with pytest.raises(InputError, match=message):

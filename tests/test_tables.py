@@ -930,7 +930,7 @@ def test_evaluate_refuses_tables_that_do_not_fit(here, text, message):
         ),
         (
             "[tabel]\nid = 'x'",
-            "unknown key 'tabel'; known are data, test, [model], [training], [table",
+            "unknown key 'tabel'; known are data, test, task, [model], [training], [table",
         ),
     ],
 )

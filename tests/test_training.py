@@ -43,7 +43,7 @@ def test_a_step_is_pure(changes):
     params, config = setting(data, **changes)
     batch, state = gather(data, torch.arange(8)), init_adam(params)
     for _ in range(2):  # from the second step on the state is no longer zero
-        inputs = [*params.values(), *state.mean.values(), *state.square.values(), *batch]
+        inputs = [*params.values(), *state.mean.values(), *state.square.values(), *batch[:3]]
         copies = [value.clone() for value in inputs]
         torch.manual_seed(3)
         first = train_step(params, state, batch, 0.1, config, QUICK)
@@ -564,7 +564,7 @@ def test_the_config_file_resolves_every_field(finished):
     path, folder, outcome = finished
     document = tomllib.loads((folder / "config.toml").read_text())
     derived = {"task", "input_size", "output_size"}
-    config = asdict(outcome.model.config)
+    config = outcome.model.config.to_dict()
     assert document == {
         "data": path,
         "model": {name: value for name, value in config.items() if name not in derived},

@@ -82,10 +82,10 @@ def test_cases_cover_the_sizes_and_lengths_that_break_runtimes():
     assert {case.batch for case in cases} == {1, 3, 32}
     assert {case.time for case in cases} == {1, 2, 17, 61}
     assert len(set(cases)) == len(cases)
-    _, mixed = draw(Case(3, 17, "mixed"), make_model())
+    mixed = draw(Case(3, 17, "mixed"), make_model())["lengths"]
     assert (mixed[0], mixed[1]) == (17, 0)
-    assert draw(Case(3, 17, "zero"), make_model())[1].tolist() == [0, 0, 0]
-    assert draw(Case(3, 17, "one"), make_model())[1].tolist() == [1, 1, 1]
+    assert draw(Case(3, 17, "zero"), make_model())["lengths"].tolist() == [0, 0, 0]
+    assert draw(Case(3, 17, "one"), make_model())["lengths"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_cases_cover_the_sizes_and_lengths_that_break_runtimes():
     [("standard", 20.0, -1300, 1300), ("minmax", 170.0, 20, 320), ("none", 0.0, -5, 5)],
 )
 def test_inputs_are_in_the_users_own_units(scaling, mean, low, high):
-    x, _ = draw(Case(32, 61, "full"), make_model(scaling=scaling))
+    x = draw(Case(32, 61, "full"), make_model(scaling=scaling))["x"]
     assert x.dtype == np.float32
     assert abs(x[..., 2].mean() - mean) < 20
     assert low < x[..., 2].min()
@@ -101,7 +101,7 @@ def test_inputs_are_in_the_users_own_units(scaling, mean, low, high):
 
 
 def test_padding_of_the_inputs_is_nan():
-    x, lengths = draw(Case(32, 17, "mixed"), make_model())
+    x, lengths = draw(Case(32, 17, "mixed"), make_model()).values()
     padded = np.arange(17) >= lengths[:, None]
     assert np.isnan(x[padded]).all()
     assert np.isfinite(x[~padded]).all()
@@ -264,13 +264,14 @@ def test_tolerance_grows_past_512_steps():
 
 
 def test_units_of_values_are_the_reach_of_the_head_times_the_target_scale():
-    assert answer_units(make_model()).tolist() == [1.0] * 4
+    answers = np.zeros((3, 4))
+    assert answer_units(make_model(), answers).tolist() == [1.0] * 4
     model = make_model(task="regress", output_size=2)
     model.params["head.weight"] = torch.full((2, 10), 0.5) * torch.tensor([[1.0], [-0.1]])
     model.params["target_scaler.scale"] = torch.tensor([3.0, 7.0])
-    np.testing.assert_allclose(answer_units(model), [15.0, 7.0])
+    np.testing.assert_allclose(answer_units(model, answers), [15.0, 7.0])
     plain = replace(model.config, target_scaling="none")
-    np.testing.assert_allclose(answer_units(model._replace(config=plain)), [5.0, 1.0])
+    np.testing.assert_allclose(answer_units(model._replace(config=plain), answers), [5.0, 1.0])
 
 
 def test_values_far_from_zero_may_be_rounded_to_float32(tmp_path):

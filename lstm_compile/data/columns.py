@@ -12,6 +12,12 @@ from lstm_compile.config import option
 from lstm_compile.errors import InputError
 
 Missing = Literal["error", "forward", "mean", "zero"]
+Gaps = Literal["error", "forward", "linear", "indicate"]
+Duplicates = Literal["error", "mean", "last"]
+CALENDAR = ("hour", "weekday", "month")
+CHOICES = {"missing": Missing, "gaps": Gaps, "duplicates": Duplicates}
+# what only tables of series to forecast have
+SERIES_ONLY = ("known", "static", "calendar", "gaps", "duplicates")
 Kind = Literal["number", "text", "date", "other"]  # bool and whole numbers are numbers too
 
 
@@ -26,6 +32,15 @@ class TableOptions:
         features: columns with the values of a step, in the model's order; empty infers them.
         missing: what becomes of empty cells, NaN and infinities in the features; None is `error`,
             or what a model was trained with.
+        known: columns whose values are known in the horizon of a forecast too.
+        static: columns with one category a series.
+        calendar: columns made from the stamps: `hour`, `weekday`, `month`; `auto` takes those that
+            the step and the span of the table allow, `none` none.
+        gaps: what a series to forecast has at steps without a row and in empty cells: nothing
+            (`error`), the value before (`forward`), a line to the value after (`linear`), or the
+            value before and a column that says so (`indicate`).
+        duplicates: what two rows of one series at one time become: nothing (`error`), their mean,
+            or the last of them.
         means: of the features in the data a model was trained on, which fill gaps in later data
             too; no flag. Empty takes those of the data that are read.
 
@@ -40,6 +55,17 @@ class TableOptions:
     missing: Missing | None = option(
         None, "What fills empty cells, NaN and infinities.", unset="as in training, else error"
     )
+    known: tuple[str, ...] = option((), "Covariates known in the horizon too.", unset="none")
+    static: tuple[str, ...] = option((), "Columns with one category a series.", unset="none")
+    calendar: tuple[str, ...] = option(
+        (), "Of hour, weekday and month; or auto, or none.", unset="auto"
+    )
+    gaps: Gaps | None = option(
+        None, "What fills missing steps and cells of a series.", unset="as in training, else error"
+    )
+    duplicates: Duplicates | None = option(
+        None, "What two rows at one time become.", unset="as in training, else error"
+    )
     means: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -47,11 +73,17 @@ class TableOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, str) and value):
                 raise InputError(f"{name} must be the name of a column, got {value!r}")
-        for name in ("target", "features"):
+        for name in ("target", "features", "known", "static", "calendar"):
             object.__setattr__(self, name, _column_names(name, getattr(self, name)))
-        if self.missing not in (None, *get_args(Missing)):
-            choices = ", ".join(get_args(Missing))
-            raise InputError(f"missing must be one of {choices}; got {self.missing!r}")
+        for name, kind in CHOICES.items():
+            if getattr(self, name) not in (None, *get_args(kind)):
+                choices = ", ".join(get_args(kind))
+                raise InputError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
+        if not set(self.calendar) <= {*CALENDAR, "auto", "none"}:
+            raise InputError(
+                f"calendar must be auto, none or of {', '.join(CALENDAR)}; got "
+                f"{', '.join(self.calendar)}"
+            )
         if not all(isinstance(mean, float) and isfinite(mean) for mean in self.means):
             raise InputError(f"means must be finite numbers, got {self.means!r}")
         object.__setattr__(self, "means", tuple(self.means))
@@ -60,6 +92,11 @@ class TableOptions:
     def given(self) -> list[str]:
         """The flags that ask for something other than the default."""
         return [f"--{name}" for name in self._changed() if name != "means"]
+
+    @property
+    def given_for_series(self) -> list[str]:
+        """Those of them that only series to forecast have."""
+        return [name for name in self.given if name.removeprefix("--") in SERIES_ONLY]
 
     def _changed(self) -> dict[str, Any]:
         default = asdict(TableOptions())

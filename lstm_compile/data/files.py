@@ -8,16 +8,16 @@ from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.folders import FORMATS, is_table
 from lstm_compile.data.npz import read_npz
 from lstm_compile.data.schema import Schema
+from lstm_compile.data.shipped import BUNDLED as BUNDLED
+from lstm_compile.data.shipped import SERIES as SERIES
+from lstm_compile.data.shipped import file_of
 from lstm_compile.data.table import Table, suggestion
 from lstm_compile.data.ts import read_ts
 from lstm_compile.errors import InputError
 
 Part = Literal["train", "test"]
 
-BUNDLED = ("spoken-digits", "japanese-vowels")
 READERS = {".npz": read_npz, ".ts": read_ts}
-_FOLDER = Path(__file__).resolve().parent / "bundled"
-_SUFFIXES = {"spoken-digits": ".npz", "japanese-vowels": ".ts"}
 
 
 def locate(name_or_path: str, part: Part) -> Path:
@@ -29,7 +29,7 @@ def locate(name_or_path: str, part: Part) -> Path:
     if part not in get_args(Part):
         raise InputError(f"part must be one of {', '.join(get_args(Part))}; got {part!r}")
     if name_or_path in BUNDLED:
-        return _FOLDER / f"{name_or_path.replace('-', '_')}_{part}{_SUFFIXES[name_or_path]}"
+        return file_of(name_or_path, part)
     path = Path(name_or_path)
     if not path.exists() and path.suffix.lower() not in READERS and not is_table(path):
         raise InputError(

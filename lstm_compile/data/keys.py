@@ -1,7 +1,7 @@
 """The first pass over a long table: whose row is whose, in which order, with which label."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,7 @@ class Keys:
         target_rows: int64 (rows,), where each row of the files goes in the table; None where they
             stand in order already.
         labels: one a target column.
+        times: (rows,), of the rows of the table, in its order; None where nothing asked for them.
     """
 
     rows: Rows
@@ -77,10 +78,23 @@ class Keys:
     lengths: NDArray[np.int64]
     target_rows: NDArray[np.int64] | None
     labels: list[Labels]
+    times: NDArray[Any] | None = None
+
+    def file_row(self, row: int) -> int:
+        """Which row of the files row number `row` of the table is."""
+        if self.target_rows is None:
+            return row
+        return int(np.flatnonzero(self.target_rows == row)[0])
 
 
-def read_keys(sources: Sequence[Source], roles: Roles) -> Keys:
+def read_keys(sources: Sequence[Source], roles: Roles, *, with_times: bool = False) -> Keys:
     """Read the id, time and target columns of all files.
+
+    Args:
+        sources: the files.
+        roles: their columns.
+        with_times: keep the times; equal ones are then the caller's business, in the order of the
+            files.
 
     Raises:
         InputError: no row, an empty id, time or label, a time twice in a sequence, a label that
@@ -106,8 +120,24 @@ def read_keys(sources: Sequence[Source], roles: Roles) -> Keys:
         raise InputError(f"{sources[0].path}: holds no row; expected at least one")
     codes = np.concatenate(sequences)
     sequences.clear()
-    order = _order(rows, roles, list(known), codes, times)
-    return Keys(rows, list(known), np.bincount(codes).astype(np.int64), order, labels)
+    found = Keys(rows, list(known), np.bincount(codes).astype(np.int64), None, labels)
+    if roles.time is None:
+        _check_apart(rows, found.ids, codes)
+        return found
+    return _in_order(found, roles.time, codes, _one_kind(rows, roles.time, times), with_times)
+
+
+def _in_order(
+    keys: Keys, column: str, codes: NDArray[np.int32], time: NDArray[Any], with_times: bool
+) -> Keys:
+    order = _order(codes, time, with_times)
+    if order is None:
+        return replace(keys, times=time if with_times else None)
+    codes, time = codes[order], time[order]
+    if with_times:
+        return replace(keys, target_rows=_inverse(order), times=time)
+    _check_times(keys.rows, column, keys.ids, codes, time, order)
+    return replace(keys, target_rows=_inverse(order))
 
 
 def _batches(rows: Rows, roles: Roles) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
@@ -133,28 +163,34 @@ def _checked(rows: Rows, start: int, column: str, convert: Any, *args: Any) -> A
 
 
 def _order(
-    rows: Rows, roles: Roles, ids: list[str], codes: NDArray[np.int32], times: list[NDArray[Any]]
-) -> NDArray[np.int64] | None:
-    if roles.time is None:
-        _check_apart(rows, ids, codes)
-        return None
-    time = _one_kind(rows, roles.time, times)
-    ahead = codes[1:] > codes[:-1]
-    together = codes[1:] == codes[:-1]
-    if (ahead | (together & (time[1:] > time[:-1]))).all():
-        return None
-    order = np.lexsort((time, codes))
-    codes, time = codes[order], time[order]
+    codes: NDArray[np.int32], time: NDArray[Any], equal_is_right: bool
+) -> NDArray[np.intp] | None:
+    """What sorts rows by sequence and time, equal ones as they come; None where they are sorted."""
+    ahead, together = codes[1:] > codes[:-1], codes[1:] == codes[:-1]
+    rises = time[1:] >= time[:-1] if equal_is_right else time[1:] > time[:-1]
+    return None if (ahead | (together & rises)).all() else np.lexsort((time, codes))
+
+
+def _check_times(
+    rows: Rows,
+    column: str,
+    ids: list[str],
+    codes: NDArray[np.int32],
+    time: NDArray[Any],
+    order: NDArray[np.intp],
+) -> None:
     for index in np.flatnonzero((codes[1:] == codes[:-1]) & (time[1:] == time[:-1]))[:1]:
         first, second = rows.place(int(order[index])), int(order[index + 1])
         rows.refuse(
             second,
-            roles.time,
+            column,
             f"{time[index]!s} again in the sequence of id {ids[codes[index]]!r}, first in {first}",
             "one row a time",
             "drop one of the rows, or name another column with --time",
         )
-    del codes, time
+
+
+def _inverse(order: NDArray[np.intp]) -> NDArray[np.int64]:
     target_rows = np.empty(len(order), np.int64)
     target_rows[order] = np.arange(len(order))
     return target_rows

@@ -61,7 +61,10 @@ def read_long(
         InputError: anything wrong with the files, their columns or a value, in one line.
     """
     options = options or TableOptions()
-    sources = [SOURCES[f.path.suffix.lower()](f.path, f.constants) for f in find_files(path)]
+    if options.given_for_series:
+        flags = ", ".join(options.given_for_series)
+        raise InputError(f"{path}: {flags} is for series to forecast; add --task forecast")
+    sources = open_sources(path)
     roles = infer_roles(
         str(sources[0].path),
         sources[0].kinds,
@@ -70,9 +73,9 @@ def read_long(
         labelled=labelled,
         several_files=is_set(path),
     )
-    _check_columns(sources, roles)
+    check_columns(sources, roles)
     keys = read_keys(sources, roles)
-    x = _read_features(keys, roles, progress)
+    x = read_features(keys, roles, progress)
     if roles.missing != "error":
         means = options.means or column_means(x, roles.missing)
         filled = fill(str(path), x, keys.lengths, roles.features, roles.missing, means)
@@ -84,8 +87,21 @@ def read_long(
     )
 
 
-def _check_columns(sources: list[Source], roles: Roles) -> None:
-    """All files must have the same columns, and the same types where these decide the order."""
+def open_sources(path: str | PathLike[str]) -> list[Source]:
+    """The files of a table, sorted by path.
+
+    Raises:
+        InputError: no such file, none in the folder, or a damaged one.
+    """
+    return [SOURCES[f.path.suffix.lower()](f.path, f.constants) for f in find_files(path)]
+
+
+def check_columns(sources: list[Source], roles: Roles) -> None:
+    """All files must have the same columns, and the same types where these decide the order.
+
+    Raises:
+        InputError: a file that differs from the first.
+    """
     first = sources[0]
     strict = [name for name in (roles.id, roles.time, *roles.target) if name is not None]
     for source in sources[1:]:
@@ -102,7 +118,14 @@ def _check_columns(sources: list[Source], roles: Roles) -> None:
                 )
 
 
-def _read_features(keys: Keys, roles: Roles, progress: Progress | None) -> NDArray[np.float32]:
+def read_features(keys: Keys, roles: Roles, progress: Progress | None) -> NDArray[np.float32]:
+    """The feature columns in the table's order, float32 (rows, features).
+
+    What is missing is NaN or infinite, unless `roles.missing` is `error`.
+
+    Raises:
+        InputError: a cell that is no number, or a file that changed since its keys were read.
+    """
     total = int(keys.lengths.sum())
     x = np.empty((total, len(roles.features)), np.float32)
     done = 0

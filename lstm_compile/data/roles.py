@@ -102,15 +102,15 @@ def infer_roles(
     taken = {name for names in asked.values() for name in names}
     found = {}
     for role in ("id", "time", "target"):
-        found[role] = asked[role] or _infer(place, role, columns, taken)
+        found[role] = asked[role] or infer(place, role, columns, taken)
         taken.update(found[role])
     if not found["id"] and not several_files:
-        raise _unknown(place, "id", columns)
+        raise unknown(place, "id", columns)
     if labelled and not found["target"]:
-        raise _unknown(place, "target", columns)
-    features = asked["features"] or _numbers(columns, taken)
+        raise unknown(place, "target", columns)
+    features = asked["features"] or numbers(columns, taken)
     if not features:
-        raise _unknown(place, "features", columns)
+        raise unknown(place, "features", columns)
     left_out = tuple((n, k) for n, k in columns.items() if n not in taken and n not in features)
     return Roles(
         id=next(iter(found["id"]), None),
@@ -156,7 +156,12 @@ def _check_asked(
             roles[name] = role
 
 
-def _infer(place: str, role: str, columns: Mapping[str, Kind], taken: set[str]) -> tuple[str, ...]:
+def infer(place: str, role: str, columns: Mapping[str, Kind], taken: set[str]) -> tuple[str, ...]:
+    """The column that nobody named for a role: by its name, or for the time by its kind.
+
+    Raises:
+        InputError: several could be meant.
+    """
     free = [name for name in columns if name not in taken]
     found = [name for name in free if _normal(name) in NAMES[role]]
     if role == "time" and not found:
@@ -168,12 +173,14 @@ def _infer(place: str, role: str, columns: Mapping[str, Kind], taken: set[str]) 
     return tuple(found)
 
 
-def _numbers(columns: Mapping[str, Kind], taken: set[str]) -> tuple[str, ...]:
+def numbers(columns: Mapping[str, Kind], taken: set[str]) -> tuple[str, ...]:
+    """The columns of numbers that have no role yet."""
     free = [name for name in columns if name not in taken and not _INDEX.match(name)]
     return tuple(name for name in free if columns[name] == "number")
 
 
-def _unknown(place: str, role: str, columns: Mapping[str, Kind]) -> InputError:
+def unknown(place: str, role: str, columns: Mapping[str, Kind]) -> InputError:
+    """The error that a role has no column."""
     wanted = f"called {', '.join(NAMES[role])}" if role in NAMES else "of numbers left"
     kinds = listing([f"{name} ({kind})" for name, kind in columns.items()])
     return InputError(

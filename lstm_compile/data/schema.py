@@ -4,11 +4,76 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from lstm_compile.config import checked_keys
+from lstm_compile.data.clock import CALENDAR, Clock, Kind, calendar_names
 from lstm_compile.errors import InputError
 
 _UNIT = re.compile(r"\[([^\[\]]+)\]\s*$")
+
+
+@dataclass(frozen=True)
+class SeriesSchema:
+    """What a forecasting model knows of its series beside the names of their columns.
+
+    Attributes:
+        kind: of the clock, see `Clock`.
+        step: of the clock.
+        known: columns of the table that are known in the horizon too.
+        calendar: which of `clock.CALENDAR` stand beside them, made from the stamps.
+        statics: columns with one category a series.
+        categories: of each of `statics`, in the order of their codes.
+        indicator: whether the last feature says that a step was filled.
+
+    Raises:
+        InputError: no such clock, or not one list of categories a static.
+    """
+
+    kind: Kind
+    step: float
+    known: tuple[str, ...] = ()
+    calendar: tuple[str, ...] = ()
+    statics: tuple[str, ...] = ()
+    categories: tuple[tuple[str, ...], ...] = ()
+    indicator: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.statics) != len(self.categories):
+            raise InputError("Schema: series needs one list of categories a static")
+        Clock(self.kind, self.step)
+
+    @property
+    def clock(self) -> Clock:
+        """What one step is."""
+        return Clock(self.kind, self.step)
+
+    @property
+    def known_features(self) -> tuple[str, ...]:
+        """The columns of the input `known_future`."""
+        return self.known + calendar_names(self.calendar)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "SeriesSchema":
+        """Read what `asdict` and JSON made of one.
+
+        Raises:
+            InputError: damaged.
+        """
+        try:
+            names = {n: tuple(values[n]) for n in ("known", "calendar", "statics")}
+            categories = tuple(tuple(each) for each in values["categories"])
+            flat = [*names["known"], *names["statics"], *(c for each in categories for c in each)]
+            if not set(names["calendar"]) <= set(CALENDAR) or not all(
+                isinstance(name, str) for name in flat
+            ):
+                raise TypeError
+            return cls(
+                values["kind"], values["step"], **names, categories=categories,
+                indicator=bool(values["indicator"]),
+            )  # fmt: skip
+        except (KeyError, TypeError) as error:
+            raise InputError("Schema: series is damaged; train again") from error
 
 
 @dataclass(frozen=True)
@@ -21,6 +86,7 @@ class Schema:
         targets: one name a regression target; empty for classification.
         units: one a feature, then one a target, empty text where there is none; empty if there is
             none at all. Left out, it is taken from names like `speed [km/h]`.
+        series: of a forecasting model, whose targets are among its features; else None.
 
     Raises:
         InputError: no feature, a name twice, not exactly one of `classes` and `targets`, or another
@@ -31,6 +97,7 @@ class Schema:
     classes: tuple[str, ...]
     targets: tuple[str, ...]
     units: tuple[str, ...] = ()
+    series: SeriesSchema | None = None
 
     def __post_init__(self) -> None:
         for name in ("features", "classes", "targets"):
@@ -58,6 +125,8 @@ class Schema:
         values = asdict(self)
         if not self.units:
             del values["units"]  # earlier versions know no such key
+        if self.series is None:
+            del values["series"]
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -68,8 +137,10 @@ class Schema:
             InputError: not a JSON object, a missing or unknown key, or not lists of strings.
         """
         values = checked_keys(cls, text)
+        series = values.pop("series", None)
         known = [f.name for f in fields(cls) if f.name in values]
-        return cls(**{name: _strings(name, values[name]) for name in known})
+        names = {name: _strings(name, values[name]) for name in known}
+        return cls(**names, series=None if series is None else SeriesSchema.from_dict(series))
 
 
 def check_unique(what: str, names: Sequence[str]) -> None:

@@ -62,11 +62,36 @@ class Sequences:
         x = self.x[steps + shifts.repeat_interleave(lengths)]
         return replace(self, x=x, offsets=offsets, y=self.y[indices])
 
+    def gather(self, indices: Tensor, time: int | None = None) -> "Batch":
+        """Cut a padded batch; see `gather`."""
+        return gather(self, indices, time)
+
+    @property
+    def unit(self) -> None:
+        """Errors are measured in the scaler's unit."""
+        return
+
     def to(self, device: torch.device | str) -> "Sequences":
         """Give the same sequences with all tensors on `device`."""
         return replace(
             self, x=self.x.to(device), offsets=self.offsets.to(device), y=self.y.to(device)
         )
+
+
+class Given(NamedTuple):
+    """What a forecasting model may be given beside its window; None where it takes none.
+
+    Attributes:
+        known_future: float32 (batch, horizon, known), covariates of the steps to forecast.
+        static: int64 (batch, statics), codes of categories.
+        series_location: float32 (batch, levels), in the units of targets and past covariates.
+        series_scale: float32 (batch, levels), above 0.
+    """
+
+    known_future: Tensor | None = None
+    static: Tensor | None = None
+    series_location: Tensor | None = None
+    series_scale: Tensor | None = None
 
 
 class Batch(NamedTuple):
@@ -75,12 +100,17 @@ class Batch(NamedTuple):
     Attributes:
         x: float32 (batch, time, features); exactly 0 from each sequence's length on.
         lengths: int64 (batch,), valid steps of each.
-        y: int64 (batch,) or float32 (batch, targets).
+        y: int64 (batch,), float32 (batch, targets), or (batch, horizon, targets) with NaN where
+            nobody knows.
+        given: for `forecast`.
+        unit: (batch, targets), what errors are measured in; None is the scaler's unit.
     """
 
     x: Tensor
     lengths: Tensor
     y: Tensor
+    given: Given = Given()
+    unit: Tensor | None = None
 
 
 def gather(sequences: Sequences, indices: Tensor, time: int | None = None) -> Batch:

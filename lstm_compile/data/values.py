@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from lstm_compile.data.columns import Kind
 
 GAPS = ("", "na", "n/a", "#n/a", "null", "none", "nan", "?", "-")  # in text, whatever the case
-_DATE = r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?$"
+_MONTH = r"^\s*\d{4}-\d\d\s*$"
+_DATE = r"^\d{4}-\d\d(-\d\d)?([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?$"
 _NUMBER = r"(?i)^\s*([-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?|nan|true|false)\s*$"
 
 
@@ -148,6 +149,8 @@ def _texts_to_floats(cells: Any) -> NDArray[Any]:
 
 
 def _texts_to_times(cells: Any) -> NDArray[Any]:
+    if pc.all(pc.match_substring_regex(cells, _MONTH)).as_py():
+        cells = pc.binary_join_element_wise(pc.utf8_trim_whitespace(cells), "01", "-")
     kinds = [pa.int64(), pa.float64(), pa.timestamp("ns"), pa.timestamp("ns", "UTC")]
     for kind in kinds:
         try:

@@ -1,11 +1,13 @@
 """How a model is trained. Loads no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from lstm_compile.config import option, validate
+from lstm_compile.config import FORECAST, option, validate
+from lstm_compile.errors import InputError
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
+NOT_FOR_WINDOWS = ("noise", "time_crop", "feature_dropout")  # whose end is what counts
 LARGEST_SEED = (1 << 63) - 1  # of TOML's whole numbers
 LARGEST_DECAY = 0.99999  # of an average; 1 would never leave the first weights
 
@@ -20,6 +22,7 @@ class TrainingConfig:
 
     epochs: int = option(30, "Most passes over the training part.", 1)
     batch_size: int = option(32, "Sequences a batch.", 1)
+    epoch_size: int = option(0, "Sequences an epoch, drawn anew for each; 0: all.", 0)
     accumulate: int = option(1, "Batches whose gradients are averaged for one step.", 1)
     learning_rate: float = option(3e-3, "Peak learning rate.", 0.0, LARGEST)
     optimizer: Literal["adamw", "adam"] = option("adamw", "How gradients become steps.")
@@ -30,8 +33,9 @@ class TrainingConfig:
         "cosine", "Learning rate after the warm-up; plateau: halved as validation stalls."
     )
     warmup: float = option(0.05, "Share of all steps with a linearly rising rate.", 0.0, 1.0)
-    loss: Literal["auto", "cross-entropy", "mse", "mae", "huber"] = option(
-        "auto", "What is minimised; auto: cross-entropy for classes, mse for numbers."
+    loss: Literal["auto", "cross-entropy", "mse", "mae", "huber", "pinball"] = option(
+        "auto",
+        "What is minimised; auto: cross-entropy for classes, pinball for quantiles, else mse.",
     )
     label_smoothing: float = option(0.1, "Share of each class label spread over all.", 0.0, 1.0)
     class_weight: Literal["none", "balanced"] = option(
@@ -59,6 +63,10 @@ class TrainingConfig:
     refit: bool = option(False, "Train once more on validation data too, for the best epochs.")
     patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
     validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
+    test_share: float = option(
+        0.2, "Share of rows, or number of steps, at the end to test.", 0.0, LARGEST, only=FORECAST
+    )
+    stride: int = option(1, "Steps between the origins of training windows.", 1, only=FORECAST)
     seed: int = option(
         0, "Seed of initial weights, split, batches, dropout and augmentation.", 0, LARGEST_SEED
     )
@@ -74,3 +82,16 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+
+    def check_task(self, task: str) -> None:
+        """Refuse what only another task has.
+
+        Raises:
+            InputError: names the field.
+        """
+        for f in fields(self):
+            only, is_given = f.metadata["only"], getattr(self, f.name) != f.default
+            if only and only != task and is_given:
+                raise InputError(f"{f.name} is for task {only}, the task is {task}")
+            if f.name in NOT_FOR_WINDOWS and task == FORECAST and is_given:
+                raise InputError(f"{f.name} is not for task {task}; leave it out")

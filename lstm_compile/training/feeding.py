@@ -1,17 +1,21 @@
 """Batches on the device that works on them: cut out there, or cut on the CPU and copied ahead."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
-from lstm_compile.data.sequences import Batch, Sequences, gather
+from lstm_compile.data.examples import Examples
+from lstm_compile.data.sequences import Batch
 
 LARGEST_SHARE = 0.25  # of a device's free memory that data may take
 
 
 def feed(
-    data: Sequences, lengths: Tensor, groups: Iterable[Sequence[Tensor]], device: torch.device
+    data: Examples, lengths: Tensor, groups: Iterable[Sequence[Tensor]], device: torch.device
 ) -> Iterator[list[Batch]]:
     """The batches of each group, on `device`, in order.
 
@@ -28,21 +32,20 @@ def feed(
     return _copied_ahead(cut, device) if data.x.device != device else cut
 
 
-def gather_rows(data: Sequences, lengths: Tensor, indices: Tensor) -> Batch:
+def gather_rows(data: Examples, lengths: Tensor, indices: Tensor) -> Batch:
     """The batch at `indices`, int64 on the CPU; `lengths` are the data's, on the CPU too.
 
     Known there, the longest need not be asked of the device, which would wait for it.
     """
-    return gather(data, indices.to(data.x.device), time=max(1, int(lengths[indices].max())))
+    return data.gather(indices.to(data.x.device), time=max(1, int(lengths[indices].max())))
 
 
-def within_reach(data: Sequences, device: torch.device) -> Sequences:
+def within_reach(data: Examples, device: torch.device) -> Examples:
     """The data on `device` where they take a small part of its free memory, else as they are."""
-    if device.type == "cuda":
-        size = sum(part.nbytes for part in (data.x, data.offsets, data.y))
-        if size > LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]:
-            return data
-    return data.to(device)
+    if device.type == "cpu":
+        return data.to(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return data if data.x.nbytes > LARGEST_SHARE * free else data.to(device)
 
 
 def _copied_ahead(groups: Iterable[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
@@ -50,7 +53,7 @@ def _copied_ahead(groups: Iterable[list[Batch]], device: torch.device) -> Iterat
     stream, waiting = torch.cuda.Stream(device), None
     for group in groups:
         with torch.cuda.stream(stream):
-            copies = [Batch(*(_copied(part, device) for part in batch)) for batch in group]
+            copies = [tree_map(partial(_copied, device=device), batch) for batch in group]
         if waiting is not None:
             yield _arrived(*waiting)
         waiting = copies, stream.record_event()
@@ -58,7 +61,9 @@ def _copied_ahead(groups: Iterable[list[Batch]], device: torch.device) -> Iterat
         yield _arrived(*waiting)
 
 
-def _copied(part: Tensor, device: torch.device) -> Tensor:
+def _copied(part: Any, device: torch.device) -> Any:
+    if not isinstance(part, Tensor):
+        return part
     return part.pin_memory().to(device, non_blocking=True)
 
 
@@ -66,6 +71,7 @@ def _arrived(group: list[Batch], event: torch.cuda.Event) -> list[Batch]:
     working = torch.cuda.current_stream(group[0].x.device)
     working.wait_event(event)
     for batch in group:
-        for part in batch:
-            part.record_stream(working)  # else its memory could be reused while it is read
+        for part in tree_leaves(batch):
+            if isinstance(part, Tensor):
+                part.record_stream(working)  # else its memory could be reused while it is read
     return group

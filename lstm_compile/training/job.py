@@ -5,32 +5,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import FORECAST, ModelConfig, Task
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.examples import Examples
+from lstm_compile.data.files import SERIES
 from lstm_compile.data.folders import is_table, plain_name
 from lstm_compile.data.sequences import Sequences, fingerprint
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError
+from lstm_compile.forecast.windows import Windows
 from lstm_compile.runs import new_run_folder
 from lstm_compile.tasks import check_class_weight, loss_name
 from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.parts import Parts as Parts
+from lstm_compile.training.series import forecast_parts
 from lstm_compile.training.warm import WarmStart, warm_start
-
-
-class Parts(NamedTuple):
-    """Who learns from what."""
-
-    train: Sequences  # what the weights are fitted on
-    validation: Sequences  # what stops training and picks the weights
-    test: Sequences  # what the final figures are of: the test part, else the validation part
-    known: Sequences  # what the baselines are fitted on: all that is not `test`
-    tested_on: str  # "test" or "validation"
-    train_rows: Tensor  # int64, where the sequences of `train` stand in the data
-    everything: Sequences  # `train` and `validation` in the data's order: what a refit learns from
 
 
 class Job(NamedTuple):
@@ -54,6 +46,7 @@ def prepare(
     test: str | None = None,
     output: Path | None = None,
     table: TableOptions | None = None,
+    task: Task | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Job:
     """Read and check everything, then make the run folder.
@@ -67,12 +60,36 @@ def prepare(
         test: a file of held-out sequences; a bundled data set brings its own.
         output: the run folder; runs/DATA-N if None.
         table: the columns of a long table; None infers them.
+        task: `forecast`, or what the data must be good for; None takes what they are.
         progress: called with rows done and rows in all, while a long table is read.
 
     Raises:
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
     find_device(training.device)
+    if task == FORECAST or (task is None and data in SERIES):
+        config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
+    else:
+        config, parts = _sequence_parts(data, hyper_parameters, training, test, table, progress)
+    if task not in (None, config.task):
+        raise InputError(f"{data}: good for task {config.task}, not {task}; leave --task out")
+    training.check_task(config.task)
+    loss_name(config.task, training.loss, config.quantiles)
+    check_class_weight(config.task, training.class_weight)
+    warm = _warm_start(config, training, parts.train)
+    digest = digest_of(parts.everything if training.refit else parts.known)
+    folder = new_run_folder(plain_name(data), output)
+    return Job(data, test, folder, config, training, parts, digest, warm)
+
+
+def _sequence_parts(
+    data: str,
+    hyper_parameters: Mapping[str, Any],
+    training: TrainingConfig,
+    test: str | None,
+    table: TableOptions | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[ModelConfig, Parts]:
     everything = load_dataset(data, "train", table=table, progress=progress)
     config = ModelConfig(
         task=everything.task,
@@ -80,16 +97,15 @@ def prepare(
         output_size=len(everything.classes or everything.targets),
         **hyper_parameters,
     )
-    loss_name(config.task, training.loss)
-    check_class_weight(config.task, training.class_weight)
-    warm = _warm_start(config, training, everything)
-    parts = _split(data, everything, test, training)
-    digest = fingerprint(everything if training.refit else parts.known)
-    folder = new_run_folder(plain_name(data), output)
-    return Job(data, test, folder, config, training, parts, digest, warm)
+    return config, _split(data, everything, test, training)
 
 
-def _warm_start(config: ModelConfig, training: TrainingConfig, data: Sequences) -> WarmStart | None:
+def digest_of(data: Sequences | Windows) -> str:
+    """The sha256 of what was learned from, 64 hexadecimal digits."""
+    return data.digest() if isinstance(data, Windows) else fingerprint(data)
+
+
+def _warm_start(config: ModelConfig, training: TrainingConfig, data: Examples) -> WarmStart | None:
     if training.init:
         return warm_start(training.init, config, data.schema, training.freeze)
     if training.freeze != "none":

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lstm_compile.config import ModelConfig
-from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.examples import Examples
 from lstm_compile.devices import cpu_threads, fitting_threads, keep_freed_memory
 from lstm_compile.model import Params
 from lstm_compile.tasks import Metrics, metrics, training_loss
@@ -49,8 +49,8 @@ def fit(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    train: Sequences,
-    validation: Sequences | None = None,
+    train: Examples,
+    validation: Examples | None = None,
     on_epoch: Callable[[Epoch, Params], None] = lambda epoch, params: None,
     rows: Tensor | None = None,
 ) -> Fit:
@@ -98,7 +98,7 @@ def refit(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    train: Sequences,
+    train: Examples,
     found: Fit,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Params:
@@ -150,15 +150,17 @@ def _validate(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    validation: Sequences | None,
+    validation: Examples | None,
     class_weights: Tensor | None,
 ) -> tuple[float, Metrics]:
     """The training loss without label smoothing, and the metrics."""
     if validation is None:
         return math.nan, {}
     prediction = predict_all(params, config, validation, training.backend, training.chunk)
-    y, plain = validation.y.to(prediction.device), replace(training, label_smoothing=0.0)
-    loss = training_loss(params, config, plain, prediction, y, class_weights)
+    y, unit = validation.y.to(prediction.device), validation.unit
+    unit = None if unit is None else unit.to(prediction.device)
+    plain = replace(training, label_smoothing=0.0)
+    loss = training_loss(params, config, plain, prediction, y, class_weights, unit)
     return float(loss), metrics(config, prediction, y)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import bucketed_batches
-from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.examples import Examples
 from lstm_compile.errors import RunError
 from lstm_compile.model import Params, scaler_of, trainable
 from lstm_compile.tasks import balanced_weights
@@ -40,7 +40,7 @@ def passes(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    train: Sequences,
+    train: Examples,
     losses: Sequence[float],
     rows: Tensor | None,
 ) -> Iterator[Passed]:
@@ -65,7 +65,7 @@ def passes(
     for number in range(1, training.epochs + 1):
         found, rate = [], 0.0
         factor = plateau_factor(losses[: number - 1], training)
-        groups = _groups(bucketed_batches(lengths, training.batch_size, generator), training)
+        groups = _groups(_batches(lengths, training, generator), training)
         for gathered in feed(train, lengths, groups, scaler.shift.device):
             rate = factor * learning_rate_at(optimizer.step, steps, training)
             batch, *more = (augment(each, scaler, training, generator) for each in gathered)
@@ -80,7 +80,17 @@ def passes(
         yield Passed({**params, **average} if training.ema else params, mean_loss, rate)
 
 
+def _batches(lengths: Tensor, training: TrainingConfig, generator: torch.Generator) -> list[Tensor]:
+    """The batches of an epoch: of all rows, or of `epoch_size` drawn at random."""
+    if not 0 < training.epoch_size < len(lengths):
+        return bucketed_batches(lengths, training.batch_size, generator)
+    drawn = torch.randperm(len(lengths), generator=generator)[: training.epoch_size]
+    batches = bucketed_batches(lengths[drawn], training.batch_size, generator)
+    return [drawn[batch] for batch in batches]
+
+
 def _steps_of(count: int, training: TrainingConfig) -> int:
+    count = min(count, training.epoch_size or count)
     return ceil(ceil(count / training.batch_size) / training.accumulate)
 
 
@@ -91,7 +101,7 @@ def _groups(batches: list[Tensor], training: TrainingConfig) -> list[list[Tensor
 
 
 def class_weights_of(
-    params: Params, config: ModelConfig, training: TrainingConfig, train: Sequences
+    params: Params, config: ModelConfig, training: TrainingConfig, train: Examples
 ) -> Tensor | None:
     """Weights of the classes in the loss, from the data that are trained on; None: all alike."""
     if training.class_weight == "none":

@@ -10,15 +10,22 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
-from lstm_compile.baselines import fit_baselines, to_tensors
+from lstm_compile.baselines import Baseline, fit_baselines, to_tensors
 from lstm_compile.cache import compile_seconds
 from lstm_compile.checkpoint import Model, save_model, to_device
+from lstm_compile.config import DERIVED, FORECAST
+from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import RunError
 from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.files import to_json, write_atomically
+from lstm_compile.forecast.backtest import backtest, headline_of
+from lstm_compile.forecast.baselines import fit_forecast_baselines
+from lstm_compile.forecast.scaling import target_deviation, target_mean
+from lstm_compile.forecast.windows import Windows
 from lstm_compile.model import Params
 from lstm_compile.runs import (
     BASELINES_FILE,
@@ -26,9 +33,10 @@ from lstm_compile.runs import (
     METRICS_FILE,
     MODEL_FILE,
 )
+from lstm_compile.tasks import loss_name
 from lstm_compile.training.backend import settle_backend
 from lstm_compile.training.feeding import within_reach
-from lstm_compile.training.job import Job
+from lstm_compile.training.job import Job, Parts
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
 from lstm_compile.training.warm import initial_params
 
@@ -58,14 +66,12 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
     job, backend = _settled(job)
     fitted, final = _train(job, on_epoch)
     is_refitted = final is not fitted.params
-    baselines = fit_baselines(job.parts.known)
+    baselines = _baselines(job.parts)
     write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
     # without a test part the figures are of validation data, which refitted weights have seen
     shown = final if job.parts.tested_on == "test" else fitted.params
-    test = within_reach(job.parts.test, find_device(job.training.device))
     with cpu_threads(threads_of(job.config, job.training)):
-        prediction = predict_all(shown, job.config, test, job.training.backend, job.training.chunk)
-    evaluation = evaluate(prediction.cpu(), job.config, job.parts.test, baselines)
+        evaluation = _evaluation(job, shown, baselines)
     times = time.perf_counter() - start, compile_seconds() - compiled
     model = _save(job, final, _provenance(fitted, evaluation, job, times, is_refitted, backend))
     return Outcome(model, fitted, evaluation, job.parts.tested_on, *times, backend, is_refitted)
@@ -77,6 +83,31 @@ def _settled(job: Job) -> tuple[Job, str]:
         device = find_device(job.training.device)
         training, why = settle_backend(job.config, job.training, job.parts.train, device)
     return job._replace(training=training), f"{training.backend}, {why}"
+
+
+def _baselines(parts: Parts) -> dict[str, Baseline]:
+    known, train, validation = parts.known, parts.train, parts.validation
+    if isinstance(known, Windows):
+        assert isinstance(train, Windows)
+        assert isinstance(validation, Windows)
+        return fit_forecast_baselines(known, train, validation)
+    assert isinstance(known, Sequences)
+    return fit_baselines(known)
+
+
+def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Evaluation:
+    where, test = find_device(job.training.device), job.parts.test
+
+    def predict(data: Examples) -> Tensor:
+        options = (job.training.backend, job.training.chunk)
+        return predict_all(params, job.config, within_reach(data, where), *options).cpu()
+
+    if isinstance(test, Windows):
+        headline = headline_of(_loss(job))
+        assert isinstance(job.parts.train, Windows)
+        units = target_deviation(job.parts.train)
+        return backtest(predict, job.config, test, baselines, units, headline)
+    return evaluate(predict(test), job.config, test, baselines)
 
 
 def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
@@ -106,7 +137,7 @@ def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
         return fitted._replace(stopped="interrupt"), fitted.params
 
 
-def _start(job: Job, data: Sequences) -> Params:
+def _start(job: Job, data: Examples) -> Params:
     params = initial_params(job.config, job.training.seed, data, job.warm)
     return to_device(params, find_device(job.training.device))
 
@@ -144,6 +175,7 @@ def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
         "data_fingerprint": job.fingerprint,
         "seed": job.training.seed,
         **({"table": _table(job)} if _table(job) else {}),
+        **_of_forecast(job),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **training,
     }
@@ -179,11 +211,29 @@ def _provenance(
     }
 
 
+def _loss(job: Job) -> str:
+    return loss_name(job.config.task, job.training.loss, job.config.quantiles)
+
+
+def _of_forecast(job: Job) -> dict[str, Any]:
+    """What evaluating a forecasting model takes besides the model."""
+    parts = job.parts
+    if not isinstance(parts.test, Windows) or not isinstance(parts.train, Windows):
+        return {}
+    is_same = parts.test.table is parts.train.table
+    return {
+        "loss": _loss(job),
+        "test_from": parts.test.table.split.test if is_same else None,
+        "target_mean": target_mean(parts.train).tolist(),
+        "target_deviation": target_deviation(parts.train).tolist(),
+    }
+
+
 def _toml(job: Job) -> str:
     """The resolved settings; `train --config` reads them back."""
-    derived = ("task", "input_size", "output_size")
-    model = {k: v for k, v in asdict(job.config).items() if k not in derived}
-    sources = {"data": job.data, "test": job.test}
+    model = {k: v for k, v in job.config.to_dict().items() if k not in DERIVED}
+    task = FORECAST if job.config.task == FORECAST else None
+    sources = {"task": task, "data": job.data, "test": job.test}
     lines = [f"{name} = {_toml_value(path)}" for name, path in sources.items() if path is not None]
     # means are those of the data, which whoever reads this file reads again
     table = {name: value for name, value in _table(job).items() if name != "means"}
@@ -200,7 +250,7 @@ def _table(job: Job) -> dict[str, Any]:
     """The columns of a long table that the run reads, those that were inferred too."""
     roles = job.parts.train.roles
     found = asdict(roles.options) if roles else {}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in found.items() if value not in (None, ())}
 
 
 def _toml_value(value: Any) -> str:

@@ -95,12 +95,11 @@ def _loss(
     lengths = None if _is_known_full(batch) else batch.lengths
     with autocast(batch.x.device, training.precision):
         prediction, _ = forward(
-            params, config, batch.x, lengths,
+            params, config, batch.x, lengths, given=batch.given,
             training=True, backend=training.backend, chunk=training.chunk,
         )  # fmt: skip
-    return training_loss(
-        params, config, training, prediction.to(batch.x.dtype), batch.y, class_weights
-    )
+    prediction = prediction.to(batch.x.dtype)
+    return training_loss(params, config, training, prediction, batch.y, class_weights, batch.unit)
 
 
 def _is_known_full(batch: Batch) -> bool:

@@ -1,12 +1,15 @@
 """What training starts from: fresh weights, fitted scalers, and what a warm start takes over."""
 
+from operator import attrgetter
 from typing import NamedTuple
 
 from lstm_compile.checkpoint import Model, load_model
 from lstm_compile.config import ModelConfig
+from lstm_compile.data.examples import Examples
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.sequences import Sequences
 from lstm_compile.errors import InputError
+from lstm_compile.forecast.scaling import fit_series_scaler
+from lstm_compile.forecast.windows import Windows
 from lstm_compile.model import ENCODER, Params, init_params, param_shapes
 from lstm_compile.scaling import fit_scaler
 
@@ -26,7 +29,7 @@ class WarmStart(NamedTuple):
 
 
 def initial_params(
-    config: ModelConfig, seed: int, data: Sequences, warm: WarmStart | None = None
+    config: ModelConfig, seed: int, data: Examples, warm: WarmStart | None = None
 ) -> Params:
     """Fresh weights, and scalers fitted on `data`, over valid steps only; `warm` goes before both.
 
@@ -36,7 +39,10 @@ def initial_params(
         data: what will be trained on, and nothing else; on the CPU.
         warm: what `warm_start` gave.
     """
-    fitted = {"scaler": fit_scaler(data.x, config.scaling)}
+    if isinstance(data, Windows):
+        fitted = {"scaler": fit_series_scaler(data, config)}
+    else:
+        fitted = {"scaler": fit_scaler(data.x, config.scaling)}
     if config.task == "regress":
         fitted["target_scaler"] = fit_scaler(data.y, config.target_scaling)
     statistics = {
@@ -81,7 +87,8 @@ def warm_start(source: str, config: ModelConfig, schema: Schema, freeze: str = "
 
 def _barred(model: Model, config: ModelConfig, schema: Schema) -> tuple[str, ...]:
     old, names = model.config, model.schema
-    is_same_input = (names.features, old.scaling) == (schema.features, config.scaling)
+    entering = attrgetter("scaling", "log1p", "season")
+    is_same_input = (names.features, *entering(old)) == (schema.features, *entering(config))
     outputs = (names.classes, names.targets, old.target_scaling if names.targets else None)
     is_same_output = outputs == (
         (schema.classes, schema.targets, config.target_scaling if schema.targets else None)

@@ -1,0 +1,52 @@
+"""What training and evaluation ask of data, whether these are whole sequences or windows."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lstm_compile.config import Task
+from lstm_compile.data.roles import Roles
+from lstm_compile.data.schema import Schema
+from lstm_compile.data.sequences import Batch
+from lstm_compile.data.series_roles import SeriesRoles
+
+
+class Examples(Protocol):
+    """Labelled rows: `Sequences`, or `Windows` of series."""
+
+    @property
+    def x(self) -> Tensor:
+        """All steps, one after the other, float32 (steps, features)."""
+
+    @property
+    def y(self) -> Tensor:
+        """What is to be predicted, one row a row."""
+
+    @property
+    def unit(self) -> Tensor | None:
+        """See `Batch.unit`."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """Steps of each row, int64 (rows,)."""
+
+    @property
+    def schema(self) -> Schema:
+        """The names, as a trained model carries them."""
+
+    @property
+    def roles(self) -> Roles | SeriesRoles | None:
+        """The columns of the long table that the rows come from."""
+
+    @property
+    def task(self) -> Task:
+        """What is to be done with the rows."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, indices: Tensor, time: int | None = None) -> Batch:
+        """Cut a padded batch of the rows at `indices`."""
+
+    def to(self, device: torch.device | str) -> "Examples":
+        """The same rows on `device`."""

@@ -1,0 +1,1 @@
+"""Forecasting: windows of series, the model round the LSTM stack, baselines and backtests."""

@@ -1,0 +1,73 @@
+"""What a run is set to where nobody said: by the task, and by the bundled data set. Loads no torch.
+
+Layers, the upper over the lower: what was asked for (flags, a config file), the data set's own
+settings, the task's, the defaults of the dataclasses.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lstm_compile.config import Task
+from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.shipped import settings_of
+from lstm_compile.training.config import TrainingConfig
+
+Values = Mapping[str, Any]
+TASK_SETTINGS: dict[str, dict[str, Values]] = {
+    "forecast": {
+        "model": {
+            "num_layers": 1,
+            "bidirectional": False,
+            "dropout": 0.0,
+            "head_dropout": 0.1,
+            "pooling": "last",
+            "scaling": "mean",
+        },
+        "training": {"epochs": 15, "batch_size": 64, "learning_rate": 2e-3, "epoch_size": 8192},
+    }
+}
+
+
+class Settings(NamedTuple):
+    """Everything that a run is set to."""
+
+    task: Task | None  # None: the data decide
+    model: dict[str, Any]  # fields of ModelConfig, where anything was said
+    training: TrainingConfig
+    table: TableOptions
+
+
+def resolve(
+    data: str,
+    task: Task | None = None,
+    model: Values | None = None,
+    training: Values | None = None,
+    table: Values | None = None,
+) -> Settings:
+    """Put the layers together.
+
+    Args:
+        data: name of a bundled data set, or a path.
+        task: asked for; None is the bundled data set's, or what the data decide.
+        model: fields of ModelConfig that were asked for.
+        training: fields of TrainingConfig that were asked for.
+        table: fields of TableOptions that were asked for.
+
+    Raises:
+        InputError: a value of the wrong type or out of range.
+    """
+    own = tomllib.loads(settings_of(data)) if task in (None, "forecast") else {}
+    task = task or own.get("task")
+    layers = [TASK_SETTINGS.get(task or "", {}), own]
+    asked = {"model": model or {}, "training": training or {}, "table": table or {}}
+    merged = {
+        section: {k: v for layer in (*layers, asked) for k, v in layer.get(section, {}).items()}
+        for section in asked
+    }
+    return Settings(
+        task,
+        merged["model"],
+        TrainingConfig(**merged["training"]),
+        TableOptions(**merged["table"]),
+    )
