@@ -64,9 +64,11 @@ def command(
     )
     settings = resolve(data, task, model, training, table)
     with sigterm_as_ctrl_c(ctx):
+        from lstm_compile.cache import use_local_cache
         from lstm_compile.training.job import prepare
         from lstm_compile.training.run import run
 
+        use_local_cache()
         with output.reading(out) as progress:
             job = prepare(
                 data, settings.model, settings.training, test=test, output=folder,
@@ -159,11 +161,19 @@ def _end(out: Console, job: "Job", outcome: "Outcome") -> None:
         out,
         ("stopped", why[outcome.fit.stopped]),
         *([("refit", _refit(job, outcome))] if outcome.refitted else []),
-        ("model", f"{path} ({output.size(path)}, {outcome.seconds:.1f} s)"),
+        ("backend", outcome.backend),
+        ("model", f"{path} ({output.size(path)}, {_times(outcome)})"),
         (outcome.tested_on, output.result(evaluation)),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
         ("next", output.command("export", job.folder, "--onnx")),
+    )
+
+
+def _times(outcome: "Outcome") -> str:
+    compiling = outcome.compile_seconds
+    return f"{outcome.seconds:.1f} s" + (
+        f", {compiling:.1f} s of it compiling" if compiling else ""
     )
 
 
@@ -177,6 +187,8 @@ def _summary(job: "Job", outcome: "Outcome") -> dict[str, Any]:
     return {
         "run": str(job.folder),
         "seconds": round(outcome.seconds, 2),
+        "compile_seconds": round(outcome.compile_seconds, 2),
+        "backend": outcome.backend,
         "epochs": len(outcome.fit.epochs),
         "stopped": outcome.fit.stopped,
         "tested_on": outcome.tested_on,

@@ -183,7 +183,7 @@ def _translate(program: _Program, config: ModelConfig) -> Any:
     if names.STATIC in config.given:
         inputs[list(names.inputs_of(config)).index(names.STATIC)].zero_()
     given = (tuple(dynamic[2:]),) if config.given else ()
-    with _quiet():
+    with quiet():
         exported = torch.export.export(
             program.eval(), tuple(inputs), dynamic_shapes=(*dynamic[:2], *given)
         )
@@ -201,7 +201,7 @@ def _translate(program: _Program, config: ModelConfig) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back what torch.onnx says to its own developers."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

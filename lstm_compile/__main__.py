@@ -2,4 +2,5 @@
 
 from lstm_compile.cli import main
 
-main()
+if __name__ == "__main__":  # not in a process that `bench` starts
+    main()

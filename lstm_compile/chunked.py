@@ -1,11 +1,11 @@
-"""Backend `compiled`: a sequence as chunks of K unrolled steps under torch.compile.
+"""Backend `compiled`: packed rows as chunks of K unrolled steps under torch.compile.
 
 A chunk is one graph for its hidden size, dtype and device, whatever the batch, time and input size
-are: the batch is a dynamic dimension, time beyond the last whole chunk is masked padding, and the
-products with the input weights stay outside.
+are: the rows are a dynamic dimension, and the products with the input weights stay outside, as do
+those of the weight gradients, one for the whole sequence.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from lstm_compile.cell import accumulator
 from lstm_compile.chunks import backward_chunk, infer_chunk, record_chunk
 from lstm_compile.compiling import compiled
+from lstm_compile.packing import Packing, Span
+from lstm_compile.products import product
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -22,133 +24,169 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 MIN_ROWS = 2  # a batch of 1 would specialise the graph's dynamic dimension
 
 
-class Plan(NamedTuple):
-    """One call's inputs as the chunks take them: time-major, padded to whole chunks."""
+class Tape(NamedTuple):
+    """What the forward leaves for the backward: lists over all steps of all chunks, and over both.
 
-    x: Tensor  # (time, rows, D), zero in the padding
-    mask: Tensor  # (time, rows, 1)
-    h: Tensor  # (rows, H)
-    c: Tensor  # (rows, H), in the accumulator's dtype
-    weight: Tensor  # (H, 4H)
-    chunk: int
+    Their tensors have as many rows as their span.
+    """
 
-    @property
-    def starts(self) -> range:
-        """The first step of each chunk."""
-        return range(0, self.x.shape[0], self.chunk)
+    starts: list[Tensor]  # a chunk each: (rows, H), the hidden state it began with
+    gates: list[Tensor]  # a step each: (rows, 4H)
+    cells: list[Tensor]  # K + 1 a chunk: (rows, H), the first the one it began with
 
 
-class Taped(NamedTuple):
-    """What one chunk leaves for the backward."""
-
-    h: Tensor  # (rows, H), the state it began with
-    c: Tensor
-    y: Tensor  # (K, rows, H)
-    gates: Tensor  # (K, rows, 4H)
-    cells: Tensor  # (K, rows, H)
+def chunks_of(active: Sequence[int], chunk: int) -> list[tuple[int, int]]:
+    """The spans of `compiled`: (start, steps), all of `chunk` steps."""
+    return [(start, chunk) for start in range(0, len(active), chunk)]
 
 
 def infer(
+    packing: Packing,
     x: Tensor,
-    lengths: Tensor | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias: Tensor,
     h0: Tensor,
     c0: Tensor,
-    *,
-    chunk: int,
 ) -> Outputs:
-    """One layer, forward in time, saving nothing. Shapes as in `lstm_compile.recurrence`."""
+    """One layer, forward in time, saving nothing.
+
+    Args:
+        packing: of spans that all have one number of steps and at least MIN_ROWS rows.
+        x: (packed, input_size).
+        weight_ih: (4 * hidden_size, input_size).
+        weight_hh: (4 * hidden_size, hidden_size).
+        bias: (4 * hidden_size,).
+        h0: (rows, hidden_size), in packed order.
+        c0: likewise.
+
+    Returns:
+        y (packed, hidden_size), anything in the padding, and the state after each row's last valid
+        step, h and c (rows, hidden_size).
+    """
+    outputs = []
     with _plain_mode(x.device.type):
-        plan = _plan(x, lengths, weight_hh, h0, c0, chunk)
-        run = _compiled(infer_chunk, plan, weight_hh)
-        h, c, outputs = plan.h, plan.c, []
-        for start in plan.starts:
-            y, c = run(*_inputs(plan, start, weight_ih, bias), h, c, plan.weight)
-            h = y[-1].clone()
-            outputs.append(y)
-        return _finish(plan, outputs, h, c, x)
+        run = _compiled(infer_chunk, packing, weight_hh)
+        weight_hh = weight_hh.detach().contiguous()
+        h, c = h0.clone(), c0.to(accumulator(x.dtype), copy=True)
+        for span, projected, masks in _walk(packing, x, weight_ih, bias):
+            active = slice(span.rows)
+            y, c[active] = run(projected, masks, h[active], c[active], weight_hh)
+            h[active] = y[-1]
+            outputs.append(y.flatten(0, 1))
+        return torch.cat(outputs), h, c.to(x.dtype)
 
 
 def record(
+    packing: Packing,
     x: Tensor,
-    lengths: Tensor | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias: Tensor,
     h0: Tensor,
     c0: Tensor,
-    *,
-    chunk: int,
-) -> tuple[Outputs, Callable[[Tensor, Tensor, Tensor], Gradients]]:
-    """The same outputs as `infer`, and the function that pulls their gradients back."""
+) -> tuple[Outputs, Tape]:
+    """The same outputs as `infer`, and what `pull_back` needs."""
+    outputs, tape = [], Tape([], [], [])
     with _plain_mode(x.device.type):
-        plan = _plan(x, lengths, weight_hh, h0, c0, chunk)
-        run = _compiled(record_chunk, plan, weight_hh)
-        h, c, tape = plan.h, plan.c, []
-        for start in plan.starts:
-            y, gates, cells = run(*_inputs(plan, start, weight_ih, bias), h, c, plan.weight)
-            tape.append(Taped(h, c, y, gates, cells))
-            h, c = y[-1].clone(), cells[-1].clone()
-        outputs = _finish(plan, [taped.y for taped in tape], h, c, x)
+        run = _compiled(record_chunk, packing, weight_hh)
+        weight_hh = weight_hh.detach().contiguous()
+        h, c = h0.clone(), c0.to(accumulator(x.dtype), copy=True)
+        for span, projected, masks in _walk(packing, x, weight_ih, bias):
+            active = slice(span.rows)
+            before = h[active].clone(), c[active].clone()
+            y, gates, cells = run(projected, masks, *before, weight_hh)
+            h[active], c[active] = y[-1], cells[-1]
+            tape.starts.append(before[0])
+            tape.gates.extend(gates)
+            tape.cells.extend([before[1], *cells])
+            outputs.append(y.flatten(0, 1))
+        return (torch.cat(outputs), h, c.to(x.dtype)), tape
 
-    def pull_back(grad_y: Tensor, grad_h: Tensor, grad_c: Tensor) -> Gradients:
-        with _plain_mode(x.device.type):
-            return _pull_back(plan, tape, weight_ih, weight_hh, grad_y, grad_h, grad_c)
 
-    return outputs, pull_back
-
-
-def _pull_back(
-    plan: Plan,
-    tape: list[Taped],
+def pull_back(
+    packing: Packing,
+    tape: Tape,
+    y: Tensor,
+    x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
     grad_y: Tensor,
     grad_h: Tensor,
     grad_c: Tensor,
 ) -> Gradients:
-    batch, time = grad_y.shape[:2]
-    rows = plan.h.shape[0]
-    run = _compiled(backward_chunk, plan, weight_hh)
-    upstream = grad_y.transpose(0, 1)
-    grad_h, grad_c = (_pad(g[None], 1, rows)[0].to(plan.c.dtype) for g in (grad_h, grad_c))
-    grad_x = torch.zeros_like(plan.x)
-    grad_ih, grad_hh = torch.zeros_like(weight_ih), torch.zeros_like(weight_hh)
-    grad_bias = weight_ih.new_zeros(weight_ih.shape[0])
-    for start, taped in zip(reversed(plan.starts), reversed(tape), strict=True):
-        span = slice(start, start + plan.chunk)
-        grad_gates, grad_h, grad_c = run(
-            _pad(upstream[span], plan.chunk, rows),
-            grad_h,
-            grad_c,
-            plan.mask[span].clone(),
-            taped.gates,
-            taped.cells,
-            taped.c,
-            plan.weight,
-        )
-        flat = grad_gates.flatten(0, 1)
-        h_before = torch.cat([taped.h[None], taped.y[:-1]])
-        grad_x[span] = grad_gates @ weight_ih
-        grad_ih.addmm_(flat.t(), plan.x[span].flatten(0, 1))
-        grad_hh.addmm_(flat.t(), h_before.flatten(0, 1))
-        grad_bias += flat.sum(0)
-    dtype = plan.x.dtype
-    return (
-        grad_x[:time, :batch].transpose(0, 1),
-        grad_ih,
-        grad_hh,
-        grad_bias,
-        grad_h[:batch].to(dtype),
-        grad_c[:batch].to(dtype),
-    )
+    """Gradients of x, weight_ih, weight_hh, bias, h0 and c0 from those of `record`'s outputs."""
+    with _plain_mode(x.device.type):
+        sums = _Sums(x, y, weight_ih, weight_hh)
+        kind = accumulator(x.dtype)
+        grad_h, grad_c = grad_h.to(kind, copy=True), grad_c.to(kind, copy=True)
+        run = _compiled(backward_chunk, packing, weight_hh)
+        transposed = weight_hh.t().contiguous()
+        chunk = packing.spans[0].steps
+        masks = packing.pieces(~packing.moves.padding)
+        upstream = packing.pieces(grad_y.contiguous())
+        for number in reversed(range(len(packing.spans))):
+            active = slice(packing.spans[number].rows)
+            first = number * chunk
+            steps, grad_h[active], grad_c[active] = run(
+                list(upstream[number].unbind()),
+                grad_h[active],
+                grad_c[active],
+                list(masks[number].unbind()),
+                tape.gates[first : first + chunk],
+                tape.cells[first + number : first + number + chunk + 1],
+                transposed,
+            )
+            sums.add(tape.starts[number], steps)
+        return (*sums.total(), grad_h.to(x.dtype), grad_c.to(x.dtype))
+
+
+class _Sums:
+    """Gradients of the input and the weights, in one product for as many chunks as fit a block.
+
+    Long sequences take several: the gradients of all gates at once would be the largest tensor of
+    a training step.
+    """
+
+    BLOCK = 8192  # packed steps
+
+    def __init__(self, x: Tensor, y: Tensor, weight_ih: Tensor, weight_hh: Tensor) -> None:
+        self.x, self.y, self.weight_ih = x, y, weight_ih
+        self.grad_x = torch.empty_like(x)
+        self.grad_ih, self.grad_hh = torch.zeros_like(weight_ih), torch.zeros_like(weight_hh)
+        self.grad_bias = weight_ih.new_zeros(weight_ih.shape[0])
+        self.begin = self.end = len(x)
+        self.gates: list[Tensor] = []
+        self.before: list[Tensor] = []  # the hidden state before each step
+
+    def add(self, start: Tensor, steps: list[Tensor]) -> None:
+        """Take in one chunk: the state it began with, gradients of its gates; the last first."""
+        size = len(steps) * len(start)
+        self.begin -= size
+        self.gates[:0] = steps
+        self.before[:0] = [start, self.y[self.begin : self.begin + size - len(start)]]
+        if self.end - self.begin >= self.BLOCK:
+            self._flush()
+
+    def total(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gradients of x, weight_ih, weight_hh and bias."""
+        self._flush()
+        return self.grad_x, self.grad_ih, self.grad_hh, self.grad_bias
+
+    def _flush(self) -> None:
+        if not self.gates:
+            return
+        gates, block = torch.cat(self.gates), slice(self.begin, self.end)
+        self.grad_x[block] = product(gates, self.weight_ih.t())
+        self.grad_ih += product(self.x[block].t(), gates.t()).t()
+        self.grad_hh += product(torch.cat(self.before).t(), gates.t()).t()
+        self.grad_bias += gates.sum(0)
+        self.gates, self.before, self.end = [], [], self.begin
 
 
 @contextmanager
 def _plain_mode(device_type: str) -> Iterator[None]:
-    """The one global mode under which chunks run, since each other one would compile them again."""
+    """The one global mode under which chunks run, as they were compiled for it."""
     with (
         torch.inference_mode(mode=False),
         torch.no_grad(),
@@ -158,56 +196,18 @@ def _plain_mode(device_type: str) -> Iterator[None]:
         yield
 
 
-def _compiled(function: Any, plan: Plan, weight_hh: Tensor) -> Callable[..., Any]:
-    """The chunk's one graph, for any number of rows.
-
-    Its inputs own their memory: Dynamo guards the offset of a view, and would compile again.
-    """
-    key = (weight_hh.shape[1], weight_hh.dtype, weight_hh.device, plan.chunk)
-    run = compiled(function, *key)
-
-    def call(*tensors: Tensor) -> Any:
-        for tensor in tensors[:-1]:  # all but the weight: (..., rows, width)
-            torch._dynamo.mark_dynamic(tensor, tensor.dim() - 2)
-        return run(*tensors)
-
-    return call
+def _walk(
+    packing: Packing, x: Tensor, weight_ih: Tensor, bias: Tensor
+) -> Iterator[tuple[Span, list[Tensor], list[Tensor]]]:
+    """Each span with its steps' shares of the gates, from one product, and their masks."""
+    parts = x.split([span.size for span in packing.spans])
+    masks = packing.pieces(~packing.moves.padding)
+    for span, part, mask in zip(packing.spans, parts, masks, strict=True):
+        shares = product(part, weight_ih, bias).view(span.steps, span.rows, -1)
+        yield span, list(shares.unbind()), list(mask.unbind())
 
 
-def _plan(
-    x: Tensor, lengths: Tensor | None, weight_hh: Tensor, h0: Tensor, c0: Tensor, chunk: int
-) -> Plan:
-    batch, time = x.shape[:2]
-    steps, rows = -(-time // chunk) * chunk, max(batch, MIN_ROWS)
-    until = x.new_full((batch,), time, dtype=torch.int64) if lengths is None else lengths
-    valid = torch.arange(steps, device=x.device)[:, None] < _pad(until[None], 1, rows)
-    padded = _pad(x.transpose(0, 1), steps, rows)
-    return Plan(
-        padded if lengths is None else torch.where(valid[..., None], padded, 0.0),
-        valid[..., None],
-        _pad(h0[None], 1, rows)[0],
-        _pad(c0[None], 1, rows)[0].to(accumulator(x.dtype)),
-        weight_hh.t().clone(memory_format=torch.contiguous_format),
-        chunk,
-    )
-
-
-def _pad(x: Tensor, time: int, rows: int) -> Tensor:
-    """A fresh contiguous (time, rows, ...) tensor that begins with `x` and ends in zeros."""
-    padded = x.new_zeros(time, rows, *x.shape[2:])
-    padded[: x.shape[0], : x.shape[1]] = x
-    return padded
-
-
-def _inputs(plan: Plan, start: int, weight_ih: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    span = slice(start, start + plan.chunk)
-    x = plan.x[span]
-    projected = torch.addmm(bias, x.flatten(0, 1), weight_ih.t())
-    return projected.view(*x.shape[:2], -1), plan.mask[span].clone()
-
-
-def _finish(plan: Plan, outputs: list[Tensor], h: Tensor, c: Tensor, x: Tensor) -> Outputs:
-    batch, time = x.shape[:2]
-    y = torch.cat(outputs) if outputs else plan.h.new_empty(0, *plan.h.shape)
-    y = torch.where(plan.mask, y, 0.0)[:time, :batch]
-    return y.transpose(0, 1), h[:batch], c[:batch].to(x.dtype)
+def _compiled(function: Any, packing: Packing, weight_hh: Tensor) -> Callable[..., Any]:
+    """The chunk's one graph, for any number of rows."""
+    steps = packing.spans[0].steps
+    return compiled(function, weight_hh.shape[1], weight_hh.dtype, weight_hh.device, steps)

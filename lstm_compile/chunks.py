@@ -1,12 +1,18 @@
 """K steps of the cell unrolled, forward and backward: the pure functions that get compiled.
 
-Time-major, n rows: `projected` (K, n, 4H) is the input's share of the gates, `mask` (K, n, 1) is
-True where a step is valid, `h` and `c` (n, H) are the state the chunk begins with, `weight` (H, 4H)
-is W_hh transposed. The backward is derived by hand from the equations of `lstm_compile.cell`.
+All steps look the same to the compiler, which then generates and compiles the code of one: what
+belongs to a step comes and goes as a tensor of its own, never as a slice at the step's offset.
+Lists hold K tensors of n rows: `projected` (n, 4H) the input's share of the gates, `masks` (n, 1)
+True where a step is valid; `h` and `c` (n, H) are the state the chunk begins with. The backward is
+derived by hand from the equations of `lstm_compile.cell`.
 """
 
 import torch
 from torch import Tensor
+
+from lstm_compile.products import add_step_product, step_product
+
+Steps = list[Tensor]
 
 
 def _tanh(x: Tensor) -> Tensor:
@@ -14,15 +20,15 @@ def _tanh(x: Tensor) -> Tensor:
 
 
 def _unroll(
-    projected: Tensor, mask: Tensor, h: Tensor, c: Tensor, weight: Tensor
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    projected: Steps, masks: Steps, h: Tensor, c: Tensor, weight: Tensor
+) -> tuple[Steps, Steps, Steps]:
     """The chunk's steps: hidden states, activated gates and cell states, K of each."""
     hidden, gates, cells = [], [], []
-    for t in range(mask.shape[0]):
-        i, f, g, o = torch.addmm(projected[t], h, weight).to(c.dtype).chunk(4, -1)
+    for share, mask in zip(projected, masks, strict=True):
+        i, f, g, o = add_step_product(share, h, weight).to(c.dtype).chunk(4, -1)
         i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), _tanh(g), torch.sigmoid(o)
-        c = torch.where(mask[t], f * c + i * g, c)
-        h = torch.where(mask[t], (o * _tanh(c)).to(h.dtype), h)
+        c = torch.where(mask, f * c + i * g, c)
+        h = torch.where(mask, (o * _tanh(c)).to(h.dtype), h)
         hidden.append(h)
         gates.append(torch.cat([i, f, g, o], -1))
         cells.append(c)
@@ -30,50 +36,64 @@ def _unroll(
 
 
 def infer_chunk(
-    projected: Tensor, mask: Tensor, h: Tensor, c: Tensor, weight: Tensor
+    projected: Steps, masks: Steps, h: Tensor, c: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """K steps: the hidden states (K, n, H) and the last cell state (n, H)."""
-    hidden, _, cells = _unroll(projected, mask, h, c, weight)
+    """K steps: the hidden states (K, n, H) and the last cell state (n, H).
+
+    Args:
+        projected: K times (n, 4H).
+        masks: K times (n, 1) bool.
+        h: (n, H).
+        c: (n, H), in the accumulator's dtype.
+        weight: W_hh, (4H, H).
+    """
+    hidden, _, cells = _unroll(projected, masks, h, c, weight)
     return torch.stack(hidden), cells[-1]
 
 
 def record_chunk(
-    projected: Tensor, mask: Tensor, h: Tensor, c: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """K steps with all that the backward needs: hidden states, gates, cell states."""
-    hidden, gates, cells = _unroll(projected, mask, h, c, weight)
-    return torch.stack(hidden), torch.stack(gates), torch.stack(cells)
+    projected: Steps, masks: Steps, h: Tensor, c: Tensor, weight: Tensor
+) -> tuple[Tensor, Steps, Steps]:
+    """K steps with all that the backward needs: hidden states (K, n, H), gates, cell states."""
+    hidden, gates, cells = _unroll(projected, masks, h, c, weight)
+    return torch.stack(hidden), gates, cells
 
 
 def backward_chunk(
-    grad_y: Tensor,
+    grad_y: Steps,
     grad_h: Tensor,
     grad_c: Tensor,
-    mask: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    c: Tensor,
+    masks: Steps,
+    gates: Steps,
+    cells: Steps,
     weight: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the pre-activations (K, n, 4H) and of the state the chunk began with."""
-    out: list[Tensor] = []
-    for t in reversed(range(mask.shape[0])):
+) -> tuple[Steps, Tensor, Tensor]:
+    """Gradients of the K pre-activations (n, 4H) and of the state the chunk began with.
+
+    Args:
+        grad_y: K times (n, H).
+        grad_h: (n, H), of the state after the chunk, in the accumulator's dtype.
+        grad_c: likewise.
+        masks: K times (n, 1) bool.
+        gates: K times (n, 4H), activated.
+        cells: K + 1 times (n, H), from the state the chunk began with.
+        weight: W_hh transposed, (H, 4H).
+    """
+    out: Steps = []
+    for t in reversed(range(len(masks))):
+        mask = masks[t]
         i, f, g, o = gates[t].chunk(4, -1)
-        tanh_c = _tanh(cells[t])
-        c_before = cells[t - 1] if t else c
-        total_h = torch.where(mask[t], grad_y[t], 0.0) + grad_h
-        total_c = grad_c + total_h * o * (1 - tanh_c * tanh_c)
-        grad_gates = torch.cat(
-            [
-                total_c * g * i * (1 - i),
-                total_c * c_before * f * (1 - f),
-                total_c * i * (1 - g * g),
-                total_h * tanh_c * o * (1 - o),
-            ],
-            -1,
+        tanh_c = _tanh(cells[t + 1])
+        total_h = torch.where(mask, grad_y[t] + grad_h, 0.0)
+        total_c = torch.where(mask, grad_c + total_h * o * (1 - tanh_c * tanh_c), 0.0)
+        parts = (
+            total_c * g * i * (1 - i),
+            total_c * cells[t] * f * (1 - f),
+            total_c * i * (1 - g * g),
+            total_h * tanh_c * o * (1 - o),
         )
-        grad_gates = torch.where(mask[t], grad_gates, 0.0).to(weight.dtype)
-        grad_h = torch.where(mask[t], (grad_gates @ weight.t()).to(grad_h.dtype), grad_h)
-        grad_c = torch.where(mask[t], total_c * f, grad_c)
+        grad_gates = torch.cat(parts, -1).to(weight.dtype)
+        grad_h = torch.where(mask, step_product(grad_gates, weight).to(grad_h.dtype), grad_h)
+        grad_c = torch.where(mask, total_c * f, grad_c)
         out.append(grad_gates)
-    return torch.stack(out[::-1]), grad_h, grad_c
+    return out[::-1], grad_h, grad_c

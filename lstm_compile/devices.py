@@ -1,7 +1,7 @@
 """Where the work runs: the device, and how many threads of the CPU."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -10,6 +10,8 @@ from lstm_compile.errors import InputError
 # Below so many floating-point operations a step of the recurrence, threads wait for each other
 # longer than they work; on a busy machine the waiting takes all the time there is.
 SMALL_STEP = 2e6
+
+LARGEST_LEARNED = 31 << 20  # glibc learns from no block above 32 MiB on 64-bit systems
 
 
 def find_device(name: str) -> torch.device:
@@ -49,3 +51,25 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Where operations that gain from it run in bfloat16, for `bf16`; nothing changes for `fp32`.
+
+    Source: https://docs.pytorch.org/docs/stable/amp.html
+    """
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library reuse what a step frees, instead of asking the system for it every step.
+
+    glibc hands freed memory back beyond a threshold that grows with the largest block freed so far;
+    small models stay above its start value, and fault their pages in anew each step. One block that
+    is never written to raises it and costs nothing; other C libraries do not mind.
+
+    Source: https://man7.org/linux/man-pages/man3/mallopt.3.html, M_MMAP_THRESHOLD
+    """
+    torch.empty(LARGEST_LEARNED, dtype=torch.uint8)

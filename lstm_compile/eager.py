@@ -3,18 +3,25 @@
 Backends other than `reference` have first-order reverse-mode derivatives only, and say so.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lstm_compile import chunked
+from lstm_compile import chunked, vendor
+from lstm_compile.choice import choose, work_of
 from lstm_compile.compiling import can_compile
-from lstm_compile.lengths import reverse_within_length
+from lstm_compile.lengths import extremes, reverse_within_length
+from lstm_compile.packing import Packing, pack_rows
 from lstm_compile.reference import reference
-from lstm_compile.vendor import vendor
+from lstm_compile.weights import Direction
 
+Layers = Sequence[Sequence[Direction]]
 Outputs = tuple[Tensor, Tensor, Tensor]
+Cut = Callable[[Sequence[int]], list[tuple[int, int]]]
 
 FIRST_ORDER_ONLY = (
     "backend={!r} has first-order reverse-mode derivatives only; "
@@ -35,30 +42,188 @@ def run_eager(
     chunk: int,
 ) -> Outputs:
     """One layer and direction on plain tensors; arguments as in `lstm_compile.recurrence`."""
+    layers = [[Direction(weight_ih, weight_hh, bias)]]
+    backwards = (reverse,)
+    y, h, c = run_layers(layers, x, lengths, h0[None], c0[None], backwards, 0.0, backend, chunk)
+    return y, h[0], c[0]
+
+
+def run_layers(
+    layers: Layers,
+    x: Tensor,
+    lengths: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+    backend: str,
+    chunk: int,
+) -> Outputs:
+    """A stack of layers on plain tensors.
+
+    Args:
+        layers: the weights by layer and direction.
+        x: (batch, time, input_size).
+        lengths: (batch,) int64 on any device, or None.
+        h0: (num_layers * num_directions, batch, hidden_size).
+        c0: likewise.
+        backwards: for each direction of a layer whether it reads from the end.
+        dropout: probability of dropping a value between layers.
+        backend: `reference`, `compiled`, `vendor` or `auto`.
+        chunk: of `compiled`.
+
+    Returns:
+        output (batch, time, num_directions * hidden_size) and the final state, shaped as h0.
+    """
     with torch.autocast(x.device.type, enabled=False):
-        x = reverse_within_length(x, lengths) if reverse else x
-        tensors = (x, weight_ih, weight_hh, bias, h0, c0)
         if backend == "reference":
-            y, h, c = reference(x, lengths, *tensors[1:])
-        elif backend == "compiled" and can_compile(x.device.type):
-            y, h, c = _chunked(tensors, lengths, chunk)
-        else:
-            x, *others = _first_order(tensors, backend)
-            y, h, c = vendor(x, lengths, *others)
-        return (reverse_within_length(y, lengths) if reverse else y), h, c
+            return _by_steps(layers, x, lengths, h0, c0, backwards, dropout)
+        on_host = None if lengths is None else _on_host(lengths, x.shape[1])
+        shortest, longest = _extremes(on_host, x)
+        if longest == 0:
+            y, h, c = _by_steps(layers, x[:, :1], lengths, h0, c0, backwards, dropout)
+            return pad(y, (0, 0, 0, x.shape[1] - y.shape[1])), h, c
+        if backend == "auto":
+            first = layers[0][0].weight_hh
+            training = _differentiates((x, h0, c0, *_tensors(layers)))
+            ragged = shortest != longest
+            work = work_of(first, x.shape[2], len(x), longest, ragged=ragged, training=training)
+            backend, chunk, *_ = choose(work, first, chunk)
+        if backend == "compiled" and can_compile(x.device.type):
+            cut: Cut = partial(chunked.chunks_of, chunk=chunk)
+            least = chunked.MIN_ROWS
+            return _packed(_chunked, cut, least, layers, x, on_host, h0, c0, backwards, dropout)
+        layers, x, h0, c0 = _first_order(layers, x, h0, c0, backend)
+        hidden = h0.shape[2]
+        if shortest == longest and vendor.fits_one_call(len(x), longest, hidden):
+            return _dense(layers, x, longest, h0, c0, backwards, dropout)
+        cut = partial(vendor.spans_of, input_size=x.shape[2], hidden_size=hidden)
+        return _packed(vendor.run_packed, cut, 1, layers, x, on_host, h0, c0, backwards, dropout)
 
 
-def _chunked(tensors: tuple[Tensor, ...], lengths: Tensor | None, chunk: int) -> Outputs:
+def _on_host(lengths: Tensor, time: int) -> Tensor:
+    """The lengths on the CPU; those that come from a device are not checked, and so clamped."""
+    return lengths if lengths.device.type == "cpu" else lengths.cpu().clamp(0, time)
+
+
+def _extremes(lengths: Tensor | None, x: Tensor) -> tuple[int, int]:
+    """The shortest and the longest row of a batch."""
+    if x.shape[0] == 0:
+        return 0, 0
+    return (x.shape[1], x.shape[1]) if lengths is None else extremes(lengths)
+
+
+def _by_steps(
+    layers: Layers,
+    x: Tensor,
+    lengths: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+) -> Outputs:
+    lengths = None if lengths is None else lengths.to(x.device)
+    states: list[list[Tensor]] = []
+    for depth, layer in enumerate(layers):
+        x = torch.nn.functional.dropout(x, dropout) if depth and dropout else x
+        outputs = []
+        for weights, backward in zip(layer, backwards, strict=True):
+            row = len(states)
+            read = reverse_within_length(x, lengths) if backward else x
+            matrices = weights.weight_ih, weights.weight_hh, weights.bias
+            y, *state = reference(read, lengths, *matrices, h0[row], c0[row])
+            outputs.append(reverse_within_length(y, lengths) if backward else y)
+            states.append(state)
+        x = _joined(outputs)
+    return x, *_stacked(states)
+
+
+def _dense(
+    layers: Layers,
+    x: Tensor,
+    longest: int,
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+) -> Outputs:
+    """Rows of one length in one call of the vendor's kernel."""
+    time = x.shape[1]
+    x = x if longest == time else x[:, :longest]
+    alone = tuple(backwards) == (True,)
+    y, h, c = vendor.run_dense(layers, x.flip(1) if alone else x, h0, c0, dropout)
+    y = y.flip(1) if alone else y
+    return y if longest == time else pad(y, (0, 0, 0, time - longest)), h, c
+
+
+def _packed(
+    run: Callable[..., Outputs],
+    cut: Cut,
+    min_rows: int,
+    layers: Layers,
+    x: Tensor,
+    lengths: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+) -> Outputs:
+    """Rows ordered by length; each span of time runs those that are still active."""
+    lengths = torch.full((x.shape[0],), x.shape[1]) if lengths is None else lengths
+    packing = pack_rows(
+        lengths, x.shape[1], x.device, cut, min_rows=min_rows, mirror=any(backwards)
+    )
+    h0, c0 = packing.arrange(h0), packing.arrange(c0)
+    x, states = packing.pack(x), list[list[Tensor]]()
+    for depth, layer in enumerate(layers):
+        x = torch.nn.functional.dropout(x, dropout) if depth and dropout else x
+        outputs = []
+        for weights, backward in zip(layer, backwards, strict=True):
+            row = len(states)
+            read = packing.reverse(x) if backward else x
+            y, *state = run(packing, read, weights, h0[row], c0[row])
+            outputs.append(packing.reverse(y) if backward else y)
+            states.append(state)
+        x = _joined(outputs)
+    return packing.unpack(x), *_stacked(states)
+
+
+def _joined(outputs: list[Tensor]) -> Tensor:
+    return torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+
+
+def _stacked(states: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
+    h, c = zip(*states, strict=True)
+    return torch.stack(h), torch.stack(c)
+
+
+def _tensors(layers: Layers) -> list[Tensor]:
+    return [tensor for layer in layers for one in layer for tensor in one.tensors()]
+
+
+def _chunked(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
+    """One layer, forward in time, by compiled chunks; shapes as in `lstm_compile.chunked.infer`."""
+    tensors = (x, weights.weight_ih, weights.weight_hh, weights.bias, h0, c0)
     if _differentiates(tensors):
-        return _Chunked.apply(lengths, chunk, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    x, *others = tensors
-    return chunked.infer(x, lengths, *others, chunk=chunk)
+        y, h, c = _Chunked.apply(packing, *tensors)  # type: ignore[no-untyped-call]
+    else:
+        y, h, c = chunked.infer(packing, *tensors)
+    return y, packing.restore(h), packing.restore(c)
 
 
-def _first_order(tensors: tuple[Tensor, ...], backend: str) -> tuple[Tensor, ...]:
-    if _differentiates(tensors):
-        return _FirstOrder.apply(backend, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    return tensors
+def _first_order(
+    layers: Layers, x: Tensor, h0: Tensor, c0: Tensor, backend: str
+) -> tuple[Layers, Tensor, Tensor, Tensor]:
+    """The same tensors; what is computed from them refuses a second derivative."""
+    tensors = (x, h0, c0, *_tensors(layers))
+    if not _differentiates(tensors):
+        return layers, x, h0, c0
+    x, h0, c0, *weights = _FirstOrder.apply(backend, *tensors)  # type: ignore[no-untyped-call]
+    rest = iter(weights)
+    layers = [
+        [Direction(*(next(rest) for _ in one.tensors())) for one in layer] for layer in layers
+    ]
+    return layers, x, h0, c0
 
 
 def _differentiates(tensors: tuple[Tensor, ...]) -> bool:
@@ -94,17 +259,22 @@ class _Chunked(torch.autograd.Function):
     """The compiled chunks in plain eager autograd: the forward keeps what the backward needs."""
 
     @staticmethod
-    def forward(ctx: Any, lengths: Tensor | None, chunk: int, *tensors: Tensor) -> Outputs:
-        x, *others = tensors
-        outputs, ctx.pull_back = chunked.record(x, lengths, *others, chunk=chunk)
-        ctx.save_for_backward(*tensors)
+    def forward(ctx: Any, packing: Packing, *tensors: Tensor) -> Outputs:
+        outputs, tape = chunked.record(packing, *tensors)
+        ctx.packing, ctx.counts = packing, [len(part) for part in tape]
+        # gates and cells are saved, not kept: autograd lets go of them right after the backward
+        ctx.save_for_backward(outputs[0], *tensors, *(step for part in tape for step in part))
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         # reading saved_tensors also refuses weights that were changed in place since the forward
-        anchors = (*ctx.saved_tensors, *gradients)
-        return None, None, *_once("compiled", ctx.pull_back(*gradients), anchors)
+        y, *saved = ctx.saved_tensors
+        tensors, steps = saved[:6], iter(saved[6:])
+        tape = chunked.Tape(*([next(steps) for _ in range(count)] for count in ctx.counts))
+        x, weight_ih, weight_hh, *_ = tensors
+        found = chunked.pull_back(ctx.packing, tape, y, x, weight_ih, weight_hh, *gradients)
+        return None, *_once("compiled", found, (*tensors, *gradients))
 
     @staticmethod
     def jvp(*_: Any) -> NoReturn:

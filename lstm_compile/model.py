@@ -123,7 +123,7 @@ def forward(
         params: see `param_shapes`; all of one dtype and device.
         config: the architecture.
         x: (batch, time, input_size).
-        lengths: (batch,) int64, or None where every step is valid.
+        lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
         state: initial state of the LSTM stack, zeros if None.
         given: for `forecast`, what `config.given` names.
         training: whether dropout acts.
@@ -138,12 +138,12 @@ def forward(
     Raises:
         InputError: shapes, dtypes or lengths that do not fit.
     """
-    if lengths is None:
-        lengths = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
     if config.task == "forecast":
         _check_given(config, given)
         if given.known_future is not None:  # a recursive model takes one step at a time
             given = given._replace(known_future=given.known_future[:, : config.steps_out])
+        if lengths is None:
+            lengths = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
         return forecast(
             params, config, x, lengths, given, state,
             training=training, backend=backend, chunk=chunk,
@@ -154,11 +154,11 @@ def forward(
         weights, scaled, lengths, state,
         dropout=config.dropout, training=training, backend=backend, chunk=chunk,
     )  # fmt: skip
-    pooled = steps
+    lengths = None if lengths is None else lengths.to(x.device)
     if config.task in POOLED:
-        pooled = pool(steps, lengths, config.pooling, params.get("pooling.weight"))
+        steps = pool(steps, lengths, config.pooling, params.get("pooling.weight"))
     prediction = linear(
-        dropout(pooled, config.head_dropout, training), params["head.weight"], params["head.bias"]
+        dropout(steps, config.head_dropout, training), params["head.weight"], params["head.bias"]
     )
     if config.task in STEPWISE:
         prediction = zero_padding(prediction, lengths)
@@ -185,6 +185,7 @@ def predict(
     """
     prediction, _ = forward(params, config, x, lengths, given=given, backend=backend, chunk=chunk)
     if config.task == "tag":
+        lengths = None if lengths is None else lengths.to(prediction.device)
         return zero_padding(prediction.softmax(-1), lengths)
     return prediction.softmax(-1) if config.task == "classify" else prediction
 

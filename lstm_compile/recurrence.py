@@ -18,7 +18,7 @@ from lstm_compile.traced import run_traced, run_transformed
 
 Backend = Literal["auto", "reference", "compiled", "vendor"]
 
-DEFAULT_CHUNK = 16
+DEFAULT_CHUNK = 8
 
 
 def recurrence(
@@ -57,7 +57,7 @@ def recurrence(
         RuntimeError: a second-order or forward-mode derivative is asked of a backend other than
             `reference`.
     """
-    _check(backend, chunk)
+    check_options(backend, chunk)
     backend = "vendor" if backend == "auto" else backend
     inputs = (x, lengths, weight_ih, weight_hh, bias, h0, c0, reverse, backend, chunk)
     if torch.compiler.is_compiling():
@@ -67,7 +67,12 @@ def recurrence(
     return run_eager(*inputs)
 
 
-def _check(backend: str, chunk: int) -> None:
+def check_options(backend: str, chunk: int) -> None:
+    """Refuse what is no backend or no chunk.
+
+    Raises:
+        InputError: unknown backend, or chunk < 1.
+    """
     if backend not in get_args(Backend):
         raise InputError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
     if chunk < 1:

@@ -1,26 +1,16 @@
 """A stack of LSTM layers as a pure function of nn.LSTM's own parameters."""
 
-import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lstm_compile.cell import LSTMState
+from lstm_compile.eager import run_layers
 from lstm_compile.errors import InputError
 from lstm_compile.lengths import check_lengths
-from lstm_compile.recurrence import DEFAULT_CHUNK, Backend, recurrence
-
-_KEY = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)_l(\d+)(_reverse)?")
-
-
-class Direction(NamedTuple):
-    """The weights of one layer and direction."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias: Tensor
+from lstm_compile.recurrence import DEFAULT_CHUNK, Backend, check_options, recurrence
+from lstm_compile.weights import Direction, read_layers
 
 
 def lstm(
@@ -40,14 +30,19 @@ def lstm(
         params: flat, with nn.LSTM's keys, as `dict(nn.LSTM(...).named_parameters())` gives them;
             the number of layers, directions and biases is read off the keys.
         x: (batch, time, input_size), in the weights' dtype; under autocast in any float dtype.
-        lengths: (batch,) int64, 0 <= length <= time, or None where every step is valid. What
-            stands in the padding changes nothing, NaN and inf included.
+        lengths: (batch,) int64, 0 <= length <= time, or None where every step is valid. On the
+            CPU even beside data on a device, they are read without waiting for it. What stands in
+            the padding changes nothing, NaN and inf included.
         state: initial `LSTMState`, h and c each (num_layers * num_directions, batch, hidden_size);
             zeros if None.
         dropout: probability of dropping a value between layers, in training.
         training: whether dropout acts.
         backend: `reference`, `compiled`, `vendor` or `auto`.
         chunk: steps unrolled in one graph by `compiled`.
+
+    In plain eager code rows are ordered by length, and each span of time runs only those that have
+    not ended; `auto` takes what was measured to be fastest (see `explain_backend`), in traced or
+    transformed code `vendor`.
 
     Returns:
         output (batch, time, num_directions * hidden_size), exactly 0 at t >= length, and the state
@@ -62,16 +57,37 @@ def lstm(
     h0, c0 = _initial_state(layers, x, state)
     if dtype := _autocast_dtype(x):
         x, h0, c0 = x.to(dtype), h0.to(dtype), c0.to(dtype)
-        layers = [[Direction(*(w.to(dtype) for w in one)) for one in layer] for layer in layers]
+        layers = [[one.to(dtype) for one in layer] for layer in layers]
+    dropout = dropout if training else 0.0
+    check_options(backend, chunk)
+    plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if plain:
+        backwards = (False, True)[: len(layers[0])]
+        y, h, c = run_layers(layers, x, lengths, h0, c0, backwards, dropout, backend, chunk)
+        return y, LSTMState(h, c)
+    return _layer_by_layer(layers, x, lengths, h0, c0, dropout, backend, chunk)
+
+
+def _layer_by_layer(
+    layers: list[list[Direction]],
+    x: Tensor,
+    lengths: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    dropout: float,
+    backend: Backend,
+    chunk: int,
+) -> tuple[Tensor, LSTMState]:
+    """One operator for each layer and direction, for what traces or transforms."""
     finals: list[tuple[Tensor, Tensor]] = []
     for depth, layer in enumerate(layers):
-        if depth and dropout and training:
+        if depth and dropout:
             x = torch.nn.functional.dropout(x, dropout)
         outputs = []
-        for direction, weights in enumerate(layer):
+        for direction, one in enumerate(layer):
             row = len(finals)
             output, h, c = recurrence(
-                x, lengths, *weights, h0[row], c0[row],
+                x, lengths, one.weight_ih, one.weight_hh, one.bias, h0[row], c0[row],
                 reverse=direction == 1, backend=backend, chunk=chunk,
             )  # fmt: skip
             outputs.append(output)
@@ -79,61 +95,6 @@ def lstm(
         x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
     hs, cs = zip(*finals, strict=True)
     return x, LSTMState(torch.stack(hs), torch.stack(cs))
-
-
-def read_layers(params: Mapping[str, Tensor]) -> list[list[Direction]]:
-    """The weights by layer and direction, read off nn.LSTM's keys.
-
-    Raises:
-        InputError: unknown, missing or misshapen parameters; projections (proj_size > 0).
-    """
-    if not params:
-        raise InputError("params is empty; expected nn.LSTM's keys, such as weight_ih_l0")
-    parsed = {}
-    for key in params:
-        match = _KEY.fullmatch(key)
-        if not match:
-            why = "; proj_size > 0 is not supported" if key.startswith("weight_hr") else ""
-            raise InputError(f"params: {key!r} is not a key of nn.LSTM{why}")
-        parsed[key] = match
-    depth = 1 + max(int(match[2]) for match in parsed.values())
-    suffixes = ["", "_reverse"] if any(match[3] for match in parsed.values()) else [""]
-    has_bias = any(key.startswith("bias") for key in params)
-    hidden_size = _get(params, "weight_hh_l0").shape[-1]
-    input_size = _get(params, "weight_ih_l0").shape[-1]
-    layers = []
-    for layer in range(depth):
-        width = input_size if layer == 0 else hidden_size * len(suffixes)
-        layers.append(
-            [
-                _direction(params, f"l{layer}{suffix}", width, hidden_size, has_bias)
-                for suffix in suffixes
-            ]
-        )
-    return layers
-
-
-def _direction(
-    params: Mapping[str, Tensor], suffix: str, input_size: int, hidden_size: int, has_bias: bool
-) -> Direction:
-    gates = 4 * hidden_size
-    weight_ih = _get(params, f"weight_ih_{suffix}", (gates, input_size))
-    weight_hh = _get(params, f"weight_hh_{suffix}", (gates, hidden_size))
-    if not has_bias:
-        return Direction(weight_ih, weight_hh, weight_ih.new_zeros(gates))
-    bias_ih, bias_hh = (
-        _get(params, f"{name}_{suffix}", (gates,)) for name in ("bias_ih", "bias_hh")
-    )
-    return Direction(weight_ih, weight_hh, bias_ih + bias_hh)
-
-
-def _get(params: Mapping[str, Tensor], key: str, shape: tuple[int, ...] | None = None) -> Tensor:
-    if key not in params:
-        raise InputError(f"params: {key!r} is missing; found {sorted(params)}")
-    if shape and tuple(params[key].shape) != shape:
-        found = tuple(params[key].shape)
-        raise InputError(f"params: {key!r} must have shape {shape}, got {found}")
-    return params[key]
 
 
 def _check_input(layers: list[list[Direction]], x: Tensor) -> None:

@@ -1,61 +1,144 @@
 """Backend `vendor`: oneDNN or cuDNN through PyTorch's own LSTM operator, on dense rows."""
 
+from collections.abc import Sequence
+from functools import cache
+
 import torch
 from torch import Tensor
 
-from lstm_compile.lengths import last_valid, valid_mask
+from lstm_compile.packing import Packing
+from lstm_compile.weights import Direction
+
+Outputs = tuple[Tensor, Tensor, Tensor]
 
 # Saturates a sigmoid to exactly 0 or 1 in every dtype, float16 included.
 SATURATED = 1e4
 
+# What one more call of the kernel costs, forward and backward, as multiply-adds of the forward and
+# as packed steps (the weights are laid out anew at each call). Fitted on 2 cores of an AVX-512 CPU.
+CALL_PRODUCTS = 3e6
+CALL_STEPS = 37
 
-def vendor(
+# The gates of one call, in numbers: below it one call is fastest, beyond it memory is.
+LARGEST_CALL = 1 << 22
+GRAIN = 8  # steps; a span ends at a multiple
+
+
+def spans_of(active: Sequence[int], input_size: int, hidden_size: int) -> list[tuple[int, int]]:
+    """Spans (start, steps) that waste about as much on ended rows as one more call would cost."""
+    bearable = CALL_STEPS + CALL_PRODUCTS / (4 * hidden_size * (hidden_size + input_size))
+    largest = LARGEST_CALL / (4 * hidden_size)
+    cuts, wasted = [0], 0
+    for step in range(GRAIN, len(active), GRAIN):
+        rows = active[cuts[-1]]
+        wasted += sum(rows - count for count in active[step - GRAIN : step])
+        saved = (rows - active[step]) * (len(active) - step)
+        if min(wasted, saved) >= bearable or (step - cuts[-1]) * rows >= largest:
+            cuts, wasted = [*cuts, step], 0
+    return [(begin, end - begin) for begin, end in zip(cuts, [*cuts[1:], len(active)], strict=True)]
+
+
+def fits_one_call(batch: int, time: int, hidden_size: int) -> bool:
+    """Whether all steps of a dense batch go into one call."""
+    return batch * time * 4 * hidden_size <= LARGEST_CALL
+
+
+def run_dense(
+    layers: Sequence[Sequence[Direction]],
     x: Tensor,
-    lengths: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor,
     h0: Tensor,
     c0: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer, forward in time. Shapes as in `lstm_compile.recurrence`.
+    dropout: float,
+) -> Outputs:
+    """A whole stack over rows of one length, in one call.
 
+    Args:
+        layers: the weights by layer and direction.
+        x: (batch, time, input_size), time >= 1 and batch >= 1.
+        h0: (num_layers * num_directions, batch, hidden_size).
+        c0: likewise.
+        dropout: probability of dropping a value between layers.
+
+    Returns:
+        output (batch, time, num_directions * hidden_size) and the final state, shaped as h0.
+    """
+    flat = [weight for layer in layers for one in layer for weight in one.flat()]
+    return _call(flat, x, h0, c0, len(layers), len(layers[0]) == 2, dropout, batch_first=True)
+
+
+def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
+    """One layer, forward in time, a call for each span.
+
+    Shapes as in `lstm_compile.chunked.infer`, but that the state comes in the order of the batch.
     The library knows no lengths. A further input column that is 1 in the padding closes the input
     gate and opens the forget gate there, so that the cell state stands still after a row's last
     valid step; the hidden state is read off the output at that step.
     """
-    if x.shape[0] == 0 or x.shape[1] == 0:
-        return x.new_zeros(*x.shape[:2], h0.shape[1]), h0.clone(), c0.clone()
-    if lengths is None or (lengths.device.type == "cpu" and bool((lengths >= x.shape[1]).all())):
-        return _dense(x, weight_ih, weight_hh, bias, h0, c0)
-    valid = valid_mask(lengths, x.shape[1])[..., None]
-    flagged = torch.cat([torch.where(valid, x, 0.0), (~valid).to(x.dtype)], -1)
-    frozen = torch.cat([weight_ih, _freezing_column(weight_ih)], 1)
-    y, _, c = _dense(flagged, frozen, weight_hh, bias, h0, c0)
-    return torch.where(valid, y, 0.0), last_valid(y, lengths, h0), c
+    if packing.ragged:
+        x = torch.cat([x, packing.moves.padding.to(x.dtype)], -1)
+        matrix = weights.weight_ih
+        column = _freezing_column(len(matrix) // 4, matrix.dtype, matrix.device)
+        weights = weights._replace(weight_ih=torch.cat([matrix, column], 1))
+    flat = weights.flat()
+    h, c, outputs = h0, c0, list[Tensor]()
+    ended_h, ended_c = list[Tensor](), list[Tensor]()
+    for span, part in zip(packing.spans, packing.pieces(x), strict=True):
+        h, c = _active(h, span.rows, ended_h), _active(c, span.rows, ended_c)
+        y, h, c = _call(flat, part, h[None], c[None], 1, False, 0.0, batch_first=False)
+        h, c = h[0], c[0]
+        outputs.append(y.flatten(0, 1))
+    y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    c = packing.restore(torch.cat([c, *reversed(ended_c)]) if ended_c else c)
+    if packing.ragged:
+        return y, packing.last(y, h0), c
+    return y, packing.restore(torch.cat([h, *reversed(ended_h)]) if ended_h else h), c
 
 
-def _freezing_column(weight_ih: Tensor) -> Tensor:
-    input_gate, forget_gate, cell_gate, output_gate = weight_ih.new_zeros(
-        weight_ih.shape[0], 1
-    ).chunk(4)
-    return torch.cat([input_gate - SATURATED, forget_gate + SATURATED, cell_gate, output_gate])
+def _active(state: Tensor, rows: int, ended: list[Tensor]) -> Tensor:
+    if len(state) == rows:
+        return state
+    active, over = torch.split(state, [rows, len(state) - rows])
+    ended.append(over)
+    return active
 
 
-def _dense(
-    x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias: Tensor, h0: Tensor, c0: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    weights = [weight_ih, weight_hh, bias, torch.zeros_like(bias)]
+@cache
+def _freezing_column(hidden_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):
+        column = torch.zeros(4, hidden_size, dtype=dtype, device=device)
+        column[0], column[1] = -SATURATED, SATURATED
+        return column.view(-1, 1)
+
+
+def _call(
+    weights: list[Tensor],
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    num_layers: int,
+    bidirectional: bool,
+    dropout: float,
+    *,
+    batch_first: bool,
+) -> Outputs:
     if x.device.type == "cuda":
         weights = _one_buffer(weights)
-    y, h, c = torch.lstm(
-        x, (h0[None], c0[None]), weights, True, 1, 0.0, torch.is_grad_enabled(), False, True
+    has_biases = len(weights) == 4 * num_layers * (2 if bidirectional else 1)
+    train = dropout > 0 or torch.is_grad_enabled()
+    return torch.lstm(
+        x, (h0, c0), weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
     )
-    return y, h[0], c[0]
 
 
 def _one_buffer(weights: list[Tensor]) -> list[Tensor]:
-    """Views of one contiguous buffer in cuDNN's own layout, so that it need not copy and warn."""
-    flat = torch.cat([weight.reshape(-1) for weight in weights])
-    parts = flat.split([weight.numel() for weight in weights])
-    return [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
+    """Views of one contiguous buffer in cuDNN's own layout, so that it need not copy and warn.
+
+    All weight matrices come first, in the order of layers and directions, then all biases.
+    """
+    ordered = sorted(range(len(weights)), key=lambda index: weights[index].dim() == 1)
+    flat = torch.cat([weights[index].reshape(-1) for index in ordered])
+    parts = flat.split([weights[index].numel() for index in ordered])
+    views = {
+        index: part.view(weights[index].shape) for index, part in zip(ordered, parts, strict=True)
+    }
+    return [views[index] for index in range(len(weights))]

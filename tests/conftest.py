@@ -1,14 +1,29 @@
+import getpass
 import os
+import shutil
+import tempfile
 
 import pytest
 
 # Waiting OpenMP threads sleep. On a busy machine they made these tests up to ten times slower,
 # spinning on the core that the thread they waited for had to run on. Read as torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# `train` and `bench`, run in this process, leave the user's cache folder alone
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="lstm-compile-tests-")
+os.environ.setdefault(  # torch's own default
+    "TORCHINDUCTOR_CACHE_DIR",
+    os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"),
+)
 
 import torch
 
 from lstm_compile.export.answers import full_precision
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_cache_is_left():
+    yield
+    shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -107,6 +107,12 @@ FILLED = ["--gaps", "--duplicates"]
 SERIES = ["--known", "--static", "--calendar", *FILLED]
 TABLE = ["--id", "--time", "--target", "--features", "--missing"]
 OPTIONS = {
+    "bench": [
+        *("--quick", "--backend", "--precision", "--json"),
+        *("--batch", "--time", "--input", "--hidden", "--layers"),
+        *("--bidirectional/--no-bidirectional", "--lengths", "--mode", "--repeats", "--seconds"),
+        *("--memory/--no-memory", "--device", "--threads", "--seed", "--debug"),
+    ],
     "evaluate": [
         *("model", "data", "--json", "--stride", "--plot"),
         *(*TABLE, *FILLED, "--debug"),
@@ -184,6 +190,7 @@ OPTIONS = {
         "--stride",
         "--seed",
         "--device",
+        "--precision",
         "--threads",
         "--backend",
         "--chunk",
@@ -248,7 +255,7 @@ def test_what_train_prints_in_a_pipe(trained):
     assert result.stderr == ""
     assert "\x1b" not in result.stdout
     assert titles(result.stdout) == [
-        *("data", "parts", "run", "stopped", "model", "validation"),
+        *("data", "parts", "run", "stopped", "backend", "model", "validation"),
         *("baseline", "baseline", "baseline", "verdict", "next"),
     ]
     assert lines[0].endswith("data.npz: 2 features, 2 classes")
@@ -261,9 +268,11 @@ def test_what_train_prints_in_a_pipe(trained):
         assert re.fullmatch(rf"epoch {number}: {epoch}, [\d.]+ s(  best)?", line)
     assert lines[5] == "stopped     all epochs done"
     model = rf"model       {re.escape(str(run))}/model\.safetensors \(\d+ kB, [\d.]+ s\)"
-    assert re.fullmatch(model, lines[6])
-    assert re.fullmatch(r"validation  accuracy .*, macro_f1 .*, loss .* \(6 sequences\)", lines[7])
-    assert lines[8].startswith("baseline    majority class: accuracy 50.00 %, macro_f1 33.33 %")
+    why = r"\d+ s in the recurrence do not pay for compiling"
+    assert re.fullmatch(rf"backend     vendor, {why}", lines[6])
+    assert re.fullmatch(model, lines[7])
+    assert re.fullmatch(r"validation  accuracy .*, macro_f1 .*, loss .* \(6 sequences\)", lines[8])
+    assert lines[9].startswith("baseline    majority class: accuracy 50.00 %, macro_f1 33.33 %")
     assert lines[-1] == f"next        lstm-compile export {run} --onnx"
 
 
@@ -286,7 +295,7 @@ def test_train_prints_one_json_object(here):
     assert result.stdout.count("\n") == 1
     found = json.loads(result.stdout)
     assert list(found) == [
-        *("run", "seconds", "epochs", "stopped", "tested_on"),
+        *("run", "seconds", "compile_seconds", "backend", "epochs", "stopped", "tested_on"),
         *("task", "rows", "metrics", "baselines", "verdict", "interval"),
     ]
     assert (found["run"], found["epochs"], found["stopped"]) == ("runs/data-1", 2, "epochs")

@@ -58,6 +58,29 @@ def test_one_compile_serves_every_shape_and_mode(hidden_size):
     assert graphs() == before
 
 
+def test_fifty_random_shapes_add_no_graph():
+    warm_up(5, 2)
+    before, generator = graphs(), torch.Generator().manual_seed(3)
+    for number in range(50):
+        batch, time = torch.randint(1, 40, (2,), generator=generator).tolist()
+        exercise(5, 2, 1 if number % 7 == 0 else batch, 1 if number % 11 == 0 else time, True)
+    exercise(5, 2, 3, 4096, False, training=False)
+    assert graphs() == before
+
+
+def test_threads_and_global_modes_compile_nothing():
+    warm_up(5, 2)
+    before = graphs()
+    with torch.device("cpu"):
+        exercise(5, 2, 3, 5, True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        exercise(5, 2, 3, 5, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert graphs() == before
+
+
 def test_one_compile_serves_transforms_and_outer_modes():
     warm_up(5, 2)
     data = make_data(of(lengths=(5, 0, 3), num_layers=2, bidirectional=True), SINGLE)
@@ -146,23 +169,24 @@ def test_the_default_chunk_compiles_once_for_1_to_2000_steps():
 
 
 @pytest.mark.slow
-def test_twelve_hidden_sizes_in_one_process_compile_each():
+def test_thirty_sizes_in_one_process_compile_each_once():
     """Dynamo gives up on a code object past its eighth recompile; no two sizes share one."""
     limit = torch._dynamo.config.recompile_limit
-    sizes = [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12, 13]
+    sizes = [(size % 4 + 1, size) for size in range(1, 31)]  # input, hidden
     assert len(sizes) > limit
     program = f"""
         import torch
         from torch._dynamo.utils import counters
         from lstm_compile import LSTM
         torch._dynamo.config.fail_on_recompile_limit_hit = True
-        for size in {sizes}:
+        for inputs, hidden in {sizes}:
             before = counters["stats"]["unique_graphs"]
-            module = LSTM(2, size, chunk=1)
-            x = torch.randn(3, 2, 2)
+            module = LSTM(inputs, hidden, chunk=1)
+            x = torch.randn(3, 2, inputs)
             expected, _ = module(x, backend="reference")
             with torch.no_grad():
-                found, _ = module(x, backend="compiled")
+                for _ in range(2):
+                    found, _ = module(x, backend="compiled")
             assert (found - expected).abs().max() < 1e-5
             print(counters["stats"]["unique_graphs"] - before)
     """

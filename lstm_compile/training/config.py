@@ -82,11 +82,14 @@ class TrainingConfig:
         0, "Seed of initial weights, split, batches, dropout and augmentation.", 0, LARGEST_SEED
     )
     device: str = option("auto", "cpu, cuda, cuda:N, or auto.")
+    precision: Literal["fp32", "bf16"] = option(
+        "fp32", "Of the forward pass in training; weights, loss and optimizer stay float32."
+    )
     threads: int = option(0, "CPU threads; 0 takes one for small models, else all.", 0, 1024)
     backend: Literal["auto", "reference", "compiled", "vendor"] = option(
         "auto", "Who computes the recurrence."
     )
-    chunk: int = option(16, "Steps unrolled in one graph by the compiled backend.", 1, 256)
+    chunk: int = option(8, "Steps unrolled in one graph by the compiled backend.", 1, 256)
 
     def __post_init__(self) -> None:
         validate(self)

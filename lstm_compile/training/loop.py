@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.examples import Examples
+from lstm_compile.devices import cpu_threads, fitting_threads, keep_freed_memory
 from lstm_compile.model import Params
 from lstm_compile.tasks import Metrics, metrics, training_loss
 from lstm_compile.training.config import TrainingConfig
@@ -23,8 +25,8 @@ class Epoch(NamedTuple):
 
     epoch: int
     train_loss: float
-    validation_loss: float  # NaN in a refit, which validates nothing
-    validation: Metrics  # empty in a refit
+    validation_loss: float  # NaN where nothing is validated, as in a refit
+    validation: Metrics  # empty there
     learning_rate: float
     seconds: float
     best: bool
@@ -48,18 +50,20 @@ def fit(
     config: ModelConfig,
     training: TrainingConfig,
     train: Examples,
-    validation: Examples,
+    validation: Examples | None = None,
     on_epoch: Callable[[Epoch, Params], None] = lambda epoch, params: None,
     rows: Tensor | None = None,
 ) -> Fit:
     """Train until the epochs are used up, validation stops getting better, or Ctrl-C.
 
     Args:
-        params: where to start; data and params on one device.
+        params: where to start; their device is where the work is done.
         config: the architecture.
-        training: everything else.
-        train: what the weights are fitted on.
-        validation: what stops training and picks the weights.
+        training: everything else, the number of CPU threads while it lasts among it.
+        train: what the weights are fitted on; on the device of `params` or on the CPU, from where
+            batches are copied as they are needed.
+        validation: what stops training and picks the weights, likewise; without it all epochs are
+            run and the last weights kept.
         on_epoch: called after each epoch with its figures and the weights it ended with.
         rows: int64 (len(train),), what errors call the sequences of `train`; 0, 1, ... if None.
 
@@ -68,13 +72,13 @@ def fit(
     """
     best, stopped, lowest = params, "epochs", math.inf
     epochs, losses = list[Epoch](), list[float]()
-    weights = class_weights_of(config, training, train)
-    with seeded(train.x.device, training.seed):
+    weights = class_weights_of(params, config, training, train)
+    with _surroundings(params, config, training):
         try:
             began = time.perf_counter()
             for passed in passes(params, config, training, train, losses, rows):
                 loss, scores = _validate(passed.params, config, training, validation, weights)
-                seconds, is_best = time.perf_counter() - began, loss < lowest
+                seconds, is_best = time.perf_counter() - began, not validation or loss < lowest
                 epochs.append(
                     Epoch(len(epochs) + 1, passed.loss, loss, scores, passed.rate, seconds, is_best)
                 )
@@ -104,7 +108,7 @@ def refit(
     that validation.
 
     Args:
-        params: where to start, with scalers of `train`; on the device of `train`.
+        params: where to start, with scalers of `train`; see `fit`.
         config: the architecture.
         training: what `found` was trained with.
         train: all training data.
@@ -115,7 +119,7 @@ def refit(
         RunError: a loss was not finite; the message names the batch.
     """
     wanted = found.best.epoch if found.best else 0
-    with seeded(train.x.device, training.seed):
+    with _surroundings(params, config, training):
         began = time.perf_counter()
         losses = [epoch.validation_loss for epoch in found.epochs]
         again = passes(params, config, training, train, losses, None)
@@ -126,18 +130,37 @@ def refit(
     return params
 
 
+def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
+    """How many CPU threads a training takes."""
+    return training.threads or fitting_threads(training.batch_size, config.hidden_size)
+
+
+@contextmanager
+def _surroundings(params: Params, config: ModelConfig, training: TrainingConfig) -> Iterator[None]:
+    """The threads and random numbers of a training, and after it as they were."""
+    keep_freed_memory()
+    with (
+        cpu_threads(threads_of(config, training)),
+        seeded(params["head.weight"].device, training.seed),
+    ):
+        yield
+
+
 def _validate(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    validation: Examples,
+    validation: Examples | None,
     class_weights: Tensor | None,
 ) -> tuple[float, Metrics]:
     """The training loss without label smoothing, and the metrics."""
+    if validation is None:
+        return math.nan, {}
     prediction = predict_all(params, config, validation, training.backend, training.chunk)
+    y, unit = validation.y.to(prediction.device), validation.unit
+    unit = None if unit is None else unit.to(prediction.device)
     plain = replace(training, label_smoothing=0.0)
-    y = validation.y
-    loss = training_loss(params, config, plain, prediction, y, class_weights, validation.unit)
+    loss = training_loss(params, config, plain, prediction, y, class_weights, unit)
     return float(loss), metrics(config, prediction, y)
 
 

@@ -16,7 +16,7 @@ from lstm_compile.model import Params, scaler_of, trainable
 from lstm_compile.tasks import balanced_weights
 from lstm_compile.training.augment import augment
 from lstm_compile.training.config import TrainingConfig
-from lstm_compile.training.prediction import gather_rows
+from lstm_compile.training.feeding import feed
 from lstm_compile.training.step import (
     average_update,
     init_adam,
@@ -50,7 +50,7 @@ def passes(
         params: where to start.
         config: the architecture.
         training: everything else.
-        train: on the device of `params`.
+        train: on the device of `params` or on the CPU.
         losses: validation losses; before pass k it must hold those of the k - 1 before.
         rows: int64 (len(train),), what errors call the sequences; 0, 1, ... if None.
 
@@ -60,18 +60,15 @@ def passes(
     generator = torch.Generator().manual_seed(training.seed)
     optimizer, lengths = init_adam(params, training.freeze), train.lengths.cpu()
     average, scaler = trainable(params, training.freeze), scaler_of(params, "scaler")
-    weights = class_weights_of(config, training, train)
+    weights = class_weights_of(params, config, training, train)
     steps = training.epochs * _steps_of(len(train), training)
     for number in range(1, training.epochs + 1):
         found, rate = [], 0.0
         factor = plateau_factor(losses[: number - 1], training)
         groups = _groups(_batches(lengths, training, generator), training)
-        for group in groups:
+        for gathered in feed(train, lengths, groups, scaler.shift.device):
             rate = factor * learning_rate_at(optimizer.step, steps, training)
-            batch, *more = (
-                augment(gather_rows(train, lengths, indices), scaler, training, generator)
-                for indices in group
-            )
+            batch, *more = (augment(each, scaler, training, generator) for each in gathered)
             params, optimizer, loss = train_step(
                 params, optimizer, batch, rate, config, training, weights, more
             )
@@ -104,12 +101,12 @@ def _groups(batches: list[Tensor], training: TrainingConfig) -> list[list[Tensor
 
 
 def class_weights_of(
-    config: ModelConfig, training: TrainingConfig, train: Examples
+    params: Params, config: ModelConfig, training: TrainingConfig, train: Examples
 ) -> Tensor | None:
     """Weights of the classes in the loss, from the data that are trained on; None: all alike."""
     if training.class_weight == "none":
         return None
-    return balanced_weights(train.y, config.output_size)
+    return balanced_weights(train.y, config.output_size).to(params["head.weight"].device)
 
 
 def _finite(losses: Tensor, batches: list[Tensor], epoch: int, rows: Tensor | None) -> Tensor:

@@ -1,5 +1,7 @@
 """A model over a whole data set, batch by batch."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from lstm_compile.data.sequences import Batch, Sequences
 from lstm_compile.lengths import valid_mask
 from lstm_compile.model import Params, complete
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
+from lstm_compile.training.feeding import feed
 
 
 def predict_all(
@@ -26,17 +29,11 @@ def predict_all(
     """
     lengths = data.lengths.cpu()
     batches = ordered_batches(lengths, batch_size)
+    groups = [[indices] for indices in batches]
+    answer = partial(_answer, params, config, backend=backend, chunk=chunk)
     with torch.inference_mode():
-        parts = []
-        for indices in batches:
-            batch = gather_rows(data, lengths, indices)
-            found = complete(
-                params, config, batch.x, batch.lengths,
-                given=batch.given, backend=backend, chunk=chunk,
-            )  # fmt: skip
-            if config.task in STEPWISE:
-                found = found[valid_mask(batch.lengths, found.shape[1])]
-            parts.append(found)
+        device = params["head.weight"].device
+        parts = [answer(batch) for (batch,) in feed(data, lengths, groups, device)]
         order = torch.cat(batches)
         if config.task in STEPWISE:
             assert isinstance(data, Sequences)
@@ -44,9 +41,13 @@ def predict_all(
         return torch.cat(parts)[torch.argsort(order).to(parts[0].device)]
 
 
-def gather_rows(data: Examples, lengths: Tensor, indices: Tensor) -> Batch:
-    """The batch at `indices`, int64 on the CPU; `lengths` are the data's, on the CPU too.
-
-    Known there, the longest need not be asked of the device, which would wait for it.
-    """
-    return data.gather(indices.to(data.x.device), time=max(1, int(lengths[indices].max())))
+def _answer(
+    params: Params, config: ModelConfig, batch: Batch, backend: Backend, chunk: int
+) -> Tensor:
+    """The answers for a batch: one a row, or one a valid step where steps are answered."""
+    found = complete(
+        params, config, batch.x, batch.lengths, given=batch.given, backend=backend, chunk=chunk
+    )
+    if config.task not in STEPWISE:
+        return found
+    return found[valid_mask(batch.lengths, found.shape[1])]

@@ -13,11 +13,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lstm_compile.baselines import Baseline, fit_baselines, to_tensors
+from lstm_compile.cache import compile_seconds
 from lstm_compile.checkpoint import Model, save_model, to_device
 from lstm_compile.config import DERIVED
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Sequences
-from lstm_compile.devices import cpu_threads, find_device, fitting_threads
+from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import RunError
 from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.files import to_json, write_atomically
@@ -33,8 +34,10 @@ from lstm_compile.runs import (
     MODEL_FILE,
 )
 from lstm_compile.tasks import loss_name
+from lstm_compile.training.backend import settle_backend
+from lstm_compile.training.feeding import within_reach
 from lstm_compile.training.job import Job, Parts
-from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit
+from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
 from lstm_compile.training.warm import initial_params
 
 
@@ -47,6 +50,8 @@ class Outcome:
     evaluation: Evaluation
     tested_on: str
     seconds: float
+    compile_seconds: float  # of `seconds`
+    backend: str = ""  # which one computed the recurrence, and why
     refitted: bool = False  # whether the model learned from the validation data as well
 
 
@@ -57,18 +62,27 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
         RunError: the loss was not finite; the best weights so far stay in the folder.
         KeyboardInterrupt: Ctrl-C before the first epoch had ended; later it ends the run cleanly.
     """
-    start = time.perf_counter()
+    start, compiled = time.perf_counter(), compile_seconds()
+    job, backend = _settled(job)
     fitted, final = _train(job, on_epoch)
     is_refitted = final is not fitted.params
     baselines = _baselines(job.parts)
     write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
     # without a test part the figures are of validation data, which refitted weights have seen
     shown = final if job.parts.tested_on == "test" else fitted.params
-    with cpu_threads(_threads(job)):
+    with cpu_threads(threads_of(job.config, job.training)):
         evaluation = _evaluation(job, shown, baselines)
-    seconds = time.perf_counter() - start
-    model = _save(job, final, _provenance(fitted, evaluation, job, seconds, is_refitted))
-    return Outcome(model, fitted, evaluation, job.parts.tested_on, seconds, is_refitted)
+    times = time.perf_counter() - start, compile_seconds() - compiled
+    model = _save(job, final, _provenance(fitted, evaluation, job, times, is_refitted, backend))
+    return Outcome(model, fitted, evaluation, job.parts.tested_on, *times, backend, is_refitted)
+
+
+def _settled(job: Job) -> tuple[Job, str]:
+    """The job with the backend it keeps from here on, and why it is that one."""
+    with cpu_threads(threads_of(job.config, job.training)):
+        device = find_device(job.training.device)
+        training, why = settle_backend(job.config, job.training, job.parts.train, device)
+    return job._replace(training=training), f"{training.backend}, {why}"
 
 
 def _baselines(parts: Parts) -> dict[str, Baseline]:
@@ -86,7 +100,7 @@ def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Eva
 
     def predict(data: Examples) -> Tensor:
         options = (job.training.backend, job.training.chunk)
-        return predict_all(params, job.config, data.to(where), *options).cpu()
+        return predict_all(params, job.config, within_reach(data, where), *options).cpu()
 
     if isinstance(test, Windows):
         headline = headline_of(_loss(job))
@@ -114,19 +128,13 @@ def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
 
     # before the threads are cut: the rounding of orthogonal weights depends on their number
     start, restart = (_start(job, data) for data in (job.parts.train, job.parts.everything))
-    with cpu_threads(_threads(job)):
-        fitted = _fit(job, start, after_epoch)
-        if not job.training.refit or fitted.stopped == "interrupt":
-            return fitted, fitted.params
-        try:
-            return fitted, _refit(job, restart, fitted, partial(record, refit=True))
-        except KeyboardInterrupt:
-            return fitted._replace(stopped="interrupt"), fitted.params
-
-
-def _threads(job: Job) -> int:
-    fitting = fitting_threads(job.training.batch_size, job.config.hidden_size)
-    return job.training.threads or fitting
+    fitted = _fit(job, start, after_epoch)
+    if not job.training.refit or fitted.stopped == "interrupt":
+        return fitted, fitted.params
+    try:
+        return fitted, _refit(job, restart, fitted, partial(record, refit=True))
+    except KeyboardInterrupt:
+        return fitted._replace(stopped="interrupt"), fitted.params
 
 
 def _start(job: Job, data: Examples) -> Params:
@@ -140,8 +148,8 @@ def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) 
         start,
         job.config,
         job.training,
-        parts.train.to(where),
-        parts.validation.to(where),
+        within_reach(parts.train, where),
+        within_reach(parts.validation, where),
         after_epoch,
         parts.train_rows,
     )
@@ -150,7 +158,7 @@ def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) 
 
 
 def _refit(job: Job, start: Params, fitted: Fit, on_epoch: Callable[[Epoch], None]) -> Params:
-    everything = job.parts.everything.to(find_device(job.training.device))
+    everything = within_reach(job.parts.everything, find_device(job.training.device))
     return refit(start, job.config, job.training, everything, fitted, on_epoch)
 
 
@@ -177,7 +185,12 @@ def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
 
 
 def _provenance(
-    fitted: Fit, evaluation: Evaluation, job: Job, seconds: float, is_refitted: bool
+    fitted: Fit,
+    evaluation: Evaluation,
+    job: Job,
+    times: tuple[float, float],
+    is_refitted: bool,
+    backend: str,
 ) -> dict[str, Any]:
     best = fitted.best
     extra: dict[str, Any] = {}
@@ -192,7 +205,9 @@ def _provenance(
         "validation": best.validation if best else {},
         job.parts.tested_on: evaluation.metrics,
         "baselines": evaluation.baselines,
-        "seconds": round(seconds, 1),
+        "seconds": round(times[0], 1),
+        "compile_seconds": round(times[1], 1),
+        "backend": backend,
     }
 
 

@@ -1,7 +1,7 @@
 """One training step as a pure function of parameters, optimizer state and batch."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.sequences import Batch
+from lstm_compile.devices import autocast
 from lstm_compile.model import Params, forward, trainable
 from lstm_compile.tasks import row_weight, training_loss
 from lstm_compile.training.config import TrainingConfig
@@ -63,21 +64,47 @@ def train_step(
     """
     learned = trainable(params, training.freeze)
     leaves = {name: value.detach().requires_grad_() for name, value in learned.items()}
-    weights = [row_weight(each.y, class_weights) for each in (batch, *more)]
+    batches = (batch, *more)
     losses, gradients = [], dict[str, Tensor]()
-    for each, weight in zip((batch, *more), weights, strict=True):
-        prediction, _ = forward(
-            {**params, **leaves}, config, each.x, each.lengths, given=each.given,
-            training=True, backend=training.backend, chunk=training.chunk,
-        )  # fmt: skip
-        loss = training_loss(params, config, training, prediction, each.y, class_weights, each.unit)
-        losses.append(loss * (weight / sum(weights)))
-        parts = torch.autograd.grad(losses[-1], list(leaves.values()))
+    for each, share in zip(batches, _shares(batches, class_weights), strict=True):
+        loss = _loss({**params, **leaves}, each, config, training, class_weights)
+        parts = torch.autograd.grad(loss, list(leaves.values()), share)
+        losses.append(loss.detach() * share)
         gradients = _added(gradients, dict(zip(leaves, parts, strict=True)))
     gradients = clip_by_norm(gradients, training.clip_norm)
     with torch.no_grad():
         updated, optimizer = adam_update(leaves, gradients, optimizer, learning_rate, training)
-    return StepResult({**params, **updated}, optimizer, torch.stack(losses).detach().sum())
+    return StepResult({**params, **updated}, optimizer, sum(losses[1:], start=losses[0]))
+
+
+def _shares(batches: Sequence[Batch], class_weights: Tensor | None) -> list[Tensor]:
+    """What part of the step's mean loss each batch is, as scalars beside it."""
+    weights = [row_weight(batch.y, class_weights) for batch in batches]
+    x, total = batches[0].x, sum(weights)
+    return [torch.as_tensor(weight / total, dtype=x.dtype, device=x.device) for weight in weights]
+
+
+def _loss(
+    params: Params,
+    batch: Batch,
+    config: ModelConfig,
+    training: TrainingConfig,
+    class_weights: Tensor | None,
+) -> Tensor:
+    """The training loss of one batch: forward in the precision asked for, the rest in float32."""
+    lengths = None if _is_known_full(batch) else batch.lengths
+    with autocast(batch.x.device, training.precision):
+        prediction, _ = forward(
+            params, config, batch.x, lengths, given=batch.given,
+            training=True, backend=training.backend, chunk=training.chunk,
+        )  # fmt: skip
+    prediction = prediction.to(batch.x.dtype)
+    return training_loss(params, config, training, prediction, batch.y, class_weights, batch.unit)
+
+
+def _is_known_full(batch: Batch) -> bool:
+    # on a device the answer would have to be waited for
+    return batch.lengths.is_cpu and bool((batch.lengths == batch.x.shape[1]).all())
 
 
 def _added(first: Params, second: Params) -> Params:
@@ -111,21 +138,36 @@ def adam_update(
     Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2. The results
     are those of torch.optim.Adam and torch.optim.AdamW.
     """
-    step = state.step + 1
-    corrections = [1 - beta**step for beta in betas]
-    new_params, means, squares = {}, {}, {}
-    for name, value in params.items():
-        decay = training.weight_decay if value.dim() > 1 else 0.0
-        gradient = gradients[name]
-        if training.optimizer == "adam":
-            gradient = gradient + decay * value
-        else:
-            value = value * (1 - learning_rate * decay)
-        means[name] = torch.lerp(state.mean[name], gradient, 1 - betas[0])
-        squares[name] = state.square[name] * betas[1] + gradient.square() * (1 - betas[1])
-        deviation = (squares[name] / corrections[1]).sqrt() + epsilon
-        new_params[name] = value - learning_rate / corrections[0] * means[name] / deviation
-    return new_params, AdamState(step, means, squares)
+    count = state.step + 1
+    device = next(iter(params.values())).device
+    updated, means, squares = (_copies(part, params) for part in (params, state.mean, state.square))
+    update = torch._fused_adam_ if training.optimizer == "adam" else torch._fused_adamw_
+    for names, decay in _by_decay(params, training.weight_decay):
+        update(
+            [updated[name] for name in names],
+            [gradients[name].contiguous() for name in names],
+            [means[name] for name in names],
+            [squares[name] for name in names],
+            [],
+            [torch.full((), float(count), device=device)] * len(names),
+            lr=learning_rate, beta1=betas[0], beta2=betas[1], weight_decay=decay, eps=epsilon,
+            amsgrad=False, maximize=False,
+        )  # fmt: skip
+    return updated, AdamState(count, means, squares)
+
+
+def _copies(values: Params, names: Iterable[str]) -> Params:
+    # the fused kernels write in place, and take every tensor for contiguous
+    return {name: values[name].clone(memory_format=torch.contiguous_format) for name in names}
+
+
+def _by_decay(params: Params, decay: float) -> list[tuple[list[str], float]]:
+    """Names that decay alike, with their decay; no empty group."""
+    if not decay:
+        return [(list(params), 0.0)]
+    matrices = [name for name, value in params.items() if value.dim() > 1]
+    vectors = [name for name, value in params.items() if value.dim() <= 1]
+    return [group for group in ((matrices, decay), (vectors, 0.0)) if group[0]]
 
 
 def average_update(
@@ -147,7 +189,8 @@ def average_update(
         decay: at least 0, below 1.
     """
     share = (1 - decay) / (1 - decay**step)
-    return {name: torch.lerp(value, params[name], share) for name, value in average.items()}
+    values = torch._foreach_lerp(list(average.values()), [params[name] for name in average], share)
+    return dict(zip(average, values, strict=True))
 
 
 def learning_rate_at(step: int, total: int, training: TrainingConfig) -> float:

@@ -1,0 +1,131 @@
+"""`lstm-compile bench`."""
+
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+
+from lstm_compile.bench.cases import Case, Precision, grid, own_case
+from lstm_compile.bench.config import BenchConfig
+from lstm_compile.cli import output
+from lstm_compile.cli.edge import Command, code_of_signal, sigterm_as_ctrl_c
+from lstm_compile.cli.options import flags_of, values_of
+
+if TYPE_CHECKING:
+    from lstm_compile.bench.report import Report, Row
+
+QUICK_SECONDS = 1.0  # for a case and mode
+HEAD = ("median ms", "p95 ms", "sequences/s", "ratio", "compile s", "peak MiB")
+RIVALS = {"padded": "padded", "packed": "packed", "best": "the faster"}
+BACKENDS = ("auto", "compiled", "vendor", "reference", "padded", "packed", "onnxruntime")
+
+
+@click.command(cls=Command)
+@click.option("--quick", is_flag=True, help="Few cases and rounds, in about a minute.")
+@click.option(
+    "--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
+    help="Measure this one, and others named so; a ratio needs padded or packed [all].",
+)  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(get_args(Precision)),
+    help="Of the products [fp32, on CUDA each].",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@flags_of(Case)
+@flags_of(BenchConfig)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    quick: bool,
+    backends: tuple[str, ...],
+    precision: Precision | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure every backend beside nn.LSTM, padded and packed, and ONNX Runtime.
+
+    Without a size a grid of cases is measured. A size, a direction or lengths ask for one case of
+    one's own, the rest of it as the defaults say.
+
+    Backends take turns in a random order, and a ratio is the median over the rounds: it holds on a
+    busy machine too. A training step is forward, loss and the gradients of all parameters.
+    """
+    given = {name for name in values_of(Case, options) if _is_given(ctx, name)}
+    if quick and not _is_given(ctx, "seconds"):
+        options["seconds"] = QUICK_SECONDS
+    config = BenchConfig(**values_of(BenchConfig, options))
+    cases = None
+    if given:
+        own = Case(**values_of(Case, options), precision=precision or "fp32")
+        cases = [own_case(own, given)]
+    out = output.console(as_json)
+    with sigterm_as_ctrl_c(ctx):
+        from lstm_compile.cache import use_local_cache
+        from lstm_compile.devices import find_device
+        from lstm_compile.export.bench import run_bench
+
+        use_local_cache()
+
+        device = find_device(config.device)
+        cases = cases or grid(device.type, quick=quick, precision=precision)
+        report = run_bench(
+            cases,
+            config,
+            backends,
+            on_case=lambda case, mode: out.print(f"[bold]{mode}[/bold], {case.name}"),
+            on_rows=lambda rows: _show(out, rows),
+        )
+    _end(out, report)
+    if as_json:
+        output.print_json(report.to_dict())
+    if report.stopped:
+        ctx.exit(code_of_signal(ctx))
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) != ParameterSource.DEFAULT
+
+
+def _show(out: Console, rows: "list[Row]") -> None:
+    """The table of a case in a mode."""
+    out.print("[bold]" + f"{'':12}" + "".join(f"{title:>12}" for title in HEAD))
+    for row in rows:
+        cells = "".join(f"{cell:>12}" for cell in _cells(row))
+        style = "green" if row.backend == "auto" else None
+        out.print(f"{row.backend:12}{cells}  {row.choice}".rstrip(), style=style, markup=False)
+
+
+def _cells(row: "Row") -> list[str]:
+    return [
+        f"{row.median_ms:.3f}",
+        f"{row.p95_ms:.3f}",
+        f"{row.sequences_per_second:.0f}",
+        "" if row.ratio is None else f"{row.ratio:.2f}",
+        f"{row.compile_seconds:.1f}" if row.compile_seconds >= 0.05 else "",
+        "" if row.peak_mib is None else f"{row.peak_mib:.1f}",
+    ]
+
+
+def _end(out: Console, report: "Report") -> None:
+    from lstm_compile.bench.machine import described
+
+    output.lines(
+        out,
+        *(("left out", f"{name}: {why}") for name, why in report.skipped.items()),
+        *(("mean", _mean(group)) for group in report.summary if group["backend"] == "auto"),
+        ("ratio", "time over that of the faster nn.LSTM form, padded or packed"),
+        ("machine", described(report.machine)),
+        *([("stopped", "by a signal; what was measured so far stands above")] * report.stopped),
+        ("next", "lstm-compile train --backend auto"),
+    )
+
+
+def _mean(group: dict[str, Any]) -> str:
+    """Geometric means of the ratios of `auto` over a group; batches of one row are left out."""
+    means = {words: group[f"mean_to_{key}"] for key, words in RIVALS.items()}
+    shown = [f"{mean:.2f} of {words}" for words, mean in means.items() if mean is not None]
+    shown.append(f"worst {group['worst_to_best']:.2f} of the faster")
+    kind = f"{group['mode']}, lengths {group['lengths']}, {group['precision']}"
+    return f"auto: {', '.join(shown)} ({kind})"

@@ -1,0 +1,160 @@
+"""A case made of tensors, and who can compute it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import lstm_compile
+from lstm_compile.bench.cases import Case, Mode, lengths_of
+from lstm_compile.calibration import calibrate
+from lstm_compile.choice import explain_backend
+from lstm_compile.compiling import can_compile
+from lstm_compile.lengths import extremes, valid_mask
+from lstm_compile.recurrence import Backend
+
+Forward = Callable[[], Any]  # gives the output (batch, time, features)
+Step = Callable[[], object]  # what is timed
+
+REFERENCE_STEPS = 256  # beyond, the plain loop takes longer than all others together
+RIVALS = ("padded", "packed")
+
+
+class Problem(NamedTuple):
+    """One LSTM with nn.LSTM's own weights, and one batch; all on one device."""
+
+    case: Case
+    module: nn.LSTM
+    x: Tensor  # (batch, time, input), zeros in the padding
+    lengths: Tensor | None  # (batch,) int64, None where all are full
+    host_lengths: Tensor  # (batch,) int64 on the CPU, for packing
+    mask: Tensor | None  # (batch, time, 1) bool
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """nn.LSTM's parameters under its own names."""
+        return dict(self.module.named_parameters())
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What a forward runs in."""
+        if self.case.precision != "bf16":
+            return nullcontext()
+        return torch.autocast(self.x.device.type, torch.bfloat16)
+
+
+Contestant = Callable[[Problem], Forward]
+
+
+def build(case: Case, device: torch.device, mode: Mode, seed: int) -> Problem:
+    """Random weights and a random batch of this case.
+
+    Raises:
+        InputError: the case's file of lengths does not fit.
+    """
+    host = torch.tensor(lengths_of(case, seed))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(case.batch, case.time, case.input, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = nn.LSTM(
+            case.input, case.hidden, case.layers,
+            batch_first=True, bidirectional=case.bidirectional,
+        )  # fmt: skip
+    module = module.to(device).train(mode == "training")
+    mask = valid_mask(host, case.time)[..., None]
+    x = torch.where(mask, x, 0.0).to(device)
+    if case.lengths == "full":
+        return Problem(case, module, x, None, host, None)
+    return Problem(case, module, x, host.to(device), host, mask.to(device))
+
+
+def _backend(problem: Problem, name: Backend) -> Forward:
+    params = problem.params  # gathering them takes longer than a short step may
+    return lambda: lstm_compile.lstm(params, problem.x, problem.lengths, backend=name)[0]
+
+
+def _padded(problem: Problem) -> Forward:
+    return lambda: problem.module(problem.x)[0]
+
+
+def _packed(problem: Problem) -> Forward:
+    def forward() -> Tensor:
+        packed = pack_padded_sequence(
+            problem.x, problem.host_lengths, batch_first=True, enforce_sorted=False
+        )
+        output, _ = problem.module(packed)
+        time = problem.x.shape[1]
+        return pad_packed_sequence(output, True, total_length=time)[0]
+
+    return forward
+
+
+# `compiled` before `auto`: what both compile is counted where it is asked for by name
+CONTESTANTS: Mapping[str, Contestant] = {
+    "padded": _padded,
+    "packed": _packed,
+    "vendor": partial(_backend, name="vendor"),
+    "compiled": partial(_backend, name="compiled"),
+    "auto": partial(_backend, name="auto"),
+    "reference": partial(_backend, name="reference"),
+}
+
+
+def step_of(contestant: Contestant, name: str, problem: Problem, mode: Mode) -> Step:
+    """What is timed: a forward without gradients, or forward, loss and all parameters' gradients.
+
+    The loss is the sum of squares over valid steps. nn.LSTM over padded rows needs a mask for it;
+    the others give zeros in the padding.
+    """
+    forward = contestant(problem)
+    if mode == "inference":
+        return partial(_infer, problem, forward)
+    mask = problem.mask if name == "padded" else None
+    return partial(_train, problem, forward, mask, list(problem.params.values()))
+
+
+def _infer(problem: Problem, forward: Forward) -> object:
+    with torch.no_grad(), problem.autocast():
+        return forward()
+
+
+def _train(
+    problem: Problem, forward: Forward, mask: Tensor | None, params: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    with problem.autocast():
+        output = forward()
+    output = output if mask is None else torch.where(mask, output, 0.0)
+    return torch.autograd.grad(output.float().square().sum(), params)
+
+
+def calibrated(problem: Problem, mode: Mode) -> str:
+    """Measure for `auto` what this case needs; what it then takes and why, in one line."""
+    case, device, training = problem.case, problem.x.device, mode == "training"
+    least, longest = extremes(problem.host_lengths)
+    if can_compile(device.type):
+        calibrate(
+            case.hidden, case.input, case.batch, longest,
+            ragged=least != longest, training=training, device=device,
+            dtype=torch.bfloat16 if case.precision == "bf16" else torch.float32,
+        )  # fmt: skip
+    with problem.autocast():
+        choice = explain_backend(
+            problem.params, case.batch, case.time, problem.host_lengths, training=training
+        )
+    return str(choice)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Let CUDA's matrix products and cuDNN use TF32, or not; cuDNN would by default."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before

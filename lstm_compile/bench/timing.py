@@ -1,0 +1,106 @@
+"""Interleaved timing: on a machine that others use too, ratios hold where times do not."""
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from lstm_compile.bench.problem import Step
+
+BLOCK = 0.01  # seconds that one turn takes at least, unless MOST_CALLS are done
+MOST_CALLS = 20
+FEWEST, SLOWEST_FEWEST = 5, 2  # rounds, whatever they cost
+SLOW = 8.0  # times the fastest
+
+
+class Plan(NamedTuple):
+    """How often a step runs: `calls` one after another in each of `rounds` rounds."""
+
+    rounds: int
+    calls: int
+
+
+class Timing(NamedTuple):
+    """Seconds of each call."""
+
+    first: float  # what is compiled, loaded or calibrated is in it
+    rounds: list[list[float]]
+
+    @property
+    def median(self) -> float:
+        """Of all calls but the first."""
+        return median(seconds for calls in self.rounds for seconds in calls)
+
+    @property
+    def p95(self) -> float:
+        """The 95th percentile of the same."""
+        return float(np.quantile([seconds for calls in self.rounds for seconds in calls], 0.95))
+
+    @property
+    def compiling(self) -> float:
+        """Seconds that the first call took longer than later ones."""
+        return max(0.0, self.first - self.median)
+
+    def ratio(self, other: "Timing") -> float:
+        """Its time over the other's: the median over the rounds in which both ran."""
+        pairs = zip(self.rounds, other.rounds, strict=False)
+        return median(median(mine) / median(its) for mine, its in pairs)
+
+
+def interleave(
+    steps: Mapping[str, Step],
+    repeats: int,
+    seconds: float,
+    seed: int,
+    synchronize: Callable[[], object] = lambda: None,
+    after_first: Callable[[], object] = lambda: None,
+) -> dict[str, Timing]:
+    """Time the steps in rounds, each round in a random order.
+
+    Args:
+        steps: what to time, by name.
+        repeats: rounds at most.
+        seconds: to spend on all of them, about; each takes part in at least 5 rounds all the same,
+            one much slower than the fastest in 2.
+        seed: of the order.
+        synchronize: waits for the device; part of every call.
+        after_first: called when every step has run once, and compiled what it compiles.
+    """
+
+    def clock(step: Step) -> float:
+        began = time.perf_counter()
+        step()
+        synchronize()
+        return time.perf_counter() - began
+
+    def estimate(step: Step) -> float:
+        once = clock(step)
+        return once if once > BLOCK else min(once, clock(step), clock(step))
+
+    timings = {name: Timing(clock(step), []) for name, step in steps.items()}
+    after_first()
+    plans = _plans({name: estimate(step) for name, step in steps.items()}, repeats, seconds)
+    order = random.Random(seed)
+    gc.collect()
+    for number in range(max(plan.rounds for plan in plans.values())):
+        names = [name for name, plan in plans.items() if number < plan.rounds]
+        order.shuffle(names)
+        for name in names:
+            calls = [clock(steps[name]) for _ in range(plans[name].calls)]
+            timings[name].rounds.append(calls)
+    return timings
+
+
+def _plans(estimates: Mapping[str, float], repeats: int, seconds: float) -> dict[str, Plan]:
+    share, fastest = seconds / len(estimates), min(estimates.values())
+    plans = {}
+    for name, estimate in estimates.items():
+        calls = min(MOST_CALLS, max(1, round(BLOCK / estimate)))
+        fewest = SLOWEST_FEWEST if estimate > SLOW * fastest else FEWEST
+        rounds = max(fewest, int(share / (calls * estimate)))
+        plans[name] = Plan(min(repeats, rounds), calls)
+    return plans

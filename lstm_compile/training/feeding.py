@@ -1,0 +1,77 @@
+"""Batches on the device that works on them: cut out there, or cut on the CPU and copied ahead."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lstm_compile.data.examples import Examples
+from lstm_compile.data.sequences import Batch
+
+LARGEST_SHARE = 0.25  # of a device's free memory that data may take
+
+
+def feed(
+    data: Examples, lengths: Tensor, groups: Iterable[Sequence[Tensor]], device: torch.device
+) -> Iterator[list[Batch]]:
+    """The batches of each group, on `device`, in order.
+
+    Data on the device are cut there. Data on the CPU are cut there and copied to a CUDA device from
+    pinned memory on a stream of their own, one group ahead of the one that is worked on.
+
+    Args:
+        data: on `device` or on the CPU.
+        lengths: the data's, on the CPU.
+        groups: int64 indices of each batch, on the CPU.
+        device: where the batches are to be.
+    """
+    cut = ([gather_rows(data, lengths, indices) for indices in group] for group in groups)
+    return _copied_ahead(cut, device) if data.x.device != device else cut
+
+
+def gather_rows(data: Examples, lengths: Tensor, indices: Tensor) -> Batch:
+    """The batch at `indices`, int64 on the CPU; `lengths` are the data's, on the CPU too.
+
+    Known there, the longest need not be asked of the device, which would wait for it.
+    """
+    return data.gather(indices.to(data.x.device), time=max(1, int(lengths[indices].max())))
+
+
+def within_reach(data: Examples, device: torch.device) -> Examples:
+    """The data on `device` where they take a small part of its free memory, else as they are."""
+    if device.type == "cpu":
+        return data.to(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return data if data.x.nbytes > LARGEST_SHARE * free else data.to(device)
+
+
+def _copied_ahead(groups: Iterable[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
+    """Each group on a CUDA device; the next one is under way while the caller works."""
+    stream, waiting = torch.cuda.Stream(device), None
+    for group in groups:
+        with torch.cuda.stream(stream):
+            copies = [tree_map(partial(_copied, device=device), batch) for batch in group]
+        if waiting is not None:
+            yield _arrived(*waiting)
+        waiting = copies, stream.record_event()
+    if waiting is not None:
+        yield _arrived(*waiting)
+
+
+def _copied(part: Any, device: torch.device) -> Any:
+    if not isinstance(part, Tensor):
+        return part
+    return part.pin_memory().to(device, non_blocking=True)
+
+
+def _arrived(group: list[Batch], event: torch.cuda.Event) -> list[Batch]:
+    working = torch.cuda.current_stream(group[0].x.device)
+    working.wait_event(event)
+    for batch in group:
+        for part in tree_leaves(batch):
+            if isinstance(part, Tensor):
+                part.record_stream(working)  # else its memory could be reused while it is read
+    return group

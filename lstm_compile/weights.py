@@ -1,0 +1,97 @@
+"""The weights of a stack of LSTM layers, read off nn.LSTM's own keys."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lstm_compile.errors import InputError
+
+_KEY = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)_l(\d+)(_reverse)?")
+
+
+class Direction(NamedTuple):
+    """The weights of one layer and direction."""
+
+    weight_ih: Tensor  # (4 * hidden_size, input_size)
+    weight_hh: Tensor  # (4 * hidden_size, hidden_size)
+    bias_ih: Tensor | None = None  # (4 * hidden_size,)
+    bias_hh: Tensor | None = None  # likewise
+
+    @property
+    def bias(self) -> Tensor:
+        """The sum of both biases, zeros where there are none."""
+        if self.bias_ih is None:
+            return self.weight_ih.new_zeros(self.weight_ih.shape[0])
+        return self.bias_ih if self.bias_hh is None else self.bias_ih + self.bias_hh
+
+    def flat(self) -> list[Tensor]:
+        """As torch.lstm takes them: two matrices, and two biases where there are any."""
+        matrices = [self.weight_ih, self.weight_hh]
+        if self.bias_ih is None:
+            return matrices
+        other = torch.zeros_like(self.bias_ih) if self.bias_hh is None else self.bias_hh
+        return [*matrices, self.bias_ih, other]
+
+    def to(self, dtype: torch.dtype) -> "Direction":
+        """The same weights in another dtype."""
+        return Direction(*(tensor.to(dtype) for tensor in self.tensors()))
+
+    def tensors(self) -> list[Tensor]:
+        """Those that are there."""
+        return [tensor for tensor in self if tensor is not None]
+
+
+def read_layers(params: Mapping[str, Tensor]) -> list[list[Direction]]:
+    """The weights by layer and direction, read off nn.LSTM's keys.
+
+    Raises:
+        InputError: unknown, missing or misshapen parameters; projections (proj_size > 0).
+    """
+    if not params:
+        raise InputError("params is empty; expected nn.LSTM's keys, such as weight_ih_l0")
+    parsed = {}
+    for key in params:
+        match = _KEY.fullmatch(key)
+        if not match:
+            why = "; proj_size > 0 is not supported" if key.startswith("weight_hr") else ""
+            raise InputError(f"params: {key!r} is not a key of nn.LSTM{why}")
+        parsed[key] = match
+    depth = 1 + max(int(match[2]) for match in parsed.values())
+    suffixes = ["", "_reverse"] if any(match[3] for match in parsed.values()) else [""]
+    has_bias = any(key.startswith("bias") for key in params)
+    hidden_size = _get(params, "weight_hh_l0").shape[-1]
+    input_size = _get(params, "weight_ih_l0").shape[-1]
+    layers = []
+    for layer in range(depth):
+        width = input_size if layer == 0 else hidden_size * len(suffixes)
+        layers.append(
+            [
+                _direction(params, f"l{layer}{suffix}", width, hidden_size, has_bias)
+                for suffix in suffixes
+            ]
+        )
+    return layers
+
+
+def _direction(
+    params: Mapping[str, Tensor], suffix: str, input_size: int, hidden_size: int, has_bias: bool
+) -> Direction:
+    gates = 4 * hidden_size
+    weight_ih = _get(params, f"weight_ih_{suffix}", (gates, input_size))
+    weight_hh = _get(params, f"weight_hh_{suffix}", (gates, hidden_size))
+    if not has_bias:
+        return Direction(weight_ih, weight_hh)
+    biases = (_get(params, f"{name}_{suffix}", (gates,)) for name in ("bias_ih", "bias_hh"))
+    return Direction(weight_ih, weight_hh, *biases)
+
+
+def _get(params: Mapping[str, Tensor], key: str, shape: tuple[int, ...] | None = None) -> Tensor:
+    if key not in params:
+        raise InputError(f"params: {key!r} is missing; found {sorted(params)}")
+    if shape and tuple(params[key].shape) != shape:
+        found = tuple(params[key].shape)
+        raise InputError(f"params: {key!r} must have shape {shape}, got {found}")
+    return params[key]

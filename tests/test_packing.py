@@ -1,0 +1,102 @@
+"""Rows ordered by length, spans of active rows: packed and unpacked again, and reversed."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lstm_compile import vendor
+from lstm_compile.chunked import chunks_of
+from lstm_compile.lengths import reverse_within_length, zero_padding
+from lstm_compile.packing import pack_rows
+
+CPU = torch.device("cpu")
+
+
+def in_chunks(of):
+    return lambda active: chunks_of(active, of)
+
+
+def packing_of(lengths, time, chunk=3, min_rows=1):
+    return pack_rows(
+        torch.tensor(lengths), time, CPU, in_chunks(chunk), min_rows=min_rows, mirror=True
+    )
+
+
+@st.composite
+def batches(draw):
+    time = draw(st.integers(1, 12))
+    lengths = draw(st.lists(st.integers(0, time), min_size=1, max_size=6).filter(any))
+    return lengths, time, draw(st.integers(1, 5)), draw(st.integers(1, 3))
+
+
+@settings(deadline=None)
+@given(batches())
+def test_unpack_undoes_pack_and_zeroes_the_padding(batch):
+    lengths, time, chunk, min_rows = batch
+    packing = packing_of(lengths, time, chunk, min_rows)
+    x = torch.randn(len(lengths), time, 2)
+    expected = zero_padding(x, torch.tensor(lengths))
+    x[expected == 0] = float("nan")
+    packed = packing.pack(x)
+    assert packed.isfinite().all()
+    assert torch.equal(packing.unpack(packed), expected)
+
+
+@settings(deadline=None)
+@given(batches())
+def test_reverse_turns_each_row_within_its_length(batch):
+    lengths, time, chunk, min_rows = batch
+    packing, x = packing_of(lengths, time, chunk, min_rows), torch.randn(len(lengths), time, 2)
+    found = packing.unpack(packing.reverse(packing.pack(x)))
+    tensor = torch.tensor(lengths)
+    assert torch.equal(found, zero_padding(reverse_within_length(x, tensor), tensor))
+
+
+@settings(deadline=None)
+@given(batches())
+def test_spans_hold_each_valid_step_once_and_no_ended_row(batch):
+    lengths, time, chunk, min_rows = batch
+    packing = packing_of(lengths, time, chunk, min_rows)
+    assert int((~packing.moves.padding).sum()) == sum(lengths)
+    for span in packing.spans:
+        active = sum(length > span.start for length in lengths)
+        assert span.rows == max(active, min_rows)
+
+
+@settings(deadline=None)
+@given(batches())
+def test_last_is_each_rows_last_valid_step(batch):
+    lengths, time, chunk, min_rows = batch
+    packing, x = packing_of(lengths, time, chunk, min_rows), torch.randn(len(lengths), time, 2)
+    default = torch.randn(max(len(lengths), min_rows), 2)
+    found = packing.last(packing.pack(x), default)
+    for row, length in enumerate(lengths):
+        expected = x[row, length - 1] if length else packing.restore(default)[row]
+        assert torch.equal(found[row], expected)
+
+
+def test_gradients_are_moved_back():
+    packing = packing_of([4, 0, 2], 5)
+    x = torch.randn(3, 5, 2, dtype=torch.float64, requires_grad=True)
+
+    def there_and_back(x):
+        return packing.unpack(packing.reverse(packing.pack(x)).square())
+
+    assert torch.autograd.gradcheck(there_and_back, x)
+
+
+@pytest.mark.parametrize("hidden", [8, 64, 256])
+def test_the_vendors_spans_cover_the_longest_row(hidden):
+    for active in ([5], [3] * 7 + [1], list(range(64, 0, -1)), [128] * 512):
+        spans = vendor.spans_of(active, 10, hidden)
+        assert [start for start, _ in spans] == [
+            sum(steps for _, steps in spans[:number]) for number in range(len(spans))
+        ]
+        assert sum(steps for _, steps in spans) == len(active)
+
+
+def test_the_vendor_cuts_where_ended_rows_cost_more_than_a_call():
+    assert len(vendor.spans_of(list(range(64, 0, -1)), 64, 256)) > 2
+    assert len(vendor.spans_of([32] * 64, 64, 64)) == 1
+    assert len(vendor.spans_of([2, 1, 1], 4, 8)) == 1
