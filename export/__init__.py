@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from lstm_compile.export.onnx import export_onnx as export_onnx
     from lstm_compile.export.parity import verify_onnx as verify_onnx
     from lstm_compile.export.report import ParityReport as ParityReport
+    from lstm_compile.export.streaming import export_streaming as export_streaming
     from lstm_compile.export.translation import translation_table as translation_table
 
 _HOMES = {
     "ExportReport": "onnx",
     "ParityReport": "report",
     "export_onnx": "onnx",
+    "export_streaming": "streaming",
     "translation_table": "translation",
     "verify_onnx": "parity",
 }

@@ -112,17 +112,22 @@ def _like(value: Tensor, some: Tensor) -> Tensor:
 
 
 def _openvino_answer(data: bytes) -> Answer:
-    import openvino
-
-    # processors with bfloat16 units would use them by default
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(data, b""), "CPU", options)
+    compiled = openvino_model(data)
 
     def answer(inputs: Inputs) -> Answers:
         return np.array(compiled(inputs)[0])
 
     return answer
+
+
+def openvino_model(data: bytes) -> Any:
+    """A file's bytes, compiled by OpenVINO in float32."""
+    import openvino
+
+    # processors with bfloat16 units would use them by default
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    core = openvino.Core()
+    return core.compile_model(core.read_model(data, b""), "CPU", options)
 
 
 @contextmanager

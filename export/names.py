@@ -18,6 +18,8 @@ KNOWN_FUTURE = "known_future"  # float32 [batch, horizon, known], in the user's 
 STATIC = "static"  # int64 [batch, statics], codes of categories
 SERIES_LOCATION = "series_location"  # float32 [batch, levels], of each target and past covariate
 SERIES_SCALE = "series_scale"  # float32 [batch, levels], above 0
+STATE = ("h", "c")  # float32 [layers, batch, hidden], of the streaming file
+NEXT_STATE = ("h_next", "c_next")
 BATCH = "batch"
 TIME = "time"
 
@@ -42,7 +44,9 @@ METADATA_KEYS = (
     "training",
 )
 
+STATE_KEY = "state"  # in the metadata of a streaming file
 ONNX_FILE = "model.onnx"
+STREAMING_FILE = "streaming.onnx"
 PARITY_FILE = "parity.json"
 SELFTEST_FILE = "selftest.json"
 
@@ -61,6 +65,11 @@ def inputs_of(config: ModelConfig) -> dict[str, tuple[str, list[str | int]]]:
         LENGTHS: ("int64", [BATCH]),
         **{name: given[name] for name in config.given},
     }
+
+
+def state_of(config: ModelConfig) -> list[str | int]:
+    """Shape of `h` and of `c`."""
+    return [config.num_layers * config.num_directions, BATCH, config.hidden_size]
 
 
 def output_of(config: ModelConfig) -> tuple[str, list[str | int]]:

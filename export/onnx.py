@@ -1,10 +1,11 @@
 """`export_onnx`: one ONNX file of a model, written only if it is proven to agree with the model."""
 
+import inspect
 import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -41,6 +42,7 @@ class ExportReport(NamedTuple):
     size: int  # bytes
     seconds: float
     parity: ParityReport
+    beside: tuple[Path, ...]  # other files
 
 
 def export_onnx(
@@ -62,23 +64,43 @@ def export_onnx(
     """
     began = perf_counter()
     path = Path(path)
-    _check_target(path)
+    check_target(path)
     model = model if isinstance(model, Model) else load_model(model)
     data = to_onnx(model).SerializeToString(deterministic=True)
+    with proven(path, data, lambda file: verify_onnx(model, file, runtimes)) as parity:
+        example = selftest(model, parity.onnx_sha256)
+        beside = path.with_name(names.PARITY_FILE), path.with_name(names.SELFTEST_FILE)
+        write_atomically(beside[0], parity.to_json().encode())
+        write_atomically(beside[1], example.encode())
+    return ExportReport(path, len(data), perf_counter() - began, parity, beside)
+
+
+@contextmanager
+def proven(
+    path: Path, data: bytes, verify: Callable[[Path], ParityReport]
+) -> Iterator[ParityReport]:
+    """Write a file if `verify` passes it under a temporary name; it takes its own name at the end.
+
+    Raises:
+        InputError: the file cannot be written there.
+        RunError: it did not pass; nothing was written.
+    """
     with _temporary(path) as candidate:
         write_atomically(candidate, data)
-        parity = verify_onnx(model, candidate, runtimes)
+        parity = verify(candidate)
         if not parity.passed:
             failing = "\n".join(line for line in parity.lines() if line.startswith("[x]"))
             raise RunError(f"{path}: not written, the answers differ from the model's\n{failing}")
-        example = selftest(model, parity.onnx_sha256)
-        write_atomically(path.with_name(names.PARITY_FILE), parity.to_json().encode())
-        write_atomically(path.with_name(names.SELFTEST_FILE), example.encode())
+        yield parity
         os.replace(candidate, path)
-    return ExportReport(path, len(data), perf_counter() - began, parity)
 
 
-def _check_target(path: Path) -> None:
+def check_target(path: Path) -> None:
+    """Refuse a path that no file can be written to.
+
+    Raises:
+        InputError: a folder, or there is none to write in.
+    """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file, such as {path / names.ONNX_FILE}")
     if not path.parent.is_dir():
@@ -95,8 +117,37 @@ def _temporary(path: Path) -> Iterator[Path]:
         candidate.unlink(missing_ok=True)
 
 
+class Form(NamedTuple):
+    """What a file shows to the outside, and the program behind it."""
+
+    inputs: dict[str, tuple[str, list[str | int]]]  # element type and shape by name
+    outputs: dict[str, list[str | int]]  # shape by name; all are float32
+    program: "Program"
+    metadata: dict[str, str]
+    reshaped: dict[bytes, str]  # see `Shown.reshaped`
+    table: Mapping[Callable[..., Any], Callable[..., Any]]  # of translations
+
+
 def to_onnx(model: Model) -> onnx.ModelProto:
     """The model as one ONNX graph in the portable form, scaling included.
+
+    Raises:
+        RunError: the weights are more than one file holds.
+    """
+    output, shape = names.output_of(model.config)
+    form = Form(
+        inputs=names.inputs_of(model.config),
+        outputs={output: shape},
+        program=_Whole(model),
+        metadata=metadata(model),
+        reshaped=_reshaped(model),
+        table=translation_table(),
+    )
+    return build(model, form)
+
+
+def build(model: Model, form: Form) -> onnx.ModelProto:
+    """The graph of a form, checked.
 
     Raises:
         RunError: the weights are more than one file holds.
@@ -104,26 +155,18 @@ def to_onnx(model: Model) -> onnx.ModelProto:
     size = sum(value.numel() for value in model.params.values()) * 4
     if size > LARGEST:
         raise RunError(f"ONNX export: {size} bytes of weights; one file holds at most {LARGEST}")
-    program = _Program(model)
-    graph = simplify(_translate(program, model.config), program.names)
-    portable = to_portable(graph, _shown(model, program), metadata(model))
+    graph = simplify(_translate(form), form.program.names)
+    value = helper.make_tensor_value_info
+    shown = Shown(
+        inputs=[value(name, ELEMENTS[kind], shape) for name, (kind, shape) in form.inputs.items()],
+        outputs=[value(name, TensorProto.FLOAT, shape) for name, shape in form.outputs.items()],
+        weights=form.program.names,
+        reshaped=form.reshaped,
+        layers=layer_names(model.config),
+    )
+    portable = to_portable(graph, shown, form.metadata)
     onnx.checker.check_model(portable, full_check=True)
     return portable
-
-
-def _shown(model: Model, program: "_Program") -> Shown:
-    config, value = model.config, helper.make_tensor_value_info
-    output, sizes = names.output_of(config)
-    return Shown(
-        inputs=[
-            value(name, ELEMENTS[kind], shape)
-            for name, (kind, shape) in names.inputs_of(config).items()
-        ],
-        outputs=[value(output, TensorProto.FLOAT, sizes)],
-        weights=program.names,
-        reshaped=_reshaped(model),
-        layers=layer_names(config),
-    )
 
 
 def layer_names(config: ModelConfig) -> list[str]:
@@ -150,11 +193,16 @@ def _reshaped(model: Model) -> dict[bytes, str]:
     """The one weight whose unsqueeze folding carries out, so that its own name is lost."""
     name = "pooling.weight"
     tensors = [model.params[name]] if name in model.params else []
-    return {tensor.detach().float().cpu().numpy().tobytes(): name for tensor in tensors}
+    return {bytes_of(tensor): name for tensor in tensors}
 
 
-class _Program(nn.Module):
-    """`predict` with the model's tensors as buffers, which is what torch.export takes."""
+def bytes_of(tensor: Tensor) -> bytes:
+    """A tensor's values as a file has them."""
+    return tensor.detach().float().cpu().contiguous().numpy().tobytes()
+
+
+class Program(nn.Module):
+    """A model with its tensors as buffers, which is what torch.export takes."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -164,28 +212,42 @@ class _Program(nn.Module):
         for buffer, name in self.names.items():
             self.register_buffer(buffer, model.params[name].detach().float().cpu())
 
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The tensors by the names of the model."""
+        return {name: self.get_buffer(buffer) for buffer, name in self.names.items()}
+
+    def given(self, values: Sequence[Tensor]) -> Given:
+        """The inputs beside `x`, in the order of the config."""
+        return Given(**dict(zip(self.config.given, values, strict=True)))
+
+
+class _Whole(Program):
+    """`predict`, whole sequences at once."""
+
     def forward(self, x: Tensor, lengths: Tensor, *given: Tensor) -> Tensor:
-        params = {name: self.get_buffer(buffer) for buffer, name in self.names.items()}
-        named = Given(**dict(zip(self.config.given, given, strict=True)))
-        return predict(params, self.config, x, lengths, given=named)
+        return predict(self.params, self.config, x, lengths, given=self.given(given))
 
 
-def _translate(program: _Program, config: ModelConfig) -> Any:
+def _translate(form: Form) -> Any:
     # sizes of 2 or more: torch.export takes a size of 1 for a constant
     sizes = {names.BATCH: 3, names.TIME: 5}
     dims = {name: torch.export.Dim(name, min=1) for name in sizes}
-    inputs, dynamic = [], []
-    for kind, shape in names.inputs_of(config).values():
+    inputs, dynamic = {}, {}
+    for name, (kind, shape) in form.inputs.items():
         known = [sizes[size] if isinstance(size, str) else size for size in shape]
-        inputs.append(torch.ones(known, dtype=getattr(torch, kind)))
-        dynamic.append({axis: dims[size] for axis, size in enumerate(shape) if size in dims})
-    inputs[1] = torch.tensor([5, 2, 0])
-    if names.STATIC in config.given:
-        inputs[list(names.inputs_of(config)).index(names.STATIC)].zero_()
-    given = (tuple(dynamic[2:]),) if config.given else ()
+        value = 1 if kind == "float32" else 0  # codes count from 0
+        inputs[name] = torch.full(known, value, dtype=getattr(torch, kind))
+        dynamic[name] = {axis: dims[size] for axis, size in enumerate(shape) if size in dims}
+    if names.LENGTHS in inputs:
+        inputs[names.LENGTHS] = torch.tensor([5, 2, 0])
+    arguments = inspect.signature(form.program.forward).parameters.values()
+    named = [p.name for p in arguments if p.kind is not p.VAR_POSITIONAL]
+    more = tuple(dynamic[name] for name in form.inputs if name not in named)
+    shapes = (*(dynamic[name] for name in named), *((more,) if more else ()))
     with quiet():
         exported = torch.export.export(
-            program.eval(), tuple(inputs), dynamic_shapes=(*dynamic[:2], *given)
+            form.program.eval(), tuple(inputs.values()), dynamic_shapes=shapes
         )
         translated = torch.onnx.export(
             exported,
@@ -194,7 +256,7 @@ def _translate(program: _Program, config: ModelConfig) -> Any:
             optimize=False,
             external_data=False,
             opset_version=TRACED_OPSET,
-            custom_translation_table=translation_table(),
+            custom_translation_table=dict(form.table),
         )
     assert translated is not None
     return translated.model

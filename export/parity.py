@@ -52,6 +52,10 @@ def verify_onnx(
     """
     model = model if isinstance(model, Model) else load_model(model)
     file = read_onnx(onnx_path)
+    if names.STATE_KEY in file.metadata:
+        from lstm_compile.export.streaming_parity import verify_streaming
+
+        return verify_streaming(model, onnx_path, runtimes)
     _check_interface(model, file, onnx_path)
     chosen, skipped = choose_runtimes(runtimes)
     with cpu_threads(1):  # on a busy machine more wait for each other at every step
@@ -59,8 +63,8 @@ def verify_onnx(
     return ParityReport(
         rows,
         hashlib.sha256(file.data).hexdigest(),
-        _versions(),
-        _device(),
+        versions(),
+        device(),
         skipped,
     )
 
@@ -105,7 +109,7 @@ def rounding(expected: Answers) -> Answers:
 
 
 def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row]:
-    yield _metadata_row(model, file)
+    yield metadata_row(model, file)
     oracle = reference(model)
     inputs = [(case, draw(case, model)) for case in all_cases()]
     expected = [oracle(drawn) for _, drawn in inputs]
@@ -113,7 +117,7 @@ def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row
         try:
             answer = answer_of(runtime, model, file.data)
         except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
-            yield Row(runtime, "load", tolerance(1), float("nan"), _one_line(error))
+            yield Row(runtime, "load", tolerance(1), float("nan"), one_line(error))
             continue
         for (case, drawn), values in zip(inputs, expected, strict=True):
             yield _compare(runtime, answer, case, drawn, values, answer_units(model, values))
@@ -126,7 +130,7 @@ def _compare(
     try:
         found = answer(inputs)
     except Exception as error:  # as above
-        return Row(runtime, str(case), allowed, float("nan"), _one_line(error))
+        return Row(runtime, str(case), allowed, float("nan"), one_line(error))
     if found.shape != expected.shape:
         problem = f"shape {found.shape}, expected {expected.shape}"
         return Row(runtime, str(case), allowed, float("nan"), problem)
@@ -134,7 +138,7 @@ def _compare(
     return Row(runtime, str(case), allowed, float(difference.max()))
 
 
-def _metadata_row(model: Model, file: OnnxFile) -> Row:
+def metadata_row(model: Model, file: OnnxFile) -> Row:
     """Names of classes and features can be exchanged while every number agrees."""
     expected = {
         "format": names.FORMAT,
@@ -163,7 +167,8 @@ def _check_interface(model: Model, file: OnnxFile, path: str | Path) -> None:
             )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of every package that takes part."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -173,13 +178,15 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _device() -> str:
+def device() -> str:
+    """What runtimes run on, in words."""
     processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     if not torch.cuda.is_available():
         return processor
     return f"{processor}, {torch.cuda.get_device_name()}"
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The class and the first line of an error."""
     lines = str(error).strip().split("\n")
     return f"{type(error).__name__}: {lines[0]}"[:300]

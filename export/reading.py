@@ -58,17 +58,22 @@ def read_onnx(path: str | Path) -> OnnxFile:
 def _interface(model: ModelProto) -> Interface:
     inputs = {value.name: _described(value) for value in model.graph.input}
     outputs = {value.name: _described(value) for value in model.graph.output}
-    tasks = [task for task, name in names.OUTPUTS.items() if set(outputs) == {name}]
-    if not {names.INPUT, names.LENGTHS} <= set(inputs) or not tasks:
+    streams = set(names.STATE) <= set(inputs)
+    more, needed = ((), (names.LENGTHS,)) if not streams else (names.NEXT_STATE, names.STATE)
+    tasks = [task for task, name in names.OUTPUTS.items() if set(outputs) == {name, *more}]
+    if not {names.INPUT, *needed} <= set(inputs) or not tasks:
         raise InputError(
-            f"expected inputs {names.INPUT}, {names.LENGTHS} and one output of "
+            f"expected inputs {names.INPUT}, {', '.join(needed)} and one output of "
             f"{', '.join(names.OUTPUTS.values())}; found inputs {', '.join(inputs) or 'none'} and "
             f"outputs {', '.join(outputs) or 'none'}; export it again"
         )
     (kind, shape) = outputs[names.OUTPUTS[tasks[0]]]
     rank = max(3, len(shape)) if tasks[0] == "forecast" else 2 + (tasks[0] in STEPWISE)
     _check_type(names.OUTPUTS[tasks[0]], (kind, shape), "float32", rank)
-    _check_type(names.LENGTHS, inputs[names.LENGTHS], "int64", 1)
+    for name in (*names.STATE, *names.NEXT_STATE) if streams else ():
+        _check_type(name, {**inputs, **outputs}[name], "float32", 3)
+    if not streams:
+        _check_type(names.LENGTHS, inputs[names.LENGTHS], "int64", 1)
     _check_type(names.INPUT, inputs[names.INPUT], "float32", 3)
     return Interface(tasks[0], inputs, shape)
 

@@ -8,17 +8,22 @@ Copy it into another program and write `from runtime import load`, or leave it w
     steps = model.predict_steps([a, b])  # for task `tag` -> a list of (time, classes)
     ahead = model.forecast([a, b])  # for task `forecast` -> (2, horizon, targets)
 
+    streams = open_streams("streaming.onnx")  # of `lstm-compile export --onnx --streaming`
+    answers = streams.push(["a", "b"], [x_a, x_b])  # goes on where each stream stopped
+
 It guards what ONNX Runtime lacks: a batch of 0 rows or steps ends the process there, lengths out
 of range read other rows, and a NaN in one step becomes a NaN answer without a word.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Condition
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +31,7 @@ import onnxruntime
 
 Floats = npt.NDArray[np.float32]
 Lengths = npt.NDArray[np.int64]
+Opened = TypeVar("Opened")
 Inputs = dict[str, npt.NDArray[Any]]  # arrays by the names that the file gives its inputs
 
 INTERFACE_VERSION = "1"
@@ -40,6 +46,8 @@ OUTPUTS = {
     "tag": "step_probabilities",
 }
 WITH_CLASSES = ("classify", "tag")
+STEPWISE = ("tag",)  # an answer a step
+STATE_KEY = "state"  # in the metadata of a file that streams
 CONSTANT = 1e-6  # a deviation below this share of the mean is rounding
 KINDS = "biuf"  # NumPy's letters of the types that float32 can stand for
 SHOWN = 12  # a one-line error lists no more names
@@ -323,14 +331,7 @@ class OnnxModel:
         Raises:
             ModelError: the task has no classes, or another shape.
         """
-        found, classes = np.asarray(probabilities), self.schema.classes
-        if not classes:
-            raise ModelError(
-                f"labels are of tasks classify and tag; the task of this file is {self.task}"
-            )
-        if found.ndim != 2 or found.shape[1] != len(classes):
-            raise ModelError(f"probabilities must be (rows, {len(classes)}), found {found.shape}")
-        return [classes[code] for code in found.argmax(1)]
+        return _labels(self.task, self.schema, np.asarray(probabilities))
 
     def _check_names(self, found: Sequence[str]) -> None:
         expected, found = self.schema.features, tuple(found)
@@ -378,6 +379,12 @@ def load(source: str | PathLike[str] | bytes, threads: int = 1) -> OnnxModel:
     Raises:
         ModelError: no such file, damaged, not of lstm_compile, or of another interface version.
     """
+    return _opened(source, threads, _checked)
+
+
+def _opened(
+    source: str | PathLike[str] | bytes, threads: int, make: Callable[[Any], Opened]
+) -> Opened:
     if threads < 1:
         raise ModelError(f"threads must be at least 1, got {threads!r}")
     data, name = (source, "model") if isinstance(source, bytes) else (_read(source), str(source))
@@ -391,7 +398,7 @@ def load(source: str | PathLike[str] | bytes, threads: int = 1) -> OnnxModel:
         reason = f"{_one_line(error)}); export or copy it again"
         raise ModelError(f"{name}: not a readable ONNX file ({reason}") from error
     try:
-        return _checked(session)
+        return make(session)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
 
@@ -434,6 +441,202 @@ def ask(
     return np.asarray(answers, np.float32)
 
 
+class Streams:
+    """A streaming file and the states of many streams; see `open_streams`.
+
+    A stream begins with its first chunk, from the initial state, and goes on until `reset`. Threads
+    may push at once: chunks of one stream are answered one after another, in the order in which
+    they arrive; those of other streams wait for nobody. A call that raises changes no state.
+
+    Attributes:
+        task: as of `OnnxModel`.
+        schema: names of features and of classes or targets.
+        metadata: the file's metadata_props as they are.
+        session: the onnxruntime session.
+    """
+
+    def __init__(self, session: Any) -> None:
+        self.task, self.schema, self.metadata = _described(session)
+        self.session = session
+        self._names = [value.name for value in session.get_inputs()]
+        first, *states = (value.shape for value in session.get_inputs())
+        self._features, self._one_step = int(first[2]), first[1] == 1
+        self._layers, self._hidden = int(states[0][0]), int(states[0][2])
+        self._initial = np.zeros((2, self._layers, self._hidden), np.float32)
+        self._states: dict[Hashable, Floats] = {}  # h and c, as `_initial`; replaced, not changed
+        self._busy: set[Hashable] = set()
+        self._ended = Condition()  # of whoever was busy
+
+    def __len__(self) -> int:
+        """How many streams have begun."""
+        return len(self._states)
+
+    def push(
+        self, stream_ids: Sequence[Hashable], x: Floats | Sequence[Floats]
+    ) -> Floats | list[Floats]:
+        """Answer the next steps of some streams.
+
+        Args:
+            stream_ids: anything hashable, each once.
+            x: float32 (streams, time, features), or a list of float32 (time, features) of any
+                lengths from 1; those of one length are answered together.
+
+        Returns:
+            For an array one array: (streams, outputs) after the last step, or for answers to
+            every step (streams, time, outputs); for a list a list of its rows.
+
+        Raises:
+            ModelError: an id twice, another shape or dtype, no step, or a value that is not finite.
+        """
+        if not len(stream_ids) and not len(x):
+            return []
+        if isinstance(x, np.ndarray):
+            self._check(x, len(stream_ids), "x")
+            return self._answers(stream_ids, [(range(len(stream_ids)), x)])[0]
+        if len(x) != len(stream_ids):
+            raise ModelError(f"{len(stream_ids)} streams, but {len(x)} chunks")
+        for chunk, name in zip(x, stream_ids, strict=True):
+            self._check(np.asarray(chunk)[None], 1, f"the chunk of stream {name!r}")
+        by_length: dict[int, list[int]] = {}
+        for index, chunk in enumerate(x):
+            by_length.setdefault(len(chunk), []).append(index)
+        groups = [(rows, np.stack([x[row] for row in rows])) for rows in by_length.values()]
+        answers: list[Floats] = [np.zeros(0, np.float32)] * len(x)
+        for (rows, _), found in zip(groups, self._answers(stream_ids, groups), strict=True):
+            for row, answer in zip(rows, found, strict=True):
+                answers[row] = answer
+        return answers
+
+    def reset(self, stream_ids: Iterable[Hashable] | None = None) -> None:
+        """Let streams begin anew with their next chunk, and forget their states; None is all."""
+        names = list(self._states) if stream_ids is None else list(stream_ids)
+        with self._held(set(names)):
+            for name in names:
+                self._states.pop(name, None)
+
+    def snapshot(self, stream_ids: Iterable[Hashable] | None = None) -> dict[str, Any]:
+        """A copy of the states of streams that have begun; None is all.
+
+        Returns:
+            `ids`, a list, and `h` and `c`, float32 (layers, streams, hidden).
+
+        Raises:
+            ModelError: a stream that has not begun.
+        """
+        names = list(self._states) if stream_ids is None else list(stream_ids)
+        with self._held(set(names)):
+            for name in names:
+                if name not in self._states:
+                    raise ModelError(f"stream {name!r} has not begun; push its first chunk")
+            h, c = self._gathered(names)
+        return {"ids": names, "h": h.copy(), "c": c.copy()}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Set streams to the states of a snapshot, whether they have begun or not.
+
+        Raises:
+            ModelError: no snapshot of such a file.
+        """
+        names, parts = list(snapshot["ids"]), [np.asarray(snapshot[part]) for part in ("h", "c")]
+        expected = (self._layers, len(names), self._hidden)
+        for part in parts:
+            if part.shape != expected or part.dtype != np.float32:
+                raise ModelError(
+                    f"a snapshot of {len(names)} streams has float32 {expected}, found "
+                    f"{part.dtype} {part.shape}"
+                )
+        with self._held(set(names)):
+            self._scatter(names, *parts)
+
+    def labels(self, probabilities: npt.ArrayLike) -> list[str]:
+        """As `OnnxModel.labels`."""
+        return _labels(self.task, self.schema, np.asarray(probabilities))
+
+    def _check(self, x: npt.NDArray[Any], count: int, what: str) -> None:
+        shape = x.shape
+        if len(shape) != 3 or shape[0] != count or not shape[1] or shape[2] != self._features:
+            raise ModelError(
+                f"{what} must have shape (streams, time, features) = ({count}, 1 or more, "
+                f"{self._features}), found {shape}"
+            )
+        if x.dtype != np.float32:
+            raise ModelError(f"{what} must be float32, found {x.dtype}; use x.astype(np.float32)")
+        if not np.isfinite(x).all():
+            raise ModelError(f"{what} must be finite: what is not would stay in the state")
+
+    @contextmanager
+    def _held(self, names: set[Hashable]) -> Iterator[None]:
+        """Streams that nobody else can change meanwhile."""
+        with self._ended:
+            while not self._busy.isdisjoint(names):
+                self._ended.wait()
+            self._busy |= names
+        try:
+            yield
+        finally:
+            with self._ended:
+                self._busy -= names
+                self._ended.notify_all()
+
+    def _answers(
+        self, names: Sequence[Hashable], groups: Sequence[tuple[Sequence[int], Floats]]
+    ) -> list[Floats]:
+        """The answers of each group; states change once every group has its answers."""
+        held = set(names)
+        if len(held) < len(names):
+            raise ModelError("a stream is named twice; give it one chunk a call")
+        with self._held(held):
+            members = [[names[row] for row in rows] for rows, _ in groups]
+            found = [
+                self._run(x, *self._gathered(group))
+                for group, (_, x) in zip(members, groups, strict=True)
+            ]
+            for group, (_, h, c) in zip(members, found, strict=True):
+                self._scatter(group, h, c)
+        return [answer for answer, _, _ in found]
+
+    def _gathered(self, names: Sequence[Hashable]) -> tuple[Floats, Floats]:
+        """H and c of streams, (layers, streams, hidden) each."""
+        if len(names) == 1:
+            h, c = self._states.get(names[0], self._initial)
+            return h[:, None], c[:, None]
+        empty = self._initial[:0]
+        states = np.concatenate([empty, *[self._states.get(n, self._initial) for n in names]])
+        by_stream = states.reshape(len(names), *self._initial.shape)
+        h, c = np.ascontiguousarray(by_stream.transpose(1, 2, 0, 3))
+        return h, c
+
+    def _scatter(self, names: Sequence[Hashable], h: Floats, c: Floats) -> None:
+        by_stream = np.ascontiguousarray(np.array((h, c)).transpose(2, 0, 1, 3))
+        for name, state in zip(names, by_stream, strict=True):
+            self._states[name] = state.copy()  # a part would keep all others in memory
+
+    def _run(self, x: Floats, h: Floats, c: Floats) -> tuple[Floats, Floats, Floats]:
+        name = self._names
+        if not self._one_step or x.shape[1] == 1:
+            answer, h, c = self.session.run(None, {name[0]: x, name[1]: h, name[2]: c})
+            return answer, h, c
+        answers = []
+        for step in range(x.shape[1]):
+            one = {name[0]: x[:, step : step + 1], name[1]: h, name[2]: c}
+            answer, h, c = self.session.run(None, one)
+            answers.append(answer)
+        return np.concatenate(answers, 1) if self.task in STEPWISE else answers[-1], h, c
+
+
+def open_streams(source: str | PathLike[str] | bytes, threads: int = 1) -> Streams:
+    """Open a file that `lstm-compile export --onnx --streaming` wrote.
+
+    Args:
+        source: its path or its bytes; nothing beside it is read.
+        threads: that answer one batch.
+
+    Raises:
+        ModelError: no such file, damaged, not one that streams, or of another interface version.
+    """
+    return _opened(source, threads, Streams)
+
+
 def calendar(stamps: npt.ArrayLike, names: Sequence[str]) -> Floats:
     """The calendar columns of stamps: sine and cosine of each of `names`.
 
@@ -465,6 +668,13 @@ def _read(path: str | PathLike[str]) -> bytes:
 
 
 def _checked(session: Any) -> OnnxModel:
+    if STATE_KEY in session.get_modelmeta().custom_metadata_map:
+        raise ModelError("this file streams: open it with `open_streams`")
+    return OnnxModel(*_described(session), session)
+
+
+def _described(session: Any) -> tuple[str, Schema, dict[str, str]]:
+    """Task, schema and metadata of a file whose interface is as it should be."""
     metadata = dict(session.get_modelmeta().custom_metadata_map)
     if metadata.get("format") != FORMAT:
         raise ModelError("not exported by lstm-compile (its metadata have no such format)")
@@ -478,7 +688,7 @@ def _checked(session: Any) -> OnnxModel:
     if task not in OUTPUTS or found != (task in WITH_CLASSES, task == "forecast"):
         raise ModelError(f"task {task!r} does not fit its schema; export it again")
     _check_interface(session, task, schema, metadata)
-    return OnnxModel(task, schema, metadata, session)
+    return task, schema, metadata
 
 
 def _schema(text: str) -> Schema:
@@ -504,6 +714,11 @@ def _check_interface(session: Any, task: str, schema: Schema, metadata: Mapping[
     }  # fmt: skip
     if task == "forecast":
         expected |= _forecast_interface(metadata)
+    if STATE_KEY in metadata:
+        del expected[LENGTHS]
+        config = json.loads(metadata["config"])
+        state = ("tensor(float)", 3, int(config["hidden_size"]))
+        expected |= dict.fromkeys(("h", "c", "h_next", "c_next"), state)
     found = {
         value.name: (value.type, len(value.shape), _fixed(value.shape))
         for value in (*session.get_inputs(), *session.get_outputs())
@@ -534,6 +749,15 @@ def _forecast_interface(metadata: Mapping[str, str]) -> dict[str, tuple[str, int
         }
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("metadata `config` or `inputs` are damaged; export it again") from error
+
+
+def _labels(task: str, schema: Schema, found: npt.NDArray[Any]) -> list[str]:
+    classes = schema.classes
+    if not classes:
+        raise ModelError(f"labels are of tasks classify and tag; the task of this file is {task}")
+    if found.ndim != 2 or found.shape[1] != len(classes):
+        raise ModelError(f"probabilities must be (rows, {len(classes)}), found {found.shape}")
+    return [classes[code] for code in found.argmax(1)]
 
 
 def _fixed(shape: list[Any]) -> int | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import dropout, linear
 
 from lstm_compile.cell import LSTMState
-from lstm_compile.config import POOLED, STEPWISE, ModelConfig
+from lstm_compile.config import CLASSES, POOLED, STEPWISE, ModelConfig
 from lstm_compile.data.sequences import Given
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.network import decoder_shapes, forecast, input_size
@@ -183,11 +183,25 @@ def predict(
     0 in the padding; values in the user's units for `regress`; for `forecast`
     (batch, steps_out, targets(, quantiles)); arguments as in `forward`.
     """
-    prediction, _ = forward(params, config, x, lengths, given=given, backend=backend, chunk=chunk)
-    if config.task == "tag":
-        lengths = None if lengths is None else lengths.to(prediction.device)
-        return zero_padding(prediction.softmax(-1), lengths)
-    return prediction.softmax(-1) if config.task == "classify" else prediction
+    options: dict[str, Any] = {"given": given, "backend": backend, "chunk": chunk}
+    return predict_on(params, config, x, lengths, **options)[0]
+
+
+def predict_on(
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    x: Tensor,
+    lengths: Tensor | None = None,
+    state: LSTMState | None = None,
+    **options: Any,
+) -> tuple[Tensor, LSTMState]:
+    """What `predict` gives, from an initial state, and the state to go on with."""
+    prediction, state = forward(params, config, x, lengths, state, **options)
+    if config.task in CLASSES:
+        prediction = prediction.softmax(-1)
+    if config.task == "tag" and lengths is not None:
+        prediction = zero_padding(prediction, lengths.to(prediction.device))
+    return prediction, state
 
 
 def complete(

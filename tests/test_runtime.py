@@ -138,7 +138,7 @@ def test_labels_are_the_most_probable_classes(model):
         model.labels(probabilities[0])
     ready = load(to_onnx(make_model("regress", 2)).SerializeToString())
     with pytest.raises(
-        ModelError, match="labels are of tasks classify; the task of this file is r"
+        ModelError, match="labels are of tasks classify and tag; the task of this file is r"
     ):
         ready.labels([[1.0, 2.0]])
 

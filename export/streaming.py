@@ -1,0 +1,191 @@
+"""The streaming file: one step or a chunk at a time, with the state as input and output.
+
+It is written from the same program as the sequence file, without lengths: who feeds it holds the
+state, and passes the initial one (zeros) where a sequence begins.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import onnx
+import torch
+from onnxscript import opset17 as op
+from torch import Tensor
+
+from lstm_compile.cell import LSTMState
+from lstm_compile.checkpoint import Model, load_model
+from lstm_compile.config import POOLED, WINDOW_SCALINGS, ModelConfig
+from lstm_compile.errors import InputError
+from lstm_compile.export import names
+from lstm_compile.export.onnx import (
+    ExportReport,
+    Form,
+    Program,
+    build,
+    bytes_of,
+    check_target,
+    metadata,
+    proven,
+)
+from lstm_compile.export.streaming_parity import verify_streaming
+from lstm_compile.export.translation import Value, translation_table
+from lstm_compile.files import write_atomically
+from lstm_compile.model import predict_on
+
+Cells = Literal["node", "plain"]
+NODE: Cells = "node"
+
+
+def export_streaming(
+    model: Model | str | Path,
+    path: str | Path,
+    cells: Cells = NODE,
+    runtimes: Sequence[str] | None = None,
+) -> ExportReport:
+    """Write the streaming file of a model, with its parity report beside it.
+
+    Args:
+        model: the model, or the path of its run folder or safetensors file.
+        path: the file to write; an earlier one is replaced.
+        cells: `node` for one LSTM operator a layer, or `plain` for MatMul, Sigmoid and Tanh, which
+            runtimes without an LSTM operator load; that file takes one step a call.
+        runtimes: which to compare, as in `verify_onnx`.
+
+    Raises:
+        InputError: the model cannot be read or streamed, or the file cannot be written there.
+        RunError: the model cannot be translated, or a runtime disagrees; nothing was written.
+    """
+    began, path = perf_counter(), Path(path)
+    check_target(path)
+    model = model if isinstance(model, Model) else load_model(model)
+    data = to_streaming(model, cells).SerializeToString(deterministic=True)
+    with proven(path, data, lambda file: verify_streaming(model, file, runtimes)) as parity:
+        report = path.with_name(f"{path.stem}.{names.PARITY_FILE}")
+        write_atomically(report, parity.to_json().encode())
+    return ExportReport(path, len(data), perf_counter() - began, parity, (report,))
+
+
+def check_streamable(config: ModelConfig) -> None:
+    """Refuse a model that needs a whole sequence, or its end, before it can answer.
+
+    Raises:
+        InputError: says what needs it, and what to train instead.
+    """
+    if reason := _why_not(config):
+        raise InputError(f"this model cannot run step by step: {reason}")
+
+
+def _why_not(config: ModelConfig) -> str:
+    if config.bidirectional:
+        return "it reads each sequence from its end too; train with --no-bidirectional"
+    if config.task in POOLED and config.pooling != "last":
+        return f"pooling {config.pooling} reads all steps at once; train with --pooling last"
+    if config.scaling in ("series", *WINDOW_SCALINGS):
+        return f"scaling {config.scaling} needs the whole window; train with --scaling standard"
+    if config.task == "forecast" and config.linear:
+        return "its linear path reads the whole window; train with --no-linear"
+    if config.season:
+        return "season reads steps long past; train with --season 0"
+    return ""
+
+
+def to_streaming(model: Model, cells: Cells = NODE) -> onnx.ModelProto:
+    """The model as one graph with its state as input and output.
+
+    Raises:
+        InputError: the model cannot be streamed.
+    """
+    config = model.config
+    check_streamable(config)
+    output, shape = names.output_of(config)
+    inputs = names.inputs_of(config)
+    del inputs[names.LENGTHS]
+    (first, (kind, sizes)), *given = inputs.items()
+    state = names.state_of(config)
+    if cells == "plain":
+        shape, sizes = _one_step(shape), _one_step(sizes)
+    form = Form(
+        inputs={
+            first: (kind, sizes),
+            **dict.fromkeys(names.STATE, ("float32", state)),
+            **dict(given),
+        },
+        outputs={output: shape, **dict.fromkeys(names.NEXT_STATE, state)},
+        program=_Stepwise(model),
+        metadata=_metadata(model, cells),
+        reshaped=_transposed(model) if cells == "plain" else {},
+        table=_plain_table() if cells == "plain" else translation_table(),
+    )
+    return build(model, form)
+
+
+def _one_step(shape: list[str | int]) -> list[str | int]:
+    return [1 if size == names.TIME else size for size in shape]
+
+
+def _metadata(model: Model, cells: Cells) -> dict[str, str]:
+    """Those of the sequence file, and which output feeds which input, and what it is at first."""
+    inputs = [name for name in names.inputs_of(model.config) if name != names.LENGTHS]
+    state = {
+        name: {"from": after, "shape": names.state_of(model.config), "initial": 0.0}
+        for name, after in zip(names.STATE, names.NEXT_STATE, strict=True)
+    }
+    return {
+        **metadata(model),
+        "inputs": json.dumps([inputs[0], *names.STATE, *inputs[1:]]),
+        names.STATE_KEY: json.dumps({"cells": cells, "tensors": state}),
+    }
+
+
+class _Stepwise(Program):
+    """`predict` of a chunk of steps, all valid, from a state."""
+
+    def forward(
+        self, x: Tensor, h: Tensor, c: Tensor, *given: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        answer, state = predict_on(
+            self.params, self.config, x, None, LSTMState(h, c), given=self.given(given)
+        )
+        return answer, *state
+
+
+def _transposed(model: Model) -> dict[bytes, str]:
+    """The names of weights that the plain cells hold transposed."""
+    lstm = {name: value for name, value in model.params.items() if name.startswith("lstm.weight")}
+    return {bytes_of(value.t()): name for name, value in lstm.items()}
+
+
+def _plain_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+    return {**translation_table(), torch.ops.lstm_compile.recurrence.default: _plain_cell}
+
+
+def _plain_cell(
+    x: Value,
+    lengths: Value,  # noqa: ARG001 (all steps are valid)
+    weight_ih: Value,
+    weight_hh: Value,
+    bias: Value,
+    h0: Value,
+    c0: Value,
+    reverse: bool,  # noqa: ARG001 (there is one step)
+    backend: str,  # noqa: ARG001
+    chunk: int,  # noqa: ARG001
+) -> tuple[Value, Value, Value]:
+    """One step of one layer, `lstm_compile.cell.lstm_step` word for word."""
+    step = op.Squeeze(x, _ints(1))
+    gates = op.MatMul(step, op.Transpose(weight_ih, perm=[1, 0]))
+    gates = op.Add(op.Add(gates, op.MatMul(h0, op.Transpose(weight_hh, perm=[1, 0]))), bias)
+    size = int(weight_hh.shape[1])
+    i, f, g, o = (
+        op.Slice(gates, _ints(k * size), _ints((k + 1) * size), _ints(1)) for k in range(4)
+    )
+    c = op.Add(op.Mul(op.Sigmoid(f), c0), op.Mul(op.Sigmoid(i), op.Tanh(g)))
+    h = op.Mul(op.Sigmoid(o), op.Tanh(c))
+    return op.Unsqueeze(h, _ints(1)), h, c
+
+
+def _ints(*values: int) -> Value:
+    return op.Constant(value_ints=list(values))

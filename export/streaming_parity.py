@@ -1,0 +1,192 @@
+"""`verify_streaming`: proof that a streaming file goes on where it stopped, however it is fed."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from lstm_compile.cell import LSTMState
+from lstm_compile.checkpoint import Model, load_model
+from lstm_compile.config import STEPWISE
+from lstm_compile.data.sequences import Given
+from lstm_compile.devices import cpu_threads
+from lstm_compile.errors import InputError
+from lstm_compile.export import names
+from lstm_compile.export.answers import (
+    CHUNK,
+    choose_runtimes,
+    full_precision,
+    openvino_model,
+)
+from lstm_compile.export.cases import Case, draw
+from lstm_compile.export.parity import (
+    answer_units,
+    device,
+    metadata_row,
+    one_line,
+    rounding,
+    versions,
+)
+from lstm_compile.export.reading import OnnxFile, read_onnx
+from lstm_compile.export.report import ParityReport, Row
+from lstm_compile.export.runtime import Inputs, open_session
+from lstm_compile.model import predict_on
+from lstm_compile.recurrence import Backend
+
+STEPS = 1000
+BATCH = 3
+TOLERANCE = 1e-5
+UNEVEN = (1, 2, 7, 40, 1, 130, 19)  # steps of the chunks, 200 in all, over and over
+SEED = 20_240_301
+RUNTIMES = ("eager", "compiled", "onnxruntime", "openvino")
+
+Arrays = tuple[Any, ...]  # the answer, h and c after a chunk
+Step = Callable[[Inputs], Arrays]  # `x`, `h`, `c` and what else the file takes
+
+
+class Feeding(NamedTuple):
+    """How steps are cut, and the state before the first of them."""
+
+    cut: str
+    sizes: list[int]  # steps of each call
+    state: str  # "zero" or "random"
+
+    def __str__(self) -> str:
+        return f"{self.cut} {self.state}"
+
+
+CUTS = {  # a single step shows the initial state, which 1,000 steps may forget
+    "one step": [1],
+    "steps": [1] * STEPS,
+    "chunks": list(UNEVEN) * (STEPS // sum(UNEVEN)),
+    "whole": [STEPS],
+}
+
+
+def feedings(one_step: bool) -> list[Feeding]:
+    """Every way to feed; where `one_step` says so, those with single steps."""
+    return [
+        Feeding(cut, sizes, state)
+        for state in ("zero", "random")
+        for cut, sizes in CUTS.items()
+        if set(sizes) == {1} or not one_step
+    ]
+
+
+def verify_streaming(
+    model: Model | str | Path, path: str | Path, runtimes: Sequence[str] | None = None
+) -> ParityReport:
+    """Compare a streaming file, and torch's own backends, with the model in float64.
+
+    The oracle takes all steps at once; the others take them one by one, in uneven chunks and at
+    once, from zero and from random states.
+
+    Args:
+        model: the model, or the path of its run folder or safetensors file.
+        path: the file.
+        runtimes: some of `RUNTIMES`; all that can run here if None.
+
+    Returns:
+        The largest difference of answers and states; a file of another model is a report that did
+        not pass.
+
+    Raises:
+        InputError: the model or the file cannot be read, or the file is not one that streams.
+    """
+    model = model if isinstance(model, Model) else load_model(model)
+    file = read_onnx(path)
+    if names.STATE_KEY not in file.metadata:
+        raise InputError(f"{path}: is no streaming file; write one with --streaming")
+    chosen, skipped = choose_runtimes(runtimes)
+    with cpu_threads(1):
+        rows = tuple(_rows(model, file, [name for name in chosen if name in RUNTIMES]))
+    digest = hashlib.sha256(file.data).hexdigest()
+    return ParityReport(rows, digest, versions(), device(), skipped)
+
+
+def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row]:
+    yield metadata_row(model, file)
+    one_step = next(iter(file.interface.inputs.values()))[1][1] == 1
+    cases = [(feeding, _inputs(model, feeding)) for feeding in feedings(one_step)]
+    expected = [_oracle(model, inputs) for _, inputs in cases]
+    for runtime in runtimes:
+        try:
+            step = _step_of(runtime, model, file)
+        except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
+            yield Row(runtime, "load", TOLERANCE, float("nan"), one_line(error))
+            continue
+        for (feeding, inputs), values in zip(cases, expected, strict=True):
+            yield _compare(runtime, step, feeding, inputs, values, model)
+
+
+def _inputs(model: Model, feeding: Feeding) -> Inputs:
+    """Everything the file takes, `x` with all its steps."""
+    inputs = draw(Case(BATCH, sum(feeding.sizes), "full"), model)
+    del inputs[names.LENGTHS]
+    random = np.random.default_rng(SEED)
+    shape = [size if isinstance(size, int) else BATCH for size in names.state_of(model.config)]
+    drawn = random.standard_normal((2, *shape)) * (feeding.state == "random")
+    return inputs | dict(zip(names.STATE, np.tanh(drawn).astype(np.float32), strict=True))
+
+
+def _oracle(model: Model, inputs: Inputs) -> Arrays:
+    params = {name: value.detach().cpu().double() for name, value in model.params.items()}
+    return _torch_step(model._replace(params=params), "reference")(inputs)
+
+
+def _step_of(runtime: str, model: Model, file: OnnxFile) -> Step:
+    if runtime == "onnxruntime":
+        session = open_session(file.data)
+        return lambda inputs: tuple(session.run(None, inputs))
+    if runtime == "openvino":
+        compiled = openvino_model(file.data)
+        return lambda inputs: tuple(np.array(value) for value in compiled(inputs).values())
+    return _torch_step(model, "compiled" if runtime == "compiled" else "vendor")
+
+
+def _torch_step(model: Model, backend: Backend) -> Step:
+    some = next(iter(model.params.values()))
+
+    def step(inputs: Inputs) -> Arrays:
+        found = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in inputs.items()}
+        found = {n: v.to(some) if v.is_floating_point() else v for n, v in found.items()}
+        x, h, c = (found.pop(name) for name in (next(iter(inputs)), *names.STATE))
+        with torch.no_grad(), full_precision():
+            answer, state = predict_on(
+                model.params, model.config, x, None, LSTMState(h, c),
+                given=Given(**found), backend=backend, chunk=CHUNK,
+            )  # fmt: skip
+        return tuple(value.cpu().numpy() for value in (answer, *state))
+
+    return step
+
+
+def _compare(
+    runtime: str, step: Step, feeding: Feeding, inputs: Inputs, expected: Arrays, model: Model
+) -> Row:
+    try:
+        found = _feed(step, feeding.sizes, inputs, model)
+    except Exception as error:  # as above
+        return Row(runtime, str(feeding), TOLERANCE, float("nan"), one_line(error))
+    units = (answer_units(model, expected[0]), 1.0, 1.0)
+    difference = max(
+        float((np.maximum(np.abs(one - other) - rounding(other), 0.0) / unit).max())
+        for one, other, unit in zip(found, expected, units, strict=True)
+    )
+    return Row(runtime, str(feeding), TOLERANCE, difference)
+
+
+def _feed(step: Step, sizes: Sequence[int], inputs: Inputs, model: Model) -> Arrays:
+    """The last answer, or those of all steps, and the last state."""
+    first, start, answers = next(iter(inputs)), 0, []
+    now = dict(inputs)
+    for size in sizes:
+        now[first] = inputs[first][:, start : start + size]
+        answer, now["h"], now["c"] = step(now)
+        answers.append(answer)
+        start += size
+    whole = np.concatenate(answers, 1) if model.config.task in STEPWISE else answers[-1]
+    return whole, now["h"], now["c"]
