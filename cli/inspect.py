@@ -137,7 +137,8 @@ def _model(source: str, found: dict[str, Any]) -> Iterator[Line]:
 def _shape(config: dict[str, Any]) -> str:
     directions = "both directions" if config["bidirectional"] else "forward"
     layers = f"{config['num_layers']} layers of {config['hidden_size']}"
-    return f"{layers}, {directions}, pooling {config['pooling']}"
+    pooling = f", pooling {config['pooling']}" if "pooling" in config else ""
+    return f"{layers}, {directions}{pooling}"
 
 
 def _interface(found: dict[str, Any]) -> Iterator[Line]:

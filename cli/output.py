@@ -34,7 +34,7 @@ def print_json(value: Any) -> None:
 
 def rows_of(task: str) -> str:
     """What the rows of a task are called."""
-    return "windows" if task == "forecast" else "sequences"
+    return {"forecast": "windows", "lm": "characters"}.get(task, "sequences")
 
 
 def metric(name: str, value: float) -> str:

@@ -19,7 +19,8 @@ from lstm_compile.tasks import score_classes, score_targets
 
 PREFIX = "baseline."
 RIDGE_ON_WINDOWS = "ridge on windows"  # of forecasts
-KNOWN = (*FEATURES, RIDGE_ON_WINDOWS)
+UNIGRAM, BIGRAM = "character frequencies", "bigram frequencies"  # of text
+KNOWN = (*FEATURES, RIDGE_ON_WINDOWS, UNIGRAM, BIGRAM)
 MAX_ITERATIONS = 1000
 ROUNDING = 1e-9  # of a mean: what deviations that sums of squares give are exact to
 GRADIENT_TOLERANCE = 1e-6  # probabilities within 5e-4 of the optimum on the bundled data sets

@@ -56,11 +56,16 @@ def grouped_interval(own: Tensor, other: Tensor, owner: Tensor) -> Interval | No
         The bounds; None for fewer groups than can tell anything.
     """
     _, owner = owner.unique(return_inverse=True)  # groups without a row say nothing
-    groups = int(owner[-1]) + 1 if len(owner) else 0
-    if groups < MIN_ROWS:
-        return None
+    groups = int(owner.max()) + 1 if len(owner) else 0
     gain = torch.zeros(groups).double().index_add_(0, owner, own.double() - other.double())
-    scores = torch.stack([gain, torch.bincount(owner).double()])
+    return summed_interval(gain, torch.bincount(owner, minlength=groups))
+
+
+def summed_interval(gain: Tensor, count: Tensor) -> Interval | None:
+    """The same of sum(gain) / sum(count), from the sums (groups,) over each group's rows."""
+    if len(gain) < MIN_ROWS:
+        return None
+    scores = torch.stack([gain.double(), count.double()])
     means = _resampled(scores)
     return _bounds(means[0] / means[1])
 

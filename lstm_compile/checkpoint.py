@@ -1,7 +1,7 @@
 """The trained artefact: one safetensors file with its config, schema and provenance."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lstm_compile.config import CLASSES, ModelConfig
-from lstm_compile.data.schema import Schema, SeriesSchema
+from lstm_compile.config import CLASSES, LM, ModelConfig
+from lstm_compile.data.schema import BYTES, Schema, SeriesSchema, Vocabulary
 from lstm_compile.data.text import numbered
 from lstm_compile.errors import InputError
 from lstm_compile.files import write_atomically
@@ -130,10 +130,19 @@ def numbered_schema(config: ModelConfig) -> Schema:
     names = tuple(f"feature_{index}" for index in range(config.input_size))
     kind = "class" if config.task in CLASSES else "target"
     outputs = tuple(f"{kind}_{index}" for index in range(config.output_size))
+    if config.task == LM:
+        return Schema(("text",), (), (), vocabulary=_numbered_vocabulary(config.vocabulary_size))
     if config.task == "forecast":
         names = outputs + names[config.output_size :]
         return Schema(names, (), outputs, series=_numbered_series(config, names))
     return Schema(names, outputs, ()) if kind == "class" else Schema(names, (), outputs)
+
+
+def _numbered_vocabulary(size: int) -> Vocabulary:
+    """Characters from `!` on; bytes where there are as many."""
+    if size == BYTES:
+        return Vocabulary("byte")
+    return Vocabulary("char", tuple(chr(ord("!") + code) for code in range(size)))
 
 
 def _numbered_series(config: ModelConfig, names: tuple[str, ...]) -> SeriesSchema:
@@ -174,7 +183,14 @@ def _check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig) -> 
 
 
 def _check_schema(schema: Schema, config: ModelConfig) -> None:
-    outputs = schema.classes if config.task in CLASSES else schema.targets
+    outputs: Sized = schema.classes if config.task in CLASSES else schema.targets
+    tokens = 0 if schema.vocabulary is None else len(schema.vocabulary)
+    if tokens != config.vocabulary_size:
+        raise InputError(
+            f"schema has a vocabulary of {tokens}, the config one of {config.vocabulary_size}"
+        )
+    if config.task == LM and schema.vocabulary is not None:
+        outputs = schema.vocabulary
     found, expected = (len(schema.features), len(outputs)), (config.input_size, config.output_size)
     if found != expected:
         raise InputError(

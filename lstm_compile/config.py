@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lstm_compile.errors import InputError
 
-Task = Literal["classify", "regress", "forecast", "tag"]
+Task = Literal["classify", "regress", "forecast", "tag", "lm"]
 Pooling = Literal["last", "mean", "max", "attention", "dot-attention"]
 Scaling = Literal["none", "standard", "minmax", "series", "last", "mean", "revin"]
 TargetScaling = Literal["none", "standard", "minmax"]
@@ -16,8 +16,14 @@ WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, over `standard` o
 FORECAST: Literal["forecast"] = "forecast"
 POOLED: tuple[Task, ...] = ("classify", "regress", "forecast")  # one answer a sequence
 CLASSES: tuple[Task, ...] = ("classify", "tag")
-STEPWISE: tuple[Task, ...] = ("tag",)  # an answer a step
-DERIVED = ("task", "input_size", "output_size", "past_size", "known_size", "static_sizes")
+STEPWISE: tuple[Task, ...] = ("tag", "lm")  # an answer a step
+LM: Literal["lm"] = "lm"
+TEXTS: tuple[Task, ...] = ("lm", "classify", "tag")  # that take tokens
+WITH_FEATURES: tuple[Task, ...] = (*POOLED, "tag")
+DERIVED = (
+    "task", "input_size", "output_size", "vocabulary_size",
+    "past_size", "known_size", "static_sizes",
+)  # fmt: skip
 MAX_SIZE = 1 << 16
 MAX_LAYERS = 64
 
@@ -44,10 +50,14 @@ class ModelConfig:
 
     Attributes:
         task: `classify` (one class a sequence), `regress` (numbers a sequence), `forecast` (the
-            next steps of the sequence itself) or `tag` (one class a step).
-        input_size: features a step; for `forecast` targets, past covariates, known covariates and
+            next steps of the sequence itself), `tag` (one class a step) or `lm` (the next character
+            of a text).
+        input_size: features a step, 1 for tokens; for `forecast` targets, past covariates, known covariates and
             the indicator of gaps, in this order.
-        output_size: classes, or targets.
+        output_size: classes, targets, or tokens.
+        vocabulary_size: tokens there are, where the input is tokens; 0 where it is features.
+        embedding_size: numbers that stand for a token.
+        tie: `lm`: the head takes the embedding's weights; `embedding_size` is then `hidden_size`.
         hidden_size: width of the state of one layer and direction.
         num_layers: stacked layers.
         bidirectional: a second pass from each sequence's last valid step to its first.
@@ -89,7 +99,9 @@ class ModelConfig:
     dropout: float = option(0.4, "Dropout between layers.", 0.0, 1.0)
     head_dropout: float = option(0.4, "Dropout before the linear head.", 0.0, 1.0)
     pooling: Pooling = option("attention", "How the steps become one vector.", only=POOLED)
-    scaling: Scaling = option("standard", "Scaling of the features, part of the model.")
+    scaling: Scaling = option(
+        "standard", "Scaling of the features, part of the model.", only=WITH_FEATURES
+    )
     target_scaling: TargetScaling = option(
         "standard", "Scaling of regression targets, inverted inside."
     )
@@ -108,6 +120,9 @@ class ModelConfig:
         0, "Forecast differences to so many steps before; 0: none.", 0, MAX_SIZE, only=(FORECAST,)
     )
     linear: bool = option(True, "Add a linear path from window to horizon.", only=(FORECAST,))
+    embedding_size: int = option(64, "Numbers that stand for a character.", 1, MAX_SIZE, only=TEXTS)
+    tie: bool = option(False, "Let the head take the embedding's weights.", only=(LM,))
+    vocabulary_size: int = 0
     past_size: int = 0
     known_size: int = 0
     static_sizes: tuple[int, ...] = ()
@@ -119,7 +134,27 @@ class ModelConfig:
         for name in ("input_size", "output_size"):
             _check_range(name, getattr(self, name), 1, MAX_SIZE)
         check_tasks(self, self.task)
+        self._check_tokens()
         self._check_forecast() if self.task == FORECAST else self._check_scaling()
+
+    def _check_tokens(self) -> None:
+        _check_range("vocabulary_size", self.vocabulary_size, 0, MAX_SIZE)
+        if self.task == LM and self.vocabulary_size != self.output_size:
+            raise InputError(
+                f"vocabulary_size must be output_size for task lm, got {self.vocabulary_size} and "
+                f"{self.output_size}"
+            )
+        if self.task == LM and self.bidirectional:
+            raise InputError("bidirectional must be off for task lm: what comes is to be told")
+        if self.vocabulary_size and (self.input_size != 1 or self.task not in TEXTS):
+            raise InputError(
+                "a vocabulary takes input_size 1 and one of the tasks lm, classify, tag"
+            )
+        if self.tie and self.embedding_size != self.hidden_size:
+            raise InputError(
+                f"tie needs embedding_size = hidden_size, got {self.embedding_size} and "
+                f"{self.hidden_size}"
+            )
 
     def _check_scaling(self) -> None:
         if self.scaling in ("series", *WINDOW_SCALINGS):
@@ -168,7 +203,8 @@ class ModelConfig:
         others = {
             f.name for f in fields(self) if self.task not in f.metadata.get("only", (self.task,))
         }
-        others |= set() if self.task == FORECAST else set(DERIVED[3:])
+        others |= set() if self.task == FORECAST else set(DERIVED[4:])
+        others |= set() if self.vocabulary_size else {"vocabulary_size", "embedding_size"}
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def to_json(self) -> str:

@@ -19,6 +19,7 @@ HEADLINE: dict[str, tuple[str, bool]] = {
     "regress": ("rmse", False),
     "forecast": ("scaled_mse", False),
     "tag": ("accuracy", True),
+    "lm": ("bits_per_character", False),
 }
 
 
@@ -27,8 +28,8 @@ class Evaluation:
     """Metrics of a model and of the baselines on the same rows, and what to make of them.
 
     Attributes:
-        task: `classify`, `regress`, `forecast` or `tag`.
-        rows: how many sequences, or windows of series.
+        task: `classify`, `regress`, `forecast`, `tag` or `lm`.
+        rows: how many sequences, windows of series, or characters.
         metrics: of the model.
         baselines: of each baseline, by its name.
         verdict: one sentence.

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout, linear
+from torch.nn.functional import dropout, embedding, linear
 
 from lstm_compile.cell import LSTMState
 from lstm_compile.config import CLASSES, POOLED, STEPWISE, ModelConfig
@@ -21,7 +21,7 @@ from lstm_compile.data.sequences import Given
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.network import decoder_shapes, forecast, input_size
 from lstm_compile.forecast.rollout import roll_out
-from lstm_compile.lengths import zero_padding
+from lstm_compile.lengths import valid_mask, zero_padding
 from lstm_compile.pooling import pool
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
 from lstm_compile.scaling import Scaler
@@ -37,12 +37,10 @@ DENSE = ("head.", "decoder.", "embedding.")
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of a model, in the order of computation."""
     hidden, directions = config.hidden_size, config.num_directions
-    shapes: dict[str, tuple[int, ...]] = {
-        "scaler.shift": (config.input_size,),
-        "scaler.scale": (config.input_size,),
-    }
+    first = config.embedding_size if config.vocabulary_size else input_size(config)
+    shapes = _entry_shapes(config)
     for layer in range(config.num_layers):
-        width = hidden * directions if layer else input_size(config)
+        width = hidden * directions if layer else first
         for suffix in (f"l{layer}", f"l{layer}_reverse")[:directions]:
             shapes[f"lstm.weight_ih_{suffix}"] = (4 * hidden, width)
             shapes[f"lstm.weight_hh_{suffix}"] = (4 * hidden, hidden)
@@ -53,11 +51,19 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes["pooling.weight"] = (hidden * directions,)
     if config.task == "forecast":
         return {**shapes, **decoder_shapes(config)}
-    shapes["head.weight"] = (config.output_size, hidden * directions)
+    if not config.tie:
+        shapes["head.weight"] = (config.output_size, hidden * directions)
     shapes["head.bias"] = (config.output_size,)
     if config.task == "regress":
         shapes["target_scaler.shift"] = shapes["target_scaler.scale"] = (config.output_size,)
     return shapes
+
+
+def _entry_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Of what stands before the LSTM stack."""
+    if config.vocabulary_size:
+        return {"embedding.weight": (config.vocabulary_size, config.embedding_size)}
+    return {"scaler.shift": (config.input_size,), "scaler.scale": (config.input_size,)}
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
@@ -122,7 +128,7 @@ def forward(
     Args:
         params: see `param_shapes`; all of one dtype and device.
         config: the architecture.
-        x: (batch, time, input_size).
+        x: (batch, time, input_size), or int64 tokens (batch, time) for a model with a vocabulary.
         lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
         state: initial state of the LSTM stack, zeros if None.
         given: for `forecast`, what `config.given` names.
@@ -132,7 +138,7 @@ def forward(
 
     Returns:
         the prediction (batch, output_size): logits for `classify`, values in the user's units for
-        `regress`; for `tag` logits (batch, time, output_size), 0 in the padding;
+        `regress`; for `tag` and `lm` logits (batch, time, output_size), 0 in the padding;
         what `forecast.network.forecast` gives for `forecast`; and the LSTM stack's final state.
 
     Raises:
@@ -148,23 +154,38 @@ def forward(
             params, config, x, lengths, given, state,
             training=training, backend=backend, chunk=chunk,
         )  # fmt: skip
-    scaled = scaler_of(params, "scaler").apply(x) if config.scaling != "none" else x
+    entered = _entered(params, config, x, lengths)
     weights = {k.removeprefix("lstm."): v for k, v in params.items() if k.startswith("lstm.")}
     steps, state = lstm(
-        weights, scaled, lengths, state,
+        weights, entered, lengths, state,
         dropout=config.dropout, training=training, backend=backend, chunk=chunk,
     )  # fmt: skip
     lengths = None if lengths is None else lengths.to(x.device)
     if config.task in POOLED:
         steps = pool(steps, lengths, config.pooling, params.get("pooling.weight"))
     prediction = linear(
-        dropout(steps, config.head_dropout, training), params["head.weight"], params["head.bias"]
+        dropout(steps, config.head_dropout, training),
+        params["embedding.weight" if config.tie else "head.weight"],
+        params["head.bias"],
     )
     if config.task in STEPWISE:
         prediction = zero_padding(prediction, lengths)
     if config.task == "regress" and config.target_scaling != "none":
         prediction = scaler_of(params, "target_scaler").invert(prediction)
     return prediction, state
+
+
+def _entered(
+    params: Mapping[str, Tensor], config: ModelConfig, x: Tensor, lengths: Tensor | None
+) -> Tensor:
+    """What the first layer reads: scaled features, or the embedding of tokens."""
+    if not config.vocabulary_size:
+        return scaler_of(params, "scaler").apply(x) if config.scaling != "none" else x
+    if x.dim() != 2 or x.dtype != torch.int64:
+        raise InputError(f"tokens must be int64 (batch, time), got {x.dtype} {tuple(x.shape)}")
+    if lengths is not None:  # whatever stands in the padding
+        x = torch.where(valid_mask(lengths.to(x.device), x.shape[1]), x, 0)
+    return embedding(x, params["embedding.weight"])
 
 
 def predict(
@@ -180,7 +201,7 @@ def predict(
     """What the model's ONNX file answers, (batch, output_size).
 
     Class probabilities for `classify`, for `tag` those of every step (batch, time, output_size),
-    0 in the padding; values in the user's units for `regress`; for `forecast`
+    0 in the padding, for `lm` logits of every step; values in the user's units for `regress`; for `forecast`
     (batch, steps_out, targets(, quantiles)); arguments as in `forward`.
     """
     options: dict[str, Any] = {"given": given, "backend": backend, "chunk": chunk}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from lstm_compile.config import Task
 from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.folders import is_text
 from lstm_compile.data.shipped import settings_of
 from lstm_compile.training.config import TrainingConfig
 
@@ -25,7 +26,24 @@ TASK_SETTINGS: dict[str, dict[str, Values]] = {
             "scaling": "mean",
         },
         "training": {"epochs": 15, "batch_size": 64, "learning_rate": 2e-3, "epoch_size": 8192},
-    }
+    },
+    "tag": {"training": {"label_smoothing": 0.0}},
+    "lm": {
+        "model": {
+            "hidden_size": 256,
+            "num_layers": 1,
+            "bidirectional": False,
+            "dropout": 0.0,
+            "head_dropout": 0.1,
+        },
+        "training": {
+            "epochs": 20,
+            "batch_size": 32,
+            "learning_rate": 4e-3,
+            "label_smoothing": 0.0,
+            "weight_decay": 0.01,
+        },
+    },
 }
 
 
@@ -58,7 +76,7 @@ def resolve(
         InputError: a value of the wrong type or out of range.
     """
     own = tomllib.loads(settings_of(data)) if task in (None, "forecast") else {}
-    task = task or own.get("task")
+    task = task or own.get("task") or ("lm" if is_text(data) else None)
     layers = [TASK_SETTINGS.get(task or "", {}), own]
     asked = {"model": model or {}, "training": training or {}, "table": table or {}}
     merged = {

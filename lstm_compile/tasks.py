@@ -22,6 +22,7 @@ LOSSES = {
     "regress": ("mse", "mae", "huber"),
     "forecast": ("mse", "mae", "huber"),
     "tag": ("cross-entropy",),
+    "lm": ("cross-entropy",),
     "quantiles": ("pinball",),
 }
 

@@ -18,6 +18,7 @@ FORMATS = {
     ".jsonl": "JSON Lines",
     ".ndjson": "JSON Lines",
 }
+TEXT_SUFFIXES = (".txt", ".md", ".text")
 
 
 class TableFile(NamedTuple):
@@ -25,6 +26,11 @@ class TableFile(NamedTuple):
 
     path: Path
     constants: dict[str, str]
+
+
+def is_text(path: str | PathLike[str]) -> bool:
+    """Whether a path means text, by its suffix."""
+    return Path(path).suffix.lower() in TEXT_SUFFIXES
 
 
 def is_table(path: str | PathLike[str]) -> bool:

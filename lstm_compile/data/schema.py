@@ -4,12 +4,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from lstm_compile.config import checked_keys
 from lstm_compile.data.clock import CALENDAR, Clock, Kind, calendar_names
 from lstm_compile.errors import InputError
 
+BYTES = 256
 _UNIT = re.compile(r"\[([^\[\]]+)\]\s*$")
 
 
@@ -77,6 +78,49 @@ class SeriesSchema:
 
 
 @dataclass(frozen=True)
+class Vocabulary:
+    """What the tokens of a text stand for.
+
+    Attributes:
+        kind: `char`: each of `characters`, in their order; `byte`: the 256 bytes of UTF-8.
+        characters: sorted; empty for `byte`.
+
+    Raises:
+        InputError: another kind, or characters that do not fit it.
+    """
+
+    kind: Literal["char", "byte"]
+    characters: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        fits = bool(self.characters) == (self.kind == "char") and self.kind in ("char", "byte")
+        if not fits or not all(len(each) == 1 for each in self.characters):
+            raise InputError("Vocabulary: damaged; train again")
+        check_unique("Vocabulary: characters", self.characters)
+
+    def __len__(self) -> int:
+        return len(self.characters) or BYTES
+
+    def encode(self, text: str, place: str = "text") -> list[int]:
+        """The tokens of a text.
+
+        Raises:
+            InputError: a character that is not in the vocabulary; `place` says whose text.
+        """
+        if self.kind == "byte":
+            return list(text.encode())
+        codes = {character: code for code, character in enumerate(self.characters)}
+        for index, character in enumerate(text):
+            if character not in codes:
+                raise InputError(
+                    f"{place}, character {index}: {character!r} is not in the vocabulary of "
+                    f"{len(codes)} characters that the model was trained on; leave it out, or "
+                    "train with --tokens byte"
+                )
+        return [codes[character] for character in text]
+
+
+@dataclass(frozen=True)
 class Schema:
     """The names of features, and of either classes or targets, in the model's order.
 
@@ -87,6 +131,7 @@ class Schema:
         units: one a feature, then one a target, empty text where there is none; empty if there is
             none at all. Left out, it is taken from names like `speed [km/h]`.
         series: of a forecasting model, whose targets are among its features; else None.
+        vocabulary: of a model that reads text; one that writes it has no classes or targets.
 
     Raises:
         InputError: no feature, a name twice, not exactly one of `classes` and `targets`, or another
@@ -98,13 +143,15 @@ class Schema:
     targets: tuple[str, ...]
     units: tuple[str, ...] = ()
     series: SeriesSchema | None = None
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self) -> None:
         for name in ("features", "classes", "targets"):
             check_unique(f"Schema: {name}", getattr(self, name))
         if not self.features:
             raise InputError("Schema: features must hold at least one name, found none")
-        if bool(self.classes) == bool(self.targets):
+        kinds = bool(self.classes) + bool(self.targets)
+        if kinds == 2 or (kinds == 0 and self.vocabulary is None):
             raise InputError(
                 f"Schema: exactly one of classes and targets must hold names, found "
                 f"{len(self.classes)} classes and {len(self.targets)} targets"
@@ -125,8 +172,9 @@ class Schema:
         values = asdict(self)
         if not self.units:
             del values["units"]  # earlier versions know no such key
-        if self.series is None:
-            del values["series"]
+        for name in ("series", "vocabulary"):
+            if values[name] is None:
+                del values[name]
         return json.dumps(values, sort_keys=True)
 
     @classmethod
@@ -137,10 +185,21 @@ class Schema:
             InputError: not a JSON object, a missing or unknown key, or not lists of strings.
         """
         values = checked_keys(cls, text)
-        series = values.pop("series", None)
+        series, vocabulary = values.pop("series", None), values.pop("vocabulary", None)
         known = [f.name for f in fields(cls) if f.name in values]
         names = {name: _strings(name, values[name]) for name in known}
-        return cls(**names, series=None if series is None else SeriesSchema.from_dict(series))
+        return cls(
+            **names,
+            series=None if series is None else SeriesSchema.from_dict(series),
+            vocabulary=None if vocabulary is None else _vocabulary(vocabulary),
+        )
+
+
+def _vocabulary(values: Any) -> Vocabulary:
+    try:
+        return Vocabulary(values["kind"], tuple(values["characters"]))
+    except (KeyError, TypeError) as error:
+        raise InputError("Schema: vocabulary is damaged; train again") from error
 
 
 def check_unique(what: str, names: Sequence[str]) -> None:

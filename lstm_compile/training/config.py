@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lstm_compile.config import FORECAST, Task, check_tasks, option, validate
+from lstm_compile.config import FORECAST, LM, WITH_FEATURES, Task, check_tasks, option, validate
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
 WHOLE: tuple[Task, ...] = ("classify", "regress", "tag")  # not windows, whose end is what counts
@@ -21,8 +21,12 @@ class TrainingConfig:
 
     epochs: int = option(30, "Most passes over the training part.", 1)
     batch_size: int = option(32, "Sequences a batch.", 1)
-    epoch_size: int = option(0, "Sequences an epoch, drawn anew for each; 0: all.", 0)
-    accumulate: int = option(1, "Batches whose gradients are averaged for one step.", 1)
+    epoch_size: int = option(
+        0, "Sequences an epoch, drawn anew for each; 0: all.", 0, only=WITH_FEATURES
+    )
+    accumulate: int = option(
+        1, "Batches whose gradients are averaged for one step.", 1, only=WITH_FEATURES
+    )
     learning_rate: float = option(3e-3, "Peak learning rate.", 0.0, LARGEST)
     optimizer: Literal["adamw", "adam"] = option("adamw", "How gradients become steps.")
     weight_decay: float = option(
@@ -78,6 +82,10 @@ class TrainingConfig:
         only=(FORECAST,),
     )
     stride: int = option(1, "Steps between the origins of training windows.", 1, only=(FORECAST,))
+    tokens: Literal["char", "byte"] = option("char", "What a text is made of.", only=(LM,))
+    unroll: int = option(
+        128, "Characters that gradients flow back through.", 1, 1 << 16, only=(LM,)
+    )
     seed: int = option(
         0, "Seed of initial weights, split, batches, dropout and augmentation.", 0, LARGEST_SEED
     )

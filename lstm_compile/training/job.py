@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lstm_compile.config import FORECAST, ModelConfig, Task
+from lstm_compile.config import FORECAST, LM, ModelConfig, Task
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.corpus import Corpus, read_corpus, split_corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.files import SERIES
 from lstm_compile.data.folders import is_table, plain_name
@@ -69,6 +70,8 @@ def prepare(
     find_device(training.device)
     if task == FORECAST or (task is None and data in SERIES):
         config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
+    elif task == LM:
+        config, parts = _text_parts(data, hyper_parameters, training, test)
     else:
         config, parts = _sequence_parts(
             data, hyper_parameters, training, test, table, task, progress
@@ -104,12 +107,30 @@ def _sequence_parts(
     return config, _split(data, everything, test, training)
 
 
-def digest_of(data: Sequences | Windows) -> str:
+def _text_parts(
+    data: str, hyper_parameters: Mapping[str, Any], training: TrainingConfig, test: str | None
+) -> tuple[ModelConfig, Parts]:
+    everything = read_corpus(data, training.tokens)
+    size = len(everything.vocabulary)
+    config = ModelConfig(
+        task=LM, input_size=1, output_size=size, vocabulary_size=size, **hyper_parameters
+    )
+    train, validation = split_corpus(everything, training.validation)
+    rows = torch.arange(0)
+    if test is None:
+        return config, Parts(train, validation, validation, train, "validation", rows, everything)
+    tested = read_corpus(test, vocabulary=everything.vocabulary)
+    return config, Parts(train, validation, tested, everything, "test", rows, everything)
+
+
+def digest_of(data: Sequences | Windows | Corpus) -> str:
     """The sha256 of what was learned from, 64 hexadecimal digits."""
-    return data.digest() if isinstance(data, Windows) else fingerprint(data)
+    return fingerprint(data) if isinstance(data, Sequences) else data.digest()
 
 
-def _warm_start(config: ModelConfig, training: TrainingConfig, data: Examples) -> WarmStart | None:
+def _warm_start(
+    config: ModelConfig, training: TrainingConfig, data: Examples | Corpus
+) -> WarmStart | None:
     if training.init:
         return warm_start(training.init, config, data.schema, training.freeze)
     if training.freeze != "none":

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -11,13 +11,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lstm_compile.config import ModelConfig
+from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.devices import cpu_threads, fitting_threads, keep_freed_memory
 from lstm_compile.model import Params
 from lstm_compile.tasks import Metrics, metrics, training_loss
 from lstm_compile.training.config import TrainingConfig
-from lstm_compile.training.passes import class_weights_of, passes, seeded
+from lstm_compile.training.passes import Passed, class_weights_of, passes, seeded
 from lstm_compile.training.prediction import predict_all as predict_all
+from lstm_compile.training.text import score_text, text_metrics, text_passes
 
 
 class Epoch(NamedTuple):
@@ -49,8 +51,8 @@ def fit(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    train: Examples,
-    validation: Examples | None = None,
+    train: Examples | Corpus,
+    validation: Examples | Corpus | None = None,
     on_epoch: Callable[[Epoch, Params], None] = lambda epoch, params: None,
     rows: Tensor | None = None,
 ) -> Fit:
@@ -72,11 +74,13 @@ def fit(
     """
     best, stopped, lowest = params, "epochs", math.inf
     epochs, losses = list[Epoch](), list[float]()
-    weights = class_weights_of(params, config, training, train)
+    weights = None
+    if not isinstance(train, Corpus):
+        weights = class_weights_of(params, config, training, train)
     with _surroundings(params, config, training):
         try:
             began = time.perf_counter()
-            for passed in passes(params, config, training, train, losses, rows):
+            for passed in _passes(params, config, training, train, losses, rows):
                 loss, scores = _validate(passed.params, config, training, validation, weights)
                 seconds, is_best = time.perf_counter() - began, not validation or loss < lowest
                 epochs.append(
@@ -98,7 +102,7 @@ def refit(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    train: Examples,
+    train: Examples | Corpus,
     found: Fit,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Params:
@@ -122,7 +126,7 @@ def refit(
     with _surroundings(params, config, training):
         began = time.perf_counter()
         losses = [epoch.validation_loss for epoch in found.epochs]
-        again = passes(params, config, training, train, losses, None)
+        again = _passes(params, config, training, train, losses, None)
         for number, passed in enumerate(islice(again, wanted), 1):
             params, seconds = passed.params, time.perf_counter() - began
             on_epoch(Epoch(number, passed.loss, math.nan, {}, passed.rate, seconds, False))
@@ -146,16 +150,33 @@ def _surroundings(params: Params, config: ModelConfig, training: TrainingConfig)
         yield
 
 
+def _passes(
+    params: Params,
+    config: ModelConfig,
+    training: TrainingConfig,
+    train: Examples | Corpus,
+    losses: Sequence[float],
+    rows: Tensor | None,
+) -> Iterator[Passed]:
+    if isinstance(train, Corpus):
+        return text_passes(params, config, training, train, losses)
+    return passes(params, config, training, train, losses, rows)
+
+
 def _validate(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    validation: Examples | None,
+    validation: Examples | Corpus | None,
     class_weights: Tensor | None,
 ) -> tuple[float, Metrics]:
     """The training loss without label smoothing, and the metrics."""
     if validation is None:
         return math.nan, {}
+    if isinstance(validation, Corpus):
+        scores = score_text(params, config, validation, training.backend, training.chunk)
+        found = text_metrics(scores)
+        return found["loss"], found
     prediction = predict_all(params, config, validation, training.backend, training.chunk)
     y, unit = validation.y.to(prediction.device), validation.unit
     unit = None if unit is None else unit.to(prediction.device)

@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from lstm_compile.baselines import Baseline, fit_baselines, to_tensors
 from lstm_compile.cache import compile_seconds
 from lstm_compile.checkpoint import Model, save_model, to_device
 from lstm_compile.config import DERIVED
+from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.devices import cpu_threads, find_device
@@ -38,6 +39,8 @@ from lstm_compile.training.backend import settle_backend
 from lstm_compile.training.feeding import within_reach
 from lstm_compile.training.job import Job, Parts
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
+from lstm_compile.training.text import score_text
+from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 from lstm_compile.training.warm import initial_params
 
 
@@ -79,6 +82,9 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
 
 def _settled(job: Job) -> tuple[Job, str]:
     """The job with the backend it keeps from here on, and why it is that one."""
+    if isinstance(job.parts.train, Corpus):
+        backend = job.training.backend.replace("auto", "vendor")
+        return job._replace(training=replace(job.training, backend=backend)), backend
     with cpu_threads(threads_of(job.config, job.training)):
         device = find_device(job.training.device)
         training, why = settle_backend(job.config, job.training, job.parts.train, device)
@@ -91,12 +97,14 @@ def _baselines(parts: Parts) -> dict[str, Baseline]:
         assert isinstance(train, Windows)
         assert isinstance(validation, Windows)
         return fit_forecast_baselines(known, train, validation)
-    assert isinstance(known, Sequences)
-    return fit_baselines(known)
+    return fit_text_baselines(known) if isinstance(known, Corpus) else fit_baselines(known)
 
 
 def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Evaluation:
     where, test = find_device(job.training.device), job.parts.test
+    if isinstance(test, Corpus):
+        scores = score_text(params, job.config, test, job.training.backend, job.training.chunk)
+        return evaluate_text(scores, test, baselines)
 
     def predict(data: Examples) -> Tensor:
         options = (job.training.backend, job.training.chunk)
@@ -137,7 +145,7 @@ def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
         return fitted._replace(stopped="interrupt"), fitted.params
 
 
-def _start(job: Job, data: Examples) -> Params:
+def _start(job: Job, data: Examples | Corpus) -> Params:
     params = initial_params(job.config, job.training.seed, data, job.warm)
     return to_device(params, find_device(job.training.device))
 
@@ -148,8 +156,8 @@ def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) 
         start,
         job.config,
         job.training,
-        within_reach(parts.train, where),
-        within_reach(parts.validation, where),
+        _near(parts.train, where),
+        _near(parts.validation, where),
         after_epoch,
         parts.train_rows,
     )
@@ -157,8 +165,13 @@ def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) 
     return fitted
 
 
+def _near(data: Sequences | Windows | Corpus, device: torch.device) -> Examples | Corpus:
+    """Where batches are cut: text stays in its file."""
+    return data if isinstance(data, Corpus) else within_reach(data, device)
+
+
 def _refit(job: Job, start: Params, fitted: Fit, on_epoch: Callable[[Epoch], None]) -> Params:
-    everything = within_reach(job.parts.everything, find_device(job.training.device))
+    everything = _near(job.parts.everything, find_device(job.training.device))
     return refit(start, job.config, job.training, everything, fitted, on_epoch)
 
 

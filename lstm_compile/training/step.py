@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lstm_compile.cell import LSTMState
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.sequences import Batch
 from lstm_compile.devices import autocast
@@ -27,11 +28,15 @@ class AdamState(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What a step gives: new parameters, new optimizer state, the loss before the step."""
+    """What a step gives: new parameters, new optimizer state, the loss before the step.
+
+    `state` is the LSTM stack's after the last of the step's batches, without a history.
+    """
 
     params: Params
     optimizer: AdamState
     loss: Tensor
+    state: LSTMState | None = None
 
 
 def init_adam(params: Params, freeze: str = "none") -> AdamState:
@@ -49,6 +54,7 @@ def train_step(
     training: TrainingConfig,
     class_weights: Tensor | None = None,
     more: Sequence[Batch] = (),
+    state: LSTMState | None = None,
 ) -> StepResult:
     """Forward, loss, backward, clip, update. Nothing that comes in is changed.
 
@@ -61,45 +67,53 @@ def train_step(
         training: everything else.
         class_weights: float32 (classes,), for `training_loss`.
         more: further batches of the same step; its gradient is that of all their rows together.
+        state: that each row begins from; zeros if None. No gradient goes into it.
     """
     learned = trainable(params, training.freeze)
     leaves = {name: value.detach().requires_grad_() for name, value in learned.items()}
     batches = (batch, *more)
     losses, gradients = [], dict[str, Tensor]()
     for each, share in zip(batches, _shares(batches, class_weights), strict=True):
-        loss = _loss({**params, **leaves}, each, config, training, class_weights)
+        loss, after = _loss({**params, **leaves}, each, state, config, training, class_weights)
         parts = torch.autograd.grad(loss, list(leaves.values()), share)
         losses.append(loss.detach() * share)
         gradients = _added(gradients, dict(zip(leaves, parts, strict=True)))
     gradients = clip_by_norm(gradients, training.clip_norm)
     with torch.no_grad():
         updated, optimizer = adam_update(leaves, gradients, optimizer, learning_rate, training)
-    return StepResult({**params, **updated}, optimizer, sum(losses[1:], start=losses[0]))
+    loss, after = sum(losses[1:], start=losses[0]), LSTMState(*(part.detach() for part in after))
+    return StepResult({**params, **updated}, optimizer, loss, after)
 
 
 def _shares(batches: Sequence[Batch], class_weights: Tensor | None) -> list[Tensor]:
     """What part of the step's mean loss each batch is, as scalars beside it."""
     weights = [row_weight(batch.y, class_weights) for batch in batches]
     x, total = batches[0].x, sum(weights)
-    return [torch.as_tensor(weight / total, dtype=x.dtype, device=x.device) for weight in weights]
+    dtype = x.dtype if x.is_floating_point() else torch.float32
+    return [torch.as_tensor(weight / total, dtype=dtype, device=x.device) for weight in weights]
 
 
 def _loss(
     params: Params,
     batch: Batch,
+    state: LSTMState | None,
     config: ModelConfig,
     training: TrainingConfig,
     class_weights: Tensor | None,
-) -> Tensor:
-    """The training loss of one batch: forward in the precision asked for, the rest in float32."""
+) -> tuple[Tensor, LSTMState]:
+    """The training loss of one batch and the state after it.
+
+    Forward is in the precision asked for, the rest in that of the weights.
+    """
     lengths = None if _is_known_full(batch) else batch.lengths
     with autocast(batch.x.device, training.precision):
-        prediction, _ = forward(
-            params, config, batch.x, lengths, given=batch.given,
+        prediction, state = forward(
+            params, config, batch.x, lengths, state, given=batch.given,
             training=True, backend=training.backend, chunk=training.chunk,
         )  # fmt: skip
-    prediction = prediction.to(batch.x.dtype)
-    return training_loss(params, config, training, prediction, batch.y, class_weights, batch.unit)
+    prediction, unit = prediction.to(params["head.bias"].dtype), batch.unit
+    loss = training_loss(params, config, training, prediction, batch.y, class_weights, unit)
+    return loss, state
 
 
 def _is_known_full(batch: Batch) -> bool:

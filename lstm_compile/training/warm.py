@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 from lstm_compile.checkpoint import Model, load_model
 from lstm_compile.config import ModelConfig
+from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.schema import Schema
+from lstm_compile.data.sequences import Sequences
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.scaling import fit_series_scaler
 from lstm_compile.forecast.windows import Windows
@@ -29,7 +31,7 @@ class WarmStart(NamedTuple):
 
 
 def initial_params(
-    config: ModelConfig, seed: int, data: Examples, warm: WarmStart | None = None
+    config: ModelConfig, seed: int, data: Examples | Corpus, warm: WarmStart | None = None
 ) -> Params:
     """Fresh weights, and scalers fitted on `data`, over valid steps only; `warm` goes before both.
 
@@ -39,11 +41,12 @@ def initial_params(
         data: what will be trained on, and nothing else; on the CPU.
         warm: what `warm_start` gave.
     """
+    fitted = {}
     if isinstance(data, Windows):
         fitted = {"scaler": fit_series_scaler(data, config)}
-    else:
+    elif isinstance(data, Sequences):
         fitted = {"scaler": fit_scaler(data.x, config.scaling)}
-    if config.task == "regress":
+    if isinstance(data, Sequences) and config.task == "regress":
         fitted["target_scaler"] = fit_scaler(data.y, config.target_scaling)
     statistics = {
         f"{name}.{part}": value
@@ -95,6 +98,7 @@ def _barred(model: Model, config: ModelConfig, schema: Schema) -> tuple[str, ...
     )
     return (
         *(() if is_same_input else ("scaler.",)),
+        *(() if names.vocabulary == schema.vocabulary else ("embedding.", "head.")),
         *(() if is_same_output else ("head.", "target_scaler.")),
     )
 

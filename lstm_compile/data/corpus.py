@@ -1,0 +1,205 @@
+"""Text as tokens: bytes or characters of files, mapped into memory and never read whole."""
+
+import codecs
+import glob
+import hashlib
+import math
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lstm_compile.config import LM, Task
+from lstm_compile.data.encoding import check_utf8
+from lstm_compile.data.folders import TEXT_SUFFIXES
+from lstm_compile.data.roles import Roles
+from lstm_compile.data.schema import Schema, Vocabulary
+from lstm_compile.errors import InputError
+
+Tokens = Literal["char", "byte"]
+BLOCK = 1 << 20  # bytes read at once
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Documents, one after the other; document i is tokens[starts[i]:starts[i + 1]].
+
+    Attributes:
+        tokens: uint8 or int32 (count,), codes of the vocabulary; a file mapped into memory.
+        starts: int64 (documents + 1,), rising from 0 to count.
+        vocabulary: what the codes mean.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+    vocabulary: Vocabulary
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def schema(self) -> Schema:
+        """The names, as a trained model carries them."""
+        return Schema(("text",), (), (), vocabulary=self.vocabulary)
+
+    @property
+    def task(self) -> Task:
+        """What is to be done with a text."""
+        return LM
+
+    def digest(self) -> str:
+        """The sha256 of tokens, documents and vocabulary, 64 hexadecimal digits."""
+        found = hashlib.sha256(self.schema.to_json().encode() + self.starts.numpy().tobytes())
+        for block in self.tokens.split(BLOCK):
+            found.update(block.numpy().tobytes())
+        return found.hexdigest()
+
+    @property
+    def roles(self) -> Roles | None:
+        """A text has no columns."""
+        return None
+
+    def part(self, start: int, stop: int) -> "Corpus":
+        """The tokens from `start` to `stop`; documents that are cut there are shorter."""
+        starts = (self.starts.clamp(start, stop) - start).unique()
+        if len(starts) == 1:
+            starts = torch.tensor([0, 0])
+        return replace(self, tokens=self.tokens[start:stop], starts=starts)
+
+
+def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
+    """All but the last `share` of the tokens, and the last.
+
+    Raises:
+        InputError: either would have fewer than two tokens.
+    """
+    cut = len(corpus) - math.ceil(share * len(corpus))
+    if cut < 2 or len(corpus) - cut < 2:
+        raise InputError(
+            f"a text of {len(corpus)} tokens cannot be parted into training and validation "
+            f"({share:g} of it); expected two tokens at least in each"
+        )
+    return corpus.part(0, cut), corpus.part(cut, len(corpus))
+
+
+def read_corpus(
+    path: str | PathLike[str], tokens: Tokens = "char", vocabulary: Vocabulary | None = None
+) -> Corpus:
+    """Read a text file, a folder of text files or a glob; each file is one document.
+
+    Tokens are kept in a file without a name in the folder for temporary files, one byte a token,
+    four where there are more than 256; a single file read as bytes is mapped as it is.
+
+    Args:
+        path: the file; of a folder those that end in .txt, .text or .md are read, sorted.
+        tokens: `char` fits a vocabulary of the characters that occur; `byte` takes UTF-8 as it is.
+        vocabulary: of a trained model, in place of one that is fitted.
+
+    Raises:
+        InputError: no such file, an empty one, text that is not UTF-8 where characters are read,
+            or a character that is not in the vocabulary.
+    """
+    files = find_texts(path)
+    kind = vocabulary.kind if vocabulary else tokens
+    if kind == "byte":
+        vocabulary, mapped = Vocabulary("byte"), [_bytes_of(file) for file in files]
+        whole = mapped[0] if len(mapped) == 1 else _spooled(iter(mapped), np.uint8)
+        counts = [len(part) for part in mapped]
+    else:
+        vocabulary = vocabulary or Vocabulary("char", tuple(sorted(_characters(files))))
+        counts = [0] * len(files)
+        kind_of_code = np.uint8 if len(vocabulary) <= 256 else np.int32
+        whole = _spooled(_codes(files, vocabulary, counts), kind_of_code)
+    starts = torch.tensor([0, *np.cumsum(counts).tolist()])
+    return Corpus(torch.from_numpy(whole), starts, vocabulary)
+
+
+def find_texts(path: str | PathLike[str]) -> list[Path]:
+    """The files that a path to text means, none of them empty.
+
+    Raises:
+        InputError: there is none, or one cannot be read or is empty.
+    """
+    place = Path(path)
+    if place.is_dir():
+        files = sorted(
+            p for p in place.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file()
+        )
+    elif place.exists():
+        files = [place]
+    else:
+        files = sorted(Path(name) for name in glob.glob(fspath(path), recursive=True))
+        files = [file for file in files if file.is_file()]
+    if not files:
+        ends = ", ".join(TEXT_SUFFIXES)
+        found = f"holds no file that ends in {ends}" if place.is_dir() else "no such text file"
+        raise InputError(f"{path}: {found}; name a text file, a folder of them or a glob")
+    for file in files:
+        try:
+            if file.stat().st_size == 0:
+                raise InputError(f"{file}: the file is empty; expected text")
+            file.open("rb").close()
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    return files
+
+
+def _bytes_of(file: Path) -> NDArray[np.uint8]:
+    return np.memmap(file, np.uint8, "c")  # copy on write: torch takes no read-only memory
+
+
+def _texts(file: Path) -> Iterator[str]:
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    with file.open("rb") as source:
+        try:
+            while block := source.read(BLOCK):
+                yield decode(block)
+            decode(b"", final=True)
+        except UnicodeDecodeError as error:
+            check_utf8(file)
+            raise InputError(f"{file}: ends within a character; save it as UTF-8") from error
+
+
+def _characters(files: list[Path]) -> set[str]:
+    found: set[str] = set()
+    for file in files:
+        for text in _texts(file):
+            found.update(text)
+    return found
+
+
+def _codes(
+    files: list[Path], vocabulary: Vocabulary, counts: list[int]
+) -> Iterator[NDArray[np.int64]]:
+    """The codes of all files, block by block; `counts` are filled with those of each file."""
+    known = np.array([ord(character) for character in vocabulary.characters])
+    order = known.argsort()
+    for index, file in enumerate(files):
+        for text in _texts(file):
+            points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+            found = np.searchsorted(known[order], points).clip(max=len(known) - 1)
+            codes = order[found]
+            for wrong in np.flatnonzero(known[codes] != points)[:1]:
+                raise InputError(
+                    f"{file}, character {counts[index] + wrong}: {text[wrong]!r} is not in the "
+                    f"vocabulary of {len(known)} characters that the model was trained on; leave "
+                    "it out, or train with --tokens byte"
+                )
+            counts[index] += len(codes)
+            yield codes
+
+
+def _spooled(blocks: Iterator[NDArray[np.generic]], dtype: type[np.generic]) -> NDArray[np.generic]:
+    """Blocks one after the other, in a file that is gone with the array."""
+    with tempfile.TemporaryFile() as file:
+        for block in blocks:
+            file.write(block.astype(dtype).tobytes())
+        file.flush()
+        return np.memmap(file, dtype, "r+")
