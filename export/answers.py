@@ -83,11 +83,16 @@ def answer_of(runtime: str, model: Model, data: bytes) -> Answer:
     if runtime.startswith("onnxruntime"):
         cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
         session = open_session(data, [cuda] if device == "cuda" else None)
-        return lambda inputs: ask(session, **inputs)
+        return lambda inputs: _ask(session, **inputs)
     if runtime == "openvino":
         return _openvino_answer(data)
     backend: Backend = "compiled" if runtime.startswith("compiled") else "vendor"
     return _torch_answer(model._replace(params=to_device(model.params, device)), backend)
+
+
+def _ask(session: Any, **inputs: Answers) -> Answers:
+    first, lengths, *given = inputs.items()
+    return ask(session, first[1], lengths[1], **dict(given))
 
 
 def _torch_answer(model: Model, backend: Backend) -> Answer:
@@ -95,7 +100,7 @@ def _torch_answer(model: Model, backend: Backend) -> Answer:
 
     def answer(inputs: Inputs) -> Answers:
         found = {name: _like(torch.from_numpy(value), some) for name, value in inputs.items()}
-        x, lengths = found.pop(names.INPUT), found.pop(names.LENGTHS)
+        x, lengths = found.pop(next(iter(inputs))), found.pop(names.LENGTHS)
         with torch.no_grad(), full_precision():
             result = predict(
                 model.params, model.config, x, lengths,

@@ -44,6 +44,8 @@ def draw(case: Case, model: Model, padding: float = float("nan")) -> Inputs:
     config = model.config
     seed = (SEED, case.batch, case.time, get_args(Kind).index(case.kind))
     random = np.random.default_rng(seed)
+    if config.vocabulary_size:
+        return _tokens(case, config.vocabulary_size, random, padding)
     x = _values(model, random, (case.batch, case.time, config.input_size))
     lengths = _lengths(case, random)
     inputs = {names.INPUT: x.astype(np.float32), names.LENGTHS: lengths}
@@ -51,6 +53,13 @@ def draw(case: Case, model: Model, padding: float = float("nan")) -> Inputs:
         inputs |= _given(model, random, case)
     inputs[names.INPUT][np.arange(case.time) >= lengths[:, None]] = padding
     return inputs
+
+
+def _tokens(case: Case, size: int, random: np.random.Generator, padding: float) -> Inputs:
+    tokens, lengths = random.integers(0, size, (case.batch, case.time)), _lengths(case, random)
+    nowhere = size + SEED if np.isnan(padding) else size + int(padding)
+    tokens[np.arange(case.time) >= lengths[:, None]] = nowhere
+    return {names.TOKENS: tokens, names.LENGTHS: lengths}
 
 
 def _values(model: Model, random: np.random.Generator, shape: tuple[int, ...]) -> Any:

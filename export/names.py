@@ -13,6 +13,7 @@ PROFILE = "portable"
 PRODUCER = "lstm_compile"
 
 INPUT = "x"  # float32 [batch, time, features], in the user's own units
+TOKENS = "tokens"  # int64 [batch, time], in place of `x`: codes of the vocabulary
 LENGTHS = "lengths"  # int64 [batch]
 KNOWN_FUTURE = "known_future"  # float32 [batch, horizon, known], in the user's own units
 STATIC = "static"  # int64 [batch, statics], codes of categories
@@ -24,13 +25,14 @@ BATCH = "batch"
 TIME = "time"
 
 # classify: float32 [batch, classes]; regress: float32 [batch, targets], in the user's own units;
-# tag: float32 [batch, time, classes], 0 in the padding;
+# tag: float32 [batch, time, classes], lm: float32 [batch, time, vocabulary], 0 in the padding;
 # forecast: float32 [batch, horizon, targets] or [batch, horizon, targets, quantiles], likewise
 OUTPUTS: dict[Task, str] = {
     "classify": "probabilities",
     "regress": "value",
     "forecast": "forecast",
     "tag": "step_probabilities",
+    "lm": "logits",
 }
 
 METADATA_KEYS = (
@@ -60,8 +62,13 @@ def inputs_of(config: ModelConfig) -> dict[str, tuple[str, list[str | int]]]:
         SERIES_LOCATION: ("float32", [BATCH, levels]),
         SERIES_SCALE: ("float32", [BATCH, levels]),
     }
+    first: dict[str, tuple[str, list[str | int]]] = {
+        INPUT: ("float32", [BATCH, TIME, config.input_size])
+    }
+    if config.vocabulary_size:
+        first = {TOKENS: ("int64", [BATCH, TIME])}
     return {
-        INPUT: ("float32", [BATCH, TIME, config.input_size]),
+        **first,
         LENGTHS: ("int64", [BATCH]),
         **{name: given[name] for name in config.given},
     }

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from lstm_compile.checkpoint import Model, load_model
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import STEPWISE, ModelConfig
 from lstm_compile.data.sequences import Given
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.export import names
@@ -140,7 +140,7 @@ def to_onnx(model: Model) -> onnx.ModelProto:
         outputs={output: shape},
         program=_Whole(model),
         metadata=metadata(model),
-        reshaped=_reshaped(model),
+        reshaped=reshaped(model),
         table=translation_table(),
     )
     return build(model, form)
@@ -189,11 +189,15 @@ def metadata(model: Model) -> dict[str, str]:
     }
 
 
-def _reshaped(model: Model) -> dict[bytes, str]:
-    """The one weight whose unsqueeze folding carries out, so that its own name is lost."""
-    name = "pooling.weight"
-    tensors = [model.params[name]] if name in model.params else []
-    return {bytes_of(tensor): name for tensor in tensors}
+def reshaped(model: Model) -> dict[bytes, str]:
+    """The weights that folding transposes or unsqueezes, so that their own names are lost."""
+    params, found = model.params, dict[bytes, str]()
+    if "pooling.weight" in params:
+        found[bytes_of(params["pooling.weight"])] = "pooling.weight"
+    if model.config.task in STEPWISE:
+        head = params["embedding.weight" if model.config.tie else "head.weight"]
+        found[bytes_of(head.t())] = "head.weight"
+    return found
 
 
 def bytes_of(tensor: Tensor) -> bytes:
@@ -242,9 +246,9 @@ def _translate(form: Form) -> Any:
     if names.LENGTHS in inputs:
         inputs[names.LENGTHS] = torch.tensor([5, 2, 0])
     arguments = inspect.signature(form.program.forward).parameters.values()
-    named = [p.name for p in arguments if p.kind is not p.VAR_POSITIONAL]
-    more = tuple(dynamic[name] for name in form.inputs if name not in named)
-    shapes = (*(dynamic[name] for name in named), *((more,) if more else ()))
+    named = sum(p.kind is not p.VAR_POSITIONAL for p in arguments)
+    first, more = tuple(dynamic.values())[:named], tuple(dynamic.values())[named:]
+    shapes = (*first, *((more,) if more else ()))
     with quiet():
         exported = torch.export.export(
             form.program.eval(), tuple(inputs.values()), dynamic_shapes=shapes

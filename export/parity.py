@@ -87,8 +87,9 @@ def answer_units(model: Model, expected: Answers) -> npt.NDArray[np.float64]:
         return _forecast_units(model, expected)
     if model.config.task in CLASSES:
         return np.ones(model.config.output_size)
-    units = model.params["head.weight"].detach().abs().sum(1).clamp(min=1.0)
-    if model.config.target_scaling != "none":
+    head = model.params["embedding.weight" if model.config.tie else "head.weight"]
+    units = head.detach().abs().sum(1).clamp(min=1.0)
+    if model.config.task == "regress" and model.config.target_scaling != "none":
         units = units * model.params["target_scaler.scale"].abs()
     return np.asarray(units.cpu(), np.float64)
 
@@ -155,7 +156,7 @@ def _check_interface(model: Model, file: OnnxFile, path: str | Path) -> None:
     config, found = model.config, file.interface
     for what, expected, value in (
         ("task", config.task, found.task),
-        ("features", config.input_size, found.inputs[names.INPUT][1][-1]),
+        ("features", config.input_size, found.inputs.get(names.INPUT, ("", [1]))[1][-1]),
         ("outputs", names.output_of(config)[1][-1], found.output[-1]),
         ("inputs", names.inputs_of(config), found.inputs),
         ("output", names.output_of(config)[1], found.output),

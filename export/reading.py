@@ -61,9 +61,10 @@ def _interface(model: ModelProto) -> Interface:
     streams = set(names.STATE) <= set(inputs)
     more, needed = ((), (names.LENGTHS,)) if not streams else (names.NEXT_STATE, names.STATE)
     tasks = [task for task, name in names.OUTPUTS.items() if set(outputs) == {name, *more}]
-    if not {names.INPUT, *needed} <= set(inputs) or not tasks:
+    first = next(iter(inputs), "")
+    if first not in (names.INPUT, names.TOKENS) or not {*needed} <= set(inputs) or not tasks:
         raise InputError(
-            f"expected inputs {names.INPUT}, {', '.join(needed)} and one output of "
+            f"expected inputs {names.INPUT} or {names.TOKENS}, {', '.join(needed)} and one output of "
             f"{', '.join(names.OUTPUTS.values())}; found inputs {', '.join(inputs) or 'none'} and "
             f"outputs {', '.join(outputs) or 'none'}; export it again"
         )
@@ -74,7 +75,8 @@ def _interface(model: ModelProto) -> Interface:
         _check_type(name, {**inputs, **outputs}[name], "float32", 3)
     if not streams:
         _check_type(names.LENGTHS, inputs[names.LENGTHS], "int64", 1)
-    _check_type(names.INPUT, inputs[names.INPUT], "float32", 3)
+    expected = ("float32", 3) if first == names.INPUT else ("int64", 2)
+    _check_type(first, inputs[first], *expected)
     return Interface(tasks[0], inputs, shape)
 
 

@@ -36,7 +36,7 @@ Inputs = dict[str, npt.NDArray[Any]]  # arrays by the names that the file gives 
 
 INTERFACE_VERSION = "1"
 FORMAT = "lstm_compile"
-INPUT, LENGTHS = "x", "lengths"
+INPUT, TOKENS, LENGTHS = "x", "tokens", "lengths"
 KNOWN_FUTURE, STATIC = "known_future", "static"
 SERIES_LOCATION, SERIES_SCALE = "series_location", "series_scale"
 OUTPUTS = {
@@ -44,9 +44,11 @@ OUTPUTS = {
     "regress": "value",
     "forecast": "forecast",
     "tag": "step_probabilities",
+    "lm": "logits",
 }
 WITH_CLASSES = ("classify", "tag")
-STEPWISE = ("tag",)  # an answer a step
+STEPWISE = ("tag", "lm")  # an answer a step
+BYTES = 256  # tokens of the vocabulary `byte`
 STATE_KEY = "state"  # in the metadata of a file that streams
 CONSTANT = 1e-6  # a deviation below this share of the mean is rounding
 KINDS = "biuf"  # NumPy's letters of the types that float32 can stand for
@@ -64,13 +66,21 @@ class Schema(NamedTuple):
 
     `series` is of a forecasting model: `kind` and `step` of its clock, `known` and `calendar`
     covariates, `statics` with their `categories`, and whether the last feature is the `indicator`
-    of filled steps.
+    of filled steps. `vocabulary` is of a model that reads text: its `kind`, `char` or `byte`, and
+    `characters`.
     """
 
     features: tuple[str, ...]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
     series: dict[str, Any] | None = None
+    vocabulary: dict[str, Any] | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Numbers an answer has: classes, targets or tokens."""
+        tokens = len((self.vocabulary or {}).get("characters", ())) or BYTES
+        return len(self.classes or self.targets) or tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +101,8 @@ class OnnxModel:
 
     @property
     def outputs(self) -> int:
-        """Numbers an answer has: classes, or targets."""
-        return len(self.schema.classes or self.schema.targets)
+        """Numbers an answer has: classes, targets or tokens."""
+        return self.schema.outputs
 
     @property
     def config(self) -> dict[str, Any]:
@@ -250,9 +260,9 @@ class OnnxModel:
         Raises:
             ModelError: other columns, no array of numbers, or a value that is no finite float32.
         """
-        for task, name in (("forecast", "forecast"), ("tag", "predict_steps")):
-            if self.task == task:
-                raise ModelError(f"the task of this file is {task}: call model.{name}")
+        if self.task in ("forecast", *STEPWISE):
+            name = "forecast" if self.task == "forecast" else "predict_steps"
+            raise ModelError(f"the task of this file is {self.task}: call model.{name}")
         arrays = self._arrays(sequences, features)
         answers = np.zeros((len(arrays), self.outputs), np.float32)
         for rows in _batches(arrays, batch_size):
@@ -268,18 +278,20 @@ class OnnxModel:
         """Answer every step of sequences of different lengths.
 
         Args:
-            sequences: as for `predict`.
+            sequences: as for `predict`; for task `lm` texts, or tokens (time,).
             batch_size: as for `predict`.
             features: as for `predict`.
 
         Returns:
-            One float32 (time, classes) a sequence: probabilities of `schema.classes`, step by step.
+            One float32 (time, classes) a sequence: probabilities of `schema.classes`, step by step;
+            for task `lm` logits of the token after each.
 
         Raises:
             ModelError: another task, and as `predict`.
         """
-        if self.task != "tag":
-            raise ModelError(f"predict_steps is of task tag; the task of this file is {self.task}")
+        if self.task not in STEPWISE:
+            names = " and ".join(STEPWISE)
+            raise ModelError(f"predict_steps is of {names}; the task of this file is {self.task}")
         arrays = self._arrays(sequences, features)
         answers = [np.zeros((0, self.outputs), np.float32)] * len(arrays)
         for rows in _batches(arrays, batch_size):
@@ -318,7 +330,7 @@ class OnnxModel:
         _check_lengths(lengths, x.shape[1])
         # row by row, so that every error and an empty batch mean what they mean in `predict`
         rows = [row[:length] for row, length in zip(x, lengths, strict=True)]
-        if self.task != "tag":
+        if self.task not in STEPWISE:
             return self.predict(rows, max(1, len(x)))
         answers = np.zeros((*x.shape[:2], self.outputs), np.float32)
         for answer, steps in zip(answers, self.predict_steps(rows, max(1, len(x))), strict=True):
@@ -345,6 +357,8 @@ class OnnxModel:
 
     def _array(self, index: int, sequence: npt.ArrayLike) -> Floats:
         expected, place = len(self.schema.features), f"sequence {index}"
+        if self.schema.vocabulary is not None:
+            return to_tokens(self.schema.vocabulary, sequence, place)
         try:
             found = np.asarray(sequence)
         except ValueError as error:  # rows of different sizes
@@ -427,14 +441,17 @@ def ask(
         ModelError: an empty batch or no step, which end the onnxruntime process, or lengths that
             do not fit.
     """
-    if x.ndim != 3 or not x.shape[0] or not x.shape[1]:
+    tokens = x.dtype.kind in "iu"
+    if x.ndim != (2 if tokens else 3) or not x.shape[0] or not x.shape[1]:
         raise ModelError(
-            f"x must have shape (batch, time, features), batch and time at least 1; got {x.shape}"
+            f"x must have shape (batch, time{'' if tokens else ', features'}), batch and time at "
+            f"least 1; got {x.shape}"
         )
     if lengths.shape != x.shape[:1]:
         raise ModelError(f"lengths must be {x.shape[0]} numbers, got shape {lengths.shape}")
     _check_lengths(lengths, x.shape[1])
-    inputs = {INPUT: x.astype(np.float32), LENGTHS: lengths.astype(np.int64)}
+    first = {TOKENS: x.astype(np.int64)} if tokens else {INPUT: x.astype(np.float32)}
+    inputs: Inputs = {**first, LENGTHS: lengths.astype(np.int64)}
     for name, value in given.items():
         inputs[name] = value.astype(np.int64 if name == STATIC else np.float32)
     (answers,) = session.run(None, inputs)
@@ -460,7 +477,8 @@ class Streams:
         self.session = session
         self._names = [value.name for value in session.get_inputs()]
         first, *states = (value.shape for value in session.get_inputs())
-        self._features, self._one_step = int(first[2]), first[1] == 1
+        self._row, self._one_step = tuple(first[2:]), first[1] == 1
+        self._dtype = np.dtype(np.float32 if self.schema.vocabulary is None else np.int64)
         self._layers, self._hidden = int(states[0][0]), int(states[0][2])
         self._initial = np.zeros((2, self._layers, self._hidden), np.float32)
         self._states: dict[Hashable, Floats] = {}  # h and c, as `_initial`; replaced, not changed
@@ -478,7 +496,8 @@ class Streams:
 
         Args:
             stream_ids: anything hashable, each once.
-            x: float32 (streams, time, features), or a list of float32 (time, features) of any
+            x: float32 (streams, time, features), for a model of text int64 tokens (streams, time);
+                or a list of float32 (time, features) of any
                 lengths from 1; those of one length are answered together.
 
         Returns:
@@ -554,14 +573,17 @@ class Streams:
 
     def _check(self, x: npt.NDArray[Any], count: int, what: str) -> None:
         shape = x.shape
-        if len(shape) != 3 or shape[0] != count or not shape[1] or shape[2] != self._features:
-            raise ModelError(
-                f"{what} must have shape (streams, time, features) = ({count}, 1 or more, "
-                f"{self._features}), found {shape}"
-            )
-        if x.dtype != np.float32:
-            raise ModelError(f"{what} must be float32, found {x.dtype}; use x.astype(np.float32)")
-        if not np.isfinite(x).all():
+        if len(shape) < 2 or shape[0] != count or not shape[1] or shape[2:] != self._row:
+            sizes = ", ".join(map(str, (count, "1 or more", *self._row)))
+            kinds = "streams, time, features" if self._row else "streams, time"
+            raise ModelError(f"{what} must have shape ({kinds}) = ({sizes}), found {shape}")
+        if x.dtype != self._dtype:
+            kind = self._dtype.name
+            raise ModelError(f"{what} must be {kind}, found {x.dtype}; use x.astype(np.{kind})")
+        if not self._row:
+            if not 0 <= x.min() <= x.max() < self.schema.outputs:
+                raise ModelError(f"{what} must be tokens in [0, {self.schema.outputs - 1}]")
+        elif not np.isfinite(x).all():
             raise ModelError(f"{what} must be finite: what is not would stay in the state")
 
     @contextmanager
@@ -637,6 +659,34 @@ def open_streams(source: str | PathLike[str] | bytes, threads: int = 1) -> Strea
     return _opened(source, threads, Streams)
 
 
+def to_tokens(vocabulary: Mapping[str, Any], text: Any, place: str = "text") -> Any:
+    """The tokens int64 (time,) of a text, or of tokens themselves, once they are checked.
+
+    Raises:
+        ModelError: a character or a token that is not in the vocabulary.
+    """
+    characters = vocabulary["characters"]
+    if isinstance(text, str) and vocabulary["kind"] == "byte":
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+    if isinstance(text, str):
+        codes = {character: code for code, character in enumerate(characters)}
+        for index, character in enumerate(text):
+            if character not in codes:
+                raise ModelError(
+                    f"{place}, character {index}: {character!r} is not in the vocabulary of "
+                    f"{len(codes)} characters that the model was trained on"
+                )
+        return np.array([codes[character] for character in text], np.int64)
+    found, size = np.asarray(text), len(characters) or BYTES
+    if found.ndim != 1 or (found.dtype.kind not in "iu" and len(found)):
+        raise ModelError(
+            f"{place}: expected text or whole numbers (time,), found {found.dtype} {found.shape}"
+        )
+    if len(found) and not 0 <= found.min() <= found.max() < size:
+        raise ModelError(f"{place}: tokens must lie in [0, {size - 1}]")
+    return found.astype(np.int64)
+
+
 def calendar(stamps: npt.ArrayLike, names: Sequence[str]) -> Floats:
     """The calendar columns of stamps: sine and cosine of each of `names`.
 
@@ -684,8 +734,9 @@ def _described(session: Any) -> tuple[str, Schema, dict[str, str]]:
             f"{INTERFACE_VERSION!r}; export the model again or copy the newer runtime.py"
         )
     task, schema = metadata.get("task", ""), _schema(metadata.get("schema", ""))
-    found = (bool(schema.classes), bool(schema.series))
-    if task not in OUTPUTS or found != (task in WITH_CLASSES, task == "forecast"):
+    found = (bool(schema.classes), bool(schema.series), bool(schema.targets))
+    wanted = (task in WITH_CLASSES, task == "forecast", task in ("regress", "forecast"))
+    if task not in OUTPUTS or found != wanted:
         raise ModelError(f"task {task!r} does not fit its schema; export it again")
     _check_interface(session, task, schema, metadata)
     return task, schema, metadata
@@ -695,21 +746,27 @@ def _schema(text: str) -> Schema:
     try:
         values = json.loads(text)
         lists = [[*values[name]] for name in ("features", "classes", "targets")]
-        series = values.get("series")
+        series, vocabulary = values.get("series"), values.get("vocabulary")
+        if vocabulary is not None:
+            lists.append([vocabulary["kind"], *vocabulary["characters"]])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError("metadata `schema` is damaged; export it again") from error
     if not all(isinstance(name, str) for names in lists for name in names):
         raise ModelError("metadata `schema` must hold lists of strings; export it again")
-    features, classes, targets = map(tuple, lists)
-    return Schema(features, classes, targets, series)
+    features, classes, targets, *_ = map(tuple, lists)
+    return Schema(features, classes, targets, series, vocabulary)
 
 
 def _check_interface(session: Any, task: str, schema: Schema, metadata: Mapping[str, str]) -> None:
     expected = {
-        INPUT: ("tensor(float)", 3, len(schema.features)),
+        **(
+            {INPUT: ("tensor(float)", 3, len(schema.features))}
+            if schema.vocabulary is None
+            else {TOKENS: ("tensor(int64)", 2, None)}
+        ),
         LENGTHS: ("tensor(int64)", 1, None),
         OUTPUTS[task]: (
-            "tensor(float)", 3 if task == "tag" else 2, len(schema.classes or schema.targets)
+            "tensor(float)", 3 if task in STEPWISE else 2, len(schema.classes or schema.targets)
         ),
     }  # fmt: skip
     if task == "forecast":
@@ -777,7 +834,8 @@ def _batches(arrays: list[Floats], batch_size: int) -> Iterator[npt.NDArray[np.i
 def pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:
     """Arrays (time, features) as one, with zeros behind each row's end, and their lengths."""
     lengths = np.array([len(array) for array in arrays], np.int64)
-    x = np.zeros((len(arrays), max(1, int(lengths.max())), arrays[0].shape[1]), np.float32)
+    first = arrays[0]
+    x = np.zeros((len(arrays), max(1, int(lengths.max())), *first.shape[1:]), first.dtype)
     for row, array in zip(x, arrays, strict=True):
         row[: len(array)] = array
     return x, lengths

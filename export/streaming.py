@@ -29,6 +29,7 @@ from lstm_compile.export.onnx import (
     check_target,
     metadata,
     proven,
+    reshaped,
 )
 from lstm_compile.export.streaming_parity import verify_streaming
 from lstm_compile.export.translation import Value, translation_table
@@ -116,7 +117,7 @@ def to_streaming(model: Model, cells: Cells = NODE) -> onnx.ModelProto:
         outputs={output: shape, **dict.fromkeys(names.NEXT_STATE, state)},
         program=_Stepwise(model),
         metadata=_metadata(model, cells),
-        reshaped=_transposed(model) if cells == "plain" else {},
+        reshaped=reshaped(model) | (_transposed(model) if cells == "plain" else {}),
         table=_plain_table() if cells == "plain" else translation_table(),
     )
     return build(model, form)

@@ -52,8 +52,8 @@ class ModelConfig:
         task: `classify` (one class a sequence), `regress` (numbers a sequence), `forecast` (the
             next steps of the sequence itself), `tag` (one class a step) or `lm` (the next character
             of a text).
-        input_size: features a step, 1 for tokens; for `forecast` targets, past covariates, known covariates and
-            the indicator of gaps, in this order.
+        input_size: features a step, 1 for tokens; for `forecast` targets, past covariates, known
+            covariates and the indicator of gaps, in this order.
         output_size: classes, targets, or tokens.
         vocabulary_size: tokens there are, where the input is tokens; 0 where it is features.
         embedding_size: numbers that stand for a token.

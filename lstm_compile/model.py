@@ -201,8 +201,8 @@ def predict(
     """What the model's ONNX file answers, (batch, output_size).
 
     Class probabilities for `classify`, for `tag` those of every step (batch, time, output_size),
-    0 in the padding, for `lm` logits of every step; values in the user's units for `regress`; for `forecast`
-    (batch, steps_out, targets(, quantiles)); arguments as in `forward`.
+    0 in the padding, for `lm` logits of every step; values in the user's units for `regress`; for
+    `forecast` (batch, steps_out, targets(, quantiles)); arguments as in `forward`.
     """
     options: dict[str, Any] = {"given": given, "backend": backend, "chunk": chunk}
     return predict_on(params, config, x, lengths, **options)[0]
