@@ -9,7 +9,7 @@ import click
 
 import lstm_compile
 
-COMMANDS = ("bench", "evaluate", "export", "inspect", "predict", "train", "verify")
+COMMANDS = ("bench", "evaluate", "export", "generate", "inspect", "predict", "train", "verify")
 
 
 class LazyGroup(click.Group):

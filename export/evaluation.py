@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lstm_compile.baselines import Baseline, from_tensors
 from lstm_compile.checkpoint import load_model
-from lstm_compile.config import CLASSES, FORECAST, STEPWISE, ModelConfig
+from lstm_compile.config import CLASSES, FORECAST, LM, STEPWISE, ModelConfig
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.corpus import read_corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.files import locate, table_options
 from lstm_compile.data.folders import is_table
@@ -34,6 +35,8 @@ from lstm_compile.forecast.windows import Windows, require, split_windows, thinn
 from lstm_compile.runs import BASELINES_FILE
 from lstm_compile.training.prediction import predict_all
 from lstm_compile.training.series import windows_of
+from lstm_compile.training.text import score_text
+from lstm_compile.training.textual import evaluate_text
 
 BATCH = 256  # windows that are answered together
 
@@ -90,6 +93,8 @@ def evaluate_file(
         return backtest_model(model, windows, _baselines(source))
     if plot is not None:
         raise InputError(f"plot is for task forecast, the model's is {model.config.task}")
+    if model.config.task == LM:
+        return _evaluate_text(source, name, model)
     rows = load_dataset(
         name, "test", schema=model.schema, table=options, progress=progress,
         per_step=model.config.task == "tag",
@@ -98,6 +103,18 @@ def evaluate_file(
     if not len(rows):
         raise InputError(f"{data}: holds no sequence; name a file with at least one")
     return evaluate(model.predict(rows), model.config, rows, _baselines(source))
+
+
+def _evaluate_text(source: Path, name: str, model: Predictor) -> Evaluation:
+    if source.suffix == ".onnx":
+        raise InputError(
+            f"{source}: text is measured with the state carried along; name the run folder instead"
+        )
+    corpus = read_corpus(name, vocabulary=model.schema.vocabulary)
+    params, config, _, _ = load_model(source)
+    if len(corpus) < 2:
+        raise InputError(f"{name}: one character tells nothing; expected two at least")
+    return evaluate_text(score_text(params, config, corpus), corpus, _baselines(source))
 
 
 def _trained_on(source: Path, model: Predictor) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lstm_compile.config import CLASSES, FORECAST, STEPWISE, ModelConfig
+from lstm_compile.config import CLASSES, FORECAST, LM, STEPWISE, ModelConfig
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.files import locate, read_table, table_options
 from lstm_compile.data.schema import Schema
@@ -80,6 +80,10 @@ def predict_file(
         options, path = table_options(data, options, model.training), locate(data, "test")
         found = forecast_series(model.config, model.schema, model.forecast, path, options, progress)
         return Predictions(FORECAST, model.schema, *found)
+    if model.config.task == LM:
+        raise InputError(
+            f"{source}: its task is lm, which answers with text; use lstm-compile generate"
+        )
     table = _read(model, data, options, progress)
     values = _answer_all(model, table, progress)
     return Predictions(model.config.task, model.schema, table.ids, values, lengths=table.lengths)

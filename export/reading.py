@@ -64,7 +64,8 @@ def _interface(model: ModelProto) -> Interface:
     first = next(iter(inputs), "")
     if first not in (names.INPUT, names.TOKENS) or not {*needed} <= set(inputs) or not tasks:
         raise InputError(
-            f"expected inputs {names.INPUT} or {names.TOKENS}, {', '.join(needed)} and one output of "
+            f"expected inputs {names.INPUT} or {names.TOKENS}, {', '.join(needed)} "
+            f"and one output of "
             f"{', '.join(names.OUTPUTS.values())}; found inputs {', '.join(inputs) or 'none'} and "
             f"outputs {', '.join(outputs) or 'none'}; export it again"
         )

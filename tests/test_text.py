@@ -1,0 +1,307 @@
+"""Task `lm`: text in lanes, training with carried state, and text written again."""
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn.functional import cross_entropy
+
+from lstm_compile import ModelConfig, forward, init_params
+from lstm_compile.checkpoint import Model, numbered_schema, save_model
+from lstm_compile.cli.app import app
+from lstm_compile.data.corpus import Corpus, read_corpus, split_corpus
+from lstm_compile.data.schema import Vocabulary
+from lstm_compile.data.sequences import IGNORED
+from lstm_compile.errors import InputError
+from lstm_compile.export import export_onnx, export_streaming
+from lstm_compile.export.generation import generate
+from lstm_compile.export.runtime import load, open_streams
+from lstm_compile.export.sampling import Sampling, draw_token
+from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.lanes import carried, chunks
+from lstm_compile.training.step import init_adam, train_step
+from lstm_compile.training.text import score_text, text_metrics
+from lstm_compile.training.textual import evaluate_text, fit_text_baselines
+
+VERSE = "the cat sat on the mat, and the rat sat on the cat.\n" * 60
+
+
+def corpus_of(*texts, vocabulary=None):
+    whole = "".join(texts)
+    vocabulary = vocabulary or Vocabulary("char", tuple(sorted(set(whole))))
+    starts = torch.tensor([0, *np.cumsum([len(text) for text in texts])])
+    return Corpus(torch.tensor(vocabulary.encode(whole), dtype=torch.uint8), starts, vocabulary)
+
+
+def make_model(size, **changes):
+    config = ModelConfig(
+        task="lm", input_size=1, output_size=size, vocabulary_size=size, bidirectional=False,
+        **{"hidden_size": 12, "embedding_size": 6, "num_layers": 2, "dropout": 0.0,
+           "head_dropout": 0.0, **changes},
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    params = {
+        name: value + 0.3 * torch.randn(value.shape, generator=generator)
+        for name, value in init_params(config, 0).items()
+    }
+    return Model(params, config, numbered_schema(config), {})
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(("lanes", "time"), [(1, 7), (3, 4), (5, 100), (40, 3)])
+def test_every_pair_of_a_document_is_seen_once(lanes, time):
+    corpus = corpus_of("abcdefghij", "k", "lm", "nopqrstuvwxyz", "0123456789")
+    seen = []
+    for batch, _ in chunks(corpus, lanes, time):
+        assert batch.x.shape[1] <= time
+        for x, y, length in zip(batch.x, batch.y, batch.lengths.tolist(), strict=True):
+            seen += list(zip(x[:length].tolist(), y[:length].tolist(), strict=True))
+            assert (y[length:] == IGNORED).all()
+    tokens, ends = corpus.tokens.tolist(), set(corpus.starts.tolist())
+    pairs = [(a, b) for i, (a, b) in enumerate(pairwise(tokens)) if i + 1 not in ends]
+    assert sorted(seen) == sorted(pairs)
+
+
+def test_a_lane_begins_anew_with_each_document_and_only_there():
+    corpus = corpus_of("abcdefgh", "ijklm")
+    found = [(batch.x[0, 0].item(), bool(fresh[0])) for batch, fresh in chunks(corpus, 1, 3)]
+    letters = [(corpus.vocabulary.characters[token], fresh) for token, fresh in found]
+    assert letters == [("a", True), ("d", False), ("g", False), ("i", True), ("l", False)]
+
+
+def test_the_carried_loss_is_that_of_one_long_unrolled_run():
+    corpus = corpus_of(VERSE[:200])
+    params, config, *_ = make_model(len(corpus.vocabulary))
+    params = {name: value.double() for name, value in params.items()}
+    tokens = corpus.tokens.long()[None]
+    logits, _ = forward(params, config, tokens[:, :-1], backend="reference")
+    expected = float(cross_entropy(logits[0], tokens[0, 1:]))
+
+    def chunked(carry):
+        state, total, count = None, 0.0, 0
+        for batch, fresh in chunks(corpus, 1, 16):
+            before = carried(state, fresh) if carry else None
+            logits, state = forward(params, config, batch.x, batch.lengths, before)
+            total += float(cross_entropy(logits[0], batch.y[0], reduction="sum"))
+            count += int(batch.lengths)
+        return total / count
+
+    assert chunked(carry=True) == pytest.approx(expected, abs=1e-9)
+    assert abs(chunked(carry=False) - expected) > 1e-3
+
+
+def test_a_training_step_goes_on_from_the_state_it_is_given():
+    corpus = corpus_of(VERSE[:64])
+    params, config, *_ = make_model(len(corpus.vocabulary))
+    training = TrainingConfig(label_smoothing=0.0, backend="vendor")
+    (first, _), (second, _) = list(chunks(corpus, 2, 16))[:2]
+    one = train_step(params, init_adam(params), first, 0.0, config, training)
+    assert not one.state.h.requires_grad
+    two = train_step(params, one.optimizer, second, 0.0, config, training, state=one.state)
+    logits, _ = forward(params, config, torch.cat([first.x, second.x], 1))
+    length = second.x.shape[1]
+    expected = cross_entropy(
+        logits[:, -length:].flatten(0, 1), second.y.flatten(), ignore_index=IGNORED
+    )
+    assert float(two.loss) == pytest.approx(float(expected), abs=1e-5)
+    alone = train_step(params, one.optimizer, second, 0.0, config, training)
+    assert float(alone.loss) != pytest.approx(float(expected), abs=1e-4)
+
+
+def test_scores_of_baselines_are_those_of_counting():
+    corpus = corpus_of("abababab" * 50)
+    baselines = fit_text_baselines(corpus)
+    assert math.exp(baselines["bigram frequencies"].weight[0, 1]) == pytest.approx(201 / 202)
+    params, config, *_ = make_model(2)
+    scores = score_text(params, config, corpus)
+    found = evaluate_text(scores, corpus, baselines)
+    assert found.rows == 399
+    assert found.baselines["character frequencies"]["bits_per_character"] == pytest.approx(
+        1, abs=1e-3
+    )
+    assert found.metrics["perplexity"] == pytest.approx(math.exp(found.metrics["loss"]))
+    assert found.metrics == text_metrics(scores)
+    assert found.verdict.startswith("worse")
+
+
+def test_files_become_documents(tmp_path):
+    (tmp_path / "b.txt").write_text("bcé", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("ab", encoding="utf-8")
+    (tmp_path / "c.csv").write_text("x")
+    found = read_corpus(tmp_path)
+    assert found.vocabulary.characters == ("a", "b", "c", "é")
+    assert found.tokens.tolist() == [0, 1, 1, 2, 3]
+    assert found.starts.tolist() == [0, 2, 5]
+    again = read_corpus(str(tmp_path / "*.txt"), "byte")
+    assert bytes(again.tokens.tolist()).decode() == "abbcé"
+    train, validation = split_corpus(found, 0.5)
+    assert train.starts.tolist() == [0, 2]
+    assert validation.starts.tolist() == [0, 3]
+
+
+def test_many_characters_take_wider_codes(tmp_path):
+    text = "".join(chr(0x4E00 + index) for index in range(600)) + "😀"
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    found = read_corpus(tmp_path / "a.txt")
+    assert found.tokens.dtype == torch.int32
+    assert "".join(found.vocabulary.characters[code] for code in found.tokens.tolist()) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "tokens", "message"),
+    [
+        (b"", "char", "the file is empty; expected text"),
+        (b"abc\n\xff\xfe", "char", "line 2: byte 4 is not UTF-8; save the file as UTF-8"),
+        (b"ab\xc3", "char", "byte 2 is not UTF-8|ends within a character"),
+    ],
+)
+def test_files_that_are_no_text_are_refused(tmp_path, content, tokens, message):
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_corpus(tmp_path / "a.txt", tokens)
+    if content:
+        assert len(read_corpus(tmp_path / "a.txt", "byte")) == len(content)
+
+
+def test_a_character_outside_the_vocabulary_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("abcabz", encoding="utf-8")
+    with pytest.raises(InputError, match="character 5: 'z' is not in the vocabulary of 3"):
+        read_corpus(tmp_path / "a.txt", vocabulary=Vocabulary("char", ("a", "b", "c")))
+    with pytest.raises(InputError, match="no such text file"):
+        read_corpus(tmp_path / "absent.txt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bidirectional": True}, "bidirectional must be off for task lm"),
+        ({"tie": True, "embedding_size": 5}, "tie needs embedding_size = hidden_size"),
+        ({"pooling": "mean"}, "pooling is for task"),
+        ({"vocabulary_size": 3}, "vocabulary_size must be output_size"),
+    ],
+)
+def test_models_of_text_that_cannot_be(changes, message):
+    sizes = {"input_size": 1, "output_size": 9, "vocabulary_size": 9, "bidirectional": False}
+    with pytest.raises(InputError, match=message):
+        ModelConfig(task="lm", **{**sizes, **changes})
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_exported_files_agree_and_do_not_read_the_padding(tmp_path, tie):
+    model = make_model(9, tie=tie, embedding_size=12)
+    runtimes = ["eager", "onnxruntime", "openvino"]
+    assert export_onnx(model, tmp_path / "m.onnx", runtimes).parity.passed
+    for cells in ("node", "plain"):
+        assert export_streaming(model, tmp_path / "s.onnx", cells, runtimes).parity.passed
+    found = load(tmp_path / "m.onnx")
+    logits = found.predict_steps(["!!#", [1, 2], ""])
+    assert [part.shape for part in logits] == [(3, 9), (2, 9), (0, 9)]
+    streams = open_streams(tmp_path / "s.onnx")
+    step = streams.push(["a"], np.array([[0, 0, 2]]))
+    np.testing.assert_allclose(step[0], logits[0], atol=1e-4)
+    with pytest.raises(ValueError, match=r"must be tokens in \[0, 8\]"):
+        streams.push(["a"], np.array([[9]]))
+
+
+def test_the_sampler_draws_what_it_says():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    draws = np.linspace(0, 1, 1000, endpoint=False)
+
+    def shares(**how):
+        tokens = [draw_token(logits, uniform, Sampling(**how)) for uniform in draws]
+        return [tokens.count(token) / 1000 for token in range(4)]
+
+    assert shares() == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=2e-3)
+    assert shares(top_k=2) == pytest.approx([0.625, 0.375, 0, 0], abs=2e-3)
+    assert shares(top_p=0.8) == pytest.approx([0.625, 0.375, 0, 0], abs=2e-3)
+    assert shares(temperature=0) == [1, 0, 0, 0]
+    square = np.array([0.25, 0.09, 0.0225, 0.0025])
+    assert shares(temperature=0.5) == pytest.approx(square / square.sum(), abs=2e-3)
+
+
+@pytest.fixture(scope="module")
+def poet(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("poet")
+    (folder / "verse.txt").write_text(VERSE, encoding="utf-8")
+    found = invoke(
+        "train", folder / "verse.txt", "--hidden-size", 32, "--epochs", 20, "--batch-size", 4,
+        "--unroll", 32, "--learning-rate", 0.02, "--device", "cpu", "--output", folder / "run",
+        "--json",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    export_streaming(folder / "run", folder / "run" / "streaming.onnx", runtimes=["onnxruntime"])
+    return folder / "run", json.loads(found.stdout)
+
+
+def text_of(source, prompts, length, how, stop=""):
+    texts = [""] * len(prompts)
+    for index, piece in generate(source, prompts, length, how, stop):
+        texts[index] += piece
+    return texts
+
+
+def test_training_learns_the_verse(poet):
+    run, found = poet
+    assert found["task"] == "lm"
+    assert found["metrics"]["bits_per_character"] < 0.8
+    assert set(found["baselines"]) == {"character frequencies", "bigram frequencies"}
+    (text,) = text_of(run, ["the "], 60, Sampling(temperature=0))
+    assert "sat on the" in text
+    result = invoke("evaluate", run, run.parent / "verse.txt", "--json")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_same_seed_gives_the_same_text_from_both(poet):
+    run, _ = poet
+    prompts, how = ["the ", "rat", "\n"], Sampling(seed=3)
+    ours = text_of(run, prompts, 1000, how)
+    assert ours == text_of(run / "streaming.onnx", prompts, 1000, how)
+    assert all(len(text) == 1000 for text in ours)
+    assert ours != text_of(run, prompts, 1000, Sampling(seed=4))
+    assert text_of(run, prompts[:1], 200, how)[0] == ours[0][:200]  # whoever else is asked
+
+
+def test_a_stop_ends_the_text(poet):
+    run, _ = poet
+    (text,) = text_of(run, ["the "], 500, Sampling(), stop=".\n")
+    assert text.endswith(".\n")
+    assert ".\n" not in text[:-2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", ""], "prompt 0 is empty; expected one character at least"),
+        (["--prompt", "quiz"], "prompt 0, character 0: 'q' is not in the vocabulary"),
+        (["--temperature", "-1"], "temperature must be a number from 0 on"),
+        (["--top-p", "0"], "top_p must be above 0"),
+    ],
+)
+def test_generate_refuses(poet, arguments, message):
+    found = invoke("generate", poet[0], *arguments)
+    assert found.exit_code == 2
+    assert message in found.output
+
+
+def test_generate_prints_the_prompt_and_goes_on(poet):
+    found = invoke("generate", poet[0], "--prompt", "the ", "--length", 20)
+    assert found.exit_code == 0, found.output
+    assert found.stdout.startswith("the ")
+    assert len(found.stdout) == 25
+    found = invoke("generate", poet[0], "--prompt", "a", "--prompt", "c", "--length", 5, "--json")
+    assert [text[0] for text in json.loads(found.stdout)["texts"]] == ["a", "c"]
+
+
+def test_models_of_other_tasks_write_no_text(tmp_path):
+    config = ModelConfig(task="classify", input_size=2, output_size=2)
+    save_model(tmp_path / "model.safetensors", init_params(config, 0), config)
+    found = invoke("generate", tmp_path)
+    assert found.exit_code == 2
+    assert "its task is classify, and text comes from task lm" in found.output
