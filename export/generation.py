@@ -19,7 +19,7 @@ PLAIN = Sampling()
 class Piece(NamedTuple):
     """The next text of one prompt."""
 
-    index: int
+    prompt: int  # which, from 0
     text: str
 
 

@@ -358,7 +358,8 @@ class OnnxModel:
     def _array(self, index: int, sequence: npt.ArrayLike) -> Floats:
         expected, place = len(self.schema.features), f"sequence {index}"
         if self.schema.vocabulary is not None:
-            return to_tokens(self.schema.vocabulary, sequence, place)
+            tokens: Floats = to_tokens(self.schema.vocabulary, sequence, place)
+            return tokens
         try:
             found = np.asarray(sequence)
         except ValueError as error:  # rows of different sizes
@@ -766,7 +767,7 @@ def _check_interface(session: Any, task: str, schema: Schema, metadata: Mapping[
         ),
         LENGTHS: ("tensor(int64)", 1, None),
         OUTPUTS[task]: (
-            "tensor(float)", 3 if task in STEPWISE else 2, len(schema.classes or schema.targets)
+            "tensor(float)", 3 if task in STEPWISE else 2, schema.outputs
         ),
     }  # fmt: skip
     if task == "forecast":
@@ -776,6 +777,8 @@ def _check_interface(session: Any, task: str, schema: Schema, metadata: Mapping[
         config = json.loads(metadata["config"])
         state = ("tensor(float)", 3, int(config["hidden_size"]))
         expected |= dict.fromkeys(("h", "c", "h_next", "c_next"), state)
+        if TOKENS in expected:  # one step, or any number of them
+            expected[TOKENS] = ("tensor(int64)", 2, _fixed(session.get_inputs()[0].shape))
     found = {
         value.name: (value.type, len(value.shape), _fixed(value.shape))
         for value in (*session.get_inputs(), *session.get_outputs())

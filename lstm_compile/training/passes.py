@@ -69,7 +69,7 @@ def passes(
         for gathered in feed(train, lengths, groups, scaler.shift.device):
             rate = factor * learning_rate_at(optimizer.step, steps, training)
             batch, *more = (augment(each, scaler, training, generator) for each in gathered)
-            params, optimizer, loss = train_step(
+            params, optimizer, loss, _ = train_step(
                 params, optimizer, batch, rate, config, training, weights, more
             )
             if training.ema:

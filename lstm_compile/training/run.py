@@ -83,8 +83,10 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
 def _settled(job: Job) -> tuple[Job, str]:
     """The job with the backend it keeps from here on, and why it is that one."""
     if isinstance(job.parts.train, Corpus):
-        backend = job.training.backend.replace("auto", "vendor")
-        return job._replace(training=replace(job.training, backend=backend)), backend
+        if job.training.backend != "auto":
+            return job, f"{job.training.backend}, as asked for"
+        training = replace(job.training, backend="vendor")
+        return job._replace(training=training), "vendor, as rows of text are equally long"
     with cpu_threads(threads_of(job.config, job.training)):
         device = find_device(job.training.device)
         training, why = settle_backend(job.config, job.training, job.parts.train, device)

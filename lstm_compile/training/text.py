@@ -38,7 +38,7 @@ class Scores(NamedTuple):
     """How well a text was told, block by block."""
 
     nats: Tensor  # float64 (blocks,), sums of -log p
-    count: Tensor  # float64 (blocks,), tokens
+    tokens: Tensor  # float64 (blocks,), how many
 
 
 def text_passes(
@@ -109,8 +109,8 @@ def scores_of(logits_of: Callable[[Batch, Tensor], Tensor], corpus: Corpus) -> S
         cost = cross_entropy(logits.mT, batch.y, ignore_index=IGNORED, reduction="none")
         nats.append(cost.double().sum(1))
         counts.append(batch.lengths.double())
-    nats, count = torch.cat(nats), torch.cat(counts)
-    return Scores(nats[count > 0], count[count > 0])
+    sums, tokens = torch.cat(nats), torch.cat(counts)
+    return Scores(sums[tokens > 0], tokens[tokens > 0])
 
 
 def text_metrics(scores: Scores) -> Metrics:
@@ -118,7 +118,7 @@ def text_metrics(scores: Scores) -> Metrics:
 
     With the vocabulary `byte` a character is a byte.
     """
-    loss = float(scores.nats.sum() / scores.count.sum())
+    loss = float(scores.nats.sum() / scores.tokens.sum())
     if not math.isfinite(loss):
         return {"loss": loss, "bits_per_character": loss, "perplexity": loss}
     return {

@@ -44,7 +44,7 @@ def evaluate_text(scores: Scores, corpus: Corpus, baselines: dict[str, Baseline]
         corpus: what was scored.
         baselines: what `fit_text_baselines` gave; may be empty.
     """
-    own, rows = text_metrics(scores), int(scores.count.sum())
+    own, rows = text_metrics(scores), int(scores.tokens.sum())
     found = {name: _scores(each, corpus) for name, each in baselines.items()}
     others = {name: text_metrics(each) for name, each in found.items()}
     interval = None
@@ -65,4 +65,4 @@ def _scores(baseline: Baseline, corpus: Corpus) -> Scores:
 def _interval(own: Scores, other: Scores) -> Interval | None:
     """Bounds of how many bits a character the model saves; blocks of text are drawn."""
     gain = (other.nats - own.nats) / NATS_PER_BIT
-    return summed_interval(gain, own.count)
+    return summed_interval(gain, own.tokens)
