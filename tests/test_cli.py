@@ -590,7 +590,7 @@ TRAIN_REFUSES = [
     (["cut.npz"], "cut.npz: not a complete .npz (zip) file"),
     (["bad.ts"], "bad.ts, line 3, dimension 1, step 2: missing value '?'; fill the gap or drop"),
     (["data.csv"], "data.csv: no row below the header; expected at least one"),
-    (["data.txt"], "data.txt: neither a file nor a bundled data set (spoken-digits, japanese-"),
+    (["data.txt"], "data.txt: no such text file; name a text file, a folder of them or a glob"),
     (["file"], "file: expected a file that ends in .npz, .ts, .csv, .parquet, .arrow, .feather, "),
     (["nothing"], "nothing: no file here; expected files that end in .csv, .parquet, .arrow, "),
     (
