@@ -215,10 +215,15 @@ def _first_order(
     layers: Layers, x: Tensor, h0: Tensor, c0: Tensor, backend: str
 ) -> tuple[Layers, Tensor, Tensor, Tensor]:
     """The same tensors; what is computed from them refuses a second derivative."""
-    tensors = (x, h0, c0, *_tensors(layers))
+    tensors = [x, h0, c0, *_tensors(layers)]
     if not _differentiates(tensors):
         return layers, x, h0, c0
-    x, h0, c0, *weights = _FirstOrder.apply(backend, *tensors)  # type: ignore[no-untyped-call]
+    dual = torch.autograd.forward_ad._current_level >= 0
+    active = [index for index, tensor in enumerate(tensors) if dual or tensor.requires_grad]
+    guarded = _FirstOrder.apply(backend, *(tensors[index] for index in active))  # type: ignore[no-untyped-call]
+    for index, tensor in zip(active, guarded, strict=True):
+        tensors[index] = tensor
+    x, h0, c0, *weights = tensors
     rest = iter(weights)
     layers = [
         [Direction(*(next(rest) for _ in one.tensors())) for one in layer] for layer in layers
@@ -226,7 +231,7 @@ def _first_order(
     return layers, x, h0, c0
 
 
-def _differentiates(tensors: tuple[Tensor, ...]) -> bool:
+def _differentiates(tensors: Sequence[Tensor]) -> bool:
     if torch.autograd.forward_ad._current_level >= 0:  # a dual tensor need not require grad
         return True
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -244,7 +249,7 @@ class _FirstOrder(torch.autograd.Function):
     def forward(ctx: Any, backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.backend = backend
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
+        return tensors
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
