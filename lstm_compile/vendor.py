@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lstm_compile.first_order import mark_kernels
 from lstm_compile.packing import Packing
 from lstm_compile.weights import Direction
 
@@ -20,7 +21,7 @@ SATURATED = 1e4
 CALL_STEPS = 50
 CALL_PRODUCTS = 3e6
 
-# The gates of one call, in numbers: below it one call is fastest, beyond it memory is.
+# The gates of one call in training, in numbers: beyond, what the kernel keeps of them thrashes.
 LARGEST_CALL = 1 << 22
 GRAIN = 8  # steps; a span ends at a multiple
 
@@ -131,9 +132,11 @@ def _call(
         weights = _one_buffer(weights)
     has_biases = len(weights) == 4 * num_layers * (2 if bidirectional else 1)
     train = dropout > 0 or torch.is_grad_enabled()
-    return torch.lstm(
+    y, h, c = torch.lstm(
         x, (h0, c0), weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
     )
+    mark_kernels(y, num_layers * (2 if bidirectional else 1))
+    return y, h, c
 
 
 def _one_buffer(weights: list[Tensor]) -> list[Tensor]:
