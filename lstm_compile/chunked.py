@@ -124,7 +124,7 @@ def pull_back(
         transposed = weight_hh.t().contiguous()
         chunk = packing.spans[0].steps
         masks = packing.pieces(~packing.moves.padding)
-        upstream = packing.pieces(grad_y.contiguous())
+        upstream = packing.pieces(grad_y.detach().contiguous())
         for number in reversed(range(len(packing.spans))):
             active = slice(packing.spans[number].rows)
             first = number * chunk

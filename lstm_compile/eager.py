@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from lstm_compile import chunked, vendor
 from lstm_compile.choice import choose, work_of
 from lstm_compile.compiling import can_compile
+from lstm_compile.first_order import differentiates, once, refuse, refuse_forward_mode
 from lstm_compile.lengths import extremes, reverse_within_length
 from lstm_compile.packing import Packing, pack_rows
 from lstm_compile.reference import reference
@@ -22,11 +23,6 @@ from lstm_compile.weights import Direction
 Layers = Sequence[Sequence[Direction]]
 Outputs = tuple[Tensor, Tensor, Tensor]
 Cut = Callable[[Sequence[int]], list[tuple[int, int]]]
-
-FIRST_ORDER_ONLY = (
-    "backend={!r} has first-order reverse-mode derivatives only; "
-    "use backend='reference' for second order and forward mode"
-)
 
 
 def run_eager(
@@ -83,9 +79,10 @@ def run_layers(
         if longest == 0:
             y, h, c = _by_steps(layers, x[:, :1], lengths, h0, c0, backwards, dropout)
             return pad(y, (0, 0, 0, x.shape[1] - y.shape[1])), h, c
+        tensors = (x, h0, c0, *_tensors(layers))
+        training = differentiates(tensors)
         if backend == "auto":
             first = layers[0][0].weight_hh
-            training = _differentiates((x, h0, c0, *_tensors(layers)))
             ragged = shortest != longest
             work = work_of(first, x.shape[2], len(x), longest, ragged=ragged, training=training)
             backend, chunk, *_ = choose(work, first, chunk)
@@ -93,9 +90,10 @@ def run_layers(
             cut: Cut = partial(chunked.chunks_of, chunk=chunk)
             least = chunked.MIN_ROWS
             return _packed(_chunked, cut, least, layers, x, on_host, h0, c0, backwards, dropout)
-        layers, x, h0, c0 = _first_order(layers, x, h0, c0, backend)
+        refuse_forward_mode(tensors, backend)
         hidden = h0.shape[2]
-        if shortest == longest and vendor.fits_one_call(len(x), longest, hidden):
+        fits = not training or vendor.fits_one_call(len(x), longest, hidden)
+        if shortest == longest and fits:
             return _dense(layers, x, longest, h0, c0, backwards, dropout)
         cut = partial(vendor.spans_of, input_size=x.shape[2], hidden_size=hidden)
         return _packed(vendor.run_packed, cut, 1, layers, x, on_host, h0, c0, backwards, dropout)
@@ -204,55 +202,11 @@ def _tensors(layers: Layers) -> list[Tensor]:
 def _chunked(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
     """One layer, forward in time, by compiled chunks; shapes as in `lstm_compile.chunked.infer`."""
     tensors = (x, weights.weight_ih, weights.weight_hh, weights.bias, h0, c0)
-    if _differentiates(tensors):
+    if differentiates(tensors):
         y, h, c = _Chunked.apply(packing, *tensors)  # type: ignore[no-untyped-call]
     else:
         y, h, c = chunked.infer(packing, *tensors)
     return y, packing.restore(h), packing.restore(c)
-
-
-def _first_order(
-    layers: Layers, x: Tensor, h0: Tensor, c0: Tensor, backend: str
-) -> tuple[Layers, Tensor, Tensor, Tensor]:
-    """The same tensors; what is computed from them refuses a second derivative."""
-    tensors = (x, h0, c0, *_tensors(layers))
-    if not _differentiates(tensors):
-        return layers, x, h0, c0
-    x, h0, c0, *weights = _FirstOrder.apply(backend, *tensors)  # type: ignore[no-untyped-call]
-    rest = iter(weights)
-    layers = [
-        [Direction(*(next(rest) for _ in one.tensors())) for one in layer] for layer in layers
-    ]
-    return layers, x, h0, c0
-
-
-def _differentiates(tensors: tuple[Tensor, ...]) -> bool:
-    if torch.autograd.forward_ad._current_level >= 0:  # a dual tensor need not require grad
-        return True
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def refuse(backend: str) -> NoReturn:
-    """Name the backend that can do what was asked."""
-    raise RuntimeError(FIRST_ORDER_ONLY.format(backend))
-
-
-class _FirstOrder(torch.autograd.Function):
-    """Identity whose gradients refuse to be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, backend: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        ctx.backend = backend
-        return tuple(tensor.view_as(tensor) for tensor in tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *_once(ctx.backend, gradients, ())
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> NoReturn:
-        refuse(ctx.backend)
 
 
 class _Chunked(torch.autograd.Function):
@@ -274,33 +228,8 @@ class _Chunked(torch.autograd.Function):
         tape = chunked.Tape(*([next(steps) for _ in range(count)] for count in ctx.counts))
         x, weight_ih, weight_hh, *_ = tensors
         found = chunked.pull_back(ctx.packing, tape, y, x, weight_ih, weight_hh, *gradients)
-        return None, *_once("compiled", found, (*tensors, *gradients))
+        return None, *once("compiled", found, (*tensors, *gradients))
 
     @staticmethod
     def jvp(*_: Any) -> NoReturn:
         refuse("compiled")
-
-
-class _Once(torch.autograd.Function):
-    """Identity on its first `count` tensors; differentiating it is refused."""
-
-    @staticmethod
-    def forward(ctx: Any, backend: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.backend = backend
-        return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> NoReturn:
-        refuse(ctx.backend)
-
-
-def _once(
-    backend: str, gradients: tuple[Tensor | None, ...], anchors: tuple[Tensor, ...]
-) -> tuple[Tensor | None, ...]:
-    """The gradients, tied to the `anchors` they depend on by a node that refuses a second order."""
-    if not torch.is_grad_enabled():
-        return gradients
-    present = [gradient for gradient in gradients if gradient is not None]
-    once: Any = _Once.apply
-    guarded = iter(once(backend, len(present), *present, *anchors))
-    return tuple(None if gradient is None else next(guarded) for gradient in gradients)

@@ -29,8 +29,10 @@ class Span(NamedTuple):
 class Moves(NamedTuple):
     """Where each packed step comes from and where it goes; all on the data's device."""
 
-    source: Tensor  # (packed,) int64 into the flattened (batch * time), whose size means zeros
-    target: Tensor  # (batch * time,) int64 into the packed steps, whose number means zeros
+    source: Tensor  # (packed,) int64 into the flattened (batch * time)
+    blank: Tensor | None  # int64, the packed steps that are padding; None: there are none
+    target: Tensor  # (batch * time,) int64 into the packed steps
+    outside: Tensor | None  # int64, which of (batch * time) are padding; None: none
     mirror: Tensor | None  # (packed,) int64, the same row's step counted from its end
     padding: Tensor  # (packed, 1) bool
 
@@ -45,22 +47,28 @@ class Packing(NamedTuple):
     final: Tensor  # (batch,) int64, the packed step that is each row's last valid one
     empty: Tensor | None  # (batch, 1) bool, True where a row has no valid step; None: all have
     shape: tuple[int, int]  # (batch, time)
-    ragged: bool  # whether any span holds padding
+
+    @property
+    def ragged(self) -> bool:
+        """Whether any span holds padding."""
+        return self.moves.blank is not None
 
     def pack(self, x: Tensor) -> Tensor:
         """`x` (batch, time, features) as (packed, features), zero in the padding."""
-        return _move(x.reshape(-1, x.shape[-1]), self.moves.source, self.moves.target)
+        source, blank, target, outside, *_ = self.moves
+        return _move(x.reshape(-1, x.shape[-1]), source, blank, target, outside)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(batch, time, features) from (packed, features), zero at and after each row's length."""
-        flat = _move(packed, self.moves.target, self.moves.source)
+        source, blank, target, outside, *_ = self.moves
+        flat = _move(packed, target, outside, source, blank)
         return flat.view(*self.shape, packed.shape[-1])
 
     def reverse(self, packed: Tensor) -> Tensor:
         """The packed steps with each row's valid ones in reverse."""
         mirror = self.moves.mirror
         assert mirror is not None, "packed without mirror=True"
-        return _move(packed, mirror, mirror)
+        return _move(packed, mirror, None, mirror, None)
 
     def arrange(self, state: Tensor) -> Tensor:
         """`state` (..., batch, features) in packed order, (..., rows, features)."""
@@ -73,9 +81,9 @@ class Packing(NamedTuple):
     def last(self, packed: Tensor, default: Tensor) -> Tensor:
         """(batch, features) of each row's last valid step, `default` (rows, features) if none."""
         picked = packed.index_select(0, self.final)
-        return (
-            picked if self.empty is None else torch.where(self.empty, self.restore(default), picked)
-        )
+        if self.empty is None:
+            return picked
+        return torch.where(self.empty, self.restore(default), picked)
 
     def pieces(self, packed: Tensor) -> list[Tensor]:
         """(packed, features) as views (steps, rows, features), one a span."""
@@ -128,7 +136,6 @@ def pack_rows(
         to(final),
         None if length.all() else to((length == 0)[:, None]),
         (len(length), time),
-        bool(moves[3].any()),
     )
 
 
@@ -166,29 +173,38 @@ def _moves(
     if mirror:
         opposite = np.where(padding, packed, begins[np.maximum(own - 1 - step, 0)] + row)
     source = order[row] * time + step
-    source[padding] = len(length) * time
+    source[padding] = 0
+    outside = np.arange(time) >= length[:, None]
     target = begins[np.minimum(np.arange(time), len(rows))] + rank[:, None]
-    target[np.arange(time) >= length[:, None]] = len(packed)
-    return source, target.ravel(), opposite, padding[:, None]
+    target[outside] = 0
+    blank, outside = _where(padding), _where(outside.ravel())
+    return source, blank, target.ravel(), outside, opposite, padding[:, None]
 
 
-def _move(x: Tensor, index: Tensor, back: Tensor) -> Tensor:
-    """`x[index]`, zeros for an index of len(x); `back` undoes it, and moves its gradient."""
+def _where(mask: Any) -> Any:
+    return np.flatnonzero(mask) if mask.any() else None
+
+
+def _move(
+    x: Tensor, index: Tensor, blank: Tensor | None, back: Tensor, back_blank: Tensor | None
+) -> Tensor:
+    """`x[index]`, zeros at `blank`; `back` and `back_blank` undo it, and move its gradient."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return _Move.apply(x, index, back)  # type: ignore[no-any-return, no-untyped-call]
-    # a further row of zeros costs a tenth of what a mask costs on the CPU
-    return torch.cat([x, x.new_zeros(1, x.shape[1])]).index_select(0, index)
+        return _Move.apply(x, index, blank, back, back_blank)  # type: ignore[no-any-return, no-untyped-call]
+    moved = x.index_select(0, index)
+    # rows by number: a mask would be read for every value, at ten times the cost on the CPU
+    return moved if blank is None else moved.index_fill_(0, blank, 0.0)
 
 
 class _Move(torch.autograd.Function):
     """A gather whose gradient is a gather: autograd's own would scatter and add."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
-        ctx.plan = index, back
-        return _move(x, index, back)
+    def forward(ctx: Any, x: Tensor, *plan: Tensor | None) -> Tensor:
+        ctx.plan = plan
+        return _move(x, *plan)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        index, back = ctx.plan
-        return _move(gradient, back, index), None, None
+        index, blank, back, back_blank = ctx.plan
+        return _move(gradient, back, back_blank, index, blank), None, None, None, None

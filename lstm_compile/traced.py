@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lstm_compile.eager import FIRST_ORDER_ONLY, Outputs, refuse, run_eager
+from lstm_compile.eager import Outputs, run_eager
+from lstm_compile.first_order import FIRST_ORDER_ONLY, refuse
 
 TENSORS = 7  # how many of the operator's inputs are tensors; the others are options
 VMAP_OF_GRADIENT = (

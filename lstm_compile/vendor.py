@@ -6,6 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lstm_compile.first_order import mark_kernels
 from lstm_compile.packing import Packing
 from lstm_compile.weights import Direction
 
@@ -14,19 +15,21 @@ Outputs = tuple[Tensor, Tensor, Tensor]
 # Saturates a sigmoid to exactly 0 or 1 in every dtype, float16 included.
 SATURATED = 1e4
 
-# What one more call of the kernel costs, forward and backward, as multiply-adds of the forward and
-# as packed steps (the weights are laid out anew at each call). Fitted on 2 cores of an AVX-512 CPU.
+# What one more call of the kernel costs on each thread, as packed steps (the weights are laid out
+# anew at each call) and as multiply-adds of the forward. Fitted with 1 and 2 threads of an AVX-512
+# CPU, where one call costs the same, and a step of one row half as much with two.
+CALL_STEPS = 50
 CALL_PRODUCTS = 3e6
-CALL_STEPS = 37
 
-# The gates of one call, in numbers: below it one call is fastest, beyond it memory is.
+# The gates of one call in training, in numbers: beyond, what the kernel keeps of them thrashes.
 LARGEST_CALL = 1 << 22
 GRAIN = 8  # steps; a span ends at a multiple
 
 
 def spans_of(active: Sequence[int], input_size: int, hidden_size: int) -> list[tuple[int, int]]:
     """Spans (start, steps) that waste about as much on ended rows as one more call would cost."""
-    bearable = CALL_STEPS + CALL_PRODUCTS / (4 * hidden_size * (hidden_size + input_size))
+    products = 4 * hidden_size * (hidden_size + input_size)  # of one row's step
+    bearable = torch.get_num_threads() * (CALL_STEPS + CALL_PRODUCTS / products)
     largest = LARGEST_CALL / (4 * hidden_size)
     cuts, wasted = [0], 0
     for step in range(GRAIN, len(active), GRAIN):
@@ -80,26 +83,30 @@ def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: 
         column = _freezing_column(len(matrix) // 4, matrix.dtype, matrix.device)
         weights = weights._replace(weight_ih=torch.cat([matrix, column], 1))
     flat = weights.flat()
-    h, c, outputs = h0, c0, list[Tensor]()
+    h, c, outputs = h0[None], c0[None], list[Tensor]()
     ended_h, ended_c = list[Tensor](), list[Tensor]()
     for span, part in zip(packing.spans, packing.pieces(x), strict=True):
         h, c = _active(h, span.rows, ended_h), _active(c, span.rows, ended_c)
-        y, h, c = _call(flat, part, h[None], c[None], 1, False, 0.0, batch_first=False)
-        h, c = h[0], c[0]
+        y, h, c = _call(flat, part, h, c, 1, False, 0.0, batch_first=False)
         outputs.append(y.flatten(0, 1))
     y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    c = packing.restore(torch.cat([c, *reversed(ended_c)]) if ended_c else c)
-    if packing.ragged:
-        return y, packing.last(y, h0), c
-    return y, packing.restore(torch.cat([h, *reversed(ended_h)]) if ended_h else h), c
+    h = packing.last(y, h0) if packing.ragged else _joined(packing, h, ended_h)
+    return y, h, _joined(packing, c, ended_c)
 
 
 def _active(state: Tensor, rows: int, ended: list[Tensor]) -> Tensor:
-    if len(state) == rows:
+    """The rows of `state` (1, rows, H) that go on; the others are put away."""
+    if state.shape[1] == rows:
         return state
-    active, over = torch.split(state, [rows, len(state) - rows])
+    active, over = torch.split(state, [rows, state.shape[1] - rows], 1)
     ended.append(over)
     return active
+
+
+def _joined(packing: Packing, last: Tensor, ended: list[Tensor]) -> Tensor:
+    """All rows' states (batch, H), from those that went on to the end and those put away."""
+    state = torch.cat([last, *reversed(ended)], 1) if ended else last
+    return packing.restore(state.squeeze(0))
 
 
 @cache
@@ -125,9 +132,11 @@ def _call(
         weights = _one_buffer(weights)
     has_biases = len(weights) == 4 * num_layers * (2 if bidirectional else 1)
     train = dropout > 0 or torch.is_grad_enabled()
-    return torch.lstm(
+    y, h, c = torch.lstm(
         x, (h0, c0), weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
     )
+    mark_kernels(y, num_layers * (2 if bidirectional else 1))
+    return y, h, c
 
 
 def _one_buffer(weights: list[Tensor]) -> list[Tensor]:
