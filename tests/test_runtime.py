@@ -125,7 +125,7 @@ def test_the_model_carries_its_names(trained, tmp_path):
     for source in (data, tmp_path / "m.onnx", str(tmp_path / "m.onnx")):
         ready = load(source)
         assert ready.task == model.config.task
-        assert ready.schema == (FEATURES, model.schema.classes, model.schema.targets, None)
+        assert ready.schema == (FEATURES, model.schema.classes, model.schema.targets, None, None)
         assert ready.outputs == model.config.output_size
         assert ready.metadata["config"] == model.config.to_json()
 
