@@ -120,20 +120,39 @@ def _by_steps(
     backwards: Sequence[bool],
     dropout: float,
 ) -> Outputs:
+    """The plain loop over steps, any dtype and any derivative."""
     lengths = None if lengths is None else lengths.to(x.device)
+
+    def run(x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
+        return reference(x, lengths, weights.weight_ih, weights.weight_hh, weights.bias, h0, c0)
+
+    reverse = partial(reverse_within_length, lengths=lengths)
+    return _stack(run, reverse, layers, x, h0, c0, backwards, dropout)
+
+
+def _stack(
+    run: Callable[[Tensor, Direction, Tensor, Tensor], Outputs],
+    reverse: Callable[[Tensor], Tensor],
+    layers: Layers,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+) -> Outputs:
+    """Layer after layer, direction beside direction, whatever `run` makes of one of them."""
     states: list[list[Tensor]] = []
     for depth, layer in enumerate(layers):
         x = torch.nn.functional.dropout(x, dropout) if depth and dropout else x
         outputs = []
         for weights, backward in zip(layer, backwards, strict=True):
             row = len(states)
-            read = reverse_within_length(x, lengths) if backward else x
-            matrices = weights.weight_ih, weights.weight_hh, weights.bias
-            y, *state = reference(read, lengths, *matrices, h0[row], c0[row])
-            outputs.append(reverse_within_length(y, lengths) if backward else y)
+            y, *state = run(reverse(x) if backward else x, weights, h0[row], c0[row])
+            outputs.append(reverse(y) if backward else y)
             states.append(state)
-        x = _joined(outputs)
-    return x, *_stacked(states)
+        x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+    h, c = zip(*states, strict=True)
+    return x, torch.stack(h), torch.stack(c)
 
 
 def _dense(
@@ -172,27 +191,9 @@ def _packed(
         lengths, x.shape[1], x.device, cut, min_rows=min_rows, mirror=any(backwards)
     )
     h0, c0 = packing.arrange(h0), packing.arrange(c0)
-    x, states = packing.pack(x), list[list[Tensor]]()
-    for depth, layer in enumerate(layers):
-        x = torch.nn.functional.dropout(x, dropout) if depth and dropout else x
-        outputs = []
-        for weights, backward in zip(layer, backwards, strict=True):
-            row = len(states)
-            read = packing.reverse(x) if backward else x
-            y, *state = run(packing, read, weights, h0[row], c0[row])
-            outputs.append(packing.reverse(y) if backward else y)
-            states.append(state)
-        x = _joined(outputs)
-    return packing.unpack(x), *_stacked(states)
-
-
-def _joined(outputs: list[Tensor]) -> Tensor:
-    return torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
-
-
-def _stacked(states: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-    h, c = zip(*states, strict=True)
-    return torch.stack(h), torch.stack(c)
+    once = partial(run, packing)
+    y, h, c = _stack(once, packing.reverse, layers, packing.pack(x), h0, c0, backwards, dropout)
+    return packing.unpack(y), h, c
 
 
 def _tensors(layers: Layers) -> list[Tensor]:
