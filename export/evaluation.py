@@ -35,7 +35,7 @@ from lstm_compile.forecast.windows import Windows, require, split_windows, thinn
 from lstm_compile.runs import BASELINES_FILE
 from lstm_compile.training.prediction import predict_all
 from lstm_compile.training.series import windows_of
-from lstm_compile.training.text import score_text
+from lstm_compile.training.text import score_text, window_of
 from lstm_compile.training.textual import evaluate_text
 
 BATCH = 256  # windows that are answered together
@@ -111,10 +111,13 @@ def _evaluate_text(source: Path, name: str, model: Predictor) -> Evaluation:
             f"{source}: text is measured with the state carried along; name the run folder instead"
         )
     corpus = read_corpus(name, vocabulary=model.schema.vocabulary)
-    params, config, _, _ = load_model(source)
+    params, config, _, training = load_model(source)
     if len(corpus) < 2:
         raise InputError(f"{name}: one character tells nothing; expected two at least")
-    return evaluate_text(score_text(params, config, corpus), corpus, _baselines(source))
+    window = window_of(config, training.get("unroll"))
+    return evaluate_text(
+        score_text(params, config, corpus, time=window), corpus, _baselines(source)
+    )
 
 
 def _trained_on(source: Path, model: Predictor) -> str:

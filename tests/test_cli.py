@@ -170,6 +170,8 @@ OPTIONS = {
         "--linear/--no-linear",
         "--embedding-size",
         "--tie/--no-tie",
+        "--transformer-layers",
+        "--heads",
         "--epochs",
         "--batch-size",
         "--epoch-size",
