@@ -108,7 +108,8 @@ def visible(lengths: Tensor | None, time: int, causal: bool, device: torch.devic
     """
     step = torch.arange(time, device=device)
     if causal:  # no valid step has padding before it
-        return step <= step.unsqueeze(1)
+        # half a step, as tract 0.23 cuts sequences up where it sees whole steps compared
+        return step < step.unsqueeze(1) + 0.5
     if lengths is None:
         return None
     seen = valid_mask(lengths, time) | (step == 0)
@@ -118,8 +119,8 @@ def visible(lengths: Tensor | None, time: int, causal: bool, device: torch.devic
 def rotations(time: int, size: int, like: Tensor) -> Rotation:
     """Cosines and sines of what each step turns each pair of a head's `size` numbers by."""
     dtype = torch.promote_types(like.dtype, torch.float32)  # bfloat16 cannot count beyond 256
-    step = torch.arange(time, device=like.device, dtype=dtype)
-    pair = torch.arange(size // 2, device=like.device, dtype=dtype)
+    step = torch.arange(time, device=like.device).to(dtype)
+    pair = torch.arange(size // 2, device=like.device).to(dtype)
     angles = step.unsqueeze(1) * LONGEST_WAVE ** (-2 * pair / size)
     return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
 

@@ -69,7 +69,7 @@ def inputs(config, lengths, time, seed=0, padding=NAN):
     outside = torch.arange(time) >= lengths[:, None]
     if config.vocabulary_size:
         x = torch.randint(0, config.vocabulary_size, (len(lengths), time), generator=generator)
-        return x.masked_fill(outside, 12345)
+        return x.masked_fill(outside, 12345 if padding else 0)
     x = torch.randn(len(lengths), time, config.input_size, generator=generator)
     return x.masked_fill(outside[..., None], padding)
 
@@ -431,6 +431,20 @@ def test_the_graph_is_portable_and_its_weights_have_their_names(name):
     weights = {key: shape for key, shape in found.items() if "." in key}
     shapes = {key: list(value.shape) for key, value in model.params.items()}
     assert count_parameters(weights) == count_parameters(shapes)
+
+
+@pytest.mark.parametrize("name", ["classify", "tag, forward", "lm"])
+def test_tract_agrees_too(name, tmp_path):
+    tract = pytest.importorskip("tract")
+    model, path = make_model(name), tmp_path / "m.onnx"
+    path.write_bytes(exported(name))
+    runnable = tract.onnx().load(path).into_model().into_runnable()
+    for given_lengths, time in (([7, 3, 0], 7), ([1], 1), ([40, 11], 40)):
+        lengths = torch.tensor(given_lengths)
+        x = inputs(model.config, lengths, time, padding=0.0)
+        expected = predict(model.params, model.config, x, lengths)
+        found = runnable.run([x.numpy(), lengths.numpy()])[0].to_numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
 def test_more_than_600_steps_stay_within_the_long_tolerance():
