@@ -1,11 +1,11 @@
 """The LSTM with a Transformer block beside the plain one of as many parameters.
 
-python benchmarks/hybrid.py [TEXT]
+python benchmarks/hybrid.py [DATA ...]
 
 Both have the defaults of `train`; the hybrid has one LSTM layer, a block of 4 heads behind it, and
 the width at which it has as many parameters. Each is trained with every seed, and with the first
-exported and verified. TEXT is a text file for task `lm`, such as tinyshakespeare, trained for 6
-epochs with one seed; left out, it is not measured. Writes benchmarks/hybrid.json.
+exported and verified. DATA is japanese-vowels and airline, or a text file for task `lm`, such as
+tinyshakespeare, trained for 6 epochs with one seed. Writes benchmarks/hybrid.json.
 """
 
 import json
@@ -24,7 +24,9 @@ from lstm_compile.inspection import count_parameters
 from lstm_compile.model import param_shapes
 
 HERE = Path(__file__).parent
+BUNDLED = ["japanese-vowels", "airline"]
 SEEDS = range(5)
+TEXT = ("--epochs", "6")
 MEASURES = {"classify": "accuracy", "forecast": "mae", "lm": "loss"}
 BLOCK = {"num_layers": 1, "transformer_layers": 1, "heads": 4}
 
@@ -95,17 +97,16 @@ def compare(data: str, seeds: range, *options: str) -> dict[str, Any]:
     return {"plain": plain, "hybrid": found}
 
 
-def main(texts: list[str]) -> None:
+def main(names: list[str]) -> None:
     """Measure, print and write down; data that are not measured keep what is written."""
     target = HERE / "hybrid.json"
-    jobs = [("text", text, range(1), "--epochs", "6") for text in texts]
-    jobs = jobs or [(data, data, SEEDS) for data in ("japanese-vowels", "airline")]
-    for name, *job in jobs:
-        found = compare(*job)
+    for data in names:
+        name = Path(data).stem
+        found = compare(data, SEEDS) if data in BUNDLED else compare(data, range(1), *TEXT)
         print(name, json.dumps(found), flush=True)
         results = {**(json.loads(target.read_text()) if target.exists() else {}), name: found}
         target.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:] or BUNDLED)
