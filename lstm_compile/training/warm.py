@@ -61,9 +61,9 @@ def warm_start(source: str, config: ModelConfig, schema: Schema, freeze: str = "
 
     Three things must fit by meaning as well, or start afresh though their shapes agree. The head
     and the target scaler, which speak of the old model's classes or targets: these must be the
-    same. Transformer blocks, of as many heads of one width.
-    And the scaler, under which the encoder learned: it is taken, and not fitted anew, where
-    features and kind of scaling are the same.
+    same. The Transformer blocks, which must have as many heads. And the scaler, under which the
+    encoder learned: it is taken, and not fitted anew, where features and kind of scaling are the
+    same.
 
     Args:
         source: a run folder or a `.safetensors` file.
@@ -100,7 +100,7 @@ def _barred(model: Model, config: ModelConfig, schema: Schema) -> tuple[str, ...
     return (
         *(() if is_same_input else ("scaler.",)),
         *(() if names.vocabulary == schema.vocabulary else ("embedding.", "head.")),
-        *(() if (old.heads, old.width) == (config.heads, config.width) else ("transformer.",)),
+        *(() if old.heads == config.heads else ("transformer.",)),
         *(() if is_same_output else ("head.", "target_scaler.")),
     )
 
