@@ -118,6 +118,7 @@ def forward(
     lengths: Tensor | None = None,
     state: LSTMState | None = None,
     *,
+    resets: Tensor | None = None,
     given: Given = NOTHING,
     training: bool = False,
     backend: Backend = "auto",
@@ -131,6 +132,8 @@ def forward(
         x: (batch, time, input_size), or int64 tokens (batch, time) for a model with a vocabulary.
         lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
         state: initial state of the LSTM stack, zeros if None.
+        resets: (batch, time) bool, before which steps the state is set back to zeros, for `tag` and
+            `lm`; None: never.
         given: for `forecast`, what `config.given` names.
         training: whether dropout acts.
         backend: as in `lstm_compile.lstm`.
@@ -144,6 +147,10 @@ def forward(
     Raises:
         InputError: shapes, dtypes or lengths that do not fit.
     """
+    if resets is not None and config.task not in STEPWISE:
+        raise InputError(
+            f"resets are for tasks {' and '.join(STEPWISE)}, not {config.task}; cut the sequences"
+        )
     if config.task == "forecast":
         _check_given(config, given)
         if given.known_future is not None:  # a recursive model takes one step at a time
@@ -157,7 +164,7 @@ def forward(
     entered = _entered(params, config, x, lengths)
     weights = {k.removeprefix("lstm."): v for k, v in params.items() if k.startswith("lstm.")}
     steps, state = lstm(
-        weights, entered, lengths, state,
+        weights, entered, lengths, state, resets=resets, reset_state=_zeros_of(state),
         dropout=config.dropout, training=training, backend=backend, chunk=chunk,
     )  # fmt: skip
     lengths = None if lengths is None else lengths.to(x.device)
@@ -173,6 +180,10 @@ def forward(
     if config.task == "regress" and config.target_scaling != "none":
         prediction = scaler_of(params, "target_scaler").invert(prediction)
     return prediction, state
+
+
+def _zeros_of(state: LSTMState | None) -> LSTMState | None:
+    return None if state is None else LSTMState(*(torch.zeros_like(part) for part in state))
 
 
 def _entered(

@@ -15,14 +15,14 @@ from lstm_compile.checkpoint import Model, numbered_schema, save_model
 from lstm_compile.cli.app import app
 from lstm_compile.data.corpus import Corpus, read_corpus, split_corpus
 from lstm_compile.data.schema import Vocabulary
-from lstm_compile.data.sequences import IGNORED
+from lstm_compile.data.sequences import IGNORED, Batch
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_onnx, export_streaming
 from lstm_compile.export.generation import generate
 from lstm_compile.export.runtime import load, open_streams
 from lstm_compile.export.sampling import Sampling, draw_token
 from lstm_compile.training.config import TrainingConfig
-from lstm_compile.training.lanes import carried, chunks
+from lstm_compile.training.lanes import carried, chunks, steps_of
 from lstm_compile.training.step import init_adam, train_step
 from lstm_compile.training.text import score_text, text_metrics
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
@@ -59,7 +59,9 @@ def invoke(*arguments):
 def test_every_pair_of_a_document_is_seen_once(lanes, time):
     corpus = corpus_of("abcdefghij", "k", "lm", "nopqrstuvwxyz", "0123456789")
     seen = []
-    for batch, _ in chunks(corpus, lanes, time):
+    found = list(chunks(corpus, lanes, time))
+    assert len(found) == steps_of(corpus, lanes, time)
+    for batch, _ in found:
         assert batch.x.shape[1] <= time
         for x, y, length in zip(batch.x, batch.y, batch.lengths.tolist(), strict=True):
             seen += list(zip(x[:length].tolist(), y[:length].tolist(), strict=True))
@@ -70,10 +72,58 @@ def test_every_pair_of_a_document_is_seen_once(lanes, time):
 
 
 def test_a_lane_begins_anew_with_each_document_and_only_there():
-    corpus = corpus_of("abcdefgh", "ijklm")
-    found = [(batch.x[0, 0].item(), bool(fresh[0])) for batch, fresh in chunks(corpus, 1, 3)]
-    letters = [(corpus.vocabulary.characters[token], fresh) for token, fresh in found]
-    assert letters == [("a", True), ("d", False), ("g", False), ("i", True), ("l", False)]
+    corpus = corpus_of("abcdefgh", "i", "jklm")
+
+    found = list(chunks(corpus, 1, 3))
+    rows = []
+    for batch, _ in found:
+        resets = torch.zeros_like(batch.x) if batch.resets is None else batch.resets
+        letters = [corpus.vocabulary.characters[token] for token in batch.x[0].tolist()]
+        marks = ["." * int(reset) for reset in resets[0]]
+        rows.append("".join(map("".join, zip(marks, letters, strict=True))))
+    assert rows == [".abc", "def", "g.jk", "l"]
+    assert [bool(fresh[0]) for _, fresh in found] == [True, False, False, False]
+    assert [b.resets is None for b, _ in found] == [False, True, False, True]
+
+
+def told(params, config, corpus, lanes, time):
+    """The sum of -log p of a text in lanes, and how many tokens that is."""
+    state, total, count = None, 0.0, 0
+    for batch, fresh in chunks(corpus, lanes, time):
+        logits, state = forward(
+            params, config, batch.x, batch.lengths, carried(state, fresh), resets=batch.resets
+        )
+        total += float(cross_entropy(logits.mT, batch.y, ignore_index=IGNORED, reduction="sum"))
+        count += int(batch.lengths.sum())
+    return total, count
+
+
+@pytest.mark.parametrize("time", [1, 4, 7, 100])
+def test_documents_in_one_lane_are_told_as_if_each_stood_alone(time):
+    texts = VERSE[:31], "a", VERSE[7:9], VERSE[11:60], VERSE[20:33]
+    whole = corpus_of(*texts)
+    params, config, *_ = make_model(len(whole.vocabulary))
+    params = {name: value.double() for name, value in params.items()}
+    alone = [
+        told(params, config, corpus_of(text, vocabulary=whole.vocabulary), 1, 100) for text in texts
+    ]
+    expected = tuple(map(sum, zip(*alone, strict=True)))
+    assert told(params, config, whole, 1, time) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_training_step_learns_nothing_across_the_end_of_a_document():
+    texts = VERSE[:9], VERSE[11:20]
+    both = corpus_of(*texts)
+    params, config, *_ = make_model(len(both.vocabulary))
+    training = TrainingConfig(label_smoothing=0.0, backend="vendor", clip_norm=0.0)
+    ((batch, _),) = chunks(both, 1, 100)
+    rows = Batch(batch.x.view(2, 8), torch.tensor([8, 8]), batch.y.view(2, 8))
+    one, other = (
+        train_step(params, init_adam(params), each, 0.1, config, training) for each in (batch, rows)
+    )
+    assert float(one.loss) == pytest.approx(float(other.loss), abs=1e-6)
+    for name, gradient in one.optimizer.mean.items():
+        torch.testing.assert_close(gradient, other.optimizer.mean[name], atol=1e-6, rtol=1e-4)
 
 
 def test_the_carried_loss_is_that_of_one_long_unrolled_run():
@@ -129,6 +179,13 @@ def test_scores_of_baselines_are_those_of_counting():
     assert found.metrics["perplexity"] == pytest.approx(math.exp(found.metrics["loss"]))
     assert found.metrics == text_metrics(scores)
     assert found.verdict.startswith("worse")
+
+
+def test_pairs_of_two_documents_are_not_counted():
+    corpus = corpus_of("aab", "ba", "b")
+    table = fit_text_baselines(corpus)["bigram frequencies"].weight.exp()
+    counts = torch.tensor([[2.0, 2.0], [2.0, 1.0]], dtype=torch.float64)  # aa, ab, ba, each + 1
+    torch.testing.assert_close(table, counts / counts.sum(1, True))
 
 
 def test_files_become_documents(tmp_path):

@@ -120,6 +120,7 @@ class Batch(NamedTuple):
             targets), or (batch, horizon, targets) with NaN where nobody knows.
         given: for `forecast`.
         unit: (batch, targets), what errors are measured in; None is the scaler's unit.
+        resets: bool (batch, time), before which steps the state is set back to zeros; None: never.
     """
 
     x: Tensor
@@ -127,6 +128,7 @@ class Batch(NamedTuple):
     y: Tensor
     given: Given = Given()
     unit: Tensor | None = None
+    resets: Tensor | None = None
 
 
 def gather(sequences: Sequences, indices: Tensor, time: int | None = None) -> Batch:

@@ -29,6 +29,10 @@ def fit_text_baselines(train: Corpus) -> dict[str, Baseline]:
         singles += torch.bincount(block[:BLOCK], minlength=size)
         if len(pairs):
             pairs += torch.bincount(block[:-1] * size + block[1:], minlength=size * size)
+    if len(pairs):  # less those of two documents
+        ends = train.starts[1:-1]
+        across = train.tokens[ends - 1].long() * size + train.tokens[ends]
+        pairs -= torch.bincount(across, minlength=size * size)
     fitted = {UNIGRAM: Baseline(torch.zeros(0, size).double(), (singles / singles.sum()).log())}
     if len(pairs):
         table = pairs.view(size, size)
