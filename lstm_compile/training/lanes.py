@@ -60,17 +60,14 @@ def carried(state: LSTMState | None, fresh: Tensor) -> LSTMState | None:
 
 
 def _pairs(corpus: Corpus) -> np.ndarray:
-    """The first pair of each document, and how many there are: a document has one less than tokens.
-
-    Pairs are numbered through.
-    """
+    """The number of each document's first pair, and that of all: one less than tokens in each."""
     starts = corpus.starts.numpy()
     found: np.ndarray = starts - np.arange(len(starts))
     return found
 
 
 def _edges(corpus: Corpus, lanes: int) -> np.ndarray:
-    """The pairs that lanes begin with, and how many there are."""
+    """The number of each lane's first pair, and that of all."""
     found: np.ndarray = np.arange(lanes + 1) * _pairs(corpus)[-1] // lanes
     return found
 
