@@ -89,8 +89,7 @@ def run_layers(
         segments = None
         if resets is not None:
             segments = cut_rows(_or_full(on_host, x), resets.cpu())
-            h0, c0 = begin(h0, segments), begin(c0, segments)
-            on_host = segments.lengths
+            h0, c0, on_host = begin(h0, segments), begin(c0, segments), segments.lengths
             shortest, longest = extremes(on_host)
         rows = h0.shape[1]  # that run side by side
         tensors = (x, h0, c0, *_tensors(layers))

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from lstm_compile.cell import accumulator, lstm_step
-from lstm_compile.lengths import zero_padding
-from lstm_compile.segments import effective
+from lstm_compile.lengths import valid_mask, zero_padding
 
 
 def reference(
@@ -25,7 +24,7 @@ def reference(
     projected = zero_padding(x, lengths) @ weight_ih.t() + bias
     c0 = c0.to(accumulator(x.dtype))
     if resets is not None:
-        resets = effective(resets, lengths)
+        resets = resets if lengths is None else resets & valid_mask(lengths, x.shape[1])
         (h0, reset_h), (c0, reset_c) = h0.chunk(2), c0.chunk(2)
     h, c = h0, c0
     outputs = []

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lstm_compile.errors import InputError
-from lstm_compile.lengths import valid_mask
 
 
 class Segments(NamedTuple):
@@ -54,11 +53,6 @@ def both_states(state: Tensor, reset_state: Tensor) -> Tensor:
 def begin(states: Tensor, segments: Segments) -> Tensor:
     """What each segment begins from: (..., segments, features) of what `both_states` gave."""
     return states.index_select(-2, torch.from_numpy(segments.origin).to(states.device))
-
-
-def effective(resets: Tensor, lengths: Tensor | None) -> Tensor:
-    """`resets` without those in the padding; `lengths` on the same device."""
-    return resets if lengths is None else resets & valid_mask(lengths, resets.shape[1])
 
 
 def check_resets(resets: Tensor | None, batch: int, time: int, *, bidirectional: bool) -> None:

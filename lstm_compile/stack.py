@@ -65,12 +65,9 @@ def lstm(
     h0, c0 = _initial_state(layers, x, state)
     if resets is not None:
         check_resets(resets, x.shape[0], x.shape[1], bidirectional=len(layers[0]) == 2)
-        again = (
-            (h0, c0)
-            if reset_state is None
-            else _initial_state(layers, x, reset_state, "reset_state")
-        )
-        h0, c0 = both_states(h0, again[0]), both_states(c0, again[1])
+        again = state if reset_state is None else reset_state
+        reset_h, reset_c = _initial_state(layers, x, again, "reset_state")
+        h0, c0 = both_states(h0, reset_h), both_states(c0, reset_c)
     if dtype := _autocast_dtype(x):
         x, h0, c0 = x.to(dtype), h0.to(dtype), c0.to(dtype)
         layers = [[one.to(dtype) for one in layer] for layer in layers]
