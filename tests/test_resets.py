@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from lstm_compile import LSTM, lstm
+from lstm_compile import LSTM, LSTMState, ModelConfig, forward, init_params, lstm
 from lstm_compile.errors import InputError
 from lstm_compile.export import translation_table
 from lstm_compile.packing import pack_rows
@@ -354,6 +354,37 @@ def test_the_module_takes_resets_of_one_sequence():
     pieces = [module(part, hx) for part in x.split([2, 2, 2])]
     torch.testing.assert_close(output, torch.cat([piece for piece, _ in pieces]))
     torch.testing.assert_close(state.c, pieces[-1][1].c)
+
+
+# models -------------------------------------------------------------------------------------------
+
+
+def tagger(task="tag", **changes):
+    config = ModelConfig(
+        task=task, input_size=3, output_size=4, bidirectional=False, hidden_size=5, **changes
+    )
+    return init_params(config, 0), config
+
+
+def test_a_model_goes_on_from_a_state_and_is_set_back_to_zeros():
+    params, config = tagger()
+    torch.manual_seed(0)
+    x, state = torch.randn(2, 6, 3), LSTMState(*torch.randn(2, 2, 2, 5))
+    resets = torch.tensor([[0, 0, 1, 0, 0, 0], [0] * 6], dtype=torch.bool)
+    logits, after = forward(params, config, x, None, state, resets=resets)
+    first, _ = forward(params, config, x[:, :2], None, state)
+    second, expected = forward(params, config, x[:1, 2:])
+    other, _ = forward(params, config, x, None, state)
+    torch.testing.assert_close(logits[:, :2], first)
+    torch.testing.assert_close(logits[:1, 2:], second)
+    torch.testing.assert_close(logits[1], other[1])
+    torch.testing.assert_close(after.h[:, :1], expected.h)
+
+
+def test_models_that_answer_once_a_sequence_refuse():
+    params, config = tagger("classify")
+    with pytest.raises(InputError, match="resets are for tasks tag and lm, not classify"):
+        forward(params, config, torch.randn(2, 6, 3), resets=torch.zeros(2, 6) > 0)
 
 
 # what is refused ----------------------------------------------------------------------------------
