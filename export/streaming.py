@@ -32,7 +32,7 @@ from lstm_compile.export.onnx import (
     reshaped,
 )
 from lstm_compile.export.streaming_parity import verify_streaming
-from lstm_compile.export.translation import Value, refuse_resets, translation_table
+from lstm_compile.export.translation import Value, translation_table
 from lstm_compile.files import write_atomically
 from lstm_compile.model import predict_on
 
@@ -166,7 +166,7 @@ def _plain_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 def _plain_cell(
     x: Value,
     lengths: Value,  # noqa: ARG001 (all steps are valid)
-    resets: Value,
+    resets: Value,  # noqa: ARG001 (who feeds the file passes the state)
     weight_ih: Value,
     weight_hh: Value,
     bias: Value,
@@ -177,7 +177,6 @@ def _plain_cell(
     chunk: int,  # noqa: ARG001
 ) -> tuple[Value, Value, Value]:
     """One step of one layer, `lstm_compile.cell.lstm_step` word for word."""
-    refuse_resets(resets)
     step = op.Squeeze(x, _ints(1))
     gates = op.MatMul(step, op.Transpose(weight_ih, perm=[1, 0]))
     gates = op.Add(op.Add(gates, op.MatMul(h0, op.Transpose(weight_hh, perm=[1, 0]))), bias)

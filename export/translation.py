@@ -75,7 +75,12 @@ def recurrence(
     Raises:
         InputError: the module is not in float32, or it sets states back.
     """
-    refuse_resets(resets)
+    if resets is not None:
+        raise InputError(
+            "resets have no form in ONNX, where a row begins once: export the module without them, "
+            "and give each sequence as a row of its own, or step by step (export --streaming) from "
+            "the initial state where one begins"
+        )
     if x.dtype is not None and int(x.dtype) != TensorProto.FLOAT:
         raise InputError(f"ONNX export takes float32 modules, got {x.dtype}; use module.float()")
     weights = _weights(weight_ih, weight_hh, bias)
@@ -90,20 +95,6 @@ def recurrence(
     h = _last_valid(y, rows, op.Squeeze(initial_h, _ints(0)))
     y = op.GatherND(y, rows.reversal, batch_dims=1) if reverse else y
     return op.Where(rows.valid, y, _zero()), h, op.Squeeze(c, _ints(0))
-
-
-def refuse_resets(resets: Value) -> None:
-    """Refuse a traced call of `lstm` with `resets`.
-
-    Raises:
-        InputError: there are some.
-    """
-    if resets is not None:
-        raise InputError(
-            "resets have no form in ONNX: a row of the file begins once. Export the module without "
-            "them, and give each part of a sequence as a row of its own, or step by step "
-            "(--streaming) from the initial state wherever it begins anew"
-        )
 
 
 def last_steps(x: Value, lengths: Value, size: int) -> Value:
