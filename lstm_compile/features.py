@@ -76,12 +76,31 @@ def neighbour_features(sequences: Sequences, reach: int = REACH) -> Tensor:
     return torch.cat([x[(step + shift).clamp(first, last)] for shift in shifts], 1)
 
 
+def token_shares(sequences: Sequences) -> Tensor:
+    """The share of each token in a text, float64 (sequences, vocabulary); zeros without a token."""
+    size = len(sequences.vocabulary or ())
+    owner = torch.arange(len(sequences)).repeat_interleave(sequences.lengths)
+    counts = torch.bincount(owner * size + sequences.x, minlength=len(sequences) * size)
+    shares = counts.view(len(sequences), size).double()
+    return shares / sequences.lengths.clamp(min=1)[:, None]
+
+
+def tokens_themselves(sequences: Sequences) -> Tensor:
+    """A column a token of the vocabulary: sparse float64 (total_steps, vocabulary), a 1 a row."""
+    steps = len(sequences.x)
+    index = torch.stack([torch.arange(steps), sequences.x.long()])
+    shape = (steps, len(sequences.vocabulary or ()))
+    return torch.sparse_coo_tensor(index, torch.ones(steps).double(), shape, is_coalesced=True, check_invariants=False)
+
+
 # by the baseline that sees them
 FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
     "majority class": no_features,
     "logistic regression on 5 steps": neighbour_features,
     "logistic regression on summaries": summary_features,
     "logistic regression on 24 frames": resampled_features,
+    "logistic regression on character shares": token_shares,
+    "frequencies by character": tokens_themselves,
     "mean": no_features,
     "ridge on summaries": summary_features,
 }

@@ -97,14 +97,27 @@ def _sequence_parts(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[ModelConfig, Parts]:
     per_step = None if task is None else task == "tag"
-    everything = load_dataset(data, "train", table=table, progress=progress, per_step=per_step)
+    everything = load_dataset(
+        data, "train", table=table, progress=progress, per_step=per_step, tokens=training.tokens
+    )
+    _check_text(data, everything, training)
     config = ModelConfig(
         task=everything.task,
         input_size=len(everything.features),
         output_size=len(everything.classes or everything.targets),
+        vocabulary_size=len(everything.vocabulary or ()),
         **hyper_parameters,
     )
     return config, _split(data, everything, test, training)
+
+
+def _check_text(data: str, rows: Sequences, training: TrainingConfig) -> None:
+    """Refuse settings of numbers for text, and of text for numbers."""
+    if rows.vocabulary is None and training.tokens != "char":
+        raise InputError(f"{data}: tokens is for text, and this is none; name a column with --text")
+    for name in ("noise", "feature_dropout"):
+        if rows.vocabulary is not None and getattr(training, name):
+            raise InputError(f"{name} is for features, which text has none of; set it to 0")
 
 
 def _text_parts(
