@@ -48,7 +48,7 @@ def _shown(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[
 
 
 def _data(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[Line]:
-    is_text = found["vocabulary"] is not None
+    is_text = "vocabulary" in found
     lengths, part = found["lengths"], f" ({found['part']} part)" if found["part"] else ""
     yield "data", f"{source}{part}: {found['sequences']} sequences, {found['rows']} rows"
     if is_text:
@@ -82,18 +82,19 @@ def _text(source: str, found: dict[str, Any]) -> Iterator[Line]:
     yield "data", f"{source}: {found['documents']} documents, {size}"
     yield from _vocabulary(found["vocabulary"])
     plan = found["training"]
-    yield (
-        "training",
-        f"{plan['train']} characters to train, the last {plan['validation']} to validate; "
-        f"{plan['steps']} steps an epoch, at most {plan['epochs']} epochs",
-    )
+    parts = f"{plan['train']} characters to train, the last {plan['validation']} to validate"
+    yield "training", f"{parts}; {plan['steps']} steps an epoch, at most {plan['epochs']} epochs"
     yield "next", output.command("train", Path(source), "--task", "lm")
 
 
 def _vocabulary(counts: dict[str, int]) -> Iterator[Line]:
     total = sum(counts.values())
-    names = {repr(name) if name.isspace() else name: n for name, n in counts.items()}
+    names = {_visible(name): count for name, count in counts.items()}
     yield "vocabulary", f"{len(counts)}: {_counts(names, total)}"
+
+
+def _visible(name: str) -> str:
+    return repr(name) if name.isspace() or not name.isprintable() else name
 
 
 def _series(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[Line]:
@@ -183,7 +184,7 @@ def _answers(schema: dict[str, Any]) -> str:
 def _tokens(vocabulary: dict[str, Any]) -> str:
     if vocabulary["kind"] == "byte":
         return "the bytes of UTF-8"
-    shown = [repr(each) if each.isspace() else each for each in vocabulary["characters"]]
+    shown = [_visible(each) for each in vocabulary["characters"]]
     return f"{len(shown)} characters: {_listing(shown)}"
 
 

@@ -41,7 +41,8 @@ def inspect_source(name: str, options: TableOptions | None = None) -> dict[str, 
         options: the columns of a long table.
 
     Returns:
-        `kind` (`data`, `series`, `text`, `run`, `safetensors` or `onnx`) and what the function of that kind gives.
+        `kind` (`data`, `series`, `text`, `run`, `safetensors` or `onnx`) and what the function of
+        that kind gives.
 
     Raises:
         InputError: nothing there, or it cannot be read.
@@ -193,7 +194,8 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
 
     Returns:
         `path`, `bytes`, `interface_version`, `profile`, `opset`, `ir_version`, `state` (of a file
-        that streams: which output feeds which input; else None), what `described` gives, `inputs` and `outputs` (types and shapes), `parameters` and `nodes` (by operator).
+        that streams: which output feeds which input; else None), what `described` gives, `inputs`
+        and `outputs` (types and shapes), `parameters` and `nodes` (by operator).
 
     Raises:
         InputError: what `read_onnx` refuses, or metadata that are not of this package.

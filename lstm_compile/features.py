@@ -90,7 +90,9 @@ def tokens_themselves(sequences: Sequences) -> Tensor:
     steps = len(sequences.x)
     index = torch.stack([torch.arange(steps), sequences.x.long()])
     shape = (steps, len(sequences.vocabulary or ()))
-    return torch.sparse_coo_tensor(index, torch.ones(steps).double(), shape, is_coalesced=True, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        index, torch.ones(steps).double(), shape, is_coalesced=True, check_invariants=False
+    )
 
 
 # by the baseline that sees them

@@ -72,9 +72,7 @@ class TableOptions:
 
     def __post_init__(self) -> None:
         for name in ("id", "time", "text"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and value):
-                raise InputError(f"{name} must be the name of a column, got {value!r}")
+            _check_column_name(name, getattr(self, name))
         for name in ("target", "features", "known", "static", "calendar"):
             object.__setattr__(self, name, _column_names(name, getattr(self, name)))
         for name, kind in CHOICES.items():
@@ -120,6 +118,11 @@ class TableOptions:
         if unknown := sorted(set(stored) - set(asdict(self))):
             raise InputError(f"table options: unknown keys {unknown}; train again")
         return replace(TableOptions(**stored), **self._changed())
+
+
+def _check_column_name(role: str, name: Any) -> None:
+    if name is not None and not (isinstance(name, str) and name):
+        raise InputError(f"{role} must be the name of a column, got {name!r}")
 
 
 def _column_names(role: str, names: Any) -> tuple[str, ...]:

@@ -28,7 +28,8 @@ class Profile:
         lengths: `min`, `median`, `mean`, `max` steps of a sequence, `empty` sequences without any.
         histogram: `from`, `to` (steps, inclusive) and `sequences` of each bin.
         missing: empty cells, NaN and infinities of each feature that has any.
-        vocabulary: characters of text, from the most frequent on, each with how often it occurs.
+        vocabulary: of text its characters, from the most frequent on, each with how often it
+            occurs; no key for other data.
         classes: sequences of each class; empty where there is none.
         targets: `min`, `mean`, `max` of each target; empty where there is none.
         constant: features with one value everywhere.
@@ -51,7 +52,8 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON can hold it."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.vocabulary else {k: v for k, v in values.items() if k != "vocabulary"}
 
 
 def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
@@ -62,6 +64,7 @@ def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
         missing: gaps of each feature that were filled as the file was read.
     """
     features = table.features or numbered("feature", table.width)
+    counts = frequencies(np.bincount(table.x), table.vocabulary) if table.vocabulary else None
     return Profile(
         sequences=len(table.lengths),
         rows=len(table.x),
@@ -74,7 +77,7 @@ def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
         constant=[] if table.vocabulary else _constant(table.x, features),
         duplicate=[] if table.vocabulary else _duplicate(table.x, features),
         leaks=[{"feature": features[column], "reason": reason} for column, reason in _leaks(table)],
-        vocabulary=frequencies(np.bincount(table.x), table.vocabulary) if table.vocabulary else None,
+        vocabulary=counts,
     )
 
 

@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lstm_compile.config import FORECAST, LM, TEXTS, WITH_FEATURES, Task, check_tasks, option, validate
+from lstm_compile.config import (
+    FORECAST,
+    LM,
+    TEXTS,
+    WITH_FEATURES,
+    Task,
+    check_tasks,
+    option,
+    validate,
+)
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
 WHOLE: tuple[Task, ...] = ("classify", "regress", "tag")  # not windows, whose end is what counts
