@@ -25,6 +25,7 @@ from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Batch, Sequences
 from lstm_compile.data.series import read_series
 from lstm_compile.data.series_table import Split
+from lstm_compile.data.textfiles import refuse_columns
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation import Evaluation, evaluate
 from lstm_compile.export.predict import open_onnx, sequence_file
@@ -96,6 +97,7 @@ def evaluate_file(
     if plot is not None:
         raise InputError(f"plot is for task forecast, the model's is {model.config.task}")
     if model.config.task == LM:
+        refuse_columns(name, table)
         corpus = _read_text(name, model)
         on_data(corpus)
         return evaluate_text(model.predict(corpus), corpus, _baselines(source))

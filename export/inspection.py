@@ -193,8 +193,8 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     """A checked ONNX file of this package.
 
     Returns:
-        `path`, `bytes`, `interface_version`, `profile`, `opset`, `ir_version`, `state` (of a file
-        that streams: which output feeds which input; else None), what `described` gives, `inputs`
+        `path`, `bytes`, `interface_version`, `profile`, `opset`, `ir_version`, `state` (only of a
+        file that streams: which output feeds which input), what `described` gives, `inputs`
         and `outputs` (types and shapes), `parameters` and `nodes` (by operator).
 
     Raises:
@@ -215,7 +215,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "profile": file.metadata.get("profile"),
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
-        "state": json.loads(file.metadata.get(STATE_KEY, "null")),
+        **({"state": json.loads(file.metadata[STATE_KEY])} if STATE_KEY in file.metadata else {}),
         **described(path, file.metadata),
         "inputs": {value.name: _tensor(value) for value in model.graph.input},
         "outputs": {value.name: _tensor(value) for value in model.graph.output},

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -341,9 +343,7 @@ def test_exported_files_are_measured_as_the_run_is(poet, tmp_path):
 def test_a_text_too_long_for_the_sequence_file_is_refused(monkeypatch, tmp_path, poet):
     monkeypatch.setattr("lstm_compile.export.texts.LARGEST", 1000)
     model = load(to_onnx(load_model(poet[0])).SerializeToString())
-    with pytest.raises(
-        InputError, match="a text of 3120 tokens is too long for the sequence"
-    ):
+    with pytest.raises(InputError, match="a text of 3120 tokens is too long for the sequence"):
         score_exported(model, corpus_of(VERSE))
 
 
@@ -361,6 +361,26 @@ def test_inspect_shows_what_a_text_is_made_of(tmp_path, poet):
     found = invoke("inspect", poet[0] / "streaming.onnx")
     assert "h_next feeds h, c_next feeds c; zeros at first; cells node" in found.output
     assert found.output.splitlines()[-1].split()[1:3] == ["lstm-compile", "generate"]
+
+
+def test_columns_are_not_of_whole_files(tmp_path, poet):
+    path = poet[0].parent / "verse.txt"
+    for command in (["train", path, "--output", tmp_path / "run"], ["evaluate", poet[0], path]):
+        found = invoke(*command, "--text", "review")
+        assert found.exit_code == 2
+        assert "--text says how to read a table, and task lm reads whole files" in found.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(poet):
+    command = [sys.executable, "-m", "lstm_compile", "generate", poet[0], "--length", "20000"]
+    with subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.read(5)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1
 
 
 def test_a_folder_of_texts_alone_is_text(tmp_path):

@@ -7,11 +7,25 @@ from collections.abc import Iterator
 from os import PathLike, fspath
 from pathlib import Path
 
+from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.encoding import check_utf8
 from lstm_compile.data.folders import TEXT_SUFFIXES
 from lstm_compile.errors import InputError
 
 BLOCK = 1 << 20  # bytes read at once
+
+
+def refuse_columns(path: str | PathLike[str], options: TableOptions | None) -> None:
+    """Refuse what only tables have.
+
+    Raises:
+        InputError: an option says how to read a table.
+    """
+    if options and options.given:
+        raise InputError(
+            f"{path}: {', '.join(options.given)} says how to read a table, and task lm reads whole "
+            "files; leave it out"
+        )
 
 
 def find_texts(path: str | PathLike[str]) -> list[Path]:

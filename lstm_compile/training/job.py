@@ -15,6 +15,7 @@ from lstm_compile.data.examples import Examples
 from lstm_compile.data.files import SERIES
 from lstm_compile.data.folders import is_table, plain_name
 from lstm_compile.data.sequences import Sequences, fingerprint
+from lstm_compile.data.textfiles import refuse_columns
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.windows import Windows
@@ -71,6 +72,7 @@ def prepare(
     if task == FORECAST or (task is None and data in SERIES):
         config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
     elif task == LM:
+        refuse_columns(data, table)
         config, parts = _text_parts(data, hyper_parameters, training, test)
     else:
         config, parts = _sequence_parts(
