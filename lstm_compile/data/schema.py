@@ -117,22 +117,23 @@ class Vocabulary:
                 f"{place}, character {first + index}: {text[index]!r} is not in the "
                 f"{self.described}; leave it out, or train with --tokens byte"
             )
-        return codes
+        return codes.astype(np.int64)
 
     @property
     def described(self) -> str:
         """What a message calls it."""
         return f"vocabulary of {len(self)} characters that the model was trained on"
 
-    def find(self, text: str) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
-        """The tokens of a text, and which characters have none; their tokens mean nothing."""
+    def find(self, text: str) -> tuple[NDArray[Any], NDArray[np.intp]]:
+        """The tokens of a text, and which characters have none; these are -1."""
         if self.kind == "byte":
-            return np.frombuffer(text.encode(), np.uint8).astype(np.int64), np.empty(0, np.intp)
+            return np.frombuffer(text.encode(), np.uint8), np.empty(0, np.intp)
         known = np.array([ord(character) for character in self.characters])
-        order = known.argsort()
+        code_of = np.full(known.max() + 2, -1, np.int32)
+        code_of[known] = np.arange(len(known))
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        codes = order[np.searchsorted(known[order], points).clip(max=len(known) - 1)]
-        return codes, np.flatnonzero(known[codes] != points)
+        codes = code_of[np.minimum(points, len(code_of) - 1)]
+        return codes, np.flatnonzero(codes < 0)
 
     @property
     def code_type(self) -> type[np.generic]:

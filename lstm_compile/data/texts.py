@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from lstm_compile.data.table import Table
 from lstm_compile.data.text import listing
 from lstm_compile.data.values import CellError, to_texts
 from lstm_compile.errors import InputError
+
+BLOCK_ROWS = 4096  # whose characters are in memory four bytes each
 
 
 class Tokens(NamedTuple):
@@ -122,21 +124,28 @@ def _texts(keys: Keys, roles: Roles, cells: Any, start: int) -> list[str]:
 
 
 def _encoded(keys: Keys, roles: Roles, pieces: list[str], vocabulary: Vocabulary) -> Tokens:
-    codes, unknown = vocabulary.find("".join(pieces))
-    sizes = np.array([len(piece) for piece in pieces])
-    if len(unknown):
-        row = int(np.searchsorted(sizes.cumsum(), unknown[0], side="right"))
-        index = int(unknown[0] - sizes[:row].sum())
-        keys.rows.refuse(
-            keys.file_row(row),
-            roles.features[0],
-            f"{pieces[row][index]!r} (character {index})",
-            f"characters in the {vocabulary.described}",
-            "leave it out, or train with --tokens byte",
-        )
-    if vocabulary.kind == "byte":
-        sizes = np.array([len(piece.encode()) for piece in pieces])
-    return Tokens(codes.astype(vocabulary.code_type), sizes)
+    parts = [np.empty(0, vocabulary.code_type)]
+    for start in range(0, len(pieces), BLOCK_ROWS):
+        rows = pieces[start : start + BLOCK_ROWS]
+        codes, unknown = vocabulary.find("".join(rows))
+        if len(unknown):
+            ends = np.cumsum([len(piece) for piece in rows])
+            row = int(np.searchsorted(ends, unknown[0], side="right"))
+            index = int(unknown[0] - ends[row] + len(rows[row]))
+            shown = f"{rows[row][index]!r} (character {index})"
+            _refuse(keys, roles, start + row, shown, f"characters in the {vocabulary.described}")
+        parts.append(codes.astype(vocabulary.code_type))
+    size = len if vocabulary.kind == "char" else _bytes_in
+    return Tokens(np.concatenate(parts), np.array([size(piece) for piece in pieces]))
+
+
+def _refuse(keys: Keys, roles: Roles, row: int, found: str, expected: str) -> NoReturn:
+    mend = "leave it out, or train with --tokens byte"
+    keys.rows.refuse(keys.file_row(row), roles.features[0], found, expected, mend)
+
+
+def _bytes_in(text: str) -> int:
+    return len(text.encode())
 
 
 def _labels(keys: Keys, source: Source) -> list[str]:
@@ -171,5 +180,5 @@ def _of_tokens(
     each = "".join(labels)
     widths = np.ones(len(each), np.int64)
     if len(tokens.codes) != len(each):  # bytes, of which a character may have several
-        widths = np.array([len(character.encode()) for piece in pieces for character in piece])
+        widths = np.array([_bytes_in(character) for piece in pieces for character in piece])
     return np.repeat(np.array(list(each), dtype=np.str_), widths).tolist()
