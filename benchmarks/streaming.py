@@ -10,6 +10,7 @@ import json
 import platform
 import statistics
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 
@@ -52,20 +53,24 @@ def measure(cells: str) -> dict[str, float]:
     state = np.zeros((1, 1, HIDDEN), np.float32)
     inputs = {"x": x[:1], "h": state, "c": state}
 
-    def one_by_one() -> None:
-        for name in names:
-            streams.push([name], x[name : name + 1])
+    turns = cycle(names)
+
+    def push_the_next() -> None:
+        name = next(turns)
+        streams.push([name], x[name : name + 1])
 
     calls: dict[str, tuple[Callable[[], object], int]] = {
         "bare call": (lambda: streams.session.run(None, inputs), CALLS),
         "push of one stream": (lambda: streams.push(["one"], x[:1]), CALLS),
-        "push of 1000 streams": (lambda: streams.push(names, x), 10),
-        "1000 pushes": (one_by_one, 3),
+        "push of each of 1000": (push_the_next, STREAMS),
+        "push of 1000 streams": (lambda: streams.push(names, x), 20),
     }
     rounds = [{name: microseconds(*call) for name, call in calls.items()} for _ in range(ROUNDS)]
     found = {name: statistics.median(each[name] for each in rounds) for name in calls}
     over = [each["push of one stream"] - each["bare call"] for each in rounds]
-    ratios = [each["1000 pushes"] / each["push of 1000 streams"] for each in rounds]
+    ratios = [
+        STREAMS * each["push of each of 1000"] / each["push of 1000 streams"] for each in rounds
+    ]
     return {
         **{name: round(value, 1) for name, value in found.items()},
         "over the bare call": round(statistics.median(over), 1),

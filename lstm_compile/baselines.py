@@ -267,12 +267,15 @@ def _rebuild(name: str, tensors: Mapping[str, Tensor]) -> Baseline:
 
 def _predict(name: str, baseline: Baseline, data: Sequences) -> Tensor:
     features = FEATURES[name](data)
-    found = (features.shape[1], len(data.classes) or len(data.targets))
+    columns = features.shape[1] if features.is_floating_point() else len(data.vocabulary or ())
+    found = (columns, len(data.classes) or len(data.targets))
     if found != tuple(baseline.weight.shape):
         raise InputError(
             f"baseline {name!r} maps {baseline.weight.shape[0]} columns to "
             f"{baseline.weight.shape[1]} outputs, but the data has {found[0]} and {found[1]}"
         )
+    if not features.is_floating_point():  # tokens, each a column of ones and zeros
+        return baseline.weight[features] + baseline.bias
     return features @ baseline.weight + baseline.bias
 
 

@@ -86,13 +86,8 @@ def token_shares(sequences: Sequences) -> Tensor:
 
 
 def tokens_themselves(sequences: Sequences) -> Tensor:
-    """A column a token of the vocabulary: sparse float64 (total_steps, vocabulary), a 1 a row."""
-    steps = len(sequences.x)
-    index = torch.stack([torch.arange(steps), sequences.x.long()])
-    shape = (steps, len(sequences.vocabulary or ()))
-    return torch.sparse_coo_tensor(
-        index, torch.ones(steps).double(), shape, is_coalesced=True, check_invariants=False
-    )
+    """The token of each step, int64 (total_steps,): which row of a baseline's weight it picks."""
+    return sequences.x.long()
 
 
 # by the baseline that sees them
