@@ -327,6 +327,7 @@ def test_the_command_line_writes_and_verifies(tmp_path, tag):
     assert path == tmp_path / "streaming.onnx"
     found = invoke(app, ["verify", str(tmp_path), "--onnx", str(path)])
     assert found.exit_code == 0, found.output
+    assert found.output.splitlines()[-1].split()[1:3] == ["lstm-compile", "inspect"]
     found = invoke(app, ["inspect", str(path)])
     assert found.exit_code == 0, found.output
     assert "h_next" in found.output
