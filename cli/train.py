@@ -85,14 +85,15 @@ def command(
 
 def _begin(out: Console, job: "Job") -> None:
     parts, schema = job.parts, job.parts.train.schema
-    kind = f"{len(schema.classes)} classes" if schema.classes else f"targets {schema.targets}"
-    size = f"{len(schema.features)} features, {kind}"
+    kind = f", {len(schema.classes)} classes" if schema.classes else f", targets {schema.targets}"
+    size = f"{len(schema.features)} features"
     if schema.vocabulary is not None:
         size = f"text, a vocabulary of {len(schema.vocabulary)} {schema.vocabulary.kind}s"
+        kind = kind if schema.classes else ""
     rows = output.rows_of(job.config.task)
     output.lines(
         out,
-        ("data", f"{job.data}: {size}"),
+        ("data", f"{job.data}: {size}{kind}"),
         *output.columns(parts.train.roles),
         (
             "parts",

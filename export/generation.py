@@ -52,7 +52,7 @@ def generate(
     return _pieces(vocabulary, logits, tokens, length, how, stop)
 
 
-def _encoded(vocabulary: Vocabulary, index: int, prompt: str) -> list[int]:
+def _encoded(vocabulary: Vocabulary, index: int, prompt: str) -> Any:
     if not prompt:
         raise InputError(
             f"prompt {index} is empty; expected one character at least, such as a line break"
@@ -63,7 +63,7 @@ def _encoded(vocabulary: Vocabulary, index: int, prompt: str) -> list[int]:
 def _pieces(
     vocabulary: Vocabulary,
     logits: Logits,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Any],
     length: int,
     how: Sampling,
     stop: str,
@@ -72,7 +72,7 @@ def _pieces(
     writers = [_writer(vocabulary) for _ in prompts]
     texts = [""] * len(prompts)
     rows = list(range(len(prompts)))
-    scores = {row: logits(np.array([prompts[row]]), [row])[0] for row in rows}
+    scores = {row: logits(prompts[row][None], [row])[0] for row in rows}
     for _ in range(length):
         drawn = {row: draw_token(scores[row], randoms[row].random(), how) for row in rows}
         for row, token in drawn.items():

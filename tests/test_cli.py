@@ -105,7 +105,7 @@ def assert_refused(result, message, before, folder, *, code=2):
 
 FILLED = ["--gaps", "--duplicates"]
 SERIES = ["--known", "--static", "--calendar", *FILLED]
-TABLE = ["--id", "--time", "--target", "--features", "--missing"]
+TABLE = ["--id", "--time", "--target", "--features", "--text", "--missing"]
 OPTIONS = {
     "bench": [
         *("--quick", "--backend", "--precision", "--json"),
@@ -129,6 +129,7 @@ OPTIONS = {
         "--time",
         "--target",
         "--features",
+        "--text",
         "--missing",
         *SERIES,
         "--debug",
@@ -141,6 +142,7 @@ OPTIONS = {
         "--id",
         "--time",
         "--features",
+        "--text",
         "--missing",
         *FILLED,
         "--debug",

@@ -15,6 +15,7 @@ from lstm_compile.data.examples import Examples
 from lstm_compile.data.files import SERIES
 from lstm_compile.data.folders import is_table, plain_name
 from lstm_compile.data.sequences import Sequences, fingerprint
+from lstm_compile.data.textfiles import refuse_columns
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.windows import Windows
@@ -71,6 +72,7 @@ def prepare(
     if task == FORECAST or (task is None and data in SERIES):
         config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
     elif task == LM:
+        refuse_columns(data, table)
         config, parts = _text_parts(data, hyper_parameters, training, test)
     else:
         config, parts = _sequence_parts(
@@ -97,14 +99,27 @@ def _sequence_parts(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[ModelConfig, Parts]:
     per_step = None if task is None else task == "tag"
-    everything = load_dataset(data, "train", table=table, progress=progress, per_step=per_step)
+    everything = load_dataset(
+        data, "train", table=table, progress=progress, per_step=per_step, tokens=training.tokens
+    )
+    _check_text(data, everything, training)
     config = ModelConfig(
         task=everything.task,
         input_size=len(everything.features),
         output_size=len(everything.classes or everything.targets),
+        vocabulary_size=len(everything.vocabulary or ()),
         **hyper_parameters,
     )
     return config, _split(data, everything, test, training)
+
+
+def _check_text(data: str, rows: Sequences, training: TrainingConfig) -> None:
+    """Refuse settings of numbers for text, and of text for numbers."""
+    if rows.vocabulary is None and training.tokens != "char":
+        raise InputError(f"{data}: tokens is for text, and this is none; name a column with --text")
+    for name in ("noise", "feature_dropout"):
+        if rows.vocabulary is not None and getattr(training, name):
+            raise InputError(f"{name} is for features, which text has none of; set it to 0")
 
 
 def _text_parts(

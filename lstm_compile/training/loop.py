@@ -145,7 +145,7 @@ def _surroundings(params: Params, config: ModelConfig, training: TrainingConfig)
     keep_freed_memory()
     with (
         cpu_threads(threads_of(config, training)),
-        seeded(params["head.weight"].device, training.seed),
+        seeded(params["head.bias"].device, training.seed),
     ):
         yield
 

@@ -7,8 +7,9 @@ from torch.nn.functional import embedding
 from lstm_compile.baselines import BIGRAM, UNIGRAM, Baseline
 from lstm_compile.bootstrap import Interval, summed_interval
 from lstm_compile.config import LM
-from lstm_compile.data.corpus import BLOCK, Corpus
+from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.sequences import Batch
+from lstm_compile.data.textfiles import BLOCK
 from lstm_compile.evaluation import Evaluation, best_of, verdict
 from lstm_compile.training.text import Scores, scores_of, text_metrics
 
