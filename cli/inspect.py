@@ -192,7 +192,13 @@ def _shape(config: dict[str, Any]) -> str:
     directions = "both directions" if config["bidirectional"] else "forward"
     layers = f"{config['num_layers']} layers of {config['hidden_size']}"
     pooling = f", pooling {config['pooling']}" if "pooling" in config else ""
-    return f"{layers}, {directions}{pooling}"
+    return f"{layers}, {directions}{_blocks(config)}{pooling}"
+
+
+def _blocks(config: dict[str, Any]) -> str:
+    if "transformer_layers" not in config:
+        return ""
+    return f", {config['transformer_layers']} Transformer blocks of {config['heads']} heads"
 
 
 def _interface(found: dict[str, Any]) -> Iterator[Line]:

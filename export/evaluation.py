@@ -38,7 +38,7 @@ from lstm_compile.forecast.windows import Windows, require, split_windows, thinn
 from lstm_compile.runs import BASELINES_FILE
 from lstm_compile.training.prediction import predict_all
 from lstm_compile.training.series import windows_of
-from lstm_compile.training.text import Scores, score_text
+from lstm_compile.training.text import Scores, score_text, window_of
 from lstm_compile.training.textual import evaluate_text
 
 BATCH = 256  # windows that are answered together
@@ -148,7 +148,8 @@ def _from_safetensors(source: Path) -> Predictor:
         return predict_all(model.params, model.config, data)
 
     def score(corpus: Corpus) -> Scores:
-        return score_text(model.params, model.config, corpus)
+        time = window_of(model.config, model.training.get("unroll"))
+        return score_text(model.params, model.config, corpus, time=time)
 
     answer = score if model.config.task == LM else predict
     return Predictor(model.config, model.schema, model.training, answer)

@@ -30,10 +30,16 @@ def score_exported(model: OnnxModel | Streams, corpus: Corpus) -> Scores:
 
 def _stepping(streams: Streams) -> Logits:
     def logits_of(batch: Batch, fresh: Tensor) -> Tensor:
-        lanes = batch.lengths.nonzero()[:, 0].tolist()
+        pieces = _pieces(batch)
+        found: dict[int, list[Any]] = {lane: [] for lane, cut in enumerate(pieces) if cut}
         streams.reset(fresh.nonzero()[:, 0].tolist())
-        rows = [batch.x[lane, : batch.lengths[lane]].numpy() for lane in lanes]
-        return _padded(batch, lanes, streams.push(lanes, rows), streams.schema.outputs)
+        while lanes := [lane for lane in found if pieces[lane]]:
+            streams.reset([lane for lane in lanes if found[lane]])  # a document begins
+            answers = streams.push(lanes, [pieces[lane].pop(0) for lane in lanes])
+            for lane, answer in zip(lanes, answers, strict=True):
+                found[lane].append(answer)
+        rows = [np.concatenate(parts) for parts in found.values()]
+        return _padded(batch, list(found), rows, streams.schema.outputs)
 
     return logits_of
 
@@ -44,25 +50,38 @@ def _whole(model: OnnxModel, corpus: Corpus) -> Logits:
             f"a text of {len(corpus)} tokens is too long for the sequence file, which reads it at "
             "once; name the run folder, or the file of export --onnx --streaming"
         )
-    # the whole of what a lane reads before it begins anew, lane by lane
-    ahead: list[list[Any]] = [[] for _ in range(LANES)]
-    for batch, _ in chunks(corpus, LANES, len(corpus)):
-        for lane, length in enumerate(batch.lengths.tolist()):
-            ahead[lane] += [batch.x[lane, :length].numpy()] if length else []
-    ready: list[Any] = [None] * LANES
+    if model.config.get("transformer_layers"):
+        raise InputError(
+            "Transformer blocks read text by windows, the state carried from one to the next, and "
+            "the sequence file hands no state on; name the run folder"
+        )
+    (batch, _), *_ = chunks(corpus, LANES, len(corpus))  # all of each lane
+    ready = [
+        np.concatenate([np.zeros((0, model.outputs), np.float32), *model.predict_steps(pieces)])
+        for pieces in _pieces(batch)
+    ]
 
-    def logits_of(batch: Batch, fresh: Tensor) -> Tensor:
+    def logits_of(batch: Batch, _: Tensor) -> Tensor:
         lanes = batch.lengths.nonzero()[:, 0].tolist()
         found = []
         for lane in lanes:
-            if fresh[lane]:
-                (ready[lane],) = model.predict_steps([ahead[lane].pop(0)])
             length = int(batch.lengths[lane])
             found.append(ready[lane][:length])
             ready[lane] = ready[lane][length:]
         return _padded(batch, lanes, found, model.outputs)
 
     return logits_of
+
+
+def _pieces(batch: Batch) -> list[list[Any]]:
+    """What each lane reads of each document; the first may have begun in the chunk before."""
+    return [_cut(batch, lane, length) for lane, length in enumerate(batch.lengths.tolist())]
+
+
+def _cut(batch: Batch, lane: int, length: int) -> list[Any]:
+    begins = [] if batch.resets is None else np.flatnonzero(batch.resets[lane, :length])
+    pieces = np.split(batch.x[lane, :length].numpy(), begins)
+    return [piece for piece in pieces if len(piece)]
 
 
 def _padded(batch: Batch, lanes: list[int], rows: Any, outputs: int) -> Tensor:

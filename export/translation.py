@@ -26,6 +26,9 @@ Value = Any
 
 # ONNX orders the gates i, o, f, c; torch orders them i, f, g, o, and its g is ONNX's c.
 GATES = [0, 3, 1, 2]
+LOWEST = float(np.finfo(np.float32).min)
+
+Table = dict[Callable[..., Any], Callable[..., Any]]
 
 
 class Weights(NamedTuple):
@@ -45,7 +48,7 @@ class Rows(NamedTuple):
     reversal: Value  # (batch, time, 1) int64, the step that reversal within length reads
 
 
-def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+def translation_table() -> Table:
     """What torch.onnx needs in order to export modules that call `lstm_compile.lstm`.
 
     Pass it as `torch.onnx.export(..., dynamo=True, custom_translation_table=translation_table())`.
@@ -54,6 +57,14 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {
         torch.ops.lstm_compile.recurrence.default: recurrence,
         torch.ops.lstm_compile.last_steps.default: last_steps,
+    }
+
+
+def model_table() -> Table:
+    """`translation_table`, and what else models of this package are made of."""
+    return {
+        **translation_table(),
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
     }
 
 
@@ -103,6 +114,18 @@ def last_steps(x: Value, lengths: Value, size: int) -> Value:
     step = op.Add(op.Unsqueeze(lengths, _ints(1)), wanted)
     picked = op.GatherND(x, op.Unsqueeze(op.Max(step, _ints(0)), _ints(2)), batch_dims=1)
     return op.Where(op.Unsqueeze(op.Less(step, _ints(0)), _ints(2)), _zero(), picked)
+
+
+def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Value:
+    """Scaled dot-product attention, (batch, heads, time, size) each, as Transformer blocks call it.
+
+    `mask` (bool) leaves every query a key, so that a finite number can stand for minus infinity.
+    """
+    scale = op.Constant(value_float=int(query.shape[3]) ** -0.5)
+    scores = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if mask is not None:
+        scores = op.Where(mask, scores, op.Constant(value_float=LOWEST))
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
 def _dense(

@@ -172,6 +172,8 @@ OPTIONS = {
         "--linear/--no-linear",
         "--embedding-size",
         "--tie/--no-tie",
+        "--transformer-layers",
+        "--heads",
         "--epochs",
         "--batch-size",
         "--epoch-size",

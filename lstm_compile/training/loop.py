@@ -19,7 +19,7 @@ from lstm_compile.tasks import Metrics, metrics, training_loss
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.passes import Passed, class_weights_of, passes, seeded
 from lstm_compile.training.prediction import predict_all as predict_all
-from lstm_compile.training.text import score_text, text_metrics, text_passes
+from lstm_compile.training.text import score_text, text_metrics, text_passes, window_of
 
 
 class Epoch(NamedTuple):
@@ -174,7 +174,8 @@ def _validate(
     if validation is None:
         return math.nan, {}
     if isinstance(validation, Corpus):
-        scores = score_text(params, config, validation, training.backend, training.chunk)
+        options = training.backend, training.chunk, window_of(config, training.unroll)
+        scores = score_text(params, config, validation, *options)
         found = text_metrics(scores)
         return found["loss"], found
     prediction = predict_all(params, config, validation, training.backend, training.chunk)

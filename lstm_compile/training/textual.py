@@ -50,7 +50,7 @@ def evaluate_text(scores: Scores, corpus: Corpus, baselines: dict[str, Baseline]
         baselines: what `fit_text_baselines` gave; may be empty.
     """
     own, rows = text_metrics(scores), int(scores.tokens.sum())
-    found = {name: _scores(each, corpus) for name, each in baselines.items()}
+    found = {name: _scores(each, corpus, scores.time) for name, each in baselines.items()}
     others = {name: text_metrics(each) for name, each in found.items()}
     interval = None
     if others:
@@ -58,13 +58,13 @@ def evaluate_text(scores: Scores, corpus: Corpus, baselines: dict[str, Baseline]
     return Evaluation(LM, rows, own, others, verdict(LM, own, others, interval), interval)
 
 
-def _scores(baseline: Baseline, corpus: Corpus) -> Scores:
+def _scores(baseline: Baseline, corpus: Corpus, time: int) -> Scores:
     def logits_of(batch: Batch, fresh: Tensor) -> Tensor:  # noqa: ARG001 (there is no state)
         if len(baseline.weight):
             return embedding(batch.x, baseline.weight)
         return baseline.bias.expand(*batch.x.shape, -1)
 
-    return scores_of(logits_of, corpus)
+    return scores_of(logits_of, corpus, time)
 
 
 def _interval(own: Scores, other: Scores) -> Interval | None:
