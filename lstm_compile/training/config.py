@@ -13,6 +13,7 @@ from lstm_compile.config import (
     option,
     validate,
 )
+from lstm_compile.errors import InputError
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
 WHOLE: tuple[Task, ...] = ("classify", "regress", "tag")  # not windows, whose end is what counts
@@ -82,7 +83,12 @@ class TrainingConfig:
     )
     refit: bool = option(False, "Train once more on validation data too, for the best epochs.")
     patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
-    validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
+    validation: float = option(
+        0.1,
+        "Share of the training data held out for validation; 0: none, and all epochs are run.",
+        0.0,
+        0.9,
+    )
     test_share: float = option(
         0.2,
         "Share of rows, or number of steps, at the end to test.",
@@ -110,6 +116,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        self._check_validation()
+
+    def _check_validation(self) -> None:
+        what = "refit" if self.refit else "schedule plateau" if self.schedule == "plateau" else ""
+        if what and not self.validation:
+            raise InputError(f"{what} goes by a validation part; take validation above 0")
 
     def check_task(self, task: str) -> None:
         """Refuse what only another task has.

@@ -97,7 +97,7 @@ def _baselines(parts: Parts) -> dict[str, Baseline]:
     known, train, validation = parts.known, parts.train, parts.validation
     if isinstance(known, Windows):
         assert isinstance(train, Windows)
-        assert isinstance(validation, Windows)
+        assert validation is None or isinstance(validation, Windows)
         return fit_forecast_baselines(known, train, validation)
     return fit_text_baselines(known) if isinstance(known, Corpus) else fit_baselines(known)
 
@@ -161,7 +161,7 @@ def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) 
         job.config,
         job.training,
         _near(parts.train, where),
-        _near(parts.validation, where),
+        None if parts.validation is None else _near(parts.validation, where),
         after_epoch,
         parts.train_rows,
     )
