@@ -4,6 +4,7 @@ Backends other than `reference` have first-order reverse-mode derivatives only, 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from lstm_compile.lengths import extremes, reverse_within_length
 from lstm_compile.packing import Packing, pack_rows
 from lstm_compile.reference import reference
 from lstm_compile.weights import Direction
+from lstm_compile.whole import Whole, whole_rows
 
 Layers = Sequence[Sequence[Direction]]
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -71,7 +73,7 @@ def run_layers(
     Returns:
         output (batch, time, num_directions * hidden_size) and the final state, shaped as h0.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device.type):
         if backend == "reference":
             return _by_steps(layers, x, lengths, h0, c0, backwards, dropout)
         on_host = None if lengths is None else _on_host(lengths, x.shape[1])
@@ -91,12 +93,25 @@ def run_layers(
             least = chunked.MIN_ROWS
             return _packed(_chunked, cut, least, layers, x, on_host, h0, c0, backwards, dropout)
         refuse_forward_mode(tensors, backend)
-        hidden = h0.shape[2]
-        fits = not training or vendor.fits_one_call(len(x), longest, hidden)
-        if shortest == longest and fits:
-            return _dense(layers, x, longest, h0, c0, backwards, dropout)
-        cut = partial(vendor.spans_of, input_size=x.shape[2], hidden_size=hidden)
+        sizes = x.shape[2], h0.shape[2]
+        if shortest == longest:
+            if not training or vendor.fits_one_call(len(x), longest, h0.shape[2]):
+                return _dense(layers, x, longest, h0, c0, backwards, dropout)
+        elif on_host is not None and vendor.keeps_ended_rows(
+            on_host, longest, *sizes, training=training
+        ):
+            time, mirror = x.shape[1], any(backwards)
+            plan = whole_rows(on_host, shortest, longest, time, x.device, mirror=mirror)
+            return _planned(vendor.run_packed, plan, layers, x, h0, c0, backwards, dropout)
+        cut = partial(vendor.spans_of, input_size=sizes[0], hidden_size=sizes[1])
         return _packed(vendor.run_packed, cut, 1, layers, x, on_host, h0, c0, backwards, dropout)
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    # to enter and leave torch.autocast takes as long as two small operations
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _on_host(lengths: Tensor, time: int) -> Tensor:
@@ -187,9 +202,22 @@ def _packed(
 ) -> Outputs:
     """Rows ordered by length; each span of time runs those that are still active."""
     lengths = torch.full((x.shape[0],), x.shape[1]) if lengths is None else lengths
-    packing = pack_rows(
-        lengths, x.shape[1], x.device, cut, min_rows=min_rows, mirror=any(backwards)
-    )
+    time, mirror = x.shape[1], any(backwards)
+    packing = pack_rows(lengths, time, x.device, cut, min_rows=min_rows, mirror=mirror)
+    return _planned(run, packing, layers, x, h0, c0, backwards, dropout)
+
+
+def _planned(
+    run: Callable[..., Outputs],
+    packing: Packing | Whole,
+    layers: Layers,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+) -> Outputs:
+    """The stack over a batch as it was planned."""
     h0, c0 = packing.arrange(h0), packing.arrange(c0)
     once = partial(run, packing)
     y, h, c = _stack(once, packing.reverse, layers, packing.pack(x), h0, c0, backwards, dropout)
