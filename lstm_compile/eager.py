@@ -4,6 +4,7 @@ Backends other than `reference` have first-order reverse-mode derivatives only, 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from lstm_compile.packing import Packing, pack_rows
 from lstm_compile.reference import reference
 from lstm_compile.segments import Segments, begin, cut_rows
 from lstm_compile.weights import Direction
+from lstm_compile.whole import Whole, whole_rows
 
 Layers = Sequence[Sequence[Direction]]
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -77,7 +79,7 @@ def run_layers(
         output (batch, time, num_directions * hidden_size) and the final state, each
         (num_layers * num_directions, batch, hidden_size).
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device.type):
         if backend == "reference":
             return _by_steps(layers, x, lengths, resets, h0, c0, backwards, dropout)
         on_host = None if lengths is None else _on_host(lengths, x.shape[1])
@@ -106,14 +108,26 @@ def run_layers(
                 _chunked, cut, least, layers, x, on_host, segments, h0, c0, backwards, dropout
             )
         refuse_forward_mode(tensors, backend)
-        hidden = h0.shape[2]
-        fits = not training or vendor.fits_one_call(rows, longest, hidden)
-        if shortest == longest and fits and rows == len(x):
-            return _dense(layers, x, longest, h0, c0, backwards, dropout)
-        cut = partial(vendor.spans_of, input_size=x.shape[2], hidden_size=hidden)
+        time, sizes = x.shape[1], (x.shape[2], h0.shape[2])
+        if rows == len(x) and shortest == longest:
+            if not training or vendor.fits_one_call(rows, longest, h0.shape[2]):
+                return _dense(layers, x, longest, h0, c0, backwards, dropout)
+        elif rows == len(x) and vendor.keeps_ended_rows(
+            ends := _or_full(on_host, x), longest, *sizes, training=training
+        ):
+            plan = whole_rows(ends, shortest, longest, time, x.device, mirror=any(backwards))
+            return _planned(vendor.run_packed, plan, layers, x, h0, c0, backwards, dropout)
+        cut = partial(vendor.spans_of, input_size=sizes[0], hidden_size=sizes[1])
         return _packed(
             vendor.run_packed, cut, 1, layers, x, on_host, segments, h0, c0, backwards, dropout
         )
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    # to enter and leave torch.autocast takes as long as two small operations
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _on_host(lengths: Tensor, time: int) -> Tensor:
@@ -215,6 +229,20 @@ def _packed(
         _or_full(lengths, x), x.shape[1], x.device, cut, min_rows=min_rows, mirror=any(backwards),
         segments=segments,
     )  # fmt: skip
+    return _planned(run, packing, layers, x, h0, c0, backwards, dropout)
+
+
+def _planned(
+    run: Callable[..., Outputs],
+    packing: Packing | Whole,
+    layers: Layers,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+) -> Outputs:
+    """The stack over a batch as it was planned."""
     h0, c0 = packing.arrange(h0), packing.arrange(c0)
     once = partial(run, packing)
     y, h, c = _stack(once, packing.reverse, layers, packing.pack(x), h0, c0, backwards, dropout)

@@ -51,6 +51,11 @@ class Packing(NamedTuple):
     shape: tuple[int, int]  # (batch, time)
 
     @property
+    def padding(self) -> Tensor:
+        """(packed, 1) bool, True where a packed step is padding."""
+        return self.moves.padding
+
+    @property
     def ragged(self) -> bool:
         """Whether any span holds padding."""
         return self.moves.blank is not None
@@ -58,19 +63,19 @@ class Packing(NamedTuple):
     def pack(self, x: Tensor) -> Tensor:
         """`x` (batch, time, features) as (packed, features), zero in the padding."""
         source, blank, target, outside, *_ = self.moves
-        return _move(x.reshape(-1, x.shape[-1]), source, blank, target, outside)
+        return move(x.reshape(-1, x.shape[-1]), source, blank, target, outside)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(batch, time, features) from (packed, features), zero at and after each row's length."""
         source, blank, target, outside, *_ = self.moves
-        flat = _move(packed, target, outside, source, blank)
+        flat = move(packed, target, outside, source, blank)
         return flat.view(*self.shape, packed.shape[-1])
 
     def reverse(self, packed: Tensor) -> Tensor:
         """The packed steps with each row's valid ones in reverse."""
         mirror = self.moves.mirror
         assert mirror is not None, "packed without mirror=True"
-        return _move(packed, mirror, None, mirror, None)
+        return move(packed, mirror, None, mirror, None)
 
     def arrange(self, state: Tensor) -> Tensor:
         """`state` (..., batch, features) in packed order, (..., rows, features)."""
@@ -210,7 +215,7 @@ def _where(mask: Any) -> Any:
     return np.flatnonzero(mask) if mask.any() else None
 
 
-def _move(
+def move(
     x: Tensor, index: Tensor, blank: Tensor | None, back: Tensor, back_blank: Tensor | None
 ) -> Tensor:
     """`x[index]`, zeros at `blank`; `back` and `back_blank` undo it, and move its gradient."""
@@ -227,9 +232,9 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *plan: Tensor | None) -> Tensor:
         ctx.plan = plan
-        return _move(x, *plan)  # type: ignore[arg-type]
+        return move(x, *plan)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         index, blank, back, back_blank = ctx.plan
-        return _move(gradient, back, back_blank, index, blank), None, None, None, None
+        return move(gradient, back, back_blank, index, blank), None, None, None, None

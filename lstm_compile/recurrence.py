@@ -18,6 +18,7 @@ from lstm_compile.segments import check_resets
 from lstm_compile.traced import run_traced, run_transformed
 
 Backend = Literal["auto", "reference", "compiled", "vendor"]
+BACKENDS = get_args(Backend)
 
 DEFAULT_CHUNK = 8
 
@@ -79,7 +80,7 @@ def check_options(backend: str, chunk: int) -> None:
     Raises:
         InputError: unknown backend, or chunk < 1.
     """
-    if backend not in get_args(Backend):
-        raise InputError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, got {chunk}")

@@ -108,7 +108,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16"] = option(
         "fp32", "Of the forward pass in training; weights, loss and optimizer stay float32."
     )
-    threads: int = option(0, "CPU threads; 0 takes one for small models, else all.", 0, 1024)
+    threads: int = option(0, "CPU threads; 0 takes all, if they help small models.", 0, 1024)
     backend: Literal["auto", "reference", "compiled", "vendor"] = option(
         "auto", "Who computes the recurrence."
     )

@@ -8,8 +8,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from lstm_compile.calibration import fastest_threads
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
@@ -140,8 +142,15 @@ def refit(
 
 
 def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
-    """How many CPU threads a training takes."""
-    return training.threads or fitting_threads(training.batch_size, config.hidden_size)
+    """How many CPU threads a training takes: those asked for, or what suits its size.
+
+    Large steps take all. Of small ones, by the rule, one thread would do; on a CPU with nothing
+    else to do several may still be faster, which is measured once in a process.
+    """
+    most, batch = torch.get_num_threads(), training.batch_size
+    if training.threads or fitting_threads(batch, config.hidden_size) == most:
+        return training.threads or most
+    return fastest_threads(config.hidden_size, config.input_size, batch, most)
 
 
 @contextmanager

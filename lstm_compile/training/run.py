@@ -73,7 +73,7 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
     write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
     # without a test part the figures are of validation data, which refitted weights have seen
     shown = final if job.parts.tested_on == "test" else fitted.params
-    with cpu_threads(threads_of(job.config, job.training)):
+    with cpu_threads(job.training.threads):
         evaluation = _evaluation(job, shown, baselines)
     times = time.perf_counter() - start, compile_seconds() - compiled
     model = _save(job, final, _provenance(fitted, evaluation, job, times, is_refitted, backend))
@@ -81,13 +81,15 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
 
 
 def _settled(job: Job) -> tuple[Job, str]:
-    """The job with the backend it keeps from here on, and why it is that one."""
+    """The job with the threads and the backend it keeps from here on, and why that backend."""
+    threads = threads_of(job.config, job.training)
+    job = job._replace(training=replace(job.training, threads=threads))
     if isinstance(job.parts.train, Corpus):
         if job.training.backend != "auto":
             return job, f"{job.training.backend}, as asked for"
         training = replace(job.training, backend="vendor")
         return job._replace(training=training), "vendor, as rows of text are equally long"
-    with cpu_threads(threads_of(job.config, job.training)):
+    with cpu_threads(threads):
         device = find_device(job.training.device)
         training, why = settle_backend(job.config, job.training, job.parts.train, device)
     return job._replace(training=training), f"{training.backend}, {why}"

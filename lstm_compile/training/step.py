@@ -172,7 +172,8 @@ def adam_update(
 
 def _copies(values: Params, names: Iterable[str]) -> Params:
     # the fused kernels write in place, and take every tensor for contiguous
-    return {name: values[name].clone(memory_format=torch.contiguous_format) for name in names}
+    contiguous = {name: values[name].contiguous() for name in names}
+    return dict(zip(contiguous, torch._foreach_mul(list(contiguous.values()), 1.0), strict=True))
 
 
 def _by_decay(params: Params, decay: float) -> list[tuple[list[str], float]]:
