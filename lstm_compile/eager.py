@@ -108,18 +108,8 @@ def run_layers(
                 _chunked, cut, least, layers, x, on_host, segments, h0, c0, backwards, dropout
             )
         refuse_forward_mode(tensors, backend)
-        time, sizes = x.shape[1], (x.shape[2], h0.shape[2])
-        if rows == len(x) and shortest == longest:
-            if not training or vendor.fits_one_call(rows, longest, h0.shape[2]):
-                return _dense(layers, x, longest, h0, c0, backwards, dropout)
-        elif rows == len(x) and vendor.keeps_ended_rows(
-            ends := _or_full(on_host, x), longest, *sizes, training=training
-        ):
-            plan = whole_rows(ends, shortest, longest, time, x.device, mirror=any(backwards))
-            return _planned(vendor.run_packed, plan, layers, x, h0, c0, backwards, dropout)
-        cut = partial(vendor.spans_of, input_size=sizes[0], hidden_size=sizes[1])
-        return _packed(
-            vendor.run_packed, cut, 1, layers, x, on_host, segments, h0, c0, backwards, dropout
+        return _by_vendor(
+            layers, x, on_host, segments, (shortest, longest), h0, c0, backwards, dropout, training
         )
 
 
@@ -209,6 +199,36 @@ def _dense(
     y, h, c = vendor.run_dense(layers, x.flip(1) if alone else x, h0, c0, dropout)
     y = y.flip(1) if alone else y
     return y if longest == time else pad(y, (0, 0, 0, time - longest)), h, c
+
+
+def _by_vendor(
+    layers: Layers,
+    x: Tensor,
+    lengths: Tensor | None,
+    segments: Segments | None,
+    extremes: tuple[int, int],
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+    training: bool,
+) -> Outputs:
+    """The vendor's kernel: in one call, with rows left as they are, or span by span."""
+    (shortest, longest), (input_size, hidden_size) = extremes, (x.shape[2], h0.shape[2])
+    is_cut = h0.shape[1] > len(x)
+    if shortest == longest and not is_cut:
+        if not training or vendor.fits_one_call(len(x), longest, hidden_size):
+            return _dense(layers, x, longest, h0, c0, backwards, dropout)
+    elif not is_cut:
+        ends = _or_full(lengths, x)
+        if vendor.keeps_ended_rows(ends, longest, input_size, hidden_size, training=training):
+            mirror = any(backwards)
+            plan = whole_rows(ends, shortest, longest, x.shape[1], x.device, mirror=mirror)
+            return _planned(vendor.run_packed, plan, layers, x, h0, c0, backwards, dropout)
+    cut = partial(vendor.spans_of, input_size=input_size, hidden_size=hidden_size)
+    return _packed(
+        vendor.run_packed, cut, 1, layers, x, lengths, segments, h0, c0, backwards, dropout
+    )
 
 
 def _packed(
