@@ -79,8 +79,8 @@ def _pieces(batch: Batch) -> list[list[Any]]:
 
 
 def _cut(batch: Batch, lane: int, length: int) -> list[Any]:
-    begins = [] if batch.resets is None else np.flatnonzero(batch.resets[lane, :length])
-    pieces = np.split(batch.x[lane, :length].numpy(), begins)
+    resets = batch.x.new_zeros(length) if batch.resets is None else batch.resets[lane, :length]
+    pieces = np.split(batch.x[lane, :length].numpy(), np.flatnonzero(resets))
     return [piece for piece in pieces if len(piece)]
 
 
