@@ -359,7 +359,6 @@ def test_inspect_shows_what_a_text_is_made_of(tmp_path, poet):
     assert values["kind"] == "text"
     assert values["bytes"] == 8
     found = invoke("inspect", poet[0] / "streaming.onnx")
-    assert "h_next feeds h, c_next feeds c; zeros at first; cells node" in found.output
     assert found.output.splitlines()[-1].split()[1:3] == ["lstm-compile", "generate"]
 
 
