@@ -138,7 +138,7 @@ def test_models_that_need_the_whole_sequence_are_refused(tmp_path, changes, mess
 def test_the_sequence_runtime_names_the_way_and_the_other_way_round(data, tmp_path, tag):
     with pytest.raises(ModelError, match="this file streams: open it with `open_streams`"):
         load(data)
-    with pytest.raises(ModelError, match="takes whole sequences; export it with --streaming"):
+    with pytest.raises(ModelError, match="this file does not stream: open it with `load`"):
         open_streams(to_onnx(tag).SerializeToString())
 
 

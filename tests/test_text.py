@@ -334,7 +334,7 @@ def test_exported_files_are_measured_as_the_run_is(poet, tmp_path):
         evaluate_file(run, str(tmp_path / "b.txt"))
     found = invoke("generate", sequences)
     assert found.exit_code == 2
-    assert "takes whole sequences; export it with --streaming" in found.output
+    assert "takes whole sequences; name the run folder" in found.output
     found = invoke("predict", run / "streaming.onnx", tmp_path, "--output", tmp_path / "a.csv")
     assert found.exit_code == 2
     assert "this file streams" in found.output
