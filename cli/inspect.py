@@ -170,9 +170,10 @@ def _model(source: str, found: dict[str, Any]) -> Iterator[Line]:
 def _next(path: Path, found: dict[str, Any]) -> str:
     if found["kind"] == "run":
         return output.command("export", path, "--onnx")
-    if found.get("state") and found["task"] == "lm":
+    streams = "h" in found.get("inputs", {})
+    if streams and found["task"] == "lm":
         return output.command("generate", path)
-    if found.get("state"):
+    if streams:
         return output.command("verify", path.parent, "--onnx", shlex.quote(str(path)))
     return output.command("evaluate", path)
 
@@ -206,10 +207,6 @@ def _interface(found: dict[str, Any]) -> Iterator[Line]:
         for name, tensor in found.get(kind, {}).items():
             sizes = ", ".join(map(str, tensor["shape"]))
             yield kind[:-1], f"{name} {tensor['type']} [{sizes}]"
-    if found.get("state"):
-        state = found["state"]
-        feeds = [f"{tensor['from']} feeds {name}" for name, tensor in state["tensors"].items()]
-        yield "state", f"{', '.join(feeds)}; zeros at first; cells {state['cells']}"
     if "opset" in found:
         known = ("interface_version", "profile", "opset", "ir_version")
         yield "format", ", ".join(f"{key} {found[key]}" for key in known)

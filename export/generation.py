@@ -9,7 +9,7 @@ import numpy as np
 
 from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.errors import InputError
-from lstm_compile.export.runtime import ModelError, open_streams
+from lstm_compile.export.runtime import ModelError, Streams, open_any
 from lstm_compile.export.sampling import Sampling, draw_token
 
 if TYPE_CHECKING:
@@ -105,11 +105,16 @@ def _engine(source: Path) -> tuple[Vocabulary, Logits]:
 
 def _from_onnx(source: Path) -> tuple[Vocabulary, Logits]:
     try:
-        streams = open_streams(source)
+        streams = open_any(source)
         schema = Schema.from_json(streams.metadata["schema"])
     except ModelError as error:
         raise InputError(f"{error}") from error
     vocabulary = _vocabulary(source, schema, streams.task)
+    if not isinstance(streams, Streams):
+        raise InputError(
+            f"{source}: takes whole sequences; name the run folder, or the file of export --onnx "
+            "--streaming"
+        )
 
     def logits(tokens: Any, rows: Sequence[int]) -> Any:
         return np.asarray(streams.push(rows, tokens))[:, -1]

@@ -3,7 +3,6 @@
 Loads no torch, and onnx only for an `.onnx` file.
 """
 
-import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -18,7 +17,6 @@ from lstm_compile.data.roles import Roles
 from lstm_compile.data.table import Table
 from lstm_compile.data.textfiles import count_characters, find_texts
 from lstm_compile.errors import InputError
-from lstm_compile.export.runtime import STATE_KEY
 from lstm_compile.inspection import (
     count_parameters,
     described,
@@ -193,9 +191,8 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     """A checked ONNX file of this package.
 
     Returns:
-        `path`, `bytes`, `interface_version`, `profile`, `opset`, `ir_version`, `state` (only of a
-        file that streams: which output feeds which input), what `described` gives, `inputs`
-        and `outputs` (types and shapes), `parameters` and `nodes` (by operator).
+        `path`, `bytes`, `interface_version`, `profile`, `opset`, `ir_version`, what `described`
+        gives, `inputs` and `outputs` (types and shapes), `parameters` and `nodes` (by operator).
 
     Raises:
         InputError: what `read_onnx` refuses, or metadata that are not of this package.
@@ -215,7 +212,6 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "profile": file.metadata.get("profile"),
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
-        **({"state": json.loads(file.metadata[STATE_KEY])} if STATE_KEY in file.metadata else {}),
         **described(path, file.metadata),
         "inputs": {value.name: _tensor(value) for value in model.graph.input},
         "outputs": {value.name: _tensor(value) for value in model.graph.output},

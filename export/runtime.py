@@ -479,7 +479,7 @@ class Streams:
     def __init__(self, session: Any) -> None:
         self.task, self.schema, self.metadata = _described(session)
         if STATE_KEY not in self.metadata:
-            raise ModelError("takes whole sequences; export it with --streaming")
+            raise ModelError("this file does not stream: open it with `load`")
         self.session = session
         self._names = [value.name for value in session.get_inputs()]
         first, *states = (value.shape for value in session.get_inputs())

@@ -1,7 +1,7 @@
 """`selftest.json`: a few inputs with their answers, so that any host can check its integration."""
 
 import json
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -11,13 +11,6 @@ from lstm_compile.export import names
 from lstm_compile.export.answers import Answers, answer_of
 from lstm_compile.export.cases import Case, draw
 from lstm_compile.export.parity import answer_units, rounding, tolerance
-from lstm_compile.export.streaming_parity import (
-    TOLERANCE,
-    Feeding,
-    State,
-    inputs_of,
-    torch_step,
-)
 
 PADDING = 777.0  # not NaN, which JSON lacks; far from the data, so that reading it shows
 VALUES = 8000
@@ -47,43 +40,6 @@ def selftest(model: Model, onnx_sha256: str) -> str:
         "cases": cases,
     }
     return json.dumps(values, allow_nan=False)
-
-
-def streaming_selftest(model: Model, onnx_sha256: str, one_step: bool) -> str:
-    """Chunks to feed one after another, and eager PyTorch's answers, as one JSON object.
-
-    A case gives the state that it begins from, its chunks with what is expected of each, and the
-    state after the last of them. `state` says which output feeds which input. `one_step` is of a
-    file that takes single steps.
-    """
-    sizes = [1] * 4 if one_step else [1, 3, 1, 2]
-    cases = [_fed(model, Feeding("chunks", sizes, state)) for state in get_args(State)]
-    values = {
-        "interface_version": names.INTERFACE_VERSION,
-        "onnx_sha256": onnx_sha256,
-        "state": dict(zip(names.STATE, names.NEXT_STATE, strict=True)),
-        "output": names.OUTPUTS[model.config.task],
-        "tolerance": _tolerances(
-            model, [chunk["expected"] for case in cases for chunk in case["chunks"]]
-        ),
-        "state_tolerance": TOLERANCE,
-        "cases": cases,
-    }
-    return json.dumps(values, allow_nan=False)
-
-
-def _fed(model: Model, feeding: Feeding) -> dict[str, Any]:
-    step, inputs = torch_step(model, "vendor"), inputs_of(model, feeding)
-    first, *given = inputs
-    found: dict[str, Any] = {name: _shortest(inputs[name]) for name in given}
-    now, start, chunks = dict(inputs), 0, []
-    for size in feeding.sizes:
-        now[first] = inputs[first][:, start : start + size]
-        answer, now["h"], now["c"] = step(now)
-        chunks.append({first: _shortest(now[first]), "expected": _shortest(answer)})
-        start += size
-    after = {n: _shortest(now[s]) for s, n in zip(names.STATE, names.NEXT_STATE, strict=True)}
-    return {**found, "chunks": chunks, **after}
 
 
 def _affordable(features: int) -> list[Case]:

@@ -30,7 +30,6 @@ from lstm_compile.export.onnx import (
     proven,
     reshaped,
 )
-from lstm_compile.export.selftest import streaming_selftest
 from lstm_compile.export.streaming_parity import verify_streaming
 from lstm_compile.export.translation import Table, Value, model_table
 from lstm_compile.files import write_atomically
@@ -46,7 +45,7 @@ def export_streaming(
     cells: Cells = NODE,
     runtimes: Sequence[str] | None = None,
 ) -> ExportReport:
-    """Write the streaming file of a model, with its parity report and self-test beside it.
+    """Write the streaming file of a model, with its parity report beside it.
 
     Args:
         model: the model, or the path of its run folder or safetensors file.
@@ -64,14 +63,9 @@ def export_streaming(
     model = model if isinstance(model, Model) else load_model(model)
     data = to_streaming(model, cells).SerializeToString(deterministic=True)
     with proven(path, data, lambda file: verify_streaming(model, file, runtimes)) as parity:
-        example = streaming_selftest(model, parity.onnx_sha256, cells == "plain")
-        beside = tuple(
-            path.with_name(f"{path.stem}.{name}")
-            for name in (names.PARITY_FILE, names.SELFTEST_FILE)
-        )
-        write_atomically(beside[0], parity.to_json().encode())
-        write_atomically(beside[1], example.encode())
-    return ExportReport(path, len(data), perf_counter() - began, parity, beside)
+        report = path.with_name(f"{path.stem}.{names.PARITY_FILE}")
+        write_atomically(report, parity.to_json().encode())
+    return ExportReport(path, len(data), perf_counter() - began, parity, (report,))
 
 
 def check_streamable(config: ModelConfig) -> None:

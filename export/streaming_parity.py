@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +45,6 @@ UNEVEN = (1, 2, 7, 40, 1, 130, 19)  # steps of the chunks, 200 in all, over and 
 SEED = 20_240_301
 RUNTIMES = ("eager", "compiled", "onnxruntime", "openvino")
 
-State = Literal["zero", "random"]
 Arrays = tuple[Any, ...]  # the answer, h and c after a chunk
 Step = Callable[[Inputs], Arrays]  # `x`, `h`, `c` and what else the file takes
 
@@ -55,7 +54,7 @@ class Feeding(NamedTuple):
 
     cut: str
     sizes: list[int]  # steps of each call
-    state: State
+    state: str  # "zero" or "random"
 
     def __str__(self) -> str:
         return f"{self.cut} {self.state}"
@@ -73,7 +72,7 @@ def feedings(one_step: bool) -> list[Feeding]:
     """Every way to feed; where `one_step` says so, those with single steps."""
     return [
         Feeding(cut, sizes, state)
-        for state in get_args(State)
+        for state in ("zero", "random")
         for cut, sizes in CUTS.items()
         if set(sizes) == {1} or not one_step
     ]
@@ -115,7 +114,7 @@ def verify_streaming(
 def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row]:
     yield metadata_row(model, file)
     one_step = next(iter(file.interface.inputs.values()))[1][1] == 1
-    cases = [(feeding, inputs_of(model, feeding)) for feeding in feedings(one_step)]
+    cases = [(feeding, draw_stream(model, feeding)) for feeding in feedings(one_step)]
     expected = [_oracle(model, inputs) for _, inputs in cases]
     at_once = _eager_at_once(model) if one_step else {}
     for runtime in runtimes:
@@ -141,13 +140,13 @@ def _eager_at_once(model: Model) -> dict[str, Arrays]:
     """What eager PyTorch says of all steps, by the state before them, for files of single steps."""
     step = torch_step(model, "vendor")
     return {
-        feeding.state: step(inputs_of(model, feeding))
+        feeding.state: step(draw_stream(model, feeding))
         for feeding in feedings(one_step=False)
         if feeding.cut == "whole"
     }
 
 
-def inputs_of(model: Model, feeding: Feeding) -> Inputs:
+def draw_stream(model: Model, feeding: Feeding) -> Inputs:
     """Everything the file takes, `x` with all its steps."""
     inputs = draw(Case(BATCH, sum(feeding.sizes), "full"), model)
     del inputs[names.LENGTHS]
@@ -173,7 +172,7 @@ def _step_of(runtime: str, model: Model, file: OnnxFile) -> Step:
 
 
 def torch_step(model: Model, backend: Backend) -> Step:
-    """How one of torch's backends answers a chunk."""
+    """How torch answers a chunk: the answer, h and c after it."""
     some = next(iter(model.params.values()))
 
     def step(inputs: Inputs) -> Arrays:

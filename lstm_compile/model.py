@@ -95,7 +95,10 @@ def trainable(params: Mapping[str, Tensor], freeze: str = "none") -> Params:
 
 
 def scaler_of(params: Mapping[str, Tensor], name: str) -> Scaler:
-    """The scaler stored under `name`: `scaler` or `target_scaler`."""
+    """The scaler stored under `name`: `scaler` or `target_scaler`; of tokens the identity."""
+    if f"{name}.shift" not in params:
+        some = params["head.bias"]
+        return Scaler(some.new_zeros(1), some.new_ones(1))
     return Scaler(params[f"{name}.shift"], params[f"{name}.scale"])
 
 

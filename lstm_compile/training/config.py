@@ -3,16 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from lstm_compile.config import (
-    FORECAST,
-    LM,
-    TEXTS,
-    WITH_FEATURES,
-    Task,
-    check_tasks,
-    option,
-    validate,
-)
+from lstm_compile.config import FORECAST, LM, WITH_FEATURES, Task, check_tasks, option, validate
 from lstm_compile.errors import InputError
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
@@ -97,7 +88,9 @@ class TrainingConfig:
         only=(FORECAST,),
     )
     stride: int = option(1, "Steps between the origins of training windows.", 1, only=(FORECAST,))
-    tokens: Literal["char", "byte"] = option("char", "What a text is made of.", only=TEXTS)
+    tokens: Literal["char", "byte"] = option(
+        "char", "What a text is made of.", only=(LM, "classify", "tag")
+    )
     unroll: int = option(
         128, "Characters that gradients flow back through.", 1, 1 << 16, only=(LM,)
     )

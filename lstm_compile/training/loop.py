@@ -157,10 +157,8 @@ def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
 def _surroundings(params: Params, config: ModelConfig, training: TrainingConfig) -> Iterator[None]:
     """The threads and random numbers of a training, and after it as they were."""
     keep_freed_memory()
-    with (
-        cpu_threads(threads_of(config, training)),
-        seeded(params["head.bias"].device, training.seed),
-    ):
+    device = params["head.bias"].device
+    with cpu_threads(threads_of(config, training)), seeded(device, training.seed):
         yield
 
 

@@ -13,7 +13,6 @@ from lstm_compile.data.batches import bucketed_batches
 from lstm_compile.data.examples import Examples
 from lstm_compile.errors import RunError
 from lstm_compile.model import Params, scaler_of, trainable
-from lstm_compile.scaling import Scaler
 from lstm_compile.tasks import balanced_weights
 from lstm_compile.training.augment import augment
 from lstm_compile.training.config import TrainingConfig
@@ -27,7 +26,6 @@ from lstm_compile.training.step import (
 )
 
 SHOWN_ROWS = 8
-IDENTITY = Scaler(torch.zeros(1), torch.ones(1))  # of tokens, which nothing scales
 
 
 class Passed(NamedTuple):
@@ -61,15 +59,14 @@ def passes(
     """
     generator = torch.Generator().manual_seed(training.seed)
     optimizer, lengths = init_adam(params, training.freeze), train.lengths.cpu()
-    average, device = trainable(params, training.freeze), params["head.bias"].device
-    scaler = IDENTITY if config.vocabulary_size else scaler_of(params, "scaler")
+    average, scaler = trainable(params, training.freeze), scaler_of(params, "scaler")
     weights = class_weights_of(params, config, training, train)
     steps = training.epochs * _steps_of(len(train), training)
     for number in range(1, training.epochs + 1):
         found, rate = [], 0.0
         factor = plateau_factor(losses[: number - 1], training)
         groups = _groups(_batches(lengths, training, generator), training)
-        for gathered in feed(train, lengths, groups, device):
+        for gathered in feed(train, lengths, groups, scaler.shift.device):
             rate = factor * learning_rate_at(optimizer.step, steps, training)
             batch, *more = (augment(each, scaler, training, generator) for each in gathered)
             params, optimizer, loss, _ = train_step(
@@ -109,7 +106,7 @@ def class_weights_of(
     """Weights of the classes in the loss, from the data that are trained on; None: all alike."""
     if training.class_weight == "none":
         return None
-    return balanced_weights(train.y, config.output_size).to(params["head.bias"].device)
+    return balanced_weights(train.y, config.output_size).to(params["head.weight"].device)
 
 
 def _finite(losses: Tensor, batches: list[Tensor], epoch: int, rows: Tensor | None) -> Tensor:
