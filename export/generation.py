@@ -9,7 +9,7 @@ import numpy as np
 
 from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.errors import InputError
-from lstm_compile.export.runtime import ModelError, open_streams
+from lstm_compile.export.runtime import ModelError, Streams, open_any
 from lstm_compile.export.sampling import Sampling, draw_token
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def generate(
     return _pieces(vocabulary, logits, tokens, length, how, stop)
 
 
-def _encoded(vocabulary: Vocabulary, index: int, prompt: str) -> list[int]:
+def _encoded(vocabulary: Vocabulary, index: int, prompt: str) -> Any:
     if not prompt:
         raise InputError(
             f"prompt {index} is empty; expected one character at least, such as a line break"
@@ -66,7 +66,7 @@ def _encoded(vocabulary: Vocabulary, index: int, prompt: str) -> list[int]:
 def _pieces(
     vocabulary: Vocabulary,
     logits: Logits,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Any],
     length: int,
     how: Sampling,
     stop: str,
@@ -75,7 +75,7 @@ def _pieces(
     writers = [_writer(vocabulary) for _ in prompts]
     texts = [""] * len(prompts)
     rows = list(range(len(prompts)))
-    scores = {row: logits(np.array([prompts[row]]), [row])[0] for row in rows}
+    scores = {row: logits(prompts[row][None], [row])[0] for row in rows}
     for _ in range(length):
         drawn = {row: draw_token(scores[row], randoms[row].random(), how) for row in rows}
         for row, token in drawn.items():
@@ -105,11 +105,16 @@ def _engine(source: Path) -> tuple[Vocabulary, Logits]:
 
 def _from_onnx(source: Path) -> tuple[Vocabulary, Logits]:
     try:
-        streams = open_streams(source)
+        streams = open_any(source)
         schema = Schema.from_json(streams.metadata["schema"])
     except ModelError as error:
         raise InputError(f"{error}") from error
     vocabulary = _vocabulary(source, schema, streams.task)
+    if not isinstance(streams, Streams):
+        raise InputError(
+            f"{source}: takes whole sequences; name the run folder, or the file of export --onnx "
+            "--streaming"
+        )
 
     def logits(tokens: Any, rows: Sequence[int]) -> Any:
         return np.asarray(streams.push(rows, tokens))[:, -1]

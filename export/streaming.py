@@ -164,6 +164,7 @@ def _plain_table() -> Table:
 def _plain_cell(
     x: Value,
     lengths: Value,  # noqa: ARG001 (all steps are valid)
+    resets: Value,  # noqa: ARG001 (who feeds the file passes the state)
     weight_ih: Value,
     weight_hh: Value,
     bias: Value,

@@ -71,6 +71,7 @@ def model_table() -> Table:
 def recurrence(
     x: Value,
     lengths: Value,
+    resets: Value,
     weight_ih: Value,
     weight_hh: Value,
     bias: Value,
@@ -83,8 +84,14 @@ def recurrence(
     """One layer and direction; arguments and results as in `lstm_compile.recurrence`.
 
     Raises:
-        InputError: the module is not in float32.
+        InputError: the module is not in float32, or it sets states back.
     """
+    if resets is not None:
+        raise InputError(
+            "resets have no form in ONNX, where a row begins once: export the module without them, "
+            "and give each sequence as a row of its own, or step by step (export --streaming) from "
+            "the initial state where one begins"
+        )
     if x.dtype is not None and int(x.dtype) != TensorProto.FLOAT:
         raise InputError(f"ONNX export takes float32 modules, got {x.dtype}; use module.float()")
     weights = _weights(weight_ih, weight_hh, bias)

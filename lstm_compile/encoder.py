@@ -52,6 +52,7 @@ def encode(
     lengths: Tensor | None = None,
     state: LSTMState | None = None,
     *,
+    resets: Tensor | None = None,
     training: bool = False,
     backend: Backend = "auto",
     chunk: int = DEFAULT_CHUNK,
@@ -66,6 +67,8 @@ def encode(
         x: (batch, time, width of the first layer), anything in the padding.
         lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
         state: initial state of the LSTM stack, zeros if None.
+        resets: (batch, time) bool, before which steps the state is set back to zeros; blocks see
+            nothing across them either.
         training: whether dropout acts.
         backend: as in `lstm_compile.lstm`.
         chunk: as in `lstm_compile.lstm`.
@@ -74,14 +77,18 @@ def encode(
         (batch, time, config.width), exactly 0 at t >= length; and the LSTM stack's final state.
     """
     steps, state = lstm(
-        under(params, "lstm."), x, lengths, state,
+        under(params, "lstm."), x, lengths, state, resets=resets, reset_state=_zeros_of(state),
         dropout=config.dropout, training=training, backend=backend, chunk=chunk,
     )  # fmt: skip
     if config.transformer_layers:
-        lengths = None if lengths is None else lengths.to(steps.device)
+        lengths, resets = (None if t is None else t.to(steps.device) for t in (lengths, resets))
         steps = transform(
-            under(params, "transformer."), steps, lengths,
+            under(params, "transformer."), steps, lengths, resets,
             heads=config.heads, causal=not config.bidirectional,
             drop=config.dropout if training else 0.0,
         )  # fmt: skip
     return steps, state
+
+
+def _zeros_of(state: LSTMState | None) -> LSTMState | None:
+    return None if state is None else LSTMState(*(torch.zeros_like(part) for part in state))

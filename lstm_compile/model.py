@@ -95,7 +95,10 @@ def trainable(params: Mapping[str, Tensor], freeze: str = "none") -> Params:
 
 
 def scaler_of(params: Mapping[str, Tensor], name: str) -> Scaler:
-    """The scaler stored under `name`: `scaler` or `target_scaler`."""
+    """The scaler stored under `name`: `scaler` or `target_scaler`; of tokens the identity."""
+    if f"{name}.shift" not in params:
+        some = params["head.bias"]
+        return Scaler(some.new_zeros(1), some.new_ones(1))
     return Scaler(params[f"{name}.shift"], params[f"{name}.scale"])
 
 
@@ -106,6 +109,7 @@ def forward(
     lengths: Tensor | None = None,
     state: LSTMState | None = None,
     *,
+    resets: Tensor | None = None,
     given: Given = NOTHING,
     training: bool = False,
     backend: Backend = "auto",
@@ -119,6 +123,8 @@ def forward(
         x: (batch, time, input_size), or int64 tokens (batch, time) for a model with a vocabulary.
         lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
         state: initial state of the LSTM stack, zeros if None.
+        resets: (batch, time) bool, before which steps the state is set back to zeros, for `tag` and
+            `lm`; None: never.
         given: for `forecast`, what `config.given` names.
         training: whether dropout acts.
         backend: as in `lstm_compile.lstm`.
@@ -132,6 +138,10 @@ def forward(
     Raises:
         InputError: shapes, dtypes or lengths that do not fit.
     """
+    if resets is not None and config.task not in STEPWISE:
+        raise InputError(
+            f"resets are for tasks {' and '.join(STEPWISE)}, not {config.task}; cut the sequences"
+        )
     if config.task == "forecast":
         _check_given(config, given)
         if given.known_future is not None:  # a recursive model takes one step at a time
@@ -144,8 +154,9 @@ def forward(
         )  # fmt: skip
     entered = _entered(params, config, x, lengths)
     steps, state = encode(
-        params, config, entered, lengths, state, training=training, backend=backend, chunk=chunk
-    )
+        params, config, entered, lengths, state,
+        resets=resets, training=training, backend=backend, chunk=chunk,
+    )  # fmt: skip
     lengths = None if lengths is None else lengths.to(x.device)
     if config.task in POOLED:
         steps = pool(steps, lengths, config.pooling, params.get("pooling.weight"))

@@ -74,6 +74,7 @@ def transform(
     params: Mapping[str, Tensor],
     x: Tensor,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     *,
     heads: int,
     causal: bool,
@@ -85,6 +86,7 @@ def transform(
         params: what `block_shapes` names, behind `0.`, `1.` and so on.
         x: (batch, time, width), finite in the padding too.
         lengths: (batch,) int64, or None where every step is valid.
+        resets: (batch, time) bool, steps that see none before them, nor does any after; or None.
         heads: parts of the width that attend on their own; a divisor of it.
         causal: whether a step sees those before it and itself only, or all valid steps.
         drop: probability of dropping a value of what a block adds to x.
@@ -93,6 +95,8 @@ def transform(
         (batch, time, width), exactly 0 at t >= length.
     """
     mask = visible(lengths, x.shape[1], causal, x.device)
+    if resets is not None:
+        mask = within_segments(resets) if mask is None else mask & within_segments(resets)
     rotation = rotations(x.shape[1], x.shape[2] // heads, params["0.norm1.weight"])
     for index in range(1 + max(int(name.partition(".")[0]) for name in params)):
         weights = under(params, f"{index}.")
@@ -114,6 +118,12 @@ def visible(lengths: Tensor | None, time: int, causal: bool, device: torch.devic
         return None
     seen = valid_mask(lengths, time) | (step == 0)
     return seen.unsqueeze(1).unsqueeze(1)
+
+
+def within_segments(resets: Tensor) -> Tensor:
+    """Which steps stand in one segment, between resets: (batch, 1, time, time)."""
+    segment = resets.cumsum(1)
+    return (segment.unsqueeze(1) == segment.unsqueeze(2)).unsqueeze(1)
 
 
 def rotations(time: int, size: int, like: Tensor) -> Rotation:

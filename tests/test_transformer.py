@@ -166,6 +166,22 @@ def test_a_fresh_hybrid_answers_as_its_lstm_alone():
         assert 0.98 * bound < part.abs().max() <= bound
 
 
+@pytest.mark.parametrize("name", ["tag, forward", "lm"])
+def test_blocks_see_nothing_across_resets(name):
+    """A row that holds three sequences answers what the three answer as rows of their own."""
+    model = make_model(name)
+    lengths = torch.tensor([11, 6])
+    x = inputs(model.config, lengths, 11, padding=0)
+    resets = torch.zeros(2, 11, dtype=torch.bool)
+    resets[0, [4, 5]] = resets[1, 0] = True
+    answer, _ = forward(model.params, model.config, x, lengths, resets=resets)
+    for start, end in ((0, 4), (4, 5), (5, 11)):
+        alone, _ = forward(model.params, model.config, x[:1, start:end])
+        torch.testing.assert_close(answer[:1, start:end], alone, atol=1e-5, rtol=1e-5)
+    alone, _ = forward(model.params, model.config, x[1:, :6])
+    torch.testing.assert_close(answer[1:, :6], alone, atol=1e-5, rtol=1e-5)
+
+
 # in a model ---------------------------------------------------------------------------------------
 
 

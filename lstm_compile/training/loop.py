@@ -8,8 +8,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from lstm_compile.calibration import fastest_threads
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
@@ -31,7 +33,12 @@ class Epoch(NamedTuple):
     validation: Metrics  # empty there
     learning_rate: float
     seconds: float
-    best: bool
+    best: bool  # of all so far; without validation the last
+
+    @property
+    def is_refit(self) -> bool:
+        """Whether nothing was validated and nothing chosen: another epoch said how many."""
+        return not (self.validation or self.best)
 
 
 class Fit(NamedTuple):
@@ -135,18 +142,23 @@ def refit(
 
 
 def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
-    """How many CPU threads a training takes."""
-    return training.threads or fitting_threads(training.batch_size, config.hidden_size)
+    """How many CPU threads a training takes: those asked for, or what suits its size.
+
+    Large steps take all. Of small ones, by the rule, one thread would do; on a CPU with nothing
+    else to do several may still be faster, which is measured once in a process.
+    """
+    most, batch = torch.get_num_threads(), training.batch_size
+    if training.threads or fitting_threads(batch, config.hidden_size) == most:
+        return training.threads or most
+    return fastest_threads(config.hidden_size, config.input_size, batch, most)
 
 
 @contextmanager
 def _surroundings(params: Params, config: ModelConfig, training: TrainingConfig) -> Iterator[None]:
     """The threads and random numbers of a training, and after it as they were."""
     keep_freed_memory()
-    with (
-        cpu_threads(threads_of(config, training)),
-        seeded(params["head.weight"].device, training.seed),
-    ):
+    device = params["head.bias"].device
+    with cpu_threads(threads_of(config, training)), seeded(device, training.seed):
         yield
 
 

@@ -98,7 +98,7 @@ def score_text(
         batch = _on(batch, device)
         logits, state = forward(
             params, config, batch.x, batch.lengths, carried(state, fresh),
-            backend=backend, chunk=chunk,
+            resets=batch.resets, backend=backend, chunk=chunk,
         )  # fmt: skip
         return logits
 

@@ -7,8 +7,9 @@ from torch.nn.functional import embedding
 from lstm_compile.baselines import BIGRAM, UNIGRAM, Baseline
 from lstm_compile.bootstrap import Interval, summed_interval
 from lstm_compile.config import LM
-from lstm_compile.data.corpus import BLOCK, Corpus
+from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.sequences import Batch
+from lstm_compile.data.textfiles import BLOCK
 from lstm_compile.evaluation import Evaluation, best_of, verdict
 from lstm_compile.training.text import Scores, scores_of, text_metrics
 
@@ -29,6 +30,10 @@ def fit_text_baselines(train: Corpus) -> dict[str, Baseline]:
         singles += torch.bincount(block[:BLOCK], minlength=size)
         if len(pairs):
             pairs += torch.bincount(block[:-1] * size + block[1:], minlength=size * size)
+    if len(pairs):  # less those of two documents
+        ends = train.starts[1:-1]
+        across = train.tokens[ends - 1].long() * size + train.tokens[ends]
+        pairs -= torch.bincount(across, minlength=size * size)
     fitted = {UNIGRAM: Baseline(torch.zeros(0, size).double(), (singles / singles.sum()).log())}
     if len(pairs):
         table = pairs.view(size, size)

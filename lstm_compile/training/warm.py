@@ -44,7 +44,7 @@ def initial_params(
     fitted = {}
     if isinstance(data, Windows):
         fitted = {"scaler": fit_series_scaler(data, config)}
-    elif isinstance(data, Sequences):
+    elif isinstance(data, Sequences) and not data.vocabulary:
         fitted = {"scaler": fit_scaler(data.x, config.scaling)}
     if isinstance(data, Sequences) and config.task == "regress":
         fitted["target_scaler"] = fit_scaler(data.y, config.target_scaling)
