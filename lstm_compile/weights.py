@@ -45,6 +45,11 @@ class Direction(NamedTuple):
         return [tensor for tensor in self if tensor is not None]
 
 
+def under(params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The parameters whose names begin with `prefix`, by what follows it."""
+    return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+
+
 def read_layers(params: Mapping[str, Tensor]) -> list[list[Direction]]:
     """The weights by layer and direction, read off nn.LSTM's keys.
 

@@ -708,6 +708,8 @@ def test_an_interrupt_before_the_first_epoch_is_passed_on(tmp_path, monkeypatch)
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": 1 << 70}, "seed must be at most"),
         ({"validation": 0.95}, "validation must be at most 0.9, got 0.95"),
+        ({"validation": 0.0, "refit": True}, "refit goes by a validation part; take validation ab"),
+        ({"validation": 0.0, "schedule": "plateau"}, "schedule plateau goes by a validation part;"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):

@@ -21,7 +21,7 @@ from lstm_compile.tasks import Metrics, metrics, training_loss
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.passes import Passed, class_weights_of, passes, seeded
 from lstm_compile.training.prediction import predict_all as predict_all
-from lstm_compile.training.text import score_text, text_metrics, text_passes
+from lstm_compile.training.text import score_text, text_metrics, text_passes, window_of
 
 
 class Epoch(NamedTuple):
@@ -33,7 +33,12 @@ class Epoch(NamedTuple):
     validation: Metrics  # empty there
     learning_rate: float
     seconds: float
-    best: bool
+    best: bool  # of all so far; without validation the last
+
+    @property
+    def is_refit(self) -> bool:
+        """Whether nothing was validated and nothing chosen: another epoch said how many."""
+        return not (self.validation or self.best)
 
 
 class Fit(NamedTuple):
@@ -152,10 +157,8 @@ def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
 def _surroundings(params: Params, config: ModelConfig, training: TrainingConfig) -> Iterator[None]:
     """The threads and random numbers of a training, and after it as they were."""
     keep_freed_memory()
-    with (
-        cpu_threads(threads_of(config, training)),
-        seeded(params["head.weight"].device, training.seed),
-    ):
+    device = params["head.bias"].device
+    with cpu_threads(threads_of(config, training)), seeded(device, training.seed):
         yield
 
 
@@ -183,7 +186,8 @@ def _validate(
     if validation is None:
         return math.nan, {}
     if isinstance(validation, Corpus):
-        scores = score_text(params, config, validation, training.backend, training.chunk)
+        options = training.backend, training.chunk, window_of(config, training.unroll)
+        scores = score_text(params, config, validation, *options)
         found = text_metrics(scores)
         return found["loss"], found
     prediction = predict_all(params, config, validation, training.backend, training.chunk)

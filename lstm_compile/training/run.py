@@ -15,7 +15,7 @@ from torch import Tensor
 from lstm_compile.baselines import Baseline, fit_baselines, to_tensors
 from lstm_compile.cache import compile_seconds
 from lstm_compile.checkpoint import Model, save_model, to_device
-from lstm_compile.config import DERIVED
+from lstm_compile.config import DERIVED, LM
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Sequences
@@ -39,7 +39,7 @@ from lstm_compile.training.backend import settle_backend
 from lstm_compile.training.feeding import within_reach
 from lstm_compile.training.job import Job, Parts
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
-from lstm_compile.training.text import score_text
+from lstm_compile.training.text import score_text, window_of
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 from lstm_compile.training.warm import initial_params
 
@@ -99,7 +99,7 @@ def _baselines(parts: Parts) -> dict[str, Baseline]:
     known, train, validation = parts.known, parts.train, parts.validation
     if isinstance(known, Windows):
         assert isinstance(train, Windows)
-        assert isinstance(validation, Windows)
+        assert validation is None or isinstance(validation, Windows)
         return fit_forecast_baselines(known, train, validation)
     return fit_text_baselines(known) if isinstance(known, Corpus) else fit_baselines(known)
 
@@ -107,7 +107,9 @@ def _baselines(parts: Parts) -> dict[str, Baseline]:
 def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Evaluation:
     where, test = find_device(job.training.device), job.parts.test
     if isinstance(test, Corpus):
-        scores = score_text(params, job.config, test, job.training.backend, job.training.chunk)
+        window = window_of(job.config, job.training.unroll)
+        options = job.training.backend, job.training.chunk, window
+        scores = score_text(params, job.config, test, *options)
         return evaluate_text(scores, test, baselines)
 
     def predict(data: Examples) -> Tensor:
@@ -161,7 +163,7 @@ def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) 
         job.config,
         job.training,
         _near(parts.train, where),
-        _near(parts.validation, where),
+        None if parts.validation is None else _near(parts.validation, where),
         after_epoch,
         parts.train_rows,
     )
@@ -193,6 +195,7 @@ def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
         "seed": job.training.seed,
         **({"table": _table(job)} if _table(job) else {}),
         **_of_forecast(job),
+        **({"unroll": job.training.unroll} if job.config.task == LM else {}),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **training,
     }

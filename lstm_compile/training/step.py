@@ -108,7 +108,7 @@ def _loss(
     lengths = None if _is_known_full(batch) else batch.lengths
     with autocast(batch.x.device, training.precision):
         prediction, state = forward(
-            params, config, batch.x, lengths, state=state, given=batch.given,
+            params, config, batch.x, lengths, state=state, resets=batch.resets, given=batch.given,
             training=True, backend=training.backend, chunk=training.chunk,
         )  # fmt: skip
     prediction, unit = prediction.to(params["head.bias"].dtype), batch.unit
