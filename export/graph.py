@@ -8,17 +8,22 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript.optimizer import fold_constants
 
+from lstm_compile.export.ort import merge_directions
+
 NO_LIMIT = 1 << 62
 
 
-def simplify(model: ir.Model, weights: Collection[str]) -> onnx.ModelProto:
+def simplify(model: ir.Model, weights: Collection[str], merge: bool = False) -> onnx.ModelProto:
     """Compute what needs no input, and let equal nodes and equal constants be one.
 
     Args:
         model: as torch.onnx has just built it; changed in place.
         weights: names of the initializers that keep their names; no two of them become one.
+        merge: whether the two LSTM nodes of a bidirectional layer become one.
     """
     passes.InlinePass()(model)
+    if merge:
+        merge_directions(model)
     _read_sizes_from_inputs(model.graph)
     fold_constants(model, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
     ir.passes.Sequential(

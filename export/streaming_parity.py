@@ -113,7 +113,7 @@ def verify_streaming(
 def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row]:
     yield metadata_row(model, file)
     one_step = next(iter(file.interface.inputs.values()))[1][1] == 1
-    cases = [(feeding, _inputs(model, feeding)) for feeding in feedings(one_step)]
+    cases = [(feeding, draw_stream(model, feeding)) for feeding in feedings(one_step)]
     expected = [_oracle(model, inputs) for _, inputs in cases]
     for runtime in runtimes:
         try:
@@ -133,19 +133,19 @@ def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row
                 whole[feeding.state] = found
 
 
-def _inputs(model: Model, feeding: Feeding) -> Inputs:
+def draw_stream(model: Model, feeding: Feeding, batch: int = BATCH) -> Inputs:
     """Everything the file takes, `x` with all its steps."""
-    inputs = draw(Case(BATCH, sum(feeding.sizes), "full"), model)
+    inputs = draw(Case(batch, sum(feeding.sizes), "full"), model)
     del inputs[names.LENGTHS]
     random = np.random.default_rng(SEED)
-    shape = [size if isinstance(size, int) else BATCH for size in names.state_of(model.config)]
+    shape = [size if isinstance(size, int) else batch for size in names.state_of(model.config)]
     drawn = random.standard_normal((2, *shape)) * (feeding.state == "random")
     return inputs | dict(zip(names.STATE, np.tanh(drawn).astype(np.float32), strict=True))
 
 
 def _oracle(model: Model, inputs: Inputs) -> Arrays:
     params = {name: value.detach().cpu().double() for name, value in model.params.items()}
-    return _torch_step(model._replace(params=params), "reference")(inputs)
+    return torch_step(model._replace(params=params), "reference")(inputs)
 
 
 def _step_of(runtime: str, model: Model, file: OnnxFile) -> Step:
@@ -155,10 +155,11 @@ def _step_of(runtime: str, model: Model, file: OnnxFile) -> Step:
     if runtime == "openvino":
         compiled = openvino_model(file.data)
         return lambda inputs: tuple(np.array(value) for value in compiled(inputs).values())
-    return _torch_step(model, "compiled" if runtime == "compiled" else "vendor")
+    return torch_step(model, "compiled" if runtime == "compiled" else "vendor")
 
 
-def _torch_step(model: Model, backend: Backend) -> Step:
+def torch_step(model: Model, backend: Backend) -> Step:
+    """How torch answers a chunk: the answer, h and c after it."""
     some = next(iter(model.params.values()))
 
     def step(inputs: Inputs) -> Arrays:
