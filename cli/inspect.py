@@ -148,7 +148,10 @@ def _shape(config: dict[str, Any]) -> str:
 
 def _scaling(config: dict[str, Any]) -> str:
     """What happens to values inside the model."""
-    kinds = {"features": config.get("scaling", "none"), "targets": config.get("target_scaling", "none")}
+    kinds = {
+        "features": config.get("scaling", "none"),
+        "targets": config.get("target_scaling", "none"),
+    }
     found = ", ".join(f"{name} {kind}" for name, kind in kinds.items() if kind != "none")
     return f"inside: {found}" if found else "none"
 

@@ -25,6 +25,7 @@ def simplify(model: ir.Model, weights: Collection[str], merge: bool = False) -> 
     if merge:
         merge_directions(model)
     _read_sizes_from_inputs(model.graph)
+    _skip_what_changes_nothing(model.graph)
     fold_constants(model, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
     ir.passes.Sequential(
         passes.IdentityEliminationPass(),
@@ -52,6 +53,15 @@ def _read_sizes_from_inputs(graph: ir.Graph) -> None:
             node.replace_input_with(0, value)
             node.attributes["start"] = ir.AttrInt64("start", axis)
             node.attributes["end"] = ir.AttrInt64("end", axis + 1)
+
+
+def _skip_what_changes_nothing(graph: ir.Graph) -> None:
+    """A Max or Min of one tensor is that tensor; MNN does not know this form."""
+    for node in graph:
+        if node.op_type in ("Max", "Min") and len(node.inputs) == 1:
+            (value,) = node.inputs
+            assert value is not None
+            ir.convenience.replace_all_uses_with(node.outputs[0], value)
 
 
 def _same_size_in_inputs(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, int] | None:

@@ -32,8 +32,8 @@ def selftest(model: Model) -> str:
     `tolerance` has one number an output, in that output's own units. Models of very many features
     get fewer cases. The file's metadata hold the digest of this text.
     """
-    answer = answer_of("eager", model, b"")
-    cases = [_case(case, model, answer) for case in _affordable(model.config.input_size)]
+    with answer_of("eager", model, b"") as answer:
+        cases = [_case(case, model, answer) for case in _affordable(model.config.input_size)]
     values = {
         "interface_version": names.INTERFACE_VERSION,
         "inputs": list(names.inputs_of(model.config)),

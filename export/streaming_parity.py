@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from lstm_compile.errors import InputError
 from lstm_compile.export import names
 from lstm_compile.export.answers import (
     CHUNK,
+    EVERYWHERE,
     choose_runtimes,
     full_precision,
-    openvino_model,
 )
+from lstm_compile.export.apart import Apart
 from lstm_compile.export.cases import Case, draw
 from lstm_compile.export.parity import (
     answer_units,
@@ -78,7 +80,10 @@ def feedings(one_step: bool) -> list[Feeding]:
 
 
 def verify_streaming(
-    model: Model | str | Path, path: str | Path, runtimes: Sequence[str] | None = None
+    model: Model | str | Path,
+    path: str | Path,
+    runtimes: Sequence[str] | None = None,
+    everywhere: bool = False,
 ) -> ParityReport:
     """Compare a streaming file, and torch's own backends, with the model in float64.
 
@@ -91,6 +96,7 @@ def verify_streaming(
         model: the model, or the path of its run folder or safetensors file.
         path: the file.
         runtimes: some of `RUNTIMES`; all that can run here if None.
+        everywhere: compare every installed runtime that loads files.
 
     Returns:
         The largest difference of answers and states; a file of another model is a report that did
@@ -103,9 +109,10 @@ def verify_streaming(
     file = read_onnx(path)
     if names.STATE_KEY not in file.metadata:
         raise InputError(f"{path}: is no streaming file; write one with --streaming")
-    chosen, skipped = choose_runtimes(runtimes)
+    among = EVERYWHERE if everywhere else RUNTIMES
+    chosen, skipped = choose_runtimes(runtimes, among)
     with cpu_threads(1):
-        rows = tuple(_rows(model, file, [name for name in chosen if name in RUNTIMES]))
+        rows = tuple(_rows(model, file, chosen))
     digest = hashlib.sha256(file.data).hexdigest()
     return ParityReport(rows, digest, versions(), device(), skipped)
 
@@ -116,21 +123,32 @@ def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row
     cases = [(feeding, draw_stream(model, feeding)) for feeding in feedings(one_step)]
     expected = [_oracle(model, inputs) for _, inputs in cases]
     for runtime in runtimes:
-        try:
-            step = _step_of(runtime, model, file)
-        except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
-            yield Row(runtime, "load", TOLERANCE, float("nan"), one_line(error))
-            continue
-        whole: dict[str, Arrays] = {}  # the runtime's own answers, by the state before them
-        for (feeding, inputs), values in zip(cases, expected, strict=True):
+        with ExitStack() as stack:
             try:
-                found = _feed(step, feeding.sizes, inputs, model)
-            except Exception as error:  # as above
-                yield Row(runtime, str(feeding), TOLERANCE, float("nan"), one_line(error))
+                step = stack.enter_context(_step_of(runtime, model, file))
+            except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
+                yield Row(runtime, "load", TOLERANCE, float("nan"), one_line(error))
                 continue
-            yield _compare(runtime, feeding, found, whole.get(feeding.state, values), values, model)
-            if feeding.cut == "whole":
-                whole[feeding.state] = found
+            yield from _fed(runtime, step, cases, expected, model)
+
+
+def _fed(
+    runtime: str,
+    step: Step,
+    cases: Sequence[tuple[Feeding, Inputs]],
+    expected: Sequence[Arrays],
+    model: Model,
+) -> Iterator[Row]:
+    whole: dict[str, Arrays] = {}  # the runtime's own answers, by the state before them
+    for (feeding, inputs), values in zip(cases, expected, strict=True):
+        try:
+            found = _feed(step, feeding.sizes, inputs, model)
+        except Exception as error:  # as above
+            yield Row(runtime, str(feeding), TOLERANCE, float("nan"), one_line(error))
+            continue
+        yield _compare(runtime, feeding, found, whole.get(feeding.state, values), values, model)
+        if feeding.cut == "whole":
+            whole[feeding.state] = found
 
 
 def draw_stream(model: Model, feeding: Feeding, batch: int = BATCH) -> Inputs:
@@ -148,14 +166,17 @@ def _oracle(model: Model, inputs: Inputs) -> Arrays:
     return torch_step(model._replace(params=params), "reference")(inputs)
 
 
-def _step_of(runtime: str, model: Model, file: OnnxFile) -> Step:
+@contextmanager
+def _step_of(runtime: str, model: Model, file: OnnxFile) -> Iterator[Step]:
     if runtime == "onnxruntime":
         session = open_session(file.data)
-        return lambda inputs: tuple(session.run(None, inputs))
-    if runtime == "openvino":
-        compiled = openvino_model(file.data)
-        return lambda inputs: tuple(np.array(value) for value in compiled(inputs).values())
-    return torch_step(model, "compiled" if runtime == "compiled" else "vendor")
+        yield lambda inputs: tuple(session.run(None, inputs))
+    elif runtime in EVERYWHERE:
+        outputs = (names.OUTPUTS[model.config.task], *names.NEXT_STATE)
+        with closing(Apart(runtime, file.data, list(file.interface.inputs), outputs)) as apart:
+            yield lambda inputs: tuple(apart(inputs))
+    else:
+        yield torch_step(model, "compiled" if runtime == "compiled" else "vendor")
 
 
 def torch_step(model: Model, backend: Backend) -> Step:
