@@ -22,10 +22,11 @@ def simplify(model: ir.Model, weights: Collection[str], merge: bool = False) -> 
         merge: whether the two LSTM nodes of a bidirectional layer become one.
     """
     passes.InlinePass()(model)
-    if merge:
-        merge_directions(model)
     _read_sizes_from_inputs(model.graph)
     _skip_what_changes_nothing(model.graph)
+    if merge:
+        passes.CommonSubexpressionEliminationPass()(model)
+        merge_directions(model)
     fold_constants(model, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
     ir.passes.Sequential(
         passes.IdentityEliminationPass(),

@@ -61,6 +61,8 @@ RIGHT_IN: dict[Profile, str] = {"portable": "any", "ort": "onnxruntime"}
 ONNX_STEM = "model"
 ONNX_FILE = f"{ONNX_STEM}.onnx"
 STREAMING_FILE = "streaming.onnx"
+ORT_FILE = "model-ort.onnx"
+INT8_FILE = "model-int8.onnx"
 PARITY_FILE = "parity.json"
 SELFTEST_FILE = "selftest.json"
 

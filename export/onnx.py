@@ -23,6 +23,7 @@ from lstm_compile.data.sequences import Given
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.export import names
 from lstm_compile.export.graph import simplify
+from lstm_compile.export.known import Known, concerning
 from lstm_compile.export.ort import ort_table
 from lstm_compile.export.parity import verify_onnx
 from lstm_compile.export.portable import TRACED_OPSET, Shown, to_portable
@@ -44,6 +45,7 @@ class ExportReport(NamedTuple):
     seconds: float
     parity: ParityReport
     beside: tuple[Path, ...]  # other files
+    known: list[Known]  # what goes wrong with such a file in other runtimes
 
 
 def export_onnx(
@@ -75,7 +77,15 @@ def export_onnx(
     data = to_onnx(model, profile, example).SerializeToString(deterministic=True)
     with proven(path, data, lambda file: verify_onnx(model, file, runtimes)) as parity:
         beside = write_beside(path, parity, example)
-    return ExportReport(path, len(data), perf_counter() - began, parity, beside)
+    return report_of(path, data, began, parity, beside)
+
+
+def report_of(
+    path: Path, data: bytes, began: float, parity: ParityReport, beside: tuple[Path, ...]
+) -> ExportReport:
+    """The report of a file that was written, begun at `began` of `perf_counter`."""
+    known = concerning(onnx.load_model_from_string(data).graph)
+    return ExportReport(path, len(data), perf_counter() - began, parity, beside, known)
 
 
 def write_beside(path: Path, parity: ParityReport, example: str) -> tuple[Path, Path]:
@@ -148,7 +158,10 @@ class Form(NamedTuple):
 
 
 def to_onnx(
-    model: Model, profile: names.Profile = "portable", example: str | None = None
+    model: Model,
+    profile: names.Profile = "portable",
+    example: str | None = None,
+    finite: bool = False,
 ) -> onnx.ModelProto:
     """The model as one ONNX graph, scaling included.
 
@@ -156,6 +169,7 @@ def to_onnx(
         model: the model.
         profile: the form of its LSTM nodes.
         example: its self-test, for the metadata to hold its digest; made if None.
+        finite: whether the `ort` form's LSTM nodes are given zeros in the padding.
 
     Raises:
         RunError: the weights are more than one file holds.
@@ -167,7 +181,7 @@ def to_onnx(
         program=_Whole(model),
         metadata=metadata(model, example or selftest(model), profile),
         reshaped=reshaped(model),
-        table=translation_table() if profile == "portable" else ort_table(),
+        table=translation_table() if profile == "portable" else ort_table(finite),
         merged=profile == "ort" and model.config.bidirectional,
     )
     return build(model, form)

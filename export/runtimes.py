@@ -166,7 +166,7 @@ def open_onnx(file: File) -> Run:
     from onnx.reference import ReferenceEvaluator
 
     session = ReferenceEvaluator(os.fspath(file.path))
-    return lambda inputs: session.run(None, dict(inputs))
+    return lambda inputs: list(session.run(None, dict(inputs)))
 
 
 RUNTIMES: dict[str, Runtime] = {

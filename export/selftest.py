@@ -16,6 +16,7 @@ from lstm_compile.export.streaming_parity import Feeding, draw_stream, torch_ste
 
 PADDING = 777.0  # not NaN, which JSON lacks; far from the data, so that reading it shows
 VALUES = 8000
+TOLERANCE = tolerance(1)
 CASES = (
     Case(3, 4, "mixed"),  # lengths 4, 0 and another
     Case(1, 1, "one"),
@@ -26,11 +27,11 @@ CASES = (
 STREAMED = (("steps", [1, 1, 1, 1], "zero"), ("chunks", [3, 1, 2], "random"))
 
 
-def selftest(model: Model) -> str:
+def selftest(model: Model, allowed: float = TOLERANCE) -> str:
     """Inputs in the user's own units and eager PyTorch's answers to them, as one JSON object.
 
-    `tolerance` has one number an output, in that output's own units. Models of very many features
-    get fewer cases. The file's metadata hold the digest of this text.
+    `tolerance` has one number an output, in that output's own units: `allowed` of `answer_units`.
+    Models of very many features get fewer cases. The file's metadata hold the digest of this text.
     """
     with answer_of("eager", model, b"") as answer:
         cases = [_case(case, model, answer) for case in _affordable(model.config.input_size)]
@@ -38,7 +39,7 @@ def selftest(model: Model) -> str:
         "interface_version": names.INTERFACE_VERSION,
         "inputs": list(names.inputs_of(model.config)),
         "output": names.OUTPUTS[model.config.task],
-        "tolerance": _tolerances(model, [case["expected"] for case in cases]),
+        "tolerance": _tolerances(model, [case["expected"] for case in cases], allowed),
         "cases": cases,
     }
     return json.dumps(values, allow_nan=False)
@@ -61,8 +62,10 @@ def streaming_selftest(model: Model, one_step: bool) -> str:
         "inputs": list(names.streaming_inputs_of(model.config)),
         "output": names.OUTPUTS[model.config.task],
         "state": dict(zip(names.STATE, names.NEXT_STATE, strict=True)),
-        "tolerance": _tolerances(model, [c["expected"] for case in cases for c in case["calls"]]),
-        "state_tolerance": tolerance(1),
+        "tolerance": _tolerances(
+            model, [c["expected"] for case in cases for c in case["calls"]], TOLERANCE
+        ),
+        "state_tolerance": TOLERANCE,
         "cases": cases,
     }
     return json.dumps(values, allow_nan=False)
@@ -104,13 +107,13 @@ def _case(case: Case, model: Model, answer: Any) -> dict[str, Any]:
     }
 
 
-def _tolerances(model: Model, expected: list[Any]) -> Any:
+def _tolerances(model: Model, expected: list[Any], allowed: float) -> Any:
     stepwise, size = model.config.task in STEPWISE, model.config.output_size
     arrays = [np.array(answers, np.float64) for answers in expected]
     rows: Answers = np.concatenate([a.reshape(-1, size) if stepwise else a for a in arrays])
     largest = np.abs(rows).max(0)
-    allowed = tolerance(1) * answer_units(model, largest[None]) + 2 * rounding(largest)
-    return np.broadcast_to(allowed, (1, *largest.shape))[0].tolist()
+    reach = allowed * answer_units(model, largest[None]) + 2 * rounding(largest)
+    return np.broadcast_to(reach, (1, *largest.shape))[0].tolist()
 
 
 def _shortest(values: Answers) -> Any:

@@ -28,6 +28,7 @@ from lstm_compile.export.onnx import (
     check_target,
     metadata,
     proven,
+    report_of,
     reshaped,
     write_beside,
 )
@@ -67,7 +68,7 @@ def export_streaming(
     data = to_streaming(model, cells, example).SerializeToString(deterministic=True)
     with proven(path, data, lambda file: verify_streaming(model, file, runtimes)) as parity:
         beside = write_beside(path, parity, example)
-    return ExportReport(path, len(data), perf_counter() - began, parity, beside)
+    return report_of(path, data, began, parity, beside)
 
 
 def check_streamable(config: ModelConfig) -> None:
