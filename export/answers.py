@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import numpy.typing as npt
@@ -72,7 +71,7 @@ def _why_missing(name: str) -> str:
         return "onnxruntime has no CUDA provider; install onnxruntime-gpu in its place"
     if name.startswith("compiled") and not can_compile("cuda" if "cuda" in name else "cpu"):
         return "no C++ compiler (or, on CUDA, no Triton); install g++ or set CXX"
-    if name in EVERYWHERE and find_spec(runtimes.RUNTIMES[name].module) is None:
+    if name in EVERYWHERE and not runtimes.RUNTIMES[name].installed:
         return f"not installed; pip install {runtimes.RUNTIMES[name].package}"
     return ""
 
