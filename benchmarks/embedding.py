@@ -1,6 +1,6 @@
 """What the forms of the exported file cost in ONNX Runtime: `python benchmarks/embedding.py [OUT]`.
 
-One thread, rounds of all forms in turn, medians. Writes JSON, by default `embedding.json` beside it.
+One thread, rounds of all forms in turn, medians. Writes JSON, by default `embedding.json` here.
 """
 
 import json
