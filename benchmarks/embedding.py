@@ -1,6 +1,7 @@
 """What the forms of the exported file cost in ONNX Runtime: `python benchmarks/embedding.py [OUT]`.
 
-One thread, rounds of all forms in turn, medians. Writes JSON, by default `embedding.json` here.
+Processor time of one thread, which other programs disturb little: rounds of all forms in turn,
+medians. Writes JSON, by default `embedding.json` here.
 """
 
 import json
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import thread_time
 
 import numpy as np
 import onnxruntime
@@ -82,14 +83,14 @@ def draw(batch: int, time: int) -> Inputs:
 
 
 def in_turn(calls: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each call, all called once a round."""
+    """Processor seconds of each call, all called once a round."""
     spent: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(ROUNDS + 3):
         for name, call in calls.items():
-            began = perf_counter()
+            began = thread_time()
             call()
             if turn >= 3:  # the first rounds warm up
-                spent[name].append(perf_counter() - began)
+                spent[name].append(thread_time() - began)
     return spent
 
 
