@@ -27,6 +27,7 @@ def command(run: Path | None, path: Path | None, everywhere: bool, as_json: bool
     """
     from lstm_compile.checkpoint import model_file
     from lstm_compile.export import verify_onnx
+    from lstm_compile.export.reading import is_streaming
     from lstm_compile.runs import ONNX_FILE, newest_run
 
     source = model_file(run or newest_run())
@@ -38,6 +39,7 @@ def command(run: Path | None, path: Path | None, everywhere: bool, as_json: bool
         out = output.console(as_json)
         output.parity(out, report)
         if report.passed:
-            output.lines(out, ("next", output.command("evaluate", target)))
+            after = "inspect" if is_streaming(target) else "evaluate"
+            output.lines(out, ("next", output.command(after, target)))
     if not report.passed:
         raise Failure(f"{target}: does not agree with {source}; export it again")

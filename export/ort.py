@@ -4,7 +4,6 @@ The fastest in ONNX Runtime, and right nowhere else: other runtimes ignore `sequ
 word. `translation` writes the portable form.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -13,29 +12,31 @@ from onnxscript import opset17 as op
 
 from lstm_compile.export.translation import (
     RECURRENCE,
+    Table,
     Value,
-    check_float32,
+    check_module,
     initial_state,
     ints,
     is_zeros,
     lstm_node,
+    model_table,
     node_weights,
     steps,
-    translation_table,
     zero,
 )
 
 BATCH_FIRST = (2, 0, 1, 3)  # of Y (time, directions, batch, H)
 
 
-def ort_table(finite: bool = False) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """As `translation_table`, for ONNX Runtime alone; `finite` for nodes that read the padding."""
-    return {**translation_table(), RECURRENCE: _finite if finite else recurrence}
+def ort_table(finite: bool = False) -> Table:
+    """As `model_table`, for ONNX Runtime alone; `finite` for nodes that read the padding."""
+    return {**model_table(), RECURRENCE: _finite if finite else recurrence}
 
 
 def recurrence(
     x: Value,
     lengths: Value,
+    resets: Value,
     weight_ih: Value,
     weight_hh: Value,
     bias: Value,
@@ -48,9 +49,9 @@ def recurrence(
     """One layer and direction; arguments and results as in `lstm_compile.recurrence`.
 
     Raises:
-        InputError: the module is not in float32.
+        InputError: the module is not in float32, or it sets states back.
     """
-    check_float32(x)
+    check_module(x, resets)
     weights = node_weights(weight_ih, weight_hh, bias)
     initial_h, initial_c = (
         None if is_zeros(state) else initial_state(state, x) for state in (h0, c0)

@@ -28,6 +28,9 @@ RECURRENCE = torch.ops.lstm_compile.recurrence.default
 
 # ONNX orders the gates i, o, f, c; torch orders them i, f, g, o, and its g is ONNX's c.
 GATES = [0, 3, 1, 2]
+LOWEST = float(np.finfo(np.float32).min)
+
+Table = dict[Callable[..., Any], Callable[..., Any]]
 
 
 class Weights(NamedTuple):
@@ -47,7 +50,7 @@ class Rows(NamedTuple):
     reversal: Value  # (batch, time, 1) int64, the step that reversal within length reads
 
 
-def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+def translation_table() -> Table:
     """What torch.onnx needs in order to export modules that call `lstm_compile.lstm`.
 
     Pass it as `torch.onnx.export(..., dynamo=True, custom_translation_table=translation_table())`.
@@ -59,9 +62,18 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
+def model_table() -> Table:
+    """`translation_table`, and what else models of this package are made of."""
+    return {
+        **translation_table(),
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
+    }
+
+
 def recurrence(
     x: Value,
     lengths: Value,
+    resets: Value,
     weight_ih: Value,
     weight_hh: Value,
     bias: Value,
@@ -74,9 +86,9 @@ def recurrence(
     """One layer and direction; arguments and results as in `lstm_compile.recurrence`.
 
     Raises:
-        InputError: the module is not in float32.
+        InputError: the module is not in float32, or it sets states back.
     """
-    check_float32(x)
+    check_module(x, resets)
     weights = node_weights(weight_ih, weight_hh, bias)
     if lengths is None:
         return _dense(x, weights, initial_state(h0, x), initial_state(c0, x), reverse)
@@ -91,12 +103,18 @@ def recurrence(
     return op.Where(rows.valid, y, zero()), h, op.Squeeze(c, ints(0))
 
 
-def check_float32(x: Value) -> None:
-    """Refuse a module in another dtype.
+def check_module(x: Value, resets: Value) -> None:
+    """Refuse what has no form in ONNX.
 
     Raises:
-        InputError: says what to call.
+        InputError: the module is not in float32, or it sets states back; says what to do.
     """
+    if resets is not None:
+        raise InputError(
+            "resets have no form in ONNX, where a row begins once: export the module without them, "
+            "and give each sequence as a row of its own, or step by step (export --streaming) from "
+            "the initial state where one begins"
+        )
     if x.dtype is not None and int(x.dtype) != TensorProto.FLOAT:
         raise InputError(f"ONNX export takes float32 modules, got {x.dtype}; use module.float()")
 
@@ -107,6 +125,18 @@ def last_steps(x: Value, lengths: Value, size: int) -> Value:
     step = op.Add(op.Unsqueeze(lengths, ints(1)), wanted)
     picked = op.GatherND(x, op.Unsqueeze(op.Max(step, ints(0)), ints(2)), batch_dims=1)
     return op.Where(op.Unsqueeze(op.Less(step, ints(0)), ints(2)), zero(), picked)
+
+
+def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Value:
+    """Scaled dot-product attention, (batch, heads, time, size) each, as Transformer blocks call it.
+
+    `mask` (bool) leaves every query a key, so that a finite number can stand for minus infinity.
+    """
+    scale = op.Constant(value_float=int(query.shape[3]) ** -0.5)
+    scores = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if mask is not None:
+        scores = op.Where(mask, scores, op.Constant(value_float=LOWEST))
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
 def _dense(
