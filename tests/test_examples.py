@@ -187,6 +187,17 @@ def test_c(written, kind, c):
     assert_close(*asked(written[kind], c))
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_tract_as_the_readme_has_it(written, kind):
+    tract = pytest.importorskip("tract")
+    model = tract.onnx().load(str(written[kind] / "model.onnx")).into_model().into_runnable()
+    example = json.loads((written[kind] / "selftest.json").read_text())
+    for case in example["cases"]:
+        given = [np.array(case["x"], np.float32), np.array(case["lengths"], np.int64)]
+        (answers,) = model.run(given)
+        assert_close([answers.to_numpy()], [case["expected"]])
+
+
 @pytest.fixture(scope="module")
 def sales(tmp_path_factory):
     """A forecast that takes a known column and the calendar, and what `predict` says of a table."""
