@@ -10,6 +10,7 @@ ONNX_FILE = "model.onnx"
 BASELINES_FILE = "baselines.safetensors"
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
+LAST_FILE = "last.safetensors"
 
 
 def new_run_folder(data: str, output: Path | None = None) -> Path:
@@ -21,7 +22,7 @@ def new_run_folder(data: str, output: Path | None = None) -> Path:
     try:
         if output is None:
             return _numbered(RUNS, Path(data).stem)
-        if (output / MODEL_FILE).exists() or (output / CONFIG_FILE).exists():
+        if any((output / name).exists() for name in (MODEL_FILE, CONFIG_FILE, LAST_FILE)):
             raise InputError(f"{output}: holds a run already; name another --output or remove it")
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
