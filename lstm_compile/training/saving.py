@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +113,8 @@ def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> Saved:
         about, numbers = (json.loads(text) for text in texts.values())
         _check_settings(about, config, training)
         names = _check_names(archive, config, training)
-        tensors = {name: archive.get_tensor(name) for name in names}
+        # cloned: where in memory operands begin can decide how products are rounded
+        tensors = {name: archive.get_tensor(name).clone() for name in names}
         if metadata["sha256"] != _digest(tensors, texts):
             raise InputError(f"damaged: its sha256 is not the one it was written with; {MEND}")
         return Saved(_progress(tensors, numbers), about)
@@ -186,6 +187,7 @@ def _tensors(progress: Progress) -> list[tuple[str, Tensor]]:
 def _numbers(progress: Progress) -> dict[str, Any]:
     state, again = progress.state, progress.again
     return {
+        "names": list(state.params),  # norms are summed in their order
         "epoch": state.epoch,
         "position": state.position,
         "step": state.optimizer.step,
@@ -196,11 +198,12 @@ def _numbers(progress: Progress) -> dict[str, Any]:
 
 
 def _progress(tensors: Params, numbers: Mapping[str, Any]) -> Progress:
-    def group(kind: str) -> Params:
-        start = kind + "."
-        return {n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)}
+    def group(kind: str, names: Iterable[str] = numbers["names"]) -> Params:
+        whole = [(name, f"{kind}.{name}") for name in names]
+        return {name: tensors[key] for name, key in whole if key in tensors}
 
-    carried, random = group("carried"), group("random")
+    carried = group("carried", LSTMState._fields)
+    random = group("random", map(str, range(2)))
     state = TrainState(
         group("params"),
         AdamState(int(numbers["step"]), group("mean"), group("square")),
@@ -209,7 +212,7 @@ def _progress(tensors: Params, numbers: Mapping[str, Any]) -> Progress:
         int(numbers["epoch"]),
         int(numbers["position"]),
         tensors["order"],
-        tuple(random[str(index)] for index in range(len(random))),
+        tuple(random.values()),
         tensors["sums"],
         tensors["skipped"],
     )
