@@ -550,10 +550,11 @@ def finished(tmp_path_factory):
     return path, folder / "run", do(path, folder / "run", pooling="mean")
 
 
-def test_a_run_folder_holds_four_files(finished):
+def test_a_run_folder_holds_five_files(finished):
     _, folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors",
+        "last.safetensors",
         "config.toml",
         "metrics.jsonl",
         "baselines.safetensors",
