@@ -58,6 +58,8 @@ def signals_stop(ctx: click.Context) -> Iterator[None]:
 
     def stop(number: int, _: FrameType | None) -> None:
         if SIGNAL in ctx.meta:
+            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sends one after that of the terminal
+                return
             os._exit(128 + number)
         ctx.meta[SIGNAL] = number
         raise KeyboardInterrupt

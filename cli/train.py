@@ -1,7 +1,7 @@
 """`lstm-compile train`."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -72,18 +72,24 @@ def command(
         given_of(ctx, cls, options) for cls in (ModelConfig, TrainingConfig, TableOptions)
     )
     settings = resolve(data, task, model, training, table)
-    with signals_stop(ctx):
+    with ExitStack() as work:
+        work.enter_context(signals_stop(ctx))
         from lstm_compile.cache import use_local_cache
         from lstm_compile.training.job import prepare
-        from lstm_compile.training.run import run
+        from lstm_compile.training.run import help_run, run
+        from lstm_compile.training.team import together
 
         use_local_cache()
+        team = work.enter_context(together(settings.training.device))
         with output.reading(out) as progress:
             job = prepare(
                 data, settings.model, settings.training, test=test, output=resume or folder,
                 table=settings.table, task=settings.task, progress=progress,
                 resume=resume is not None,
             )  # fmt: skip
+        if not team.is_first:
+            help_run(job)
+            return
         _begin(out, job)
         with _way_on(out, job):
             outcome = run(job, _epoch_printer(out), lambda text: output.lines(out, ("note", text)))

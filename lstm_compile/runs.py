@@ -1,5 +1,6 @@
 """Run folders: where they are, what their files are called."""
 
+import glob
 from pathlib import Path
 
 from lstm_compile.errors import InputError
@@ -30,6 +31,13 @@ def new_run_folder(data: str, output: Path | None = None) -> Path:
             f"{output or RUNS}: cannot be made ({error.strerror}); name another --output"
         ) from error
     return output
+
+
+def last_run_folder(data: str) -> Path | None:
+    """The last of runs/DATA-1, -2, ...; None if there is none."""
+    name = glob.escape(Path(data).stem)
+    found = [f for f in RUNS.glob(f"{name}-*") if f.name.rpartition("-")[2].isdecimal()]
+    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
 def newest_run() -> Path:

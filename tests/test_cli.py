@@ -857,13 +857,13 @@ import os, signal, sys, time
 import lstm_compile.training.job
 def stubborn(*args, **options):
     try:
-        os.kill(os.getpid(), int(sys.argv[1]))
+        os.kill(os.getpid(), number)
         time.sleep(30)
     finally:
-        os.kill(os.getpid(), int(sys.argv[1]))
+        os.kill(os.getpid(), number)
         time.sleep(30)
 lstm_compile.training.job.prepare = stubborn
-sys.argv = ["lstm-compile", "train", "data.npz"]
+number, sys.argv = int(sys.argv[1]), ["lstm-compile", "train", "data.npz"]
 from lstm_compile.cli import main
 main()
 """

@@ -20,12 +20,20 @@ from lstm_compile.data.sequences import Sequences, fingerprint
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.windows import Windows
-from lstm_compile.runs import CONFIG_FILE, LAST_FILE, METRICS_FILE, MODEL_FILE, new_run_folder
+from lstm_compile.runs import (
+    CONFIG_FILE,
+    LAST_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    last_run_folder,
+    new_run_folder,
+)
 from lstm_compile.tasks import check_class_weight, loss_name
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.parts import Parts as Parts
 from lstm_compile.training.saving import Saved, load_progress
 from lstm_compile.training.series import forecast_parts
+from lstm_compile.training.team import is_restarted, team
 from lstm_compile.training.warm import WarmStart, warm_start
 
 
@@ -74,12 +82,12 @@ def prepare(
         task: `forecast`, or what the data must be good for; None takes what they are.
         progress: called with rows done and rows in all, while a long table is read.
         resume: go on where the run in `output` stopped; from the start, where nothing was saved.
+            A process that `torchrun` has started in place of one that failed does so in any case.
 
     Raises:
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
-    if resume and output is not None:
-        check_unfinished(output)
+    output, resume = _where_to_go_on(data, output, resume=resume)
     find_device(training.device)
     if task == FORECAST or (task is None and data in SERIES):
         config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
@@ -91,19 +99,46 @@ def prepare(
         )
     if task not in (None, config.task):
         raise InputError(f"{data}: good for task {config.task}, not {task}; leave --task out")
+    _check_training(config, training)
+    warm = _warm_start(config, training, parts.train)
+    digest = digest_of(parts.everything if training.refit else parts.known)
+    output, saved = _folder(data, output, resume=resume), None
+    if resume:
+        saved = saved_in(output, config, training, digest)
+    if saved:
+        training = replace(training, backend=saved.about["training"]["backend"])
+    stamp = _stamp(output)
+    return Job(data, test, output, config, training, parts, digest, warm, saved, stamp)
+
+
+def _check_training(config: ModelConfig, training: TrainingConfig) -> None:
     training.check_task(config.task)
     loss_name(config.task, training.loss, config.quantiles)
     check_class_weight(config.task, training.class_weight)
-    warm = _warm_start(config, training, parts.train)
-    digest = digest_of(parts.everything if training.refit else parts.known)
+    if training.batch_size < team().size:
+        raise InputError(
+            f"batch_size is that of all processes together: {training.batch_size} rows are too few "
+            f"for {team().size} processes; raise --batch-size or start fewer"
+        )
+
+
+def _where_to_go_on(data: str, output: Path | None, *, resume: bool) -> tuple[Path | None, bool]:
+    """The folder, if one is named or a process goes on in the place of another; whether it does."""
+    if is_restarted() and not resume:
+        output = output or last_run_folder(plain_name(data))
+        resume = output is not None and (output / CONFIG_FILE).is_file()
     if resume and output is not None:
-        saved = saved_in(output, config, training, digest)
-        if saved:
-            training = replace(training, backend=saved.about["training"]["backend"])
-    else:
-        output, saved = new_run_folder(plain_name(data), output), None
-    stamp = _stamp(output)
-    return Job(data, test, output, config, training, parts, digest, warm, saved, stamp)
+        check_unfinished(output)
+    return output, resume
+
+
+def _folder(data: str, output: Path | None, *, resume: bool) -> Path:
+    """The folder of the run, the same for a whole team; its first process makes it."""
+    if resume and output is not None:
+        return output
+    made = new_run_folder(plain_name(data), output) if team().is_first else None
+    folder: Path = team().agree(made)
+    return folder
 
 
 def check_unfinished(folder: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lstm_compile.config import ModelConfig
@@ -16,12 +17,13 @@ from lstm_compile.data.examples import Examples
 from lstm_compile.devices import cpu_threads, fitting_threads, keep_freed_memory
 from lstm_compile.model import Params
 from lstm_compile.tasks import Metrics, metrics, training_loss
-from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.config import LARGEST_SEED, TrainingConfig
 from lstm_compile.training.passes import Course, class_weights_of, seeded, steps
 from lstm_compile.training.prediction import predict_all as predict_all
 from lstm_compile.training.state import Epoch as Epoch
 from lstm_compile.training.state import Progress, begin, set_global_random
 from lstm_compile.training.step import plateau_factor
+from lstm_compile.training.team import team
 from lstm_compile.training.text import score_text, text_metrics
 
 OnProgress = Callable[[Progress], None]
@@ -158,6 +160,9 @@ def _surroundings(
     with cpu_threads(threads_of(config, training)), seeded(device, training.seed):
         if resume is not None:
             set_global_random(resume.state.random, device)
+        if not team().is_first:  # its own dropout; steps tell a resumed run from its start
+            steps_done = resume.state.optimizer.step if resume else 0
+            torch.manual_seed(hash((training.seed, team().rank, steps_done)) & LARGEST_SEED)
         yield
 
 
@@ -170,7 +175,7 @@ def _course(
     note: Callable[[str], None],
 ) -> Course:
     weights = class_weights_of(params, config, training, train)
-    return Course(config, training, train, weights, rows, note)
+    return Course(config, training, train, weights, rows, note, team())
 
 
 def _epoch(course: Course, progress: Progress, losses: Sequence[float]) -> Iterator[Progress]:
@@ -185,7 +190,8 @@ def _epoch(course: Course, progress: Progress, losses: Sequence[float]) -> Itera
 def _judged(course: Course, progress: Progress, validation: Examples | Corpus | None) -> Progress:
     """With the figures of the epoch whose steps are done, and its weights if they are the best."""
     began, weights = time.perf_counter(), progress.state.weights
-    loss, scores = _validate(weights, course.config, course.training, validation, course.weights)
+    figures = _validate(weights, course.config, course.training, validation, course.weights)
+    loss, scores = course.team.agree(figures)
     progress = progress._replace(seconds=progress.seconds + time.perf_counter() - began)
     best = progress.best_epoch
     is_best = validation is None or loss < (best.validation_loss if best else math.inf)
@@ -218,7 +224,9 @@ def _validate(
         scores = score_text(params, config, validation, training.backend, training.chunk)
         found = text_metrics(scores)
         return found["loss"], found
-    prediction = predict_all(params, config, validation, training.backend, training.chunk)
+    prediction = predict_all(
+        params, config, validation, training.backend, training.chunk, team=team()
+    )
     y, unit = validation.y.to(prediction.device), validation.unit
     unit = None if unit is None else unit.to(prediction.device)
     plain = replace(training, label_smoothing=0.0)

@@ -24,10 +24,12 @@ from lstm_compile.training.feeding import feed
 from lstm_compile.training.lanes import carried, chunks, on_device, places_at, steps_of
 from lstm_compile.training.state import TrainState, global_random
 from lstm_compile.training.step import (
+    StepResult,
     average_update,
     learning_rate_at,
     train_step,
 )
+from lstm_compile.training.team import ALONE, Team
 
 UNREAD = {"cpu": 1, "cuda": 32}  # steps after which a device is asked whether all was finite
 
@@ -42,6 +44,7 @@ class Course(NamedTuple):
         weights: of the classes in the loss; None: all alike.
         rows: int64 (len(train),), what messages call the rows of `train`; None: 0, 1, ...
         note: called with what a person should know.
+        team: who takes the rows of a batch.
     """
 
     config: ModelConfig
@@ -50,6 +53,7 @@ class Course(NamedTuple):
     weights: Tensor | None
     rows: Tensor | None
     note: Callable[[str], None]
+    team: Team = ALONE
 
     @property
     def steps(self) -> int:
@@ -72,13 +76,15 @@ class Feed(NamedTuple):
         batches: on the device.
         places: int64, the rows of `train`; None of a text.
         weight: of the step's loss in the mean of an epoch.
-        fresh: bool (lanes,), of a text, the lanes that begin anew.
+        fresh: bool (lanes,), of a text, the lanes that begin anew, those of other processes too.
+        is_spare: whether other processes take all rows, and these are for their shape alone.
     """
 
     batches: list[Batch]
     places: Tensor | None
     weight: float = 1.0
     fresh: Tensor | None = None
+    is_spare: bool = False
 
 
 def steps(course: Course, state: TrainState, factor: float = 1.0) -> Iterator[TrainState]:
@@ -145,17 +151,27 @@ def _rows(course: Course, state: TrainState, generator: torch.Generator) -> Iter
     training, lengths = course.training, course.train.lengths.cpu()
     groups = _groups(_batches(lengths, training, generator), training)[state.position :]
     scaler = scaler_of(state.params, "scaler")
-    fed = feed(course.train, lengths, groups, scaler.shift.device)
-    for batches, indices in zip(fed, groups, strict=True):
+    own = [_own(course.team, group, lengths) for group in groups]
+    fed = feed(course.train, lengths, own, scaler.shift.device)
+    for batches, indices, mine in zip(fed, groups, own, strict=True):
         drawn = [augment(each, scaler, training, torch.default_generator) for each in batches]
-        yield Feed(drawn, torch.cat(indices))
+        is_spare = mine[0] is indices[0] and course.team.size > 1
+        yield Feed(drawn, torch.cat(indices), is_spare=is_spare)
+
+
+def _own(team: Team, group: list[Tensor], lengths: Tensor) -> list[Tensor]:
+    """What this process takes of each batch; the first one as it is, where that is nothing."""
+    shares = [team.share(indices, lengths) for indices in group]
+    return [share for share in shares if len(share)] or group[:1]
 
 
 def _lanes(course: Course, state: TrainState, _: torch.Generator) -> Iterator[Feed]:
     assert isinstance(course.train, Corpus)
     lanes, time = course.training.batch_size, course.training.unroll
+    own = course.team.lanes(lanes)
     for batch, fresh in chunks(course.train, lanes, time, state.position):
         weight = float(row_weight(batch.y))
+        batch = Batch(batch.x[own], batch.lengths[own], batch.y[own])
         yield Feed([on_device(batch, state.sums.device)], None, weight, fresh)
 
 
@@ -164,13 +180,14 @@ def _advanced(
 ) -> tuple[TrainState, Tensor, Tensor]:
     """The state after one step; its loss, and whether that and the gradients were finite."""
     config, training = course.config, course.training
-    before = carried(state.carried, given.fresh)
+    lanes, before = course.team.lanes(training.batch_size), carried(state.carried, given.fresh)
+    own = before and LSTMState(*(part[:, lanes] for part in before))
     batch, *more = given.batches
     rate = course.rate_of(state.optimizer.step, factor)
     with torch.autograd.set_detect_anomaly(training.detect_anomaly):
         result = train_step(
             state.params, state.optimizer, batch, rate, config, training, course.weights, more,
-            before,
+            own, course.team, given.is_spare,
         )  # fmt: skip
     average, is_finite = state.average, result.is_finite
     if training.ema:
@@ -179,7 +196,7 @@ def _advanced(
         result.params,
         result.optimizer,
         average,
-        None if given.fresh is None else _kept(is_finite, result.state, before),
+        None if given.fresh is None else _kept(course, result, before),
         state.epoch,
         state.position + 1,
         state.order,
@@ -196,8 +213,10 @@ def _weighed(loss: Tensor, weight: float) -> Tensor:
     return torch.stack([loss * factor, factor])
 
 
-def _kept(is_finite: Tensor, found: LSTMState, before: LSTMState | None) -> LSTMState:
+def _kept(course: Course, result: StepResult, before: LSTMState | None) -> LSTMState:
     """What the next chunk begins from; after a step that was skipped, what that began from."""
+    is_finite = result.is_finite
+    found = course.team.whole_state(result.state, course.training.batch_size)
     before = before or LSTMState(*(torch.zeros_like(part) for part in found))
     return LSTMState(*(torch.where(is_finite, *pair) for pair in zip(found, before, strict=True)))
 

@@ -43,6 +43,7 @@ from lstm_compile.training.job import Job, Parts
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
 from lstm_compile.training.saving import Keeper, save_progress, settings_of
 from lstm_compile.training.state import Progress, on_device
+from lstm_compile.training.team import PeerLostError, team
 from lstm_compile.training.text import score_text
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 from lstm_compile.training.warm import initial_params
@@ -86,6 +87,7 @@ def run(
         start = time.perf_counter() - (job.saved.progress.seconds if job.saved else 0.0)
         compiled = compile_seconds()
         job, backend = _settled(job)
+        team().agree(job.training)
         fitted, final = _train(job, backend, on_epoch, note)
         is_refitted = final is not fitted.params
         baselines = _baselines(job.parts)
@@ -97,6 +99,16 @@ def run(
         times = time.perf_counter() - start, compile_seconds() - compiled
         model = _save(job, final, _provenance(fitted, evaluation, job, times, is_refitted, backend))
     return Outcome(model, fitted, evaluation, job.parts.tested_on, *times, backend, is_refitted)
+
+
+def help_run(job: Job) -> None:
+    """Train beside the first process of a team, which does all the rest.
+
+    Raises:
+        RunError: as for `run`, or the first process has ended.
+    """
+    job = job._replace(training=team().agree(None))
+    _train(job, "", lambda epoch: None, lambda text: None)
 
 
 @contextmanager
@@ -174,36 +186,45 @@ def _train(
     note: Callable[[str], None],
 ) -> tuple[Fit, Params]:
     """The fit, and the weights to keep: its best, or those of the refit after it."""
-    about, last = _about(job, backend), None
-    if job.saved is not None:
-        last = on_device(job.saved.progress, find_device(job.training.device))
-        _tell_changes(job.saved.about, about, note)
-        _catch_up(job, last)
-    keeper = Keeper(
-        lambda progress: save_progress(job.folder / LAST_FILE, progress, about),
-        job.training.save_every,
-        last,
-    )
+    keeper = _keeper(job, _about(job, backend), note)
 
     def record(epoch: Epoch) -> None:
-        _write_metrics(job, keeper.progress)
+        if team().is_first:
+            _write_metrics(job, keeper.progress)
         on_epoch(epoch)
 
     def after_epoch(epoch: Epoch, params: Params) -> None:
-        if epoch.best:
+        if epoch.best and team().is_first:
             _save_best(job, params, epoch)
         record(epoch)
 
     # before the threads are cut: the rounding of orthogonal weights depends on their number
     start, restart = (_start(job, data) for data in (job.parts.train, job.parts.everything))
-    fitted = _fit(job, start, after_epoch, keeper, note)
-    if not job.training.refit or fitted.stopped == "interrupt":
-        return fitted, fitted.params
     try:
+        fitted = _fit(job, start, after_epoch, keeper, note)
+        if not job.training.refit or fitted.stopped == "interrupt":
+            return fitted, fitted.params
         return fitted, _refit(job, restart, fitted, record, keeper, note)
     except KeyboardInterrupt:
         keeper.write()
         return fitted._replace(stopped="interrupt"), fitted.params
+    except PeerLostError:
+        keeper.write()
+        raise
+
+
+def _keeper(job: Job, about: dict[str, Any], note: Callable[[str], None]) -> Keeper:
+    """What holds the progress of the run, and all its files where that was saved."""
+    every, last = job.training.save_every, None
+    if job.saved is not None:
+        last = on_device(job.saved.progress, find_device(job.training.device))
+    if not team().is_first:
+        return Keeper(lambda progress: None, every, last)
+    if job.saved is not None and last is not None:
+        _tell_changes(job.saved.about, about, note)
+        _catch_up(job, last)
+    path = job.folder / LAST_FILE
+    return Keeper(lambda progress: save_progress(path, progress, about), every, last)
 
 
 def _about(job: Job, backend: str) -> dict[str, Any]:
@@ -255,7 +276,8 @@ def _write_metrics(job: Job, progress: Progress | None) -> None:
 
 def _start(job: Job, data: Examples | Corpus) -> Params:
     params = initial_params(job.config, job.training.seed, data, job.warm)
-    return to_device(params, find_device(job.training.device))
+    moved = to_device(params, find_device(job.training.device))
+    return {name: team().first(value) for name, value in moved.items()}
 
 
 def _fit(

@@ -14,6 +14,7 @@ from lstm_compile.devices import autocast
 from lstm_compile.model import Params, forward, trainable
 from lstm_compile.tasks import row_weight, training_loss
 from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.team import ALONE, Team
 
 PLATEAU_FACTOR = 0.5
 PLATEAU_SHARE = 2  # of `patience`: the rate falls once before training is given up
@@ -57,6 +58,8 @@ def train_step(
     class_weights: Tensor | None = None,
     more: Sequence[Batch] = (),
     state: LSTMState | None = None,
+    team: Team = ALONE,
+    is_spare: bool = False,
 ) -> StepResult:
     """Forward, loss, backward, clip, update. Nothing that comes in is changed.
 
@@ -70,6 +73,8 @@ def train_step(
         class_weights: float32 (classes,), for `training_loss`.
         more: further batches of the same step; its gradient is that of all their rows together.
         state: that each row begins from; zeros if None. No gradient goes into it.
+        team: with whom the step is taken; loss and gradients are those of all rows together.
+        is_spare: whether the rows are there for their shape alone, as others take them all.
     """
     learned = trainable(params, training.freeze)
     leaves = {name: value.detach().requires_grad_() for name, value in learned.items()}
@@ -80,7 +85,11 @@ def train_step(
         parts = torch.autograd.grad(loss, list(leaves.values()), share)
         losses.append(loss.detach() * share)
         gradients = _added(gradients, dict(zip(leaves, parts, strict=True)))
-    loss, norm = sum(losses[1:], start=losses[0]), norm_of(gradients)
+    loss = sum(losses[1:], start=losses[0])
+    if team.size > 1:
+        weight = sum(_weights(batches, class_weights)) * (not is_spare)
+        gradients, loss = team.average(gradients, loss, torch.as_tensor(weight).to(loss))
+    norm = norm_of(gradients)
     is_finite = (loss + norm).isfinite()
     gradients = clip_by_norm(gradients, training.clip_norm, norm)
     with torch.no_grad():
@@ -93,10 +102,14 @@ def train_step(
 
 def _shares(batches: Sequence[Batch], class_weights: Tensor | None) -> list[Tensor]:
     """What part of the step's mean loss each batch is, as scalars beside it."""
-    weights = [row_weight(batch.y, class_weights) for batch in batches]
+    weights = _weights(batches, class_weights)
     x, total = batches[0].x, sum(weights)
     dtype = x.dtype if x.is_floating_point() else torch.float32
     return [torch.as_tensor(weight / total, dtype=dtype, device=x.device) for weight in weights]
+
+
+def _weights(batches: Sequence[Batch], class_weights: Tensor | None) -> list[Tensor | float]:
+    return [row_weight(batch.y, class_weights) for batch in batches]
 
 
 def _loss(
