@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import threading
+import traceback
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -79,12 +80,12 @@ CASES = {  # data, its task, the model, changes of the training
 }  # fmt: skip
 
 
-def job_of(folder, name, output, *, resume=False, **changes):
+def job_of(folder, name, output, *, resume=False, path=None, **changes):
     data, task, model, training = CASES[name]
     table = TableOptions(time="t", target=("v",)) if name == "forecast" else None
     settings = replace(EVERY, **{**training, **changes})
     return prepare(
-        data(folder), model, settings, task=task, output=output, table=table, resume=resume
+        path or data(folder), model, settings, task=task, output=output, table=table, resume=resume
     )
 
 
@@ -95,7 +96,9 @@ def figures_of(folder):
 
 def model_of(folder):
     model = load_model(folder)
-    return model.params, {k: v for k, v in model.training.items() if "seconds" not in k}
+    return model.params, {
+        k: v for k, v in model.training.items() if "seconds" not in k and k != "backend"
+    }
 
 
 def assert_same_run(found, expected):
@@ -436,6 +439,8 @@ def forked(action):
     try:
         action()
         code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

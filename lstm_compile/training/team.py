@@ -45,7 +45,7 @@ class Team(NamedTuple):
         """
         if self.size == 1:
             return rows
-        ranked = rows[lengths[rows].argsort(stable=True)]
+        ranked = rows[lengths[rows].argsort(stable=True, descending=True)]
         turns = torch.arange(len(rows)) % (2 * self.size)  # 0, 1, 1, 0, 0, ...
         return ranked[torch.minimum(turns, 2 * self.size - 1 - turns) == self.rank]
 
