@@ -223,8 +223,9 @@ def test_a_killed_process_is_restarted_from_the_last_state(tmp_path):
 def test_sigterm_to_torchrun_saves_the_state(tmp_path):
     data = save_npz(tmp_path, two_classes(400))
     size = ["--hidden-size", 6, "--num-layers", 1, "--batch-size", 16, "--device", "cpu"]
-    length = ["--epochs", 10**6, "--patience", 10**6, "--output", tmp_path / "run"]
-    process = torchrun(data, *size, *length, "--save-every", "60 minutes")
+    length = ["--epochs", 10**6, "--patience", 10**6, "--backend", "vendor"]
+    output = ["--output", tmp_path / "run", "--save-every", "60 minutes"]
+    process = torchrun(data, *size, *length, *output)
     for line in process.stdout:
         if line.startswith("epoch 3:"):
             process.terminate()
