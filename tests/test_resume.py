@@ -302,7 +302,7 @@ def test_other_settings_are_refused(copied, changes):
 
 def test_another_version_or_thread_count_is_told(copied, monkeypatch):
     notes = []
-    monkeypatch.setattr("lstm_compile.training.run.versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr("lstm_compile.training.record.versions", lambda: {"torch": "9.9"})
     run(job_of(copied, "classify", copied / "run", resume=True), note=notes.append)
     assert len(notes) == 1
     assert "'torch': '9.9'}: the run goes on, but not bit for bit" in notes[0]

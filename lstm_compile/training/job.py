@@ -31,7 +31,7 @@ from lstm_compile.runs import (
 from lstm_compile.tasks import check_class_weight, loss_name
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.parts import Parts as Parts
-from lstm_compile.training.saving import Saved, load_progress
+from lstm_compile.training.saving import SETTLED, Saved, load_progress
 from lstm_compile.training.series import forecast_parts
 from lstm_compile.training.team import is_restarted, team
 from lstm_compile.training.warm import WarmStart, warm_start
@@ -106,7 +106,7 @@ def prepare(
     if resume:
         saved = saved_in(output, config, training, digest)
     if saved:
-        training = replace(training, backend=saved.about["training"]["backend"])
+        training = replace(training, **{name: saved.about["training"][name] for name in SETTLED})
     stamp = _stamp(output)
     return Job(data, test, output, config, training, parts, digest, warm, saved, stamp)
 

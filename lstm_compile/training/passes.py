@@ -152,7 +152,7 @@ def _rows(course: Course, state: TrainState, generator: torch.Generator) -> Iter
     groups = _groups(_batches(lengths, training, generator), training)[state.position :]
     scaler = scaler_of(state.params, "scaler")
     own = [_own(course.team, group, lengths) for group in groups]
-    fed = feed(course.train, lengths, own, scaler.shift.device)
+    fed = feed(course.train, lengths, own, state.sums.device)
     for batches, indices, mine in zip(fed, groups, own, strict=True):
         drawn = [augment(each, scaler, training, torch.default_generator) for each in batches]
         is_spare = mine[0] is indices[0] and course.team.size > 1
@@ -171,8 +171,8 @@ def _lanes(course: Course, state: TrainState, _: torch.Generator) -> Iterator[Fe
     own = course.team.lanes(lanes)
     for batch, fresh in chunks(course.train, lanes, time, state.position):
         weight = float(row_weight(batch.y))
-        batch = Batch(batch.x[own], batch.lengths[own], batch.y[own])
-        yield Feed([on_device(batch, state.sums.device)], None, weight, fresh)
+        rows = Batch._make(part[own] if isinstance(part, Tensor) else part for part in batch)
+        yield Feed([on_device(rows, state.sums.device)], None, weight, fresh)
 
 
 def _advanced(

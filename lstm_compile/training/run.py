@@ -1,6 +1,5 @@
 """A training run: from a prepared job to a run folder with model, config, metrics, baselines."""
 
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,17 +13,17 @@ from torch import Tensor
 
 from lstm_compile.baselines import Baseline, fit_baselines, to_tensors
 from lstm_compile.cache import compile_seconds
-from lstm_compile.checkpoint import Model, load_model, save_model, to_device
+from lstm_compile.checkpoint import Model, to_device
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.evaluation import Evaluation, evaluate
-from lstm_compile.files import remove_unfinished, to_json, write_atomically
+from lstm_compile.files import remove_unfinished, write_atomically
 from lstm_compile.forecast.backtest import backtest, headline_of
 from lstm_compile.forecast.baselines import fit_forecast_baselines
-from lstm_compile.forecast.scaling import target_deviation, target_mean
+from lstm_compile.forecast.scaling import target_deviation
 from lstm_compile.forecast.windows import Windows
 from lstm_compile.locking import locked
 from lstm_compile.model import Params
@@ -35,14 +34,23 @@ from lstm_compile.runs import (
     METRICS_FILE,
     MODEL_FILE,
 )
-from lstm_compile.tasks import loss_name
 from lstm_compile.training.backend import settle_backend
-from lstm_compile.training.document import table_of, to_toml
 from lstm_compile.training.feeding import within_reach
 from lstm_compile.training.job import Job, Parts
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
-from lstm_compile.training.saving import Keeper, save_progress, settings_of
-from lstm_compile.training.state import Progress, on_device
+from lstm_compile.training.record import (
+    about_run,
+    catch_up,
+    loss_of,
+    provenance_of,
+    save_best,
+    save_run,
+    tell_changes,
+    write_metrics,
+    write_settings,
+)
+from lstm_compile.training.saving import Keeper, save_progress
+from lstm_compile.training.state import on_device
 from lstm_compile.training.team import PeerLostError, team
 from lstm_compile.training.text import score_text
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
@@ -97,7 +105,9 @@ def run(
         with cpu_threads(threads_of(job.config, job.training)):
             evaluation = _evaluation(job, shown, baselines)
         times = time.perf_counter() - start, compile_seconds() - compiled
-        model = _save(job, final, _provenance(fitted, evaluation, job, times, is_refitted, backend))
+        model = save_run(
+            job, final, provenance_of(fitted, evaluation, job, times, is_refitted, backend)
+        )
     return Outcome(model, fitted, evaluation, job.parts.tested_on, *times, backend, is_refitted)
 
 
@@ -122,17 +132,13 @@ def _folder_of(job: Job) -> Iterator[None]:
         if job.is_stale():
             raise InputError(f"{job.folder}: another run wrote there meanwhile; try again")
         remove_unfinished(job.folder, MODEL_FILE, CONFIG_FILE, METRICS_FILE, LAST_FILE)
-        _write_settings(job)
+        write_settings(job)
         try:
             yield
         except Exception:
             if not any((job.folder / name).exists() for name in (MODEL_FILE, LAST_FILE)):
                 (job.folder / CONFIG_FILE).unlink(missing_ok=True)
             raise
-
-
-def _write_settings(job: Job) -> None:
-    write_atomically(job.folder / CONFIG_FILE, to_toml(job).encode())
 
 
 def _settled(job: Job) -> tuple[Job, str]:
@@ -148,7 +154,7 @@ def _settled(job: Job) -> tuple[Job, str]:
             device = find_device(job.training.device)
             training, why = settle_backend(job.config, job.training, job.parts.train, device)
     job = job._replace(training=training)
-    _write_settings(job)
+    write_settings(job)
     return job, f"{training.backend}, {why}"
 
 
@@ -172,7 +178,7 @@ def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Eva
         return predict_all(params, job.config, within_reach(data, where), *options).cpu()
 
     if isinstance(test, Windows):
-        headline = headline_of(_loss(job))
+        headline = headline_of(loss_of(job))
         assert isinstance(job.parts.train, Windows)
         units = target_deviation(job.parts.train)
         return backtest(predict, job.config, test, baselines, units, headline)
@@ -186,28 +192,35 @@ def _train(
     note: Callable[[str], None],
 ) -> tuple[Fit, Params]:
     """The fit, and the weights to keep: its best, or those of the refit after it."""
-    keeper = _keeper(job, _about(job, backend), note)
+    keeper = _keeper(job, about_run(job, backend), note)
 
     def record(epoch: Epoch) -> None:
-        if team().is_first:
-            _write_metrics(job, keeper.progress)
+        if team().is_first and keeper.progress:
+            write_metrics(job, keeper.progress)
         on_epoch(epoch)
 
     def after_epoch(epoch: Epoch, params: Params) -> None:
         if epoch.best and team().is_first:
-            _save_best(job, params, epoch)
+            save_best(job, params, epoch)
         record(epoch)
 
     # before the threads are cut: the rounding of orthogonal weights depends on their number
     start, restart = (_start(job, data) for data in (job.parts.train, job.parts.everything))
-    try:
+    with _saved_if_peers_are_lost(keeper):
         fitted = _fit(job, start, after_epoch, keeper, note)
         if not job.training.refit or fitted.stopped == "interrupt":
             return fitted, fitted.params
-        return fitted, _refit(job, restart, fitted, record, keeper, note)
-    except KeyboardInterrupt:
-        keeper.write()
-        return fitted._replace(stopped="interrupt"), fitted.params
+        try:
+            return fitted, _refit(job, restart, fitted, record, keeper, note)
+        except KeyboardInterrupt:
+            keeper.write()
+            return fitted._replace(stopped="interrupt"), fitted.params
+
+
+@contextmanager
+def _saved_if_peers_are_lost(keeper: Keeper) -> Iterator[None]:
+    try:
+        yield
     except PeerLostError:
         keeper.write()
         raise
@@ -221,57 +234,10 @@ def _keeper(job: Job, about: dict[str, Any], note: Callable[[str], None]) -> Kee
     if not team().is_first:
         return Keeper(lambda progress: None, every, last)
     if job.saved is not None and last is not None:
-        _tell_changes(job.saved.about, about, note)
-        _catch_up(job, last)
+        tell_changes(job.saved.about, about, note)
+        catch_up(job, last)
     path = job.folder / LAST_FILE
     return Keeper(lambda progress: save_progress(path, progress, about), every, last)
-
-
-def _about(job: Job, backend: str) -> dict[str, Any]:
-    """What a run must be that goes on from this one's state."""
-    return {
-        "data_fingerprint": job.fingerprint,
-        "backend": backend,
-        "threads": threads_of(job.config, job.training),
-        "versions": versions(),
-        **settings_of(job.config, job.training),
-    }
-
-
-def _tell_changes(before: dict[str, Any], now: dict[str, Any], note: Callable[[str], None]) -> None:
-    for name in ("versions", "threads"):
-        if before.get(name) != now[name]:
-            note(
-                f"{name} were {before.get(name)} and are {now[name]}: the run goes on, but not bit "
-                "for bit as it would have"
-            )
-
-
-def _catch_up(job: Job, last: Progress) -> None:
-    """Bring the other files to where `last` is: they may be older, newer, or gone."""
-    _write_metrics(job, last)
-    best = last.best_epoch
-    if best is None:
-        return
-    try:
-        is_there = load_model(job.folder).training["epochs"] >= best.epoch
-    except (InputError, KeyError, TypeError):
-        is_there = False
-    if not is_there:
-        _save_best(job, last.best, best)
-
-
-def _save_best(job: Job, params: Params, epoch: Epoch) -> None:
-    _save(job, params, {"epochs": epoch.epoch, "validation": epoch.validation})
-
-
-def _write_metrics(job: Job, progress: Progress | None) -> None:
-    if progress is None:
-        return
-    lines = [epoch._asdict() for epoch in progress.epochs]
-    lines += [{**epoch._asdict(), "refit": True} for epoch in progress.again or ()]
-    text = "".join(to_json(line) + "\n" for line in lines)
-    write_atomically(job.folder / METRICS_FILE, text.encode())
 
 
 def _start(job: Job, data: Examples | Corpus) -> Params:
@@ -336,68 +302,3 @@ def _require_an_epoch(fitted: Fit) -> None:
         raise KeyboardInterrupt
     if fitted.best is None:
         raise RunError("no epoch gave a finite validation loss; lower --learning-rate")
-
-
-def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
-    provenance = {
-        "data": job.data,
-        "data_fingerprint": job.fingerprint,
-        "seed": job.training.seed,
-        **({"table": table_of(job)} if table_of(job) else {}),
-        **_of_forecast(job),
-        "versions": versions(),
-        **training,
-    }
-    model = Model(params, job.config, job.parts.train.schema, provenance)
-    save_model(job.folder / MODEL_FILE, *model)
-    return model
-
-
-def _provenance(
-    fitted: Fit,
-    evaluation: Evaluation,
-    job: Job,
-    times: tuple[float, float],
-    is_refitted: bool,
-    backend: str,
-) -> dict[str, Any]:
-    best = fitted.best
-    extra: dict[str, Any] = {}
-    if job.warm:
-        extra["init"] = {"source": job.warm.source, "fresh": job.warm.fresh}
-    if is_refitted:  # the figures of a run without a test part are from before it
-        extra["refit"] = {"sequences": len(job.parts.everything), "epochs": best and best.epoch}
-    return {
-        **extra,
-        "epochs": best.epoch if best else 0,
-        "stopped": fitted.stopped,
-        "validation": best.validation if best else {},
-        job.parts.tested_on: evaluation.metrics,
-        "baselines": evaluation.baselines,
-        "seconds": round(times[0], 1),
-        "compile_seconds": round(times[1], 1),
-        "backend": backend,
-    }
-
-
-def versions() -> dict[str, str]:
-    """What the figures of a run depend on."""
-    return {"python": platform.python_version(), "torch": torch.__version__}
-
-
-def _loss(job: Job) -> str:
-    return loss_name(job.config.task, job.training.loss, job.config.quantiles)
-
-
-def _of_forecast(job: Job) -> dict[str, Any]:
-    """What evaluating a forecasting model takes besides the model."""
-    parts = job.parts
-    if not isinstance(parts.test, Windows) or not isinstance(parts.train, Windows):
-        return {}
-    is_same = parts.test.table is parts.train.table
-    return {
-        "loss": _loss(job),
-        "test_from": parts.test.table.split.test if is_same else None,
-        "target_mean": target_mean(parts.train).tolist(),
-        "target_deviation": target_deviation(parts.train).tolist(),
-    }

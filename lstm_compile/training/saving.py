@@ -22,6 +22,7 @@ from lstm_compile.training.step import AdamState
 
 FORMAT = "lstm_compile_state"
 FORMAT_VERSION = "1"
+SETTLED = {"backend": "auto", "threads": 0}  # what leaves to a run what it takes, once
 MEND = "it cannot be resumed from; start a new run, from weights that are left with --init"
 
 
@@ -131,8 +132,7 @@ def _check_settings(
     now = settings_of(config, training)
     for title, values in now.items():
         for name, value in values.items():
-            settled = (name, value) == ("backend", "auto")
-            if about[title].get(name) != value and not settled:
+            if about[title].get(name) != value and SETTLED.get(name) != value:
                 raise InputError(
                     f"written with {name} {about[title].get(name)!r}, config.toml and the data say "
                     f"{value!r}; put it back, or start a new run"
