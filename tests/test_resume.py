@@ -250,6 +250,39 @@ def test_the_state_is_saved_when_it_is_due(every, expected):
     assert saved == expected
 
 
+def test_the_end_of_training_is_saved_whenever_that_is(tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(job_of(tmp_path, "classify", whole))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    job = job_of(tmp_path, "classify", cut, save_every="90 minutes")
+    with monkeypatch.context() as patch:
+        patch.setattr("lstm_compile.training.run.evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
+    monkeypatch.setattr(passes, "train_step", stop)
+    run(job_of(tmp_path, "classify", cut, resume=True, save_every="90 minutes"))
+    assert_same_run(cut, whole)
+
+
+def test_a_signal_within_a_save_waits_for_it(tmp_path):
+    written, calls = [], count(1)
+
+    def write(progress):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        written.append(progress)
+
+    data = two_classes()
+    params, config = setting(data)
+    keeper = Keeper(write, "3 steps", None)
+    found = fit(params, config, QUICK, data, data, on_progress=keeper.see)
+    assert found.stopped == "interrupt"
+    assert [progress.state.optimizer.step for progress in written] == [3]
+
+
 # ---- what cannot be resumed
 
 
@@ -340,6 +373,19 @@ def test_a_damaged_state_is_named(copied, damage):
     ):
         job_of(copied, "classify", copied / "run", resume=True)
     assert load_model(copied / "run").training["epochs"] == 1
+
+
+def test_no_byte_of_the_state_can_change_unseen(copied):
+    last = copied / "run" / "last.safetensors"
+    settings = job_of(copied, "classify", copied / "run", resume=True)
+    content, draw = last.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(content)
+        place = draw.randrange(len(content))
+        damaged[place] ^= 1 << draw.randrange(8)
+        last.write_bytes(damaged if draw.random() < 0.8 else content[:place])
+        with pytest.raises(InputError, match=r"^[^\n]*last\.safetensors: [^\n]*$"):
+            load_progress(last, settings.config, settings.training)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "metrics.jsonl", "baselines.safetensors"])

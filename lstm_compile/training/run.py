@@ -213,8 +213,9 @@ def _train(
         try:
             return fitted, _refit(job, restart, fitted, record, keeper, note)
         except KeyboardInterrupt:
-            keeper.write()
             return fitted._replace(stopped="interrupt"), fitted.params
+        finally:
+            keeper.write()
 
 
 @contextmanager
@@ -266,8 +267,7 @@ def _fit(
         on_progress=keeper.see,
         note=note,
     )
-    if fitted.stopped == "interrupt":
-        keeper.write()
+    keeper.write()
     _require_an_epoch(fitted)
     return fitted
 

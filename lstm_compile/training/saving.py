@@ -38,7 +38,7 @@ class Keeper:
 
     def __init__(self, write: Callable[[Progress], None], every: str, last: Progress | None):
         self.interval = parse_interval(every)
-        self.progress = last
+        self.progress = self._is_written = last
         self._write = write
         self._written = 0.0 if last is None else self._now(last)
 
@@ -49,10 +49,16 @@ class Keeper:
             self.write()
 
     def write(self) -> None:
-        """Write down the last progress that was seen, if there was one."""
-        if self.progress is not None:
-            self._write(self.progress)
-            self._written = self._now(self.progress)
+        """Write down the last progress that was seen, if that was not done; Ctrl-C waits for it."""
+        progress = self.progress
+        if progress is None or progress is self._is_written:
+            return
+        try:
+            self._write(progress)
+        except KeyboardInterrupt:
+            self._write(progress)
+            raise
+        self._is_written, self._written = progress, self._now(progress)
 
     def _now(self, progress: Progress) -> float:
         if self.interval.unit == "steps":  # those of a refit are counted on
@@ -111,13 +117,13 @@ def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> Saved:
         )
     try:
         texts = {name: metadata[name] for name in ("about", "progress")}
-        about, numbers = (json.loads(text) for text in texts.values())
-        _check_settings(about, config, training)
-        names = _check_names(archive, config, training)
         # cloned: where in memory operands begin can decide how products are rounded
-        tensors = {name: archive.get_tensor(name).clone() for name in names}
+        tensors = {name: archive.get_tensor(name).clone() for name in archive.keys()}  # noqa: SIM118
         if metadata["sha256"] != _digest(tensors, texts):
             raise InputError(f"damaged: its sha256 is not the one it was written with; {MEND}")
+        about, numbers = (json.loads(text) for text in texts.values())
+        _check_settings(about, config, training)
+        _check_shapes(tensors, config, training)
         return Saved(_progress(tensors, numbers), about)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
@@ -146,13 +152,11 @@ def settings_of(config: ModelConfig, training: TrainingConfig) -> dict[str, dict
     return found
 
 
-def _check_names(archive: Any, config: ModelConfig, training: TrainingConfig) -> list[str]:
-    names = list(archive.keys())
-    found = {name: tuple(archive.get_slice(name).get_shape()) for name in names}
+def _check_shapes(tensors: Params, config: ModelConfig, training: TrainingConfig) -> None:
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
     wrong = [n for n, shape in _expected(config, training).items() if found.get(n) != shape]
     if wrong:
         raise InputError(f"damaged: {', '.join(wrong[:4])} missing or of another shape; {MEND}")
-    return names
 
 
 def _expected(config: ModelConfig, training: TrainingConfig) -> dict[str, tuple[int, ...]]:
