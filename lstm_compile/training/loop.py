@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lstm_compile.calibration import fastest_threads
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
@@ -24,7 +25,7 @@ from lstm_compile.training.state import Epoch as Epoch
 from lstm_compile.training.state import Progress, begin, set_global_random
 from lstm_compile.training.step import plateau_factor
 from lstm_compile.training.team import team
-from lstm_compile.training.text import score_text, text_metrics
+from lstm_compile.training.text import score_text, text_metrics, window_of
 
 OnProgress = Callable[[Progress], None]
 
@@ -146,8 +147,15 @@ def refit(
 
 
 def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
-    """How many CPU threads a training takes."""
-    return training.threads or fitting_threads(training.batch_size, config.hidden_size)
+    """How many CPU threads a training takes: those asked for, or what suits its size.
+
+    Large steps take all. Of small ones, by the rule, one thread would do; on a CPU with nothing
+    else to do several may still be faster, which is measured once in a process.
+    """
+    most, batch = torch.get_num_threads(), training.batch_size
+    if training.threads or fitting_threads(batch, config.hidden_size) == most:
+        return training.threads or most
+    return fastest_threads(config.hidden_size, config.input_size, batch, most)
 
 
 @contextmanager
@@ -221,7 +229,8 @@ def _validate(
     if validation is None:
         return math.nan, {}
     if isinstance(validation, Corpus):
-        scores = score_text(params, config, validation, training.backend, training.chunk)
+        options = training.backend, training.chunk, window_of(config, training.unroll)
+        scores = score_text(params, config, validation, *options)
         found = text_metrics(scores)
         return found["loss"], found
     prediction = predict_all(

@@ -37,7 +37,7 @@ def predict_all(
     groups = [[indices] for indices in batches]
     answer = partial(_answer, params, config, backend=backend, chunk=chunk)
     with torch.inference_mode():
-        device = params["head.weight"].device
+        device = params["head.bias"].device
         parts = [answer(batch) for (batch,) in feed(data, lengths, groups, device)]
         answers, order, count = torch.cat(parts), torch.cat(batches), len(data)
         if config.task in STEPWISE:

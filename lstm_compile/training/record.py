@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lstm_compile.checkpoint import Model, load_model, save_model
+from lstm_compile.config import LM
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation import Evaluation
 from lstm_compile.files import to_json, write_atomically
@@ -83,6 +84,7 @@ def save_run(job: Job, params: Params, training: dict[str, Any]) -> Model:
         "seed": job.training.seed,
         **({"table": table_of(job)} if table_of(job) else {}),
         **_of_forecast(job),
+        **({"unroll": job.training.unroll} if job.config.task == LM else {}),
         "versions": versions(),
         **training,
     }

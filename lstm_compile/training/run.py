@@ -52,7 +52,7 @@ from lstm_compile.training.record import (
 from lstm_compile.training.saving import Keeper, save_progress
 from lstm_compile.training.state import on_device
 from lstm_compile.training.team import PeerLostError, team
-from lstm_compile.training.text import score_text
+from lstm_compile.training.text import score_text, window_of
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 from lstm_compile.training.warm import initial_params
 
@@ -102,7 +102,7 @@ def run(
         write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
         # without a test part the figures are of validation data, which refitted weights have seen
         shown = final if job.parts.tested_on == "test" else fitted.params
-        with cpu_threads(threads_of(job.config, job.training)):
+        with cpu_threads(job.training.threads):
             evaluation = _evaluation(job, shown, baselines)
         times = time.perf_counter() - start, compile_seconds() - compiled
         model = save_run(
@@ -142,17 +142,17 @@ def _folder_of(job: Job) -> Iterator[None]:
 
 
 def _settled(job: Job) -> tuple[Job, str]:
-    """The job with the backend it keeps from here on, and why it is that one."""
+    """The job with the threads and the backend it keeps from here on, and why that backend."""
     if job.saved:
         return job, str(job.saved.about["backend"])
-    if job.training.backend != "auto":
-        return job, f"{job.training.backend}, as asked for"
-    if isinstance(job.parts.train, Corpus):
-        training, why = replace(job.training, backend="vendor"), "as rows of text are equally long"
-    else:
-        with cpu_threads(threads_of(job.config, job.training)):
-            device = find_device(job.training.device)
-            training, why = settle_backend(job.config, job.training, job.parts.train, device)
+    threads = threads_of(job.config, job.training)
+    training, why, train = replace(job.training, threads=threads), "as asked for", job.parts.train
+    if training.backend == "auto" and isinstance(train, Corpus):
+        training, why = replace(training, backend="vendor"), "as rows of text are equally long"
+    elif not isinstance(train, Corpus):
+        with cpu_threads(threads):
+            device = find_device(training.device)
+            training, why = settle_backend(job.config, training, train, device)
     job = job._replace(training=training)
     write_settings(job)
     return job, f"{training.backend}, {why}"
@@ -162,7 +162,7 @@ def _baselines(parts: Parts) -> dict[str, Baseline]:
     known, train, validation = parts.known, parts.train, parts.validation
     if isinstance(known, Windows):
         assert isinstance(train, Windows)
-        assert isinstance(validation, Windows)
+        assert validation is None or isinstance(validation, Windows)
         return fit_forecast_baselines(known, train, validation)
     return fit_text_baselines(known) if isinstance(known, Corpus) else fit_baselines(known)
 
@@ -170,7 +170,9 @@ def _baselines(parts: Parts) -> dict[str, Baseline]:
 def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Evaluation:
     where, test = find_device(job.training.device), job.parts.test
     if isinstance(test, Corpus):
-        scores = score_text(params, job.config, test, job.training.backend, job.training.chunk)
+        window = window_of(job.config, job.training.unroll)
+        options = job.training.backend, job.training.chunk, window
+        scores = score_text(params, job.config, test, *options)
         return evaluate_text(scores, test, baselines)
 
     def predict(data: Examples) -> Tensor:
@@ -260,7 +262,7 @@ def _fit(
         job.config,
         job.training,
         _near(parts.train, where),
-        _near(parts.validation, where),
+        None if parts.validation is None else _near(parts.validation, where),
         after_epoch,
         parts.train_rows,
         resume=keeper.progress,

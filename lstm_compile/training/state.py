@@ -62,7 +62,12 @@ class Epoch(NamedTuple):
     validation: Metrics  # empty there
     learning_rate: float
     seconds: float
-    best: bool
+    best: bool  # of all so far; without validation the last
+
+    @property
+    def is_refit(self) -> bool:
+        """Whether nothing was validated and nothing chosen: another epoch said how many."""
+        return not (self.validation or self.best)
 
 
 class Progress(NamedTuple):
