@@ -67,6 +67,7 @@ def model_table() -> Table:
     return {
         **translation_table(),
         torch.ops.aten.scaled_dot_product_attention.default: attention,
+        torch.ops.aten.gelu.default: gelu,
     }
 
 
@@ -137,6 +138,19 @@ def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Val
     if mask is not None:
         scores = op.Where(mask, scores, op.Constant(value_float=LOWEST))
     return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def gelu(x: Value, approximate: str = "none") -> Value:
+    """x times the normal distribution's share below it; OpenCV crashes on its more usual form.
+
+    Raises:
+        InputError: an approximation is asked for.
+    """
+    if approximate != "none":
+        raise InputError(f"ONNX export takes gelu as it is, not approximate={approximate!r}")
+    half = op.Constant(value_float=0.5)
+    error = op.Erf(op.Mul(x, op.Constant(value_float=0.5**0.5)))
+    return op.Mul(x, op.Add(op.Mul(error, half), half))
 
 
 def _dense(

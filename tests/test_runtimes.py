@@ -62,13 +62,15 @@ def test_portable_is_right_in_every_runtime_installed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tag", "forecast", "season", "streaming", "plain"])
+@pytest.mark.parametrize("kind", ["tag", "forecast", "season", "hybrid", "streaming", "plain"])
 def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
     if kind in ("streaming", "plain"):
         model = test_streaming.make_model(task="tag")
         proto = to_streaming(model, "node" if kind == "streaming" else "plain")
-    elif kind == "tag":
-        model = test_verify.make_model(task="tag", num_layers=1)
+    elif kind in ("tag", "hybrid"):
+        blocks = {"transformer_layers": 1, "heads": 2, "hidden_size": 8}
+        changes = {"task": "tag"} if kind == "tag" else blocks
+        model = test_verify.make_model(num_layers=1, **changes)
         proto = to_onnx(model)
     else:
         name = {"forecast": "known, static", "season": "season, revin"}[kind]
