@@ -118,7 +118,10 @@ OPTIONS = {
         *("model", "data", "--json", "--stride", "--plot"),
         *(*TABLE, *FILLED, "--debug"),
     ],
-    "export": ["run", "--onnx", "--streaming", "--cells", "--output", "--json", "--debug"],
+    "export": [
+        *("run", "--onnx", "--profile", "--int8", "--data", "--streaming", "--cells", "--output"),
+        *("--json", "--debug"),
+    ],
     "generate": [
         *("model", "--prompt", "--length", "--temperature", "--top-k", "--top-p", "--seed"),
         *("--stop", "--json", "--debug"),
@@ -215,7 +218,7 @@ OPTIONS = {
         *SERIES,
         "--debug",
     ],
-    "verify": ["run", "--onnx", "--json", "--debug"],
+    "verify": ["run", "--onnx", "--runtimes", "--json", "--debug"],
 }
 
 

@@ -186,7 +186,9 @@ def test_a_training_run_has_the_loss_of_whole_documents(lanes):
     for found, time in ((whole, len(corpus)), (alone, 16)):
         for batch, _ in chunks(corpus, lanes, time):
             double = {name: value.double() for name, value in params.items()}
-            logits, _ = forward(double, config, batch.x, batch.lengths, backend="reference")
+            logits, _ = forward(
+                double, config, batch.x, batch.lengths, resets=batch.resets, backend="reference"
+            )
             cost = cross_entropy(logits.mT, batch.y, ignore_index=IGNORED, reduction="none")
             found += cost[batch.y != IGNORED].tolist()
     assert epoch.train_loss == pytest.approx(np.mean(whole), abs=1e-6)
