@@ -56,7 +56,6 @@ from lstm_compile.training.text import score_text, window_of
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 from lstm_compile.training.warm import initial_params
 
-
 FILES = (MODEL_FILE, LAST_FILE, CONFIG_FILE, METRICS_FILE, BASELINES_FILE)  # that a run writes
 
 
