@@ -576,7 +576,7 @@ def test_one_more_stops_the_training():
     data, notes = poisoned(20, 7), []
     params, config = setting(data)
     training = replace(QUICK, batch_size=4, epochs=3, skip_nonfinite=1)
-    message = r"the loss of epoch 2, batch \d of 5 is nan .*\(1 batches before it were skipped\)"
+    message = r"the loss of epoch 2, batch \d of 5 is nan .*\(1 before it were skipped\)"
     with pytest.raises(RunError, match=message):
         fit(params, config, training, data, two_classes(9), note=notes.append)
     assert len(notes) == 1
