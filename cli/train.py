@@ -75,18 +75,24 @@ def command(
     with ExitStack() as work:
         work.enter_context(signals_stop(ctx))
         from lstm_compile.cache import use_local_cache
-        from lstm_compile.training.job import prepare
+        from lstm_compile.training.job import RunFinishedError, prepare
         from lstm_compile.training.run import help_run, run
         from lstm_compile.training.team import together
 
         use_local_cache()
         team = work.enter_context(together(settings.training.device))
-        with output.reading(out) as progress:
-            job = prepare(
-                data, settings.model, settings.training, test=test, output=resume or folder,
-                table=settings.table, task=settings.task, progress=progress,
-                resume=resume is not None,
-            )  # fmt: skip
+        try:
+            with output.reading(out) as progress:
+                job = prepare(
+                    data, settings.model, settings.training, test=test, output=resume or folder,
+                    table=settings.table, task=settings.task, progress=progress,
+                    resume=resume is not None,
+                )  # fmt: skip
+        except RunFinishedError as finished:  # no error for who resumes until that is so
+            output.lines(out, ("finished", str(finished)))
+            if as_json and team.is_first:
+                output.print_json({"run": str(resume), **finished.training})
+            return
         if not team.is_first:
             help_run(job)
             return

@@ -211,7 +211,7 @@ def test_the_data_are_synced_before_the_file_takes_its_name(tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("sync"), sync(handle)))
     monkeypatch.setattr(os, "replace", lambda *names: (calls.append("name"), replace(*names)))
     write(tmp_path)
-    assert calls == ["sync", "name"]
+    assert calls == ["sync", "name", "sync"]  # the file, its name, the folder that has the name
 
 
 LIMITED = """

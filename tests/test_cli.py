@@ -840,7 +840,6 @@ def test_a_signal_ends_training_with_the_best_weights(here, number, code):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--resume", "RUN"], "this run is finished (best epoch "),
         (["--resume", "RUN", "--epochs", 9], "settings of the run; leave --epochs out"),
         (["other.npz", "--resume", "RUN"], "settings of the run; leave DATA out"),
         (["--resume", "absent"], "absent: no config.toml there: no run that can be resumed"),
@@ -855,6 +854,18 @@ def test_what_cannot_be_resumed_is_refused(trained, here, args, message):
     result = invoke("train", *(run if arg == "RUN" else arg for arg in args))
     assert_refused(result, message, before[0], here)
     assert snapshot(run) == before[1]
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(trained):
+    _, run, _ = trained
+    before = snapshot(run)
+    result = invoke("train", "--resume", run)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert titles(result.stdout) == ["finished"]
+    assert "this run is finished (best epoch " in result.stdout
+    result = invoke("train", "--resume", run, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["stopped"]) == (0, "epochs")
+    assert snapshot(run) == before
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -170,6 +171,18 @@ def test_too_few_rows_for_all_processes_are_refused(tmp_path):
             job_of(tmp_path, "classify", tmp_path / "run", batch_size=1)
 
     assert in_team(2, member) == [0, 0]
+
+
+def test_a_process_that_is_restarted_goes_on_in_the_last_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = CASES["classify"][0](tmp_path)
+    run(job_of(tmp_path, "classify", None, path=path))
+    for number in (2, 10):
+        shutil.copytree("runs/data-1", f"runs/data-{number}")
+        Path(f"runs/data-{number}/model.safetensors").unlink()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    job = job_of(tmp_path, "classify", None, path=path)
+    assert (job.folder, job.saved is not None) == (Path("runs/data-10"), True)
 
 
 # ---- torchrun

@@ -50,7 +50,7 @@ def look_at(
         if count > allowed:
             raise RunError(
                 f"{what}; look at their values, or lower --learning-rate"
-                + (f" ({allowed} batches before it were skipped)" if allowed else "")
+                + (f" ({allowed} before it were skipped)" if allowed else "")
             )
         note(f"{what}; skipped, {count} of at most {allowed}")
 

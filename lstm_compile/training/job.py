@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +39,16 @@ from lstm_compile.training.saving import SETTLED, Saved, load_progress
 from lstm_compile.training.series import forecast_parts
 from lstm_compile.training.team import is_restarted, team
 from lstm_compile.training.warm import WarmStart, warm_start
+
+Found = TypeVar("Found")
+
+
+class RunFinishedError(InputError):
+    """There is nothing to resume; `training` says how the run ended, as its model file does."""
+
+    def __init__(self, message: str, training: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.training = training
 
 
 class Job(NamedTuple):
@@ -88,9 +99,10 @@ def prepare(
             A process that `torchrun` has started in place of one that failed does so in any case.
 
     Raises:
+        RunFinishedError: nothing is left to resume.
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
-    output, resume = _where_to_go_on(data, output, resume=resume)
+    output, resume = _of_first(lambda: _where_to_go_on(data, output, resume=resume))
     find_device(training.device)
     if task == FORECAST or (task is None and data in SERIES):
         config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
@@ -106,13 +118,21 @@ def prepare(
     _check_training(config, training)
     warm = _warm_start(config, training, parts.train)
     digest = digest_of(parts.everything if training.refit else parts.known)
-    output, saved = _folder(data, output, resume=resume), None
-    if resume:
-        saved = saved_in(output, config, training, digest)
+    folder = output if resume and output else None
+    saved = None
+    if folder is not None:
+        saved = _of_first(partial(saved_in, folder, config, training, digest))
     if saved:
         training = replace(training, **{name: saved.about["training"][name] for name in SETTLED})
-    stamp = _stamp(output)
-    return Job(data, test, output, config, training, parts, digest, warm, saved, stamp)
+    folder = folder or _of_first(lambda: new_run_folder(plain_name(data), output))
+    stamp = _stamp(folder)
+    return Job(data, test, folder, config, training, parts, digest, warm, saved, stamp)
+
+
+def _of_first(found: Callable[[], Found]) -> Found:
+    """What the first process of a team finds, for all of them: others may not see its folder."""
+    result: Found = team().agree(found() if team().is_first else None)
+    return result
 
 
 def _check_training(config: ModelConfig, training: TrainingConfig) -> None:
@@ -136,20 +156,12 @@ def _where_to_go_on(data: str, output: Path | None, *, resume: bool) -> tuple[Pa
     return output, resume
 
 
-def _folder(data: str, output: Path | None, *, resume: bool) -> Path:
-    """The folder of the run, the same for a whole team; its first process makes it."""
-    if resume and output is not None:
-        return output
-    made = new_run_folder(plain_name(data), output) if team().is_first else None
-    folder: Path = team().agree(made)
-    return folder
-
-
 def check_unfinished(folder: Path) -> None:
     """Refuse a run that is over, and a folder that holds none.
 
     Raises:
-        InputError: says which.
+        RunFinishedError: it is over.
+        InputError: there is none.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{folder}: no {CONFIG_FILE} there: not a run that can be resumed")
@@ -158,10 +170,11 @@ def check_unfinished(folder: Path) -> None:
     except InputError:  # none yet, or damaged: it is written again
         return
     if training.get("stopped") in ("epochs", "patience"):
-        raise InputError(
+        raise RunFinishedError(
             f"{folder}: this run is finished (best epoch {training.get('epochs')}, stopped by "
             f"{training['stopped']}), nothing is left to resume; start another from its weights "
-            f"with --init {folder}"
+            f"with --init {folder}",
+            training,
         )
 
 

@@ -56,6 +56,8 @@ from lstm_compile.training.text import score_text, window_of
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 from lstm_compile.training.warm import initial_params
 
+FILES = (MODEL_FILE, LAST_FILE, CONFIG_FILE, METRICS_FILE, BASELINES_FILE)  # that a run writes
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -131,7 +133,7 @@ def _folder_of(job: Job) -> Iterator[None]:
     with locked(job.folder):
         if job.is_stale():
             raise InputError(f"{job.folder}: another run wrote there meanwhile; try again")
-        remove_unfinished(job.folder, MODEL_FILE, CONFIG_FILE, METRICS_FILE, LAST_FILE)
+        remove_unfinished(job.folder, *FILES)
         write_settings(job)
         try:
             yield
