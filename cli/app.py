@@ -9,7 +9,17 @@ import click
 
 import lstm_compile
 
-COMMANDS = ("bench", "evaluate", "export", "generate", "inspect", "predict", "train", "verify")
+COMMANDS = (
+    "bench",
+    "doctor",
+    "evaluate",
+    "export",
+    "generate",
+    "inspect",
+    "predict",
+    "train",
+    "verify",
+)
 
 
 class LazyGroup(click.Group):

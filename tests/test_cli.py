@@ -113,6 +113,7 @@ OPTIONS = {
         *("--bidirectional/--no-bidirectional", "--lengths", "--mode", "--repeats", "--seconds"),
         *("--memory/--no-memory", "--device", "--threads", "--seed", "--debug"),
     ],
+    "doctor": ["--json", "--debug"],
     "evaluate": [
         *("model", "data", "--json", "--stride", "--plot"),
         *(*TABLE, *FILLED, "--debug"),
@@ -689,8 +690,8 @@ def test_evaluate_refuses_and_writes_nothing(trained, here, args, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"garbage", "baselines.safetensors: not readable ("),
-        (b"", "baselines.safetensors: not readable ("),
+        (b"garbage", "baselines.safetensors: not a readable safetensors file ("),
+        (b"", "baselines.safetensors: not a readable safetensors file ("),
         (save({"baseline.median.bias": torch.ones(2)}), "unknown baseline 'median'; known are maj"),
         (
             save(
