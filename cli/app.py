@@ -18,6 +18,7 @@ COMMANDS = (
     "inspect",
     "predict",
     "train",
+    "tune",
     "verify",
 )
 

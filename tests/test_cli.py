@@ -209,6 +209,11 @@ OPTIONS = {
     ],
     "verify": ["run", "--onnx", "--json", "--debug"],
 }
+OPTIONS["tune"] = [
+    *("data", "--task", "--test", "--output", "--trials", "--space", "--metric", "--pruner"),
+    *("--storage", "--heartbeat", "--config", "--json"),
+    *OPTIONS["train"][OPTIONS["train"].index("--hidden-size") :],
+]
 
 
 def command_of(name):

@@ -31,7 +31,7 @@ class Job(NamedTuple):
 
     data: str
     test: str | None
-    folder: Path
+    folder: Path  # of the run; `Path()` where nothing is to be written
     config: ModelConfig
     training: TrainingConfig
     parts: Parts
@@ -67,6 +67,27 @@ def prepare(
     Raises:
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
+    job = plan_job(
+        data, hyper_parameters, training, test=test, table=table, task=task, progress=progress
+    )
+    return job._replace(folder=new_run_folder(plain_name(data), output))
+
+
+def plan_job(
+    data: str,
+    hyper_parameters: Mapping[str, Any],
+    training: TrainingConfig,
+    *,
+    test: str | None = None,
+    table: TableOptions | None = None,
+    task: Task | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Job:
+    """What `prepare` reads and checks, without a run folder.
+
+    Raises:
+        InputError: anything wrong with the data or the settings.
+    """
     find_device(training.device)
     if task == FORECAST or (task is None and data in SERIES):
         config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
@@ -83,8 +104,7 @@ def prepare(
     check_class_weight(config.task, training.class_weight)
     warm = _warm_start(config, training, parts.train)
     digest = digest_of(parts.everything if training.refit else parts.known)
-    folder = new_run_folder(plain_name(data), output)
-    return Job(data, test, folder, config, training, parts, digest, warm)
+    return Job(data, test, Path(), config, training, parts, digest, warm)
 
 
 def _sequence_parts(

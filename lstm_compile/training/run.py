@@ -80,6 +80,17 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
     return Outcome(model, fitted, evaluation, job.parts.tested_on, *times, backend, is_refitted)
 
 
+def fit_job(job: Job, after_epoch: Callable[[Epoch, Params], None]) -> Fit:
+    """Train, and write nothing.
+
+    Raises:
+        RunError: the loss was not finite.
+        KeyboardInterrupt: Ctrl-C before the first epoch had ended; later `stopped` says so.
+    """
+    job, _ = _settled(job)
+    return _fit(job, _start(job, job.parts.train), after_epoch)
+
+
 def _settled(job: Job) -> tuple[Job, str]:
     """The job with the backend it keeps from here on, and why it is that one."""
     if isinstance(job.parts.train, Corpus):
@@ -126,7 +137,7 @@ def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
 
     def after_epoch(epoch: Epoch, params: Params) -> None:
         if not lines:  # a run stopped before this leaves its folder empty, free for another try
-            write_atomically(job.folder / CONFIG_FILE, _toml(job).encode())
+            write_atomically(job.folder / CONFIG_FILE, settings_text(job).encode())
         if epoch.best:
             _save(job, params, {"epochs": epoch.epoch, "validation": epoch.validation})
         record(epoch)
@@ -244,8 +255,8 @@ def _of_forecast(job: Job) -> dict[str, Any]:
     }
 
 
-def _toml(job: Job) -> str:
-    """The resolved settings; `train --config` reads them back."""
+def settings_text(job: Job) -> str:
+    """The resolved settings as TOML; `train --config` reads them back."""
     model = {k: v for k, v in job.config.to_dict().items() if k not in DERIVED}
     task = None if job.config.task in ("classify", "regress") else job.config.task
     sources = {"task": task, "data": job.data, "test": job.test}
