@@ -126,11 +126,12 @@ def line(study: Any, trial: Any) -> str:
 
 
 def _end(out: Console, tuned: "Tuned") -> None:
+    from lstm_compile.tuning.report import cell
     from lstm_compile.tuning.study import BEST_FILE, REPORT_FILE
 
     best, path = tuned.best, tuned.folder / BEST_FILE
     counts = ", ".join(f"{count} {state}" for state, count in tuned.counts.items())
-    drawn = ", ".join(f"{name} {value}" for name, value in best.params.items())
+    drawn = ", ".join(f"{name} {cell(value)}" for name, value in best.params.items())
     output.lines(
         out,
         ("trials", counts),

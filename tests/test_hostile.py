@@ -12,6 +12,7 @@ import hypothesis
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from hostile import CORPUS, mutated, originals
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from opening import FORMATS, Refused, open_file, ways_of
 from safetensors.torch import save_file
 
 from lstm_compile import init_params, load_model, save_model
+from lstm_compile.cli.app import app
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.files import read_table
 from lstm_compile.errors import LONGEST, InputError
@@ -171,6 +173,15 @@ def test_a_link_in_place_of_the_baselines_is_refused(folder):
     np.savez(data, x=np.zeros((2, 2)), lengths=[1, 1], y=["class_0", "class_1"])
     with pytest.raises(InputError, match=r"baselines\.safetensors: is a link"):
         evaluate_file(folder, str(data))
+
+
+def test_a_link_in_place_of_the_onnx_file_is_refused_unless_it_is_named(folder):
+    (folder / "model.safetensors").write_bytes((CORPUS / "classify.safetensors").read_bytes())
+    (folder / "model.onnx").symlink_to(CORPUS / "classify.onnx")
+    done = CliRunner().invoke(app, ["verify", str(folder)])
+    assert done.exit_code == 2
+    assert "model.onnx: is a link, and the files of a run lie in its own folder" in done.stderr
+    assert load(folder / "model.onnx").task == "classify"
 
 
 def test_a_run_folder_that_is_a_link_itself_is_taken(folder):

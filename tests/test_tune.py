@@ -283,7 +283,7 @@ def test_a_signal_ends_it_with_what_there_is(tmp_path, number, code):
     process = start(tmp_path, *args, "--trials", 500)
     wait_for("trial ", process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == code
     assert errors == "stopped\n"
     assert (tmp_path / "study/best.toml").is_file()

@@ -113,7 +113,7 @@ def _trials(tuned: "Tuned", trials: list["FrozenTrial"], best: int) -> str:
             trial.state.name.lower(),
             "" if trial.value is None else f"{trial.value:.6g}",
             f"{trial.duration.total_seconds():.1f}" if trial.duration else "",
-            *(_cell(trial.params.get(name, "")) for name in names),
+            *(cell(trial.params.get(name, "")) for name in names),
             str(trial.user_attrs.get("reason", "")),
         )
         for trial in trials
@@ -121,7 +121,8 @@ def _trials(tuned: "Tuned", trials: list["FrozenTrial"], best: int) -> str:
     return f'<div class="wide">{_table(rows, marked=str(best))}</div>'
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A setting as a person reads it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value).strip('"')
 
 
