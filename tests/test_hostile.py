@@ -58,6 +58,7 @@ def test_hostile_files_crash_no_process_and_take_no_memory():
 @pytest.mark.parametrize("kind", FORMATS)
 @hypothesis.settings(
     deadline=None,
+    derandomize=True,  # `fuzz.py` is for news
     max_examples=50,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )

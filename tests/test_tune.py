@@ -211,7 +211,7 @@ def test_settings_that_the_data_cannot_have_are_pruned_with_the_reason(tmp_path)
         (["absent.npz"], "absent.npz: cannot be read"),
         (["data.npz", "--metric", "rmse"], "metric must be one of loss, accuracy, macro_f1; got"),
         (["data.npz", "--hidden-size", "4"], "hidden_size cannot be both fixed and in the space"),
-        (["data.npz", "--storage", "nodb://x"], "nodb://x: no such database ("),
+        (["data.npz", "--storage", "nodb://me:secret@x"], "nodb://...@x: no such database ("),
         (["data.npz", "--output", "data.npz/x"], "data.npz/x: cannot be made (Not a directory)"),
     ],
 )
@@ -221,6 +221,7 @@ def test_wrong_input_is_refused_in_one_line(tmp_path, args, message):
     assert result.exit_code == 2, result.output
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.output
+    assert "secret" not in result.output
 
 
 def test_what_to_install_is_said_first(tmp_path, monkeypatch):

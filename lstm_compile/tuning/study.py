@@ -9,6 +9,7 @@ Source: https://optuna.readthedocs.io/en/stable/
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ METRICS = {  # of each task, its default first: in units that no setting changes
     "forecast": ("mae", "rmse", "loss"),
     "lm": ("loss",),
 }
+PASSWORD = re.compile("//[^/@]*@")
 TRIES = 3  # of settings whose process was killed
 WAIT = 60  # seconds for a database that another process writes to
 
@@ -224,7 +226,8 @@ def _storage(url: str, heartbeat: int) -> Any:
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=TRIES),
         )
     except Exception as error:  # whatever the database's driver raises
-        raise InputError(f"{url}: no such database ({reason(error)}); give its URL") from error
+        shown = PASSWORD.sub("//...@", url)
+        raise InputError(f"{shown}: no such database ({reason(error)}); give its URL") from error
 
 
 def _process_number(folder: Path) -> int:
