@@ -40,8 +40,8 @@ class Command(click.Command):
         debug = ctx.params.pop("debug")
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click ends quietly where whoever reads has gone
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
             ctx.exit(code_of_signal(ctx))

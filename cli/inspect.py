@@ -26,8 +26,8 @@ def command(source: str, as_json: bool, **options: Any) -> None:
     """Show what is in DATA, in a run folder, or in a .safetensors or .onnx file.
 
     DATA is a file or a bundled data set (its training part is taken): sequences, lengths, gaps,
-    classes, columns that are constant, equal or seem to hold the answer. Of a model: names, shapes,
-    figures and where it came from.
+    classes, columns that are constant, equal or seem to hold the answer; of text its characters and
+    what training would do. Of a model: names, shapes, figures and where it came from.
     """
     from lstm_compile.export.inspection import inspect_source
 
@@ -35,33 +35,66 @@ def command(source: str, as_json: bool, **options: Any) -> None:
     found = inspect_source(source, asked)
     if as_json:
         return output.print_json(found)
-    if found["kind"] == "series":
-        shown = _series(source, found, asked)
-    else:
-        shown = _data(source, found, asked) if found["kind"] == "data" else _model(source, found)
-    output.lines(output.console(as_json), *shown)
+    output.lines(output.console(as_json), *_shown(source, found, asked))
     return None
 
 
+def _shown(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[Line]:
+    if found["kind"] == "series":
+        return _series(source, found, asked)
+    if found["kind"] == "text":
+        return _text(source, found)
+    return _data(source, found, asked) if found["kind"] == "data" else _model(source, found)
+
+
 def _data(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[Line]:
+    is_text = "vocabulary" in found
     lengths, part = found["lengths"], f" ({found['part']} part)" if found["part"] else ""
     yield "data", f"{source}{part}: {found['sequences']} sequences, {found['rows']} rows"
-    yield "features", f"{len(found['features'])}: {_listing(found['features'])}"
+    if is_text:
+        yield from _vocabulary(found["vocabulary"])
+    else:
+        yield "features", f"{len(found['features'])}: {_listing(found['features'])}"
     yield "lengths", ", ".join(f"{name} {value:g}" for name, value in lengths.items())
     yield from _histogram(found["histogram"])
     yield from _columns(found["columns"] or {})
     yield "missing", _counts(found["missing"]) or "none"
     yield from _labels(found)
+    if not is_text:
+        yield from _oddities(found)
+    if found["unlabelled"]:
+        yield "next", f"lstm-compile predict RUN {shlex.quote(source)} --output predictions.csv"
+    else:
+        yield "next", output.command("train", Path(source), *_flags(asked, found))
+
+
+def _oddities(found: dict[str, Any]) -> Iterator[Line]:
     yield "constant", _listing(found["constant"]) or "none"
     yield "equal", "; ".join(" = ".join(names) for names in found["duplicate"]) or "none"
     for leak in found["leaks"]:
         yield "suspicious", f"{leak['feature']}: {leak['reason']}; leave it out if so"
     if not found["leaks"]:
         yield "suspicious", "none: no feature seems to hold the answer"
-    if found["unlabelled"]:
-        yield "next", f"lstm-compile predict RUN {shlex.quote(source)} --output predictions.csv"
-    else:
-        yield "next", output.command("train", Path(source), *_flags(asked, found))
+
+
+def _text(source: str, found: dict[str, Any]) -> Iterator[Line]:
+    size = f"{found['characters']} characters ({found['bytes'] / 1000:.0f} kB)"
+    yield "data", f"{source}: {found['documents']} documents, {size}"
+    yield from _vocabulary(found["vocabulary"])
+    plan = found["training"]
+    parts = f"{plan['train']} characters to train, the last {plan['validation']} to validate"
+    yield "training", f"{parts}; {plan['steps']} steps an epoch, at most {plan['epochs']} epochs"
+    yield "next", output.command("train", Path(source), "--task", "lm")
+
+
+def _vocabulary(counts: dict[str, int]) -> Iterator[Line]:
+    total = sum(counts.values())
+    names = {_visible(name): count for name, count in counts.items()}
+    yield "vocabulary", f"{len(counts)}: {_counts(names, total)}"
+
+
+def _visible(name: str) -> str:
+    return repr(name) if name.isspace() or not name.isprintable() else name
 
 
 def _series(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[Line]:
@@ -123,22 +156,50 @@ def _model(source: str, found: dict[str, Any]) -> Iterator[Line]:
     schema, training, config = found["schema"], found["training"], found["config"]
     path = Path(source)
     yield found["kind"], f"{source} ({found['bytes'] / 1000:.0f} kB)"
-    yield "task", f"{found['task']}: {_listing(schema['classes'] or schema['targets'])}"
-    yield "features", f"{len(schema['features'])}: {_listing(schema['features'])}"
+    yield "task", f"{found['task']}: {_answers(schema)}"
+    if schema.get("vocabulary"):
+        yield "text", _tokens(schema["vocabulary"])
+    else:
+        yield "features", f"{len(schema['features'])}: {_listing(schema['features'])}"
     yield "shape", f"{_shape(config)}, {found['parameters']} parameters"
     yield from _interface(found)
     yield from _figures(training)
+    yield "next", _next(path, found)
+
+
+def _next(path: Path, found: dict[str, Any]) -> str:
     if found["kind"] == "run":
-        yield "next", output.command("export", path, "--onnx")
-    else:
-        yield "next", output.command("evaluate", path)
+        return output.command("export", path, "--onnx")
+    streams = "h" in found.get("inputs", {})
+    if streams and found["task"] == "lm":
+        return output.command("generate", path)
+    if streams:
+        return output.command("verify", path.parent, "--onnx", shlex.quote(str(path)))
+    return output.command("evaluate", path)
+
+
+def _answers(schema: dict[str, Any]) -> str:
+    return _listing(schema["classes"] or schema["targets"]) or "the next character"
+
+
+def _tokens(vocabulary: dict[str, Any]) -> str:
+    if vocabulary["kind"] == "byte":
+        return "the bytes of UTF-8"
+    shown = [_visible(each) for each in vocabulary["characters"]]
+    return f"{len(shown)} characters: {_listing(shown)}"
 
 
 def _shape(config: dict[str, Any]) -> str:
     directions = "both directions" if config["bidirectional"] else "forward"
     layers = f"{config['num_layers']} layers of {config['hidden_size']}"
     pooling = f", pooling {config['pooling']}" if "pooling" in config else ""
-    return f"{layers}, {directions}{pooling}"
+    return f"{layers}, {directions}{_blocks(config)}{pooling}"
+
+
+def _blocks(config: dict[str, Any]) -> str:
+    if "transformer_layers" not in config:
+        return ""
+    return f", {config['transformer_layers']} Transformer blocks of {config['heads']} heads"
 
 
 def _interface(found: dict[str, Any]) -> Iterator[Line]:

@@ -85,18 +85,19 @@ def command(
 
 def _begin(out: Console, job: "Job") -> None:
     parts, schema = job.parts, job.parts.train.schema
-    kind = f"{len(schema.classes)} classes" if schema.classes else f"targets {schema.targets}"
-    size = f"{len(schema.features)} features, {kind}"
+    kind = f", {len(schema.classes)} classes" if schema.classes else f", targets {schema.targets}"
+    size = f"{len(schema.features)} features"
     if schema.vocabulary is not None:
         size = f"text, a vocabulary of {len(schema.vocabulary)} {schema.vocabulary.kind}s"
+        kind = kind if schema.classes else ""
     rows = output.rows_of(job.config.task)
     output.lines(
         out,
-        ("data", f"{job.data}: {size}"),
+        ("data", f"{job.data}: {size}{kind}"),
         *output.columns(parts.train.roles),
         (
             "parts",
-            f"{len(parts.train)} {rows} to train, {len(parts.validation)} to validate"
+            f"{len(parts.train)} {rows} to train, {len(parts.validation or ())} to validate"
             + (f", {len(parts.test)} to test" if parts.tested_on == "test" else ""),
         ),
         *([("init", job.warm.line())] if job.warm else []),
@@ -118,7 +119,7 @@ def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
         cells = [
             str(epoch.epoch),
             f"{epoch.train_loss:.4f}",
-            f"{epoch.validation_loss:.4f}" if epoch.validation else "refit",
+            _validated(epoch),
             *(output.metric(name, value) for name, value in _shown(epoch).items()),
             *([""] * (columns - len(_shown(epoch)))),
             f"{epoch.learning_rate:.1e}",
@@ -136,11 +137,17 @@ def _shown(epoch: "Epoch") -> dict[str, float]:
     return {name: value for name, value in epoch.validation.items() if name != "loss"}
 
 
+def _validated(epoch: "Epoch") -> str:
+    if epoch.is_refit:
+        return "refit"
+    return f"{epoch.validation_loss:.4f}" if epoch.validation else ""
+
+
 def _plain(epoch: "Epoch") -> str:
     if not epoch.validation:
+        which = " of the refit" if epoch.is_refit else ""
         return (
-            f"epoch {epoch.epoch} of the refit: train loss {epoch.train_loss:.4f}, "
-            f"{epoch.seconds:.1f} s"
+            f"epoch {epoch.epoch}{which}: train loss {epoch.train_loss:.4f}, {epoch.seconds:.1f} s"
         )
     mark = "  best" if epoch.best else ""
     return (

@@ -18,6 +18,7 @@ def command(run: Path | None, path: Path | None, as_json: bool) -> None:
     """Compare RUN (the newest if left out) with its ONNX file, in every runtime installed."""
     from lstm_compile.checkpoint import model_file
     from lstm_compile.export import verify_onnx
+    from lstm_compile.export.reading import is_streaming
     from lstm_compile.runs import ONNX_FILE, newest_run, own_file
 
     source = model_file(run or newest_run())
@@ -30,6 +31,7 @@ def command(run: Path | None, path: Path | None, as_json: bool) -> None:
         out = output.console(as_json)
         output.parity(out, report)
         if report.passed:
-            output.lines(out, ("next", output.command("evaluate", target)))
+            after = "inspect" if is_streaming(target) else "evaluate"
+            output.lines(out, ("next", output.command(after, target)))
     if not report.passed:
         raise Failure(f"{target}: does not agree with {source}; export it again")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from lstm_compile.checkpoint import load_model
 from lstm_compile.config import CLASSES, FORECAST, LM, STEPWISE, ModelConfig
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.columns import TableOptions
-from lstm_compile.data.corpus import read_corpus
+from lstm_compile.data.corpus import Corpus, read_corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.files import locate, table_options
 from lstm_compile.data.folders import is_table
@@ -22,10 +23,12 @@ from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Batch, Sequences
 from lstm_compile.data.series import read_series
 from lstm_compile.data.series_table import Split
+from lstm_compile.data.textfiles import refuse_columns
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation import Evaluation, evaluate
-from lstm_compile.export.predict import load_onnx
+from lstm_compile.export.predict import open_onnx, sequence_file
 from lstm_compile.export.runtime import OnnxModel
+from lstm_compile.export.texts import score_exported
 from lstm_compile.forecast.backtest import backtest, headline_of
 from lstm_compile.forecast.plot import check_plot, plot_forecasts
 from lstm_compile.forecast.scaling import target_deviation
@@ -33,7 +36,7 @@ from lstm_compile.forecast.windows import Windows, require, split_windows, thinn
 from lstm_compile.runs import BASELINES_FILE, own_file
 from lstm_compile.training.prediction import predict_all
 from lstm_compile.training.series import windows_of
-from lstm_compile.training.text import score_text
+from lstm_compile.training.text import Scores, score_text, window_of
 from lstm_compile.training.textual import evaluate_text
 
 BATCH = 256  # windows that are answered together
@@ -45,7 +48,7 @@ class Predictor(NamedTuple):
     config: ModelConfig
     schema: Schema
     training: dict[str, Any]
-    predict: Callable[[Any], Tensor]  # of sequences or windows, as `complete` gives
+    predict: Callable[[Any], Any]  # of sequences or windows what `complete` gives, of text `Scores`
 
 
 def evaluate_file(
@@ -53,7 +56,7 @@ def evaluate_file(
     data: str | None = None,
     *,
     table: TableOptions | None = None,
-    on_data: Callable[[Examples], None] = lambda data: None,
+    on_data: Callable[[Examples | Corpus], None] = lambda data: None,
     progress: Callable[[int, int], None] | None = None,
     stride: int = 1,
     plot: Path | None = None,
@@ -92,7 +95,10 @@ def evaluate_file(
     if plot is not None:
         raise InputError(f"plot is for task forecast, the model's is {model.config.task}")
     if model.config.task == LM:
-        return _evaluate_text(source, name, model)
+        refuse_columns(name, table)
+        corpus = _read_text(name, model)
+        on_data(corpus)
+        return evaluate_text(model.predict(corpus), corpus, _baselines(source))
     rows = load_dataset(
         name, "test", schema=model.schema, table=options, progress=progress,
         per_step=model.config.task == "tag",
@@ -103,16 +109,11 @@ def evaluate_file(
     return evaluate(model.predict(rows), model.config, rows, _baselines(source))
 
 
-def _evaluate_text(source: Path, name: str, model: Predictor) -> Evaluation:
-    if source.suffix == ".onnx":
-        raise InputError(
-            f"{source}: text is measured with the state carried along; name the run folder instead"
-        )
+def _read_text(name: str, model: Predictor) -> Corpus:
     corpus = read_corpus(name, vocabulary=model.schema.vocabulary)
-    params, config, _, _ = load_model(source)
-    if len(corpus) < 2:
+    if not int(corpus.starts.diff().max()) > 1:
         raise InputError(f"{name}: one character tells nothing; expected two at least")
-    return evaluate_text(score_text(params, config, corpus), corpus, _baselines(source))
+    return corpus
 
 
 def _trained_on(source: Path, model: Predictor) -> str:
@@ -139,13 +140,21 @@ def _from_safetensors(source: Path) -> Predictor:
     def predict(data: Examples) -> Tensor:
         return predict_all(model.params, model.config, data)
 
-    return Predictor(model.config, model.schema, model.training, predict)
+    def score(corpus: Corpus) -> Scores:
+        time = window_of(model.config, model.training.get("unroll"))
+        return score_text(model.params, model.config, corpus, time=time)
+
+    answer = score if model.config.task == LM else predict
+    return Predictor(model.config, model.schema, model.training, answer)
 
 
 def _from_onnx(source: Path) -> Predictor:
     if not source.is_file():
         raise InputError(f"{source}: no such file; make one with `lstm-compile export --onnx`")
-    model, config, schema, training = load_onnx(source)
+    opened, config, schema, training = open_onnx(source)
+    if config.task == LM:
+        return Predictor(config, schema, training, partial(score_exported, opened))
+    model = sequence_file(source, opened)
 
     def forecast(data: Windows) -> Tensor:
         return torch.cat([_ask(model, batch) for batch in _batches(data)])

@@ -3,14 +3,17 @@
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.errors import InputError
-from lstm_compile.export.runtime import ModelError, open_streams
+from lstm_compile.export.runtime import ModelError, Streams, open_any
 from lstm_compile.export.sampling import Sampling, draw_token
+
+if TYPE_CHECKING:
+    from lstm_compile.checkpoint import Model
 
 Logits = Callable[[Any, Sequence[int]], Any]  # tokens (rows, time) of rows -> (rows, vocabulary)
 PLAIN = Sampling()
@@ -52,7 +55,7 @@ def generate(
     return _pieces(vocabulary, logits, tokens, length, how, stop)
 
 
-def _encoded(vocabulary: Vocabulary, index: int, prompt: str) -> list[int]:
+def _encoded(vocabulary: Vocabulary, index: int, prompt: str) -> Any:
     if not prompt:
         raise InputError(
             f"prompt {index} is empty; expected one character at least, such as a line break"
@@ -63,7 +66,7 @@ def _encoded(vocabulary: Vocabulary, index: int, prompt: str) -> list[int]:
 def _pieces(
     vocabulary: Vocabulary,
     logits: Logits,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Any],
     length: int,
     how: Sampling,
     stop: str,
@@ -72,7 +75,7 @@ def _pieces(
     writers = [_writer(vocabulary) for _ in prompts]
     texts = [""] * len(prompts)
     rows = list(range(len(prompts)))
-    scores = {row: logits(np.array([prompts[row]]), [row])[0] for row in rows}
+    scores = {row: logits(prompts[row][None], [row])[0] for row in rows}
     for _ in range(length):
         drawn = {row: draw_token(scores[row], randoms[row].random(), how) for row in rows}
         for row, token in drawn.items():
@@ -102,11 +105,16 @@ def _engine(source: Path) -> tuple[Vocabulary, Logits]:
 
 def _from_onnx(source: Path) -> tuple[Vocabulary, Logits]:
     try:
-        streams = open_streams(source)
+        streams = open_any(source)
         schema = Schema.from_json(streams.metadata["schema"])
     except ModelError as error:
         raise InputError(f"{error}") from error
     vocabulary = _vocabulary(source, schema, streams.task)
+    if not isinstance(streams, Streams):
+        raise InputError(
+            f"{source}: takes whole sequences; name the run folder, or the file of export --onnx "
+            "--streaming"
+        )
 
     def logits(tokens: Any, rows: Sequence[int]) -> Any:
         return np.asarray(streams.push(rows, tokens))[:, -1]
@@ -115,13 +123,20 @@ def _from_onnx(source: Path) -> tuple[Vocabulary, Logits]:
 
 
 def _from_safetensors(source: Path) -> tuple[Vocabulary, Logits]:
+    from lstm_compile.checkpoint import load_model
+
+    model = load_model(source)
+    vocabulary = _vocabulary(source, model.schema, model.config.task)
+    return vocabulary, _by_window(model) if model.config.transformer_layers else _by_state(model)
+
+
+def _by_state(model: "Model") -> Logits:
+    """Each call goes on from the states after the call before."""
     import torch
 
     from lstm_compile.cell import LSTMState
-    from lstm_compile.checkpoint import load_model
     from lstm_compile.model import forward
 
-    params, config, schema, _ = load_model(source)
     states: dict[int, LSTMState] = {}
 
     def logits(tokens: Any, rows: Sequence[int]) -> Any:
@@ -130,12 +145,43 @@ def _from_safetensors(source: Path) -> tuple[Vocabulary, Logits]:
             parts = zip(*(states[row] for row in rows), strict=True)
             before = LSTMState(*(torch.cat(part, 1) for part in parts))
         with torch.inference_mode():
-            found, after = forward(params, config, torch.from_numpy(tokens), None, before)
+            found, after = forward(
+                model.params, model.config, torch.from_numpy(tokens), None, before
+            )
         for index, row in enumerate(rows):
             states[row] = LSTMState(*(part[:, index : index + 1] for part in after))
         return found[:, -1].numpy()
 
-    return _vocabulary(source, schema, config.task), logits
+    return logits
+
+
+def _by_window(model: "Model") -> Logits:
+    """Each call reads anew what Transformer blocks see: the window that is not yet full.
+
+    A full window hands its state on to the next, as in training.
+    """
+    import torch
+
+    from lstm_compile.model import forward
+    from lstm_compile.training.text import window_of
+
+    size = window_of(model.config, model.training.get("unroll"))
+    kept: dict[int, tuple[Any, Any]] = {}  # the state before a row's window, and its tokens
+
+    def answer(row: int, tokens: Any) -> Any:
+        state, window = kept.get(row, (None, tokens[:0]))
+        for part in torch.cat([window, tokens]).split(size):
+            before, window = state, part
+            found, state = forward(model.params, model.config, part[None], None, before)
+        kept[row] = before, window
+        return found[0, -1].numpy()
+
+    def logits(tokens: Any, rows: Sequence[int]) -> Any:
+        with torch.inference_mode():
+            given = zip(rows, torch.from_numpy(tokens), strict=True)
+            return np.stack([answer(row, part) for row, part in given])
+
+    return logits
 
 
 def _vocabulary(source: Path, schema: Schema, task: str) -> Vocabulary:

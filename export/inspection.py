@@ -3,6 +3,7 @@
 Loads no torch, and onnx only for an `.onnx` file.
 """
 
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.files import BUNDLED, SERIES, locate, read_table
-from lstm_compile.data.folders import is_table
+from lstm_compile.data.folders import is_table, is_text
 from lstm_compile.data.profile import profile
 from lstm_compile.data.roles import Roles
 from lstm_compile.data.table import Table
+from lstm_compile.data.textfiles import count_characters, find_texts
 from lstm_compile.errors import InputError
 from lstm_compile.inspection import (
     count_parameters,
@@ -22,6 +24,7 @@ from lstm_compile.inspection import (
     inspect_safetensors,
 )
 from lstm_compile.runs import MODEL_FILE
+from lstm_compile.settings import resolve
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
@@ -32,11 +35,12 @@ def inspect_source(name: str, options: TableOptions | None = None) -> dict[str, 
 
     Args:
         name: a bundled data set, of which the training part is taken, a file of sequences, a run
-            folder, a `.safetensors` or an `.onnx` file.
+            folder, a `.safetensors` or an `.onnx` file; or text.
         options: the columns of a long table.
 
     Returns:
-        `kind` (`data`, `run`, `safetensors` or `onnx`) and what the function of that kind gives.
+        `kind` (`data`, `series`, `text`, `run`, `safetensors` or `onnx`) and what the function of
+        that kind gives.
 
     Raises:
         InputError: nothing there, or it cannot be read.
@@ -95,6 +99,39 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
     }
 
 
+def inspect_text(path: str) -> dict[str, Any]:
+    """Text files, as task `lm` reads them.
+
+    Returns:
+        `kind` (`text`), `path`, `documents`, `bytes`, `characters`, `vocabulary` (how often each
+        character occurs, from the most frequent on), and `training`: what `train` would do, with
+        `characters` to train on and to validate, `steps` an epoch and `epochs`.
+
+    Raises:
+        InputError: no such file, an empty one, or text that is not UTF-8.
+    """
+    files = find_texts(path)
+    counts = count_characters(files)
+    characters = counts.total()
+    training = resolve(path, "lm").training
+    validated = math.ceil(training.validation * characters)
+    known = characters - validated
+    return {
+        "kind": "text",
+        "path": path,
+        "documents": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
+        "characters": characters,
+        "vocabulary": dict(counts.most_common()),
+        "training": {
+            "train": known,
+            "validation": validated,
+            "steps": max(1, -(-known // (training.batch_size * training.unroll))),
+            "epochs": training.epochs,
+        },
+    }
+
+
 def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, Any]:
     """A data set, whatever is missing in it.
 
@@ -102,11 +139,13 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
         `path`, `part` (of a bundled one), `columns` (of a long table: `id`, `time`, `target` as
         lists of names, which roles were `inferred`, and what was `left_out` with its kind),
         `unlabelled` (why no label could be read, else None), and the fields of `Profile`; of series
-        to forecast what `inspect_series` gives.
+        to forecast what `inspect_series` gives, of text files what `inspect_text` gives.
 
     Raises:
         InputError: it cannot be read.
     """
+    if is_text(name):
+        return inspect_text(name)
     path, asked = locate(name, "train"), options or TableOptions()
     if name in SERIES or asked.given_for_series:
         return inspect_series(str(path), asked)

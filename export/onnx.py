@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from lstm_compile.checkpoint import Model, load_model
-from lstm_compile.config import STEPWISE, ModelConfig
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.sequences import Given
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.export import names
@@ -27,7 +27,7 @@ from lstm_compile.export.parity import verify_onnx
 from lstm_compile.export.portable import TRACED_OPSET, Shown, to_portable
 from lstm_compile.export.report import ParityReport
 from lstm_compile.export.selftest import selftest
-from lstm_compile.export.translation import translation_table
+from lstm_compile.export.translation import Table, model_table
 from lstm_compile.files import write_atomically
 from lstm_compile.model import predict
 
@@ -125,7 +125,7 @@ class Form(NamedTuple):
     program: "Program"
     metadata: dict[str, str]
     reshaped: dict[bytes, str]  # see `Shown.reshaped`
-    table: Mapping[Callable[..., Any], Callable[..., Any]]  # of translations
+    table: Table  # of translations
 
 
 def to_onnx(model: Model) -> onnx.ModelProto:
@@ -141,7 +141,7 @@ def to_onnx(model: Model) -> onnx.ModelProto:
         program=_Whole(model),
         metadata=metadata(model),
         reshaped=reshaped(model),
-        table=translation_table(),
+        table=model_table(),
     )
     return build(model, form)
 
@@ -191,12 +191,12 @@ def metadata(model: Model) -> dict[str, str]:
 
 def reshaped(model: Model) -> dict[bytes, str]:
     """The weights that folding transposes or unsqueezes, so that their own names are lost."""
-    params, found = model.params, dict[bytes, str]()
+    params = model.params
+    found = {bytes_of(value.t()): name for name, value in params.items() if value.dim() == 2}
     if "pooling.weight" in params:
         found[bytes_of(params["pooling.weight"])] = "pooling.weight"
-    if model.config.task in STEPWISE:
-        head = params["embedding.weight" if model.config.tie else "head.weight"]
-        found[bytes_of(head.t())] = "head.weight"
+    if model.config.tie:
+        found[bytes_of(params["embedding.weight"].t())] = "head.weight"
     return found
 
 

@@ -19,7 +19,8 @@ from lstm_compile.export.runtime import (
     Inputs,
     ModelError,
     OnnxModel,
-    load,
+    Streams,
+    open_any,
 )
 from lstm_compile.files import write_atomically
 
@@ -206,20 +207,20 @@ def _answer_all(model: Predictor, table: Table, progress: Progress | None) -> Fl
 class Exported(NamedTuple):
     """An ONNX file with its metadata read."""
 
-    model: OnnxModel
+    model: OnnxModel | Streams
     config: ModelConfig
     schema: Schema
     training: dict[str, Any]
 
 
-def load_onnx(source: Path) -> Exported:
-    """Open an exported file for its answers.
+def open_onnx(source: Path) -> Exported:
+    """Open an exported file of either kind for its answers.
 
     Raises:
         InputError: no such file, not one of this package, or damaged.
     """
     try:
-        model = load(source)
+        model = open_any(source)
         config = ModelConfig.from_json(model.metadata["config"])
         schema = Schema.from_json(model.metadata["schema"])
         return Exported(model, config, schema, json.loads(model.metadata["training"]))
@@ -229,9 +230,23 @@ def load_onnx(source: Path) -> Exported:
         raise InputError(f"{source}: damaged metadata ({error}); export it again") from error
 
 
+def sequence_file(source: Path, model: OnnxModel | Streams) -> OnnxModel:
+    """The file, once it is seen to take whole sequences.
+
+    Raises:
+        InputError: it streams.
+    """
+    if isinstance(model, Streams):
+        raise InputError(
+            f"{source}: this file streams, and sequences are answered by the file that export "
+            "--onnx writes without --streaming"
+        )
+    return model
+
+
 def _from_onnx(source: Path) -> Predictor:
-    found = load_onnx(source)
-    model = found.model
+    found = open_onnx(source)
+    model = sequence_file(source, found.model)
 
     def answer(rows: list[Floats]) -> Floats:
         if found.config.task in STEPWISE:
@@ -251,11 +266,12 @@ def _from_safetensors(source: Path) -> Predictor:
 
     params, config, schema, training = load_model(source)
     names = schema.features, schema.classes, schema.targets
+    vocabulary = schema.vocabulary
 
     def answer(rows: list[Floats]) -> Floats:
         offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows])))
         x, y = torch.from_numpy(np.concatenate(rows)), torch.zeros(len(rows), dtype=torch.int64)
-        data = Sequences(x, torch.from_numpy(offsets), y, *names)
+        data = Sequences(x, torch.from_numpy(offsets), y, *names, vocabulary=vocabulary)
         found = predict_all(params, config, data)
         found = found.softmax(-1) if config.task in CLASSES else found
         return np.asarray(found.cpu().numpy(), np.float32)

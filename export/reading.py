@@ -63,6 +63,15 @@ def read_onnx(path: str | Path) -> OnnxFile:
     return OnnxFile(data, interface, metadata)
 
 
+def is_streaming(path: str | Path) -> bool:
+    """Whether an exported file goes step by step.
+
+    Raises:
+        InputError: as `read_onnx`.
+    """
+    return names.STATE_KEY in read_onnx(path).metadata
+
+
 def _interface(model: ModelProto) -> Interface:
     inputs = {value.name: _described(value) for value in model.graph.input}
     outputs = {value.name: _described(value) for value in model.graph.output}

@@ -266,7 +266,7 @@ class OnnxModel:
 
         Args:
             sequences: arrays (time, features) of numbers in the units of the training data; a time
-                of 0 is legal.
+                of 0 is legal. For a model of text: texts, or tokens (time,).
             batch_size: sequences that are padded to one length and answered together.
             features: the names of the columns, to be checked against `schema.features`.
 
@@ -295,7 +295,7 @@ class OnnxModel:
         """Answer every step of sequences of different lengths.
 
         Args:
-            sequences: as for `predict`; for task `lm` texts, or tokens (time,).
+            sequences: as for `predict`.
             batch_size: as for `predict`.
             features: as for `predict`.
 
@@ -328,7 +328,8 @@ class OnnxModel:
         """Answer one padded batch.
 
         Args:
-            x: (batch, time, features) numbers; what stands behind a row's length is not read.
+            x: (batch, time, features) numbers, or tokens (batch, time); what stands behind a row's
+                length is not read.
             lengths: (batch,) integers from 0 to time.
 
         Returns:
@@ -339,9 +340,11 @@ class OnnxModel:
             ModelError: other shapes, lengths out of range, or a valid value that is not finite.
         """
         x, lengths = np.asarray(x), np.asarray(lengths)
-        if x.ndim != 3 or lengths.shape != x.shape[:1] or lengths.dtype.kind not in "iu":
+        last = () if self.schema.vocabulary else (len(self.schema.features),)
+        fits = x.ndim == 2 + len(last) and lengths.shape == x.shape[:1]
+        if not fits or lengths.dtype.kind not in "iu":
             raise ModelError(
-                f"expected x (batch, time, {len(self.schema.features)}) and integer lengths "
+                f"expected x ({', '.join(map(str, ('batch', 'time', *last)))}) and integer lengths "
                 f"(batch,), found {x.dtype} {x.shape} and {lengths.dtype} {lengths.shape}"
             )
         _check_lengths(lengths, x.shape[1])
@@ -770,6 +773,16 @@ class Streams:
             answer, h, c = _run(self.session, one)
             answers.append(answer)
         return np.concatenate(answers, 1) if self.task in STEPWISE else answers[-1], h, c
+
+
+def open_any(source: str | PathLike[str] | bytes, threads: int = 1) -> OnnxModel | Streams:
+    """Open an exported file of either kind, as `load` and `open_streams` do."""
+
+    def make(session: Any) -> OnnxModel | Streams:
+        streams = STATE_KEY in session.get_modelmeta().custom_metadata_map
+        return Streams(session) if streams else _checked(session)
+
+    return _opened(source, threads, make)
 
 
 def open_streams(source: str | PathLike[str] | bytes, threads: int = 1) -> Streams:

@@ -5,10 +5,10 @@ state, and passes the initial one (zeros) where a sequence begins.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 import onnx
 import torch
@@ -25,14 +25,13 @@ from lstm_compile.export.onnx import (
     Form,
     Program,
     build,
-    bytes_of,
     check_target,
     metadata,
     proven,
     reshaped,
 )
 from lstm_compile.export.streaming_parity import verify_streaming
-from lstm_compile.export.translation import Value, translation_table
+from lstm_compile.export.translation import Table, Value, model_table
 from lstm_compile.files import write_atomically
 from lstm_compile.model import predict_on
 
@@ -82,6 +81,11 @@ def check_streamable(config: ModelConfig) -> None:
 def _why_not(config: ModelConfig) -> str:
     if config.bidirectional:
         return "it reads each sequence from its end too; train with --no-bidirectional"
+    if config.transformer_layers:
+        return (
+            "its Transformer blocks look back at all steps before; train with "
+            "--transformer-layers 0, or export without --streaming and pass all steps at each call"
+        )
     if config.task in POOLED and config.pooling != "last":
         return f"pooling {config.pooling} reads all steps at once; train with --pooling last"
     if config.scaling in ("series", *WINDOW_SCALINGS):
@@ -117,8 +121,8 @@ def to_streaming(model: Model, cells: Cells = NODE) -> onnx.ModelProto:
         outputs={output: shape, **dict.fromkeys(names.NEXT_STATE, state)},
         program=_Stepwise(model),
         metadata=_metadata(model, cells),
-        reshaped=reshaped(model) | (_transposed(model) if cells == "plain" else {}),
-        table=_plain_table() if cells == "plain" else translation_table(),
+        reshaped=reshaped(model),
+        table=_plain_table() if cells == "plain" else model_table(),
     )
     return build(model, form)
 
@@ -153,19 +157,14 @@ class _Stepwise(Program):
         return answer, *state
 
 
-def _transposed(model: Model) -> dict[bytes, str]:
-    """The names of weights that the plain cells hold transposed."""
-    lstm = {name: value for name, value in model.params.items() if name.startswith("lstm.weight")}
-    return {bytes_of(value.t()): name for name, value in lstm.items()}
-
-
-def _plain_table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    return {**translation_table(), torch.ops.lstm_compile.recurrence.default: _plain_cell}
+def _plain_table() -> Table:
+    return {**model_table(), torch.ops.lstm_compile.recurrence.default: _plain_cell}
 
 
 def _plain_cell(
     x: Value,
     lengths: Value,  # noqa: ARG001 (all steps are valid)
+    resets: Value,  # noqa: ARG001 (who feeds the file passes the state)
     weight_ih: Value,
     weight_hh: Value,
     bias: Value,

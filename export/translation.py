@@ -26,6 +26,9 @@ Value = Any
 
 # ONNX orders the gates i, o, f, c; torch orders them i, f, g, o, and its g is ONNX's c.
 GATES = [0, 3, 1, 2]
+LOWEST = float(np.finfo(np.float32).min)
+
+Table = dict[Callable[..., Any], Callable[..., Any]]
 
 
 class Weights(NamedTuple):
@@ -45,7 +48,7 @@ class Rows(NamedTuple):
     reversal: Value  # (batch, time, 1) int64, the step that reversal within length reads
 
 
-def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
+def translation_table() -> Table:
     """What torch.onnx needs in order to export modules that call `lstm_compile.lstm`.
 
     Pass it as `torch.onnx.export(..., dynamo=True, custom_translation_table=translation_table())`.
@@ -57,9 +60,18 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
     }
 
 
+def model_table() -> Table:
+    """`translation_table`, and what else models of this package are made of."""
+    return {
+        **translation_table(),
+        torch.ops.aten.scaled_dot_product_attention.default: attention,
+    }
+
+
 def recurrence(
     x: Value,
     lengths: Value,
+    resets: Value,
     weight_ih: Value,
     weight_hh: Value,
     bias: Value,
@@ -72,8 +84,14 @@ def recurrence(
     """One layer and direction; arguments and results as in `lstm_compile.recurrence`.
 
     Raises:
-        InputError: the module is not in float32.
+        InputError: the module is not in float32, or it sets states back.
     """
+    if resets is not None:
+        raise InputError(
+            "resets have no form in ONNX, where a row begins once: export the module without them, "
+            "and give each sequence as a row of its own, or step by step (export --streaming) from "
+            "the initial state where one begins"
+        )
     if x.dtype is not None and int(x.dtype) != TensorProto.FLOAT:
         raise InputError(f"ONNX export takes float32 modules, got {x.dtype}; use module.float()")
     weights = _weights(weight_ih, weight_hh, bias)
@@ -96,6 +114,18 @@ def last_steps(x: Value, lengths: Value, size: int) -> Value:
     step = op.Add(op.Unsqueeze(lengths, _ints(1)), wanted)
     picked = op.GatherND(x, op.Unsqueeze(op.Max(step, _ints(0)), _ints(2)), batch_dims=1)
     return op.Where(op.Unsqueeze(op.Less(step, _ints(0)), _ints(2)), _zero(), picked)
+
+
+def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Value:
+    """Scaled dot-product attention, (batch, heads, time, size) each, as Transformer blocks call it.
+
+    `mask` (bool) leaves every query a key, so that a finite number can stand for minus infinity.
+    """
+    scale = op.Constant(value_float=int(query.shape[3]) ** -0.5)
+    scores = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
+    if mask is not None:
+        scores = op.Where(mask, scores, op.Constant(value_float=LOWEST))
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
 def _dense(

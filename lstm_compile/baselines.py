@@ -36,6 +36,7 @@ CLASSIFIERS = {
     "classify": ("logistic regression on summaries", "logistic regression on 24 frames"),
     "tag": ("logistic regression on 5 steps",),
 }
+SHARES, BY_CHARACTER = "logistic regression on character shares", "frequencies by character"
 
 
 class Baseline(NamedTuple):
@@ -160,7 +161,8 @@ def fit_baselines(train: Sequences) -> dict[str, Baseline]:
     Returns:
         By name: `majority class`, `logistic regression on summaries` and `logistic regression on
         24 frames` for classes, `logistic regression on 5 steps` in their place for classes of
-        steps; `mean` and `ridge on summaries` for targets.
+        steps; `mean` and `ridge on summaries` for targets. For text `logistic regression on
+        character shares`, or the `frequencies by character` of the classes of steps.
     """
     if train.task == "regress":
         mean = Baseline(torch.zeros(0, train.y.shape[1]).double(), train.y.double().mean(0))
@@ -168,12 +170,22 @@ def fit_baselines(train: Sequences) -> dict[str, Baseline]:
     classes = len(train.classes)
     shares = one_hot(train.y, classes).double().mean(0)
     fitted = {"majority class": Baseline(torch.zeros(0, classes).double(), shares)}
+    if train.vocabulary and train.per_step:
+        return {**fitted, BY_CHARACTER: _fit_frequencies(train)}
     rows = _some_rows(train)
-    for name in CLASSIFIERS[train.task]:
+    for name in (SHARES,) if train.vocabulary else CLASSIFIERS[train.task]:
         fitted[name] = fit_logistic(
             FEATURES[name](train)[rows], train.y[rows], classes, CLASSIFIER_PENALTY
         )
     return fitted
+
+
+def _fit_frequencies(train: Sequences) -> Baseline:
+    """The logarithm of how often each token has each class, one added to each count."""
+    size, classes = len(train.vocabulary or ()), len(train.classes)
+    counts = torch.bincount(train.x * classes + train.y, minlength=size * classes)
+    table = counts.view(size, classes).double() + 1
+    return Baseline((table / table.sum(1, True)).log(), torch.zeros(classes).double())
 
 
 def _some_rows(train: Sequences) -> Tensor:
@@ -271,12 +283,15 @@ def _rebuild(name: str, tensors: Mapping[str, Tensor]) -> Baseline:
 
 def _predict(name: str, baseline: Baseline, data: Sequences) -> Tensor:
     features = FEATURES[name](data)
-    found = (features.shape[1], len(data.classes) or len(data.targets))
+    columns = features.shape[1] if features.is_floating_point() else len(data.vocabulary or ())
+    found = (columns, len(data.classes) or len(data.targets))
     if found != tuple(baseline.weight.shape):
         raise InputError(
             f"baseline {name!r} maps {baseline.weight.shape[0]} columns to "
             f"{baseline.weight.shape[1]} outputs, but the data has {found[0]} and {found[1]}"
         )
+    if not features.is_floating_point():  # tokens, each a column of ones and zeros
+        return baseline.weight[features] + baseline.bias
     return features @ baseline.weight + baseline.bias
 
 

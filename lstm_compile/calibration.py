@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Callable
+from functools import cache
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from lstm_compile.choice import Measured, Work, measurements, remember, work_of
+from lstm_compile.choice import CLEARLY, Measured, Work, measurements, remember, work_of
+from lstm_compile.devices import cpu_threads
 from lstm_compile.recurrence import DEFAULT_CHUNK
 from lstm_compile.stack import lstm
 from lstm_compile.vendor import Outputs
@@ -15,6 +17,7 @@ from lstm_compile.vendor import Outputs
 ROUNDS = 7
 SECONDS = 2.0  # after which no further round begins
 LEAST_ROUNDS = 3
+SHORT = 32  # steps, enough to tell how threads wait for each other at each
 
 Step = Callable[[str], None]
 
@@ -81,6 +84,24 @@ def vendor_seconds(
     step, _ = _step(*sizes, device, torch.float32, DEFAULT_CHUNK)
     step("vendor")
     return median(_timed(lambda: step("vendor")) for _ in range(LEAST_ROUNDS))
+
+
+@cache
+def fastest_threads(hidden_size: int, input_size: int, batch: int, most: int) -> int:
+    """1 or `most`: with how many CPU threads a layer of `vendor` trains faster, measured in turns.
+
+    More threads must be clearly faster, as other programs will want the processor too. Asked again
+    in the same process, the answer is the same.
+    """
+    sizes = hidden_size, input_size, batch, SHORT
+    step, _ = _step(*sizes, False, True, "cpu", torch.float32, DEFAULT_CHUNK)
+    times: dict[int, list[float]] = {1: [], most: []}
+    for _ in range(ROUNDS):
+        for count, seconds in times.items():
+            with cpu_threads(count):
+                step("vendor")
+                seconds.append(_timed(lambda: step("vendor")))
+    return most if median(times[most]) <= CLEARLY * median(times[1]) else 1
 
 
 def _in_turns(step: Step) -> dict[str, list[float]]:

@@ -123,7 +123,7 @@ def pull_back(
         run = _compiled(backward_chunk, packing, weight_hh)
         transposed = weight_hh.t().contiguous()
         chunk = packing.spans[0].steps
-        masks = packing.pieces(~packing.moves.padding)
+        masks = packing.pieces(~packing.padding)
         upstream = packing.pieces(grad_y.detach().contiguous())
         for number in reversed(range(len(packing.spans))):
             active = slice(packing.spans[number].rows)
@@ -201,7 +201,7 @@ def _walk(
 ) -> Iterator[tuple[Span, list[Tensor], list[Tensor]]]:
     """Each span with its steps' shares of the gates, from one product, and their masks."""
     parts = x.split([span.size for span in packing.spans])
-    masks = packing.pieces(~packing.moves.padding)
+    masks = packing.pieces(~packing.padding)
     for span, part, mask in zip(packing.spans, parts, masks, strict=True):
         shares = product(part, weight_ih, bias).view(span.steps, span.rows, -1)
         yield span, list(shares.unbind()), list(mask.unbind())

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from math import gcd
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lstm_compile.errors import InputError
@@ -63,7 +64,8 @@ class ModelConfig:
         num_layers: stacked layers.
         bidirectional: a second pass from each sequence's last valid step to its first.
         bias: whether the LSTM has its two bias vectors.
-        dropout: probability of dropping a value between layers, in training.
+        dropout: probability of dropping a value between layers, and of what a Transformer block
+            adds, in training.
         head_dropout: probability of dropping a pooled value before the linear head, in training.
         pooling: how steps become one vector: `last` valid step, `mean`, `max`, `attention` (learned
             scores), `dot-attention` (scores are dot products with the last valid step).
@@ -82,6 +84,10 @@ class ModelConfig:
         season: `forecast`: targets become differences to so many steps before; 0 leaves them.
         linear: `forecast`: a linear path from the window of each target to its horizon, added to
             what the LSTM gives.
+        transformer_layers: Transformer blocks between the LSTM stack and pooling or head; their
+            attention is causal where the LSTM is not bidirectional.
+        heads: of each block's attention, a divisor of `width`; 0 becomes 4, or what of 4 divides
+            it.
         past_size: `forecast`: covariates known up to the origin.
         known_size: `forecast`: covariates known in the horizon too.
         static_sizes: `forecast`: categories of each static covariate.
@@ -97,7 +103,7 @@ class ModelConfig:
     num_layers: int = option(2, "Stacked layers.", 1, MAX_LAYERS)
     bidirectional: bool = option(True, "Read each sequence in both directions.")
     bias: bool = option(True, "Give the LSTM its bias vectors.")
-    dropout: float = option(0.4, "Dropout between layers.", 0.0, 1.0)
+    dropout: float = option(0.4, "Dropout between layers and of blocks.", 0.0, 1.0)
     head_dropout: float = option(0.4, "Dropout before the linear head.", 0.0, 1.0)
     pooling: Pooling = option("attention", "How the steps become one vector.", only=POOLED)
     scaling: Scaling = option(
@@ -123,6 +129,13 @@ class ModelConfig:
     linear: bool = option(True, "Add a linear path from window to horizon.", only=(FORECAST,))
     embedding_size: int = option(64, "Numbers that stand for a character.", 1, MAX_SIZE, only=TEXTS)
     tie: bool = option(False, "Let the head take the embedding's weights.", only=(LM,))
+    transformer_layers: int = option(0, "Transformer blocks after the LSTM stack.", 0, MAX_LAYERS)
+    heads: int = option(
+        0,
+        "Attention heads of a Transformer block; 0 takes 4, or what divides the width.",
+        0,
+        MAX_SIZE,
+    )
     vocabulary_size: int = 0
     past_size: int = 0
     known_size: int = 0
@@ -136,6 +149,7 @@ class ModelConfig:
             _check_range(name, getattr(self, name), 1, MAX_SIZE)
         check_tasks(self, self.task)
         self._check_tokens()
+        self._settle_heads()
         self._check_forecast() if self.task == FORECAST else self._check_scaling()
 
     def _check_tokens(self) -> None:
@@ -155,6 +169,20 @@ class ModelConfig:
             raise InputError(
                 f"tie needs embedding_size = hidden_size, got {self.embedding_size} and "
                 f"{self.hidden_size}"
+            )
+
+    def _settle_heads(self) -> None:
+        if self.heads and not self.transformer_layers:
+            raise InputError(
+                f"heads are for Transformer blocks, got {self.heads} and no transformer_layers; "
+                "give transformer_layers too"
+            )
+        if self.transformer_layers and not self.heads:
+            object.__setattr__(self, "heads", gcd(4, self.width))
+        if self.heads and self.width % self.heads:
+            raise InputError(
+                f"heads must divide the width {self.width} (hidden_size times directions), got "
+                f"{self.heads}"
             )
 
     def _check_scaling(self) -> None:
@@ -199,13 +227,19 @@ class ModelConfig:
         """1, or 2 for a bidirectional model."""
         return 2 if self.bidirectional else 1
 
+    @property
+    def width(self) -> int:
+        """Numbers that the LSTM stack gives a step."""
+        return self.hidden_size * self.num_directions
+
     def to_dict(self) -> dict[str, Any]:
-        """Every field but those of other tasks."""
+        """Every field but those of other tasks, and of parts that the model has not."""
         others = {
             f.name for f in fields(self) if self.task not in f.metadata.get("only", (self.task,))
         }
         others |= set() if self.task == FORECAST else set(DERIVED[4:])
         others |= set() if self.vocabulary_size else {"vocabulary_size", "embedding_size"}
+        others |= set() if self.transformer_layers else {"transformer_layers", "heads"}
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def to_json(self) -> str:

@@ -4,6 +4,7 @@ Backends other than `reference` have first-order reverse-mode derivatives only, 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
@@ -18,7 +19,9 @@ from lstm_compile.first_order import differentiates, once, refuse, refuse_forwar
 from lstm_compile.lengths import extremes, reverse_within_length
 from lstm_compile.packing import Packing, pack_rows
 from lstm_compile.reference import reference
+from lstm_compile.segments import Segments, begin, cut_rows
 from lstm_compile.weights import Direction
+from lstm_compile.whole import Whole, whole_rows
 
 Layers = Sequence[Sequence[Direction]]
 Outputs = tuple[Tensor, Tensor, Tensor]
@@ -28,6 +31,7 @@ Cut = Callable[[Sequence[int]], list[tuple[int, int]]]
 def run_eager(
     x: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias: Tensor,
@@ -39,8 +43,8 @@ def run_eager(
 ) -> Outputs:
     """One layer and direction on plain tensors; arguments as in `lstm_compile.recurrence`."""
     layers = [[Direction(weight_ih, weight_hh, bias)]]
-    backwards = (reverse,)
-    y, h, c = run_layers(layers, x, lengths, h0[None], c0[None], backwards, 0.0, backend, chunk)
+    h0, c0 = h0[None], c0[None]
+    y, h, c = run_layers(layers, x, lengths, resets, h0, c0, (reverse,), 0.0, backend, chunk)
     return y, h[0], c[0]
 
 
@@ -48,6 +52,7 @@ def run_layers(
     layers: Layers,
     x: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     h0: Tensor,
     c0: Tensor,
     backwards: Sequence[bool],
@@ -61,7 +66,9 @@ def run_layers(
         layers: the weights by layer and direction.
         x: (batch, time, input_size).
         lengths: (batch,) int64 on any device, or None.
-        h0: (num_layers * num_directions, batch, hidden_size).
+        resets: (batch, time) bool on any device, or None; then for one direction only.
+        h0: (num_layers * num_directions, batch, hidden_size); with `resets` twice the batch, as
+            `lstm_compile.segments.both_states` gives them.
         c0: likewise.
         backwards: for each direction of a layer whether it reads from the end.
         dropout: probability of dropping a value between layers.
@@ -69,39 +76,57 @@ def run_layers(
         chunk: of `compiled`.
 
     Returns:
-        output (batch, time, num_directions * hidden_size) and the final state, shaped as h0.
+        output (batch, time, num_directions * hidden_size) and the final state, each
+        (num_layers * num_directions, batch, hidden_size).
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device.type):
         if backend == "reference":
-            return _by_steps(layers, x, lengths, h0, c0, backwards, dropout)
+            return _by_steps(layers, x, lengths, resets, h0, c0, backwards, dropout)
         on_host = None if lengths is None else _on_host(lengths, x.shape[1])
         shortest, longest = _extremes(on_host, x)
         if longest == 0:
-            y, h, c = _by_steps(layers, x[:, :1], lengths, h0, c0, backwards, dropout)
+            resets = None if resets is None else resets[:, :1]
+            y, h, c = _by_steps(layers, x[:, :1], lengths, resets, h0, c0, backwards, dropout)
             return pad(y, (0, 0, 0, x.shape[1] - y.shape[1])), h, c
+        segments = None
+        if resets is not None:
+            segments = cut_rows(_or_full(on_host, x), resets.cpu())
+            h0, c0, on_host = begin(h0, segments), begin(c0, segments), segments.lengths
+            shortest, longest = extremes(on_host)
+        rows = h0.shape[1]  # that run side by side
         tensors = (x, h0, c0, *_tensors(layers))
         training = differentiates(tensors)
         if backend == "auto":
             first = layers[0][0].weight_hh
             ragged = shortest != longest
-            work = work_of(first, x.shape[2], len(x), longest, ragged=ragged, training=training)
+            work = work_of(first, x.shape[2], rows, longest, ragged=ragged, training=training)
             backend, chunk, *_ = choose(work, first, chunk)
         if backend == "compiled" and can_compile(x.device.type):
             cut: Cut = partial(chunked.chunks_of, chunk=chunk)
             least = chunked.MIN_ROWS
-            return _packed(_chunked, cut, least, layers, x, on_host, h0, c0, backwards, dropout)
+            return _packed(
+                _chunked, cut, least, layers, x, on_host, segments, h0, c0, backwards, dropout
+            )
         refuse_forward_mode(tensors, backend)
-        hidden = h0.shape[2]
-        fits = not training or vendor.fits_one_call(len(x), longest, hidden)
-        if shortest == longest and fits:
-            return _dense(layers, x, longest, h0, c0, backwards, dropout)
-        cut = partial(vendor.spans_of, input_size=x.shape[2], hidden_size=hidden)
-        return _packed(vendor.run_packed, cut, 1, layers, x, on_host, h0, c0, backwards, dropout)
+        return _by_vendor(
+            layers, x, on_host, segments, (shortest, longest), h0, c0, backwards, dropout, training
+        )
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    # to enter and leave torch.autocast takes as long as two small operations
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _on_host(lengths: Tensor, time: int) -> Tensor:
     """The lengths on the CPU; those that come from a device are not checked, and so clamped."""
     return lengths if lengths.device.type == "cpu" else lengths.cpu().clamp(0, time)
+
+
+def _or_full(lengths: Tensor | None, x: Tensor) -> Tensor:
+    return torch.full((x.shape[0],), x.shape[1]) if lengths is None else lengths
 
 
 def _extremes(lengths: Tensor | None, x: Tensor) -> tuple[int, int]:
@@ -115,6 +140,7 @@ def _by_steps(
     layers: Layers,
     x: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     h0: Tensor,
     c0: Tensor,
     backwards: Sequence[bool],
@@ -122,9 +148,11 @@ def _by_steps(
 ) -> Outputs:
     """The plain loop over steps, any dtype and any derivative."""
     lengths = None if lengths is None else lengths.to(x.device)
+    resets = None if resets is None else resets.to(x.device)
 
     def run(x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
-        return reference(x, lengths, weights.weight_ih, weights.weight_hh, weights.bias, h0, c0)
+        matrices = weights.weight_ih, weights.weight_hh, weights.bias
+        return reference(x, lengths, resets, *matrices, h0, c0)
 
     reverse = partial(reverse_within_length, lengths=lengths)
     return _stack(run, reverse, layers, x, h0, c0, backwards, dropout)
@@ -173,6 +201,36 @@ def _dense(
     return y if longest == time else pad(y, (0, 0, 0, time - longest)), h, c
 
 
+def _by_vendor(
+    layers: Layers,
+    x: Tensor,
+    lengths: Tensor | None,
+    segments: Segments | None,
+    extremes: tuple[int, int],
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+    training: bool,
+) -> Outputs:
+    """The vendor's kernel: in one call, with rows left as they are, or span by span."""
+    (shortest, longest), (input_size, hidden_size) = extremes, (x.shape[2], h0.shape[2])
+    is_cut = h0.shape[1] > len(x)
+    if shortest == longest and not is_cut:
+        if not training or vendor.fits_one_call(len(x), longest, hidden_size):
+            return _dense(layers, x, longest, h0, c0, backwards, dropout)
+    elif not is_cut:
+        ends = _or_full(lengths, x)
+        if vendor.keeps_ended_rows(ends, longest, input_size, hidden_size, training=training):
+            mirror = any(backwards)
+            plan = whole_rows(ends, shortest, longest, x.shape[1], x.device, mirror=mirror)
+            return _planned(vendor.run_packed, plan, layers, x, h0, c0, backwards, dropout)
+    cut = partial(vendor.spans_of, input_size=input_size, hidden_size=hidden_size)
+    return _packed(
+        vendor.run_packed, cut, 1, layers, x, lengths, segments, h0, c0, backwards, dropout
+    )
+
+
 def _packed(
     run: Callable[..., Outputs],
     cut: Cut,
@@ -180,16 +238,31 @@ def _packed(
     layers: Layers,
     x: Tensor,
     lengths: Tensor | None,
+    segments: Segments | None,
     h0: Tensor,
     c0: Tensor,
     backwards: Sequence[bool],
     dropout: float,
 ) -> Outputs:
     """Rows ordered by length; each span of time runs those that are still active."""
-    lengths = torch.full((x.shape[0],), x.shape[1]) if lengths is None else lengths
     packing = pack_rows(
-        lengths, x.shape[1], x.device, cut, min_rows=min_rows, mirror=any(backwards)
-    )
+        _or_full(lengths, x), x.shape[1], x.device, cut, min_rows=min_rows, mirror=any(backwards),
+        segments=segments,
+    )  # fmt: skip
+    return _planned(run, packing, layers, x, h0, c0, backwards, dropout)
+
+
+def _planned(
+    run: Callable[..., Outputs],
+    packing: Packing | Whole,
+    layers: Layers,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+) -> Outputs:
+    """The stack over a batch as it was planned."""
     h0, c0 = packing.arrange(h0), packing.arrange(c0)
     once = partial(run, packing)
     y, h, c = _stack(once, packing.reverse, layers, packing.pack(x), h0, c0, backwards, dropout)

@@ -76,12 +76,28 @@ def neighbour_features(sequences: Sequences, reach: int = REACH) -> Tensor:
     return torch.cat([x[(step + shift).clamp(first, last)] for shift in shifts], 1)
 
 
+def token_shares(sequences: Sequences) -> Tensor:
+    """The share of each token in a text, float64 (sequences, vocabulary); zeros without a token."""
+    size = len(sequences.vocabulary or ())
+    owner = torch.arange(len(sequences)).repeat_interleave(sequences.lengths)
+    counts = torch.bincount(owner * size + sequences.x, minlength=len(sequences) * size)
+    shares = counts.view(len(sequences), size).double()
+    return shares / sequences.lengths.clamp(min=1)[:, None]
+
+
+def tokens_themselves(sequences: Sequences) -> Tensor:
+    """The token of each step, int64 (total_steps,): which row of a baseline's weight it picks."""
+    return sequences.x.long()
+
+
 # by the baseline that sees them
 FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
     "majority class": no_features,
     "logistic regression on 5 steps": neighbour_features,
     "logistic regression on summaries": summary_features,
     "logistic regression on 24 frames": resampled_features,
+    "logistic regression on character shares": token_shares,
+    "frequencies by character": tokens_themselves,
     "mean": no_features,
     "ridge on summaries": summary_features,
 }

@@ -1,11 +1,13 @@
 """The model as pure functions of a flat dict of tensors: scaler, LSTM stack, pooling, head.
 
+Transformer blocks may stand between LSTM stack and pooling.
+
 For `tag` there is no pooling: the head reads every step.
 
-Its keys are those of the saved file: `lstm.weight_ih_l0` ..., `head.weight`, `head.bias`,
-`pooling.weight` for learned attention, `scaler.shift`, `scaler.scale`, and the same of
-`target_scaler` for regression. For forecasting what stands between pooling and forecast is in
-`lstm_compile.forecast.network`.
+Its keys are those of the saved file: `lstm.weight_ih_l0` ..., `transformer.0.norm1.weight` ... for
+Transformer blocks, `head.weight`, `head.bias`, `pooling.weight` for learned attention,
+`scaler.shift`, `scaler.scale`, and the same of `target_scaler` for regression. For forecasting what
+stands between pooling and forecast is in `lstm_compile.forecast.network`.
 """
 
 from collections.abc import Mapping
@@ -18,6 +20,7 @@ from torch.nn.functional import dropout, embedding, linear
 from lstm_compile.cell import LSTMState
 from lstm_compile.config import CLASSES, POOLED, STEPWISE, ModelConfig
 from lstm_compile.data.sequences import Given
+from lstm_compile.encoder import encode, encoder_shapes, initial
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.network import decoder_shapes, forecast, input_size
 from lstm_compile.forecast.rollout import roll_out
@@ -25,7 +28,6 @@ from lstm_compile.lengths import valid_mask, zero_padding
 from lstm_compile.pooling import pool
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
 from lstm_compile.scaling import Scaler
-from lstm_compile.stack import lstm
 
 Params = dict[str, Tensor]
 NOTHING = Given()
@@ -36,23 +38,14 @@ DENSE = ("head.", "decoder.", "embedding.")
 
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of a model, in the order of computation."""
-    hidden, directions = config.hidden_size, config.num_directions
     first = config.embedding_size if config.vocabulary_size else input_size(config)
-    shapes = _entry_shapes(config)
-    for layer in range(config.num_layers):
-        width = hidden * directions if layer else first
-        for suffix in (f"l{layer}", f"l{layer}_reverse")[:directions]:
-            shapes[f"lstm.weight_ih_{suffix}"] = (4 * hidden, width)
-            shapes[f"lstm.weight_hh_{suffix}"] = (4 * hidden, hidden)
-            if config.bias:
-                shapes[f"lstm.bias_ih_{suffix}"] = (4 * hidden,)
-                shapes[f"lstm.bias_hh_{suffix}"] = (4 * hidden,)
+    shapes = _entry_shapes(config) | encoder_shapes(config, first)
     if config.pooling == "attention" and config.task in POOLED:
-        shapes["pooling.weight"] = (hidden * directions,)
+        shapes["pooling.weight"] = (config.width,)
     if config.task == "forecast":
         return {**shapes, **decoder_shapes(config)}
     if not config.tie:
-        shapes["head.weight"] = (config.output_size, hidden * directions)
+        shapes["head.weight"] = (config.output_size, config.width)
     shapes["head.bias"] = (config.output_size,)
     if config.task == "regress":
         shapes["target_scaler.shift"] = shapes["target_scaler.scale"] = (config.output_size,)
@@ -72,25 +65,20 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     Input and head weights are Glorot-uniform (Glorot and Bengio 2010), each gate on its own;
     recurrent weights are orthogonal gate by gate (Saxe et al. 2014); biases are zero but for the
     forget gate's, whose `bias_ih` is 1 (Jozefowicz et al. 2015); attention scores start equal, and
-    the linear path of a forecast at nothing. Scalers start as the identity.
+    the linear path of a forecast at nothing. Scalers start as the identity, Transformer blocks as
+    `transformer.initial_of_block` says.
     """
     generator = torch.Generator().manual_seed(seed)
     return {name: _initial(name, shape, generator) for name, shape in param_shapes(config).items()}
 
 
 def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    if name.startswith(("lstm.", "transformer.")):
+        return initial(name, shape, generator)
     if name.endswith("scaler.scale"):
         return torch.ones(shape)
     tensor = torch.zeros(shape)
-    if ".bias_ih_" in name:
-        tensor.chunk(4)[1].fill_(1.0)
-    elif ".weight_hh_" in name:
-        for gate in tensor.chunk(4):
-            torch.nn.init.orthogonal_(gate, generator=generator)
-    elif ".weight_ih_" in name:
-        for gate in tensor.chunk(4):
-            torch.nn.init.xavier_uniform_(gate, generator=generator)
-    elif name.startswith(DENSE) and name.endswith(".weight"):
+    if name.startswith(DENSE) and name.endswith(".weight"):
         torch.nn.init.xavier_uniform_(tensor, generator=generator)
     return tensor
 
@@ -107,7 +95,10 @@ def trainable(params: Mapping[str, Tensor], freeze: str = "none") -> Params:
 
 
 def scaler_of(params: Mapping[str, Tensor], name: str) -> Scaler:
-    """The scaler stored under `name`: `scaler` or `target_scaler`."""
+    """The scaler stored under `name`: `scaler` or `target_scaler`; of tokens the identity."""
+    if f"{name}.shift" not in params:
+        some = params["head.bias"]
+        return Scaler(some.new_zeros(1), some.new_ones(1))
     return Scaler(params[f"{name}.shift"], params[f"{name}.scale"])
 
 
@@ -118,6 +109,7 @@ def forward(
     lengths: Tensor | None = None,
     state: LSTMState | None = None,
     *,
+    resets: Tensor | None = None,
     given: Given = NOTHING,
     training: bool = False,
     backend: Backend = "auto",
@@ -131,6 +123,8 @@ def forward(
         x: (batch, time, input_size), or int64 tokens (batch, time) for a model with a vocabulary.
         lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
         state: initial state of the LSTM stack, zeros if None.
+        resets: (batch, time) bool, before which steps the state is set back to zeros, for `tag` and
+            `lm`; None: never.
         given: for `forecast`, what `config.given` names.
         training: whether dropout acts.
         backend: as in `lstm_compile.lstm`.
@@ -144,6 +138,10 @@ def forward(
     Raises:
         InputError: shapes, dtypes or lengths that do not fit.
     """
+    if resets is not None and config.task not in STEPWISE:
+        raise InputError(
+            f"resets are for tasks {' and '.join(STEPWISE)}, not {config.task}; cut the sequences"
+        )
     if config.task == "forecast":
         _check_given(config, given)
         if given.known_future is not None:  # a recursive model takes one step at a time
@@ -155,10 +153,9 @@ def forward(
             training=training, backend=backend, chunk=chunk,
         )  # fmt: skip
     entered = _entered(params, config, x, lengths)
-    weights = {k.removeprefix("lstm."): v for k, v in params.items() if k.startswith("lstm.")}
-    steps, state = lstm(
-        weights, entered, lengths, state,
-        dropout=config.dropout, training=training, backend=backend, chunk=chunk,
+    steps, state = encode(
+        params, config, entered, lengths, state,
+        resets=resets, training=training, backend=backend, chunk=chunk,
     )  # fmt: skip
     lengths = None if lengths is None else lengths.to(x.device)
     if config.task in POOLED:

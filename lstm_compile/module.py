@@ -117,6 +117,8 @@ class LSTM(nn.Module):
         hx: tuple[Tensor, Tensor] | None = None,
         lengths: Tensor | None = None,
         *,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
         backend: Backend | None = None,
     ) -> tuple[Any, LSTMState]:
         """Run the stack.
@@ -127,27 +129,36 @@ class LSTM(nn.Module):
             hx: initial state, h and c each (num_layers * num_directions, batch, hidden_size),
                 without the batch for unbatched input; zeros if None.
             lengths: (batch,) int64 for padded input; a PackedSequence carries its own.
+            resets: bool, before which steps the state is set back to `hx`, in the layout of input:
+                (time, batch), (batch, time) with batch_first, or (time,) for unbatched input. Not
+                for bidirectional modules, nor for a PackedSequence.
+            reset_state: what it is set back to in place of `hx`, in its layout.
             backend: in place of the module's own.
 
         Returns:
             output in the layout of the input, and LSTMState(h, c) in the layout of hx.
 
         Raises:
-            InputError: shapes that do not fit, or lengths beside packed or unbatched input.
+            InputError: shapes that do not fit, lengths beside packed or unbatched input, or resets
+                beside packed input.
         """
         if isinstance(input, PackedSequence):
-            _refuse_lengths(lengths, "a PackedSequence")
+            _refuse("lengths", lengths, "a PackedSequence")
+            _refuse("resets", resets, "a PackedSequence")
             return self._forward_packed(input, hx, backend)
         if input.dim() == 2:
-            _refuse_lengths(lengths, "unbatched input")
-            hx = None if hx is None else _unbatched_state(hx)
-            output, state = self._run(input[None], None, hx, backend)
+            _refuse("lengths", lengths, "unbatched input")
+            hx, reset_state = _batched(hx, "state"), _batched(reset_state, "reset_state")
+            resets = None if resets is None else resets[None]
+            output, state = self._run(input[None], None, hx, backend, resets, reset_state)
             return output[0], LSTMState(state.h[:, 0], state.c[:, 0])
         if input.dim() != 3:
             raise InputError(f"input must have 2 or 3 dimensions, got {tuple(input.shape)}")
         if self.batch_first:
-            return self._run(input, lengths, hx, backend)
-        output, state = self._run(input.transpose(0, 1), lengths, hx, backend)
+            return self._run(input, lengths, hx, backend, resets, reset_state)
+        resets = None if resets is None else _transposed(resets, input)
+        x = input.transpose(0, 1)
+        output, state = self._run(x, lengths, hx, backend, resets, reset_state)
         return output.transpose(0, 1).contiguous(), state  # nn.LSTM's can be viewed as it is
 
     def _forward_packed(
@@ -170,12 +181,16 @@ class LSTM(nn.Module):
         lengths: Tensor | None,
         hx: tuple[Tensor, Tensor] | None,
         backend: Backend | None,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, LSTMState]:
         return lstm(
             dict(self.named_parameters()),
             x,
             lengths,
             hx,
+            resets=resets,
+            reset_state=reset_state,
             dropout=self.dropout,
             training=self.training,
             backend=backend or self.backend,
@@ -183,15 +198,27 @@ class LSTM(nn.Module):
         )
 
 
-def _refuse_lengths(lengths: Tensor | None, what: str) -> None:
-    if lengths is not None:
-        raise InputError(f"lengths cannot stand beside {what}; leave it out")
+def _refuse(name: str, value: Tensor | None, what: str) -> None:
+    if value is not None:
+        raise InputError(f"{name} cannot stand beside {what}; leave it out")
 
 
-def _unbatched_state(hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    for name, part in zip(("h", "c"), hx, strict=True):
+def _transposed(resets: Tensor, x: Tensor) -> Tensor:
+    if resets.shape != x.shape[:2]:
+        raise InputError(
+            f"resets must have shape (time, batch) = {tuple(x.shape[:2])} without batch_first, "
+            f"got {tuple(resets.shape)}"
+        )
+    return resets.transpose(0, 1)
+
+
+def _batched(state: tuple[Tensor, Tensor] | None, what: str) -> tuple[Tensor, Tensor] | None:
+    """The state of unbatched input as that of a batch of one."""
+    if state is None:
+        return None
+    for name, part in zip(("h", "c"), state, strict=True):
         if part.dim() != 2:
             raise InputError(
-                f"state.{name} of unbatched input must have 2 dimensions, got {tuple(part.shape)}"
+                f"{what}.{name} of unbatched input must have 2 dimensions, got {tuple(part.shape)}"
             )
-    return hx[0][:, None], hx[1][:, None]
+    return state[0][:, None], state[1][:, None]

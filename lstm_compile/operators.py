@@ -16,8 +16,8 @@ TRACED_FIRST_ORDER_ONLY = (
     "only; use backend='reference' in eager code, or with torch.func inside the compiled function"
 )
 _SIGNATURE = (
-    "Tensor x, Tensor? lengths, Tensor weight_ih, Tensor weight_hh, Tensor bias, Tensor h0, "
-    "Tensor c0, bool reverse, str backend, int chunk"
+    "Tensor x, Tensor? lengths, Tensor? resets, Tensor weight_ih, Tensor weight_hh, Tensor bias, "
+    "Tensor h0, Tensor c0, bool reverse, str backend, int chunk"
 )
 # cudagraph_unsafe: backends read lengths on the host and call compiled code of their own
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe)
@@ -45,10 +45,10 @@ def _operator(x: Tensor, *others: Any) -> Outputs:
 
 @torch.library.impl(_library, "recurrence_backward", "CompositeExplicitAutograd")
 def _operator_backward(*inputs: Any) -> tuple[Tensor, ...]:
-    gradients, (x, lengths, *others), options = inputs[:3], inputs[3:-3], inputs[-3:]
+    gradients, (x, lengths, resets, *others), options = inputs[:3], inputs[3:-3], inputs[-3:]
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in (x, *others)]
-        outputs = run_eager(leaves[0], lengths, *leaves[1:], *options)
+        outputs = run_eager(leaves[0], lengths, resets, *leaves[1:], *options)
         results = torch.autograd.grad(
             outputs, leaves, gradients, allow_unused=True, materialize_grads=True
         )
@@ -96,13 +96,14 @@ torch.library.register_vmap("lstm_compile::recurrence", _operator_vmap, lib=_lib
 
 def _operator_shapes(x: Tensor, *others: Any) -> Outputs:
     batch, time = x.shape[:2]
-    h0, c0 = others[4:6]
+    resets, h0 = others[1], others[5]
+    h = torch.empty_like(h0) if resets is None else h0.new_empty(batch, h0.shape[1])
     output = x.new_empty(time, batch, h0.shape[1]).transpose(0, 1)
-    return output, torch.empty_like(h0), torch.empty_like(c0)
+    return output, h, torch.empty_like(h)
 
 
 def _operator_backward_shapes(*inputs: Any) -> tuple[Tensor, ...]:
-    x, _, *others = inputs[3:-3]
+    x, _, _, *others = inputs[3:-3]
     return tuple(tensor.new_empty(tensor.shape) for tensor in (x, *others))
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lstm_compile.segments import Segments
+
 
 class Span(NamedTuple):
     """Steps `start` to `start + steps` of the first `rows` packed rows."""
@@ -49,6 +51,11 @@ class Packing(NamedTuple):
     shape: tuple[int, int]  # (batch, time)
 
     @property
+    def padding(self) -> Tensor:
+        """(packed, 1) bool, True where a packed step is padding."""
+        return self.moves.padding
+
+    @property
     def ragged(self) -> bool:
         """Whether any span holds padding."""
         return self.moves.blank is not None
@@ -56,19 +63,19 @@ class Packing(NamedTuple):
     def pack(self, x: Tensor) -> Tensor:
         """`x` (batch, time, features) as (packed, features), zero in the padding."""
         source, blank, target, outside, *_ = self.moves
-        return _move(x.reshape(-1, x.shape[-1]), source, blank, target, outside)
+        return move(x.reshape(-1, x.shape[-1]), source, blank, target, outside)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(batch, time, features) from (packed, features), zero at and after each row's length."""
         source, blank, target, outside, *_ = self.moves
-        flat = _move(packed, target, outside, source, blank)
+        flat = move(packed, target, outside, source, blank)
         return flat.view(*self.shape, packed.shape[-1])
 
     def reverse(self, packed: Tensor) -> Tensor:
         """The packed steps with each row's valid ones in reverse."""
         mirror = self.moves.mirror
         assert mirror is not None, "packed without mirror=True"
-        return _move(packed, mirror, None, mirror, None)
+        return move(packed, mirror, None, mirror, None)
 
     def arrange(self, state: Tensor) -> Tensor:
         """`state` (..., batch, features) in packed order, (..., rows, features)."""
@@ -103,17 +110,21 @@ def pack_rows(
     *,
     min_rows: int = 1,
     mirror: bool = False,
+    segments: Segments | None = None,
 ) -> Packing:
     """Plan one batch. In numpy, whose calls cost a fraction of torch's on so few numbers.
 
     Args:
-        lengths: int64 (batch,) on the CPU, batch >= 1, at least one of them above 0.
+        lengths: int64 (batch,) on the CPU, batch >= 1, at least one of them above 0; of the
+            segments where there are any.
         time: padded steps of the batch.
         device: of the data.
         cut: from the number of active rows at each step up to the longest row's last, to spans
             (start, steps); the last may reach beyond it.
         min_rows: spans with fewer active rows run this many; the others are padding.
         mirror: whether the packed steps will be reversed.
+        segments: what runs in place of the rows; the states that come and go are then those that
+            each segment begins from, and those after each row's last.
     """
     length = lengths.numpy()
     counts = (len(length) - np.cumsum(np.bincount(length))[:-1]).tolist()
@@ -125,14 +136,22 @@ def pack_rows(
     else:
         order, rank, ordered = _ordered(length, min_rows)
         own = False
-    moves = _moves(begins, ordered, order, length, rank, time, mirror)
+    first = order * time if segments is None else segments.first(time)[order]
+    source, padding, opposite = _sources(begins, ordered, first, mirror)
+    if segments is None:
+        target, outside = _targets(begins, length, rank, time)
+    else:
+        target, outside = _undone(source, padding, len(segments.last) * time)
+        length, rank = length[segments.last], rank[segments.last]
+    source[padding] = 0
+    moves = source, _where(padding), target, _where(outside), opposite, padding[:, None]
     final = np.where(length > 0, begins[np.maximum(length - 1, 0)] + rank, 0)
     to = partial(_to, device=device)
     return Packing(
         spans,
         Moves(*map(to, moves)),
         to(None if own else order),
-        to(None if own else rank),
+        to(None if own and segments is None else rank),
         to(final),
         None if length.all() else to((length == 0)[:, None]),
         (len(length), time),
@@ -160,10 +179,11 @@ def _begins(spans: Sequence[Span]) -> Any:
     return np.concatenate([[0], np.cumsum(rows)])
 
 
-def _moves(
-    begins: Any, ordered: Any, order: Any, length: Any, rank: Any, time: int, mirror: bool
-) -> Any:
-    """The fields of `Moves`, as numpy arrays."""
+def _sources(begins: Any, ordered: Any, first: Any, mirror: bool) -> Any:
+    """Where each packed step comes from, which are padding, and which is opposite.
+
+    `ordered` and `first` are each packed row's length and the place of its first step.
+    """
     packed, rows = np.arange(begins[-1]), np.diff(begins)
     step = np.repeat(np.arange(len(rows)), rows)
     row = packed - np.repeat(begins[:-1], rows)
@@ -172,20 +192,30 @@ def _moves(
     opposite = None
     if mirror:
         opposite = np.where(padding, packed, begins[np.maximum(own - 1 - step, 0)] + row)
-    source = order[row] * time + step
-    source[padding] = 0
+    return first[row] + step, padding, opposite
+
+
+def _targets(begins: Any, length: Any, rank: Any, time: int) -> Any:
+    """Where each step of the padded rows goes, and which are padding."""
     outside = np.arange(time) >= length[:, None]
-    target = begins[np.minimum(np.arange(time), len(rows))] + rank[:, None]
+    target = begins[np.minimum(np.arange(time), len(begins) - 1)] + rank[:, None]
     target[outside] = 0
-    blank, outside = _where(padding), _where(outside.ravel())
-    return source, blank, target.ravel(), outside, opposite, padding[:, None]
+    return target.ravel(), outside.ravel()
+
+
+def _undone(source: Any, padding: Any, size: int) -> Any:
+    """The same for rows that were cut: whatever undoes `source`."""
+    packed = np.flatnonzero(~padding)
+    target, outside = np.zeros(size, np.int64), np.ones(size, bool)
+    target[source[packed]], outside[source[packed]] = packed, False
+    return target, outside
 
 
 def _where(mask: Any) -> Any:
     return np.flatnonzero(mask) if mask.any() else None
 
 
-def _move(
+def move(
     x: Tensor, index: Tensor, blank: Tensor | None, back: Tensor, back_blank: Tensor | None
 ) -> Tensor:
     """`x[index]`, zeros at `blank`; `back` and `back_blank` undo it, and move its gradient."""
@@ -202,9 +232,9 @@ class _Move(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *plan: Tensor | None) -> Tensor:
         ctx.plan = plan
-        return _move(x, *plan)  # type: ignore[arg-type]
+        return move(x, *plan)  # type: ignore[arg-type]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         index, blank, back, back_blank = ctx.plan
-        return _move(gradient, back, back_blank, index, blank), None, None, None, None
+        return move(gradient, back, back_blank, index, blank), None, None, None, None

@@ -17,7 +17,8 @@ _library.define("product(Tensor x, Tensor weight) -> Tensor", tags=(torch.Tag.pt
 
 
 @cache
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
+    """Whether PyTorch was built with oneDNN, and offers what is used of it here."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -26,7 +27,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     For eager code without gradients.
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and _has_onednn():
+    if x.device.type == "cpu" and x.dtype == torch.float32 and has_onednn():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
     return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
 

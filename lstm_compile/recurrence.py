@@ -14,9 +14,11 @@ from torch import Tensor
 import lstm_compile.operators  # noqa: F401 (registers the operator)
 from lstm_compile.eager import Outputs, run_eager
 from lstm_compile.errors import InputError
+from lstm_compile.segments import check_resets
 from lstm_compile.traced import run_traced, run_transformed
 
 Backend = Literal["auto", "reference", "compiled", "vendor"]
+BACKENDS = get_args(Backend)
 
 DEFAULT_CHUNK = 8
 
@@ -30,6 +32,7 @@ def recurrence(
     h0: Tensor,
     c0: Tensor,
     *,
+    resets: Tensor | None = None,
     reverse: bool = False,
     backend: Backend = "auto",
     chunk: int = DEFAULT_CHUNK,
@@ -42,8 +45,11 @@ def recurrence(
         weight_ih: (4 * hidden_size, input_size), gates in the order i, f, g, o.
         weight_hh: (4 * hidden_size, hidden_size).
         bias: (4 * hidden_size,), the sum of nn.LSTM's two.
-        h0: (batch, hidden_size).
-        c0: (batch, hidden_size); not the same tensor as h0.
+        h0: (batch, hidden_size); with `resets` (2 * batch, hidden_size), as
+            `lstm_compile.segments.both_states` gives them.
+        c0: likewise; not the same tensor as h0.
+        resets: (batch, time) bool, before which steps the state is set back, or None; not with
+            `reverse`.
         reverse: read each row from its last valid step to its first.
         backend: who computes; `auto` is `vendor`.
         chunk: steps unrolled in one graph by `compiled`.
@@ -53,13 +59,14 @@ def recurrence(
         (batch, hidden_size) after each row's last valid step.
 
     Raises:
-        InputError: unknown backend, or chunk < 1.
+        InputError: unknown backend, chunk < 1, or resets that do not fit.
         RuntimeError: a second-order or forward-mode derivative is asked of a backend other than
             `reference`.
     """
     check_options(backend, chunk)
     backend = "vendor" if backend == "auto" else backend
-    inputs = (x, lengths, weight_ih, weight_hh, bias, h0, c0, reverse, backend, chunk)
+    check_resets(resets, x.shape[0], x.shape[1], bidirectional=reverse)
+    inputs = (x, lengths, resets, weight_ih, weight_hh, bias, h0, c0, reverse, backend, chunk)
     if torch.compiler.is_compiling():
         return run_traced(*inputs)
     if backend != "reference" and torch._C._are_functorch_transforms_active():
@@ -73,7 +80,7 @@ def check_options(backend: str, chunk: int) -> None:
     Raises:
         InputError: unknown backend, or chunk < 1.
     """
-    if backend not in get_args(Backend):
-        raise InputError(f"backend must be one of {', '.join(get_args(Backend))}; got {backend!r}")
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, got {chunk}")

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from lstm_compile.cell import accumulator, lstm_step
-from lstm_compile.lengths import zero_padding
+from lstm_compile.lengths import valid_mask, zero_padding
 
 
 def reference(
     x: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias: Tensor,
@@ -21,9 +22,16 @@ def reference(
     Differentiable to any order and in any mode, since it is nothing but PyTorch operations.
     """
     projected = zero_padding(x, lengths) @ weight_ih.t() + bias
-    h, c = h0, c0.to(accumulator(x.dtype))
+    c0 = c0.to(accumulator(x.dtype))
+    if resets is not None:
+        resets = resets if lengths is None else resets & valid_mask(lengths, x.shape[1])
+        (h0, reset_h), (c0, reset_c) = h0.chunk(2), c0.chunk(2)
+    h, c = h0, c0
     outputs = []
     for t in range(x.shape[1]):
+        if resets is not None:
+            is_set_back = resets[:, t, None]
+            h, c = torch.where(is_set_back, reset_h, h), torch.where(is_set_back, reset_c, c)
         step = lstm_step(projected[:, t], h, c, weight_hh)
         if lengths is None:
             h, c, output = step.h, step.c, step.h

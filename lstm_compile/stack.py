@@ -10,6 +10,7 @@ from lstm_compile.eager import run_layers
 from lstm_compile.errors import InputError
 from lstm_compile.lengths import check_lengths
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend, check_options, recurrence
+from lstm_compile.segments import both_states, check_resets
 from lstm_compile.weights import Direction, read_layers
 
 
@@ -19,6 +20,8 @@ def lstm(
     lengths: Tensor | None = None,
     state: tuple[Tensor, Tensor] | None = None,
     *,
+    resets: Tensor | None = None,
+    reset_state: tuple[Tensor, Tensor] | None = None,
     dropout: float = 0.0,
     training: bool = False,
     backend: Backend = "auto",
@@ -35,6 +38,11 @@ def lstm(
             the padding changes nothing, NaN and inf included.
         state: initial `LSTMState`, h and c each (num_layers * num_directions, batch, hidden_size);
             zeros if None.
+        resets: (batch, time) bool, True where the state is set back before that step, in every
+            layer; None where it never is. Not for bidirectional stacks. What it says of the padding
+            changes nothing. Like `lengths`, it may stay on the CPU.
+        reset_state: what it is set back to, shaped as `state`; `state` itself if None. Who goes on
+            from the state of a chunk before gives here where a sequence begins.
         dropout: probability of dropping a value between layers, in training.
         training: whether dropout acts.
         backend: `reference`, `compiled`, `vendor` or `auto`.
@@ -49,12 +57,17 @@ def lstm(
         after each row's last valid step; a row of length 0 hands its initial state on.
 
     Raises:
-        InputError: parameters, shapes, dtypes or lengths that do not fit together.
+        InputError: parameters, shapes, dtypes, lengths or resets that do not fit together.
     """
     layers = read_layers(params)
     _check_input(layers, x)
     check_lengths(lengths, x.shape[0], x.shape[1])
     h0, c0 = _initial_state(layers, x, state)
+    if resets is not None:
+        check_resets(resets, x.shape[0], x.shape[1], bidirectional=len(layers[0]) == 2)
+        again = state if reset_state is None else reset_state
+        reset_h, reset_c = _initial_state(layers, x, again, "reset_state")
+        h0, c0 = both_states(h0, reset_h), both_states(c0, reset_c)
     if dtype := _autocast_dtype(x):
         x, h0, c0 = x.to(dtype), h0.to(dtype), c0.to(dtype)
         layers = [[one.to(dtype) for one in layer] for layer in layers]
@@ -63,15 +76,16 @@ def lstm(
     plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
     if plain:
         backwards = (False, True)[: len(layers[0])]
-        y, h, c = run_layers(layers, x, lengths, h0, c0, backwards, dropout, backend, chunk)
+        y, h, c = run_layers(layers, x, lengths, resets, h0, c0, backwards, dropout, backend, chunk)
         return y, LSTMState(h, c)
-    return _layer_by_layer(layers, x, lengths, h0, c0, dropout, backend, chunk)
+    return _layer_by_layer(layers, x, lengths, resets, h0, c0, dropout, backend, chunk)
 
 
 def _layer_by_layer(
     layers: list[list[Direction]],
     x: Tensor,
     lengths: Tensor | None,
+    resets: Tensor | None,
     h0: Tensor,
     c0: Tensor,
     dropout: float,
@@ -88,7 +102,7 @@ def _layer_by_layer(
             row = len(finals)
             output, h, c = recurrence(
                 x, lengths, one.weight_ih, one.weight_hh, one.bias, h0[row], c0[row],
-                reverse=direction == 1, backend=backend, chunk=chunk,
+                resets=resets, reverse=direction == 1, backend=backend, chunk=chunk,
             )  # fmt: skip
             outputs.append(output)
             finals.append((h, c))
@@ -110,7 +124,10 @@ def _check_input(layers: list[list[Direction]], x: Tensor) -> None:
 
 
 def _initial_state(
-    layers: list[list[Direction]], x: Tensor, state: tuple[Tensor, Tensor] | None
+    layers: list[list[Direction]],
+    x: Tensor,
+    state: tuple[Tensor, Tensor] | None,
+    what: str = "state",
 ) -> LSTMState:
     rows = len(layers) * len(layers[0])
     shape = (rows, x.shape[0], layers[0][0].weight_hh.shape[1])
@@ -119,7 +136,7 @@ def _initial_state(
     for name, part in zip(("h", "c"), state, strict=True):
         if tuple(part.shape) != shape:
             raise InputError(
-                f"state.{name} must have shape (num_layers * num_directions, batch, hidden_size) "
+                f"{what}.{name} must have shape (num_layers * num_directions, batch, hidden_size) "
                 f"= {shape}, got {tuple(part.shape)}"
             )
     return LSTMState(*state)

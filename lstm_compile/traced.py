@@ -14,7 +14,7 @@ from torch import Tensor
 from lstm_compile.eager import Outputs, run_eager
 from lstm_compile.first_order import FIRST_ORDER_ONLY, refuse
 
-TENSORS = 7  # how many of the operator's inputs are tensors; the others are options
+TENSORS = 8  # how many of the operator's inputs are tensors; the others are options
 VMAP_OF_GRADIENT = (
     "torch.compile cannot vmap over a gradient of backend={!r}; "
     "use backend='reference', or vmap outside torch.compile"
@@ -53,7 +53,7 @@ def run_transformed(*inputs: Any) -> Outputs:
 
 def _gradients(function: Any, ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     grad_x, *others = function(*gradients, *ctx.saved_tensors, *ctx.options)
-    return grad_x, None, *others, None, None, None
+    return grad_x, None, None, *others, None, None, None
 
 
 class Traced(torch.autograd.Function):
@@ -64,6 +64,7 @@ class Traced(torch.autograd.Function):
     def forward(
         x: Tensor,
         lengths: Tensor | None,
+        resets: Tensor | None,
         weight_ih: Tensor,
         weight_hh: Tensor,
         bias: Tensor,
@@ -74,7 +75,7 @@ class Traced(torch.autograd.Function):
         chunk: int,
     ) -> Outputs:
         outputs: Outputs = torch.ops.lstm_compile.recurrence(
-            x, lengths, weight_ih, weight_hh, bias, h0, c0, reverse, backend, chunk
+            x, lengths, resets, weight_ih, weight_hh, bias, h0, c0, reverse, backend, chunk
         )
         return outputs
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lstm_compile.first_order import mark_kernels
 from lstm_compile.packing import Packing
+from lstm_compile.products import has_onednn
 from lstm_compile.weights import Direction
+from lstm_compile.whole import Whole
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 
@@ -23,13 +26,16 @@ CALL_PRODUCTS = 3e6
 
 # The gates of one call in training, in numbers: beyond, what the kernel keeps of them thrashes.
 LARGEST_CALL = 1 << 22
+# What ordering the rows of a batch costs, in calls of the kernel.
+ORDERING_CALLS = 3.0
+
+LSTM_MODE = 2  # ATen's number for this kind of recurrent network
 GRAIN = 8  # steps; a span ends at a multiple
 
 
 def spans_of(active: Sequence[int], input_size: int, hidden_size: int) -> list[tuple[int, int]]:
     """Spans (start, steps) that waste about as much on ended rows as one more call would cost."""
-    products = 4 * hidden_size * (hidden_size + input_size)  # of one row's step
-    bearable = torch.get_num_threads() * (CALL_STEPS + CALL_PRODUCTS / products)
+    bearable = _call_cost(input_size, hidden_size)
     largest = LARGEST_CALL / (4 * hidden_size)
     cuts, wasted = [0], 0
     for step in range(GRAIN, len(active), GRAIN):
@@ -39,6 +45,30 @@ def spans_of(active: Sequence[int], input_size: int, hidden_size: int) -> list[t
         if min(wasted, saved) >= bearable or (step - cuts[-1]) * rows >= largest:
             cuts, wasted = [*cuts, step], 0
     return [(begin, end - begin) for begin, end in zip(cuts, [*cuts[1:], len(active)], strict=True)]
+
+
+def keeps_ended_rows(
+    lengths: Tensor, longest: int, input_size: int, hidden_size: int, *, training: bool
+) -> bool:
+    """Whether running ended rows on to the end costs less than ordering rows to leave them out.
+
+    Args:
+        lengths: (batch,) on the CPU.
+        longest: of the lengths.
+        input_size: of the first layer.
+        hidden_size: of every layer.
+        training: whether the kernel keeps what a backward needs, for which one call must do.
+    """
+    if training and not fits_one_call(len(lengths), longest, hidden_size):
+        return False
+    wasted = len(lengths) * longest - int(sum(lengths.tolist()))
+    return wasted < ORDERING_CALLS * _call_cost(input_size, hidden_size)
+
+
+def _call_cost(input_size: int, hidden_size: int) -> float:
+    """What one more call of the kernel costs, in packed steps."""
+    products = 4 * hidden_size * (hidden_size + input_size)  # of one row's step
+    return torch.get_num_threads() * (CALL_STEPS + CALL_PRODUCTS / products)
 
 
 def fits_one_call(batch: int, time: int, hidden_size: int) -> bool:
@@ -69,7 +99,9 @@ def run_dense(
     return _call(flat, x, h0, c0, len(layers), len(layers[0]) == 2, dropout, batch_first=True)
 
 
-def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
+def run_packed(
+    packing: Packing | Whole, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor
+) -> Outputs:
     """One layer, forward in time, a call for each span.
 
     Shapes as in `lstm_compile.chunked.infer`, but that the state comes in the order of the batch.
@@ -78,16 +110,16 @@ def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: 
     valid step; the hidden state is read off the output at that step.
     """
     if packing.ragged:
-        x = torch.cat([x, packing.moves.padding.to(x.dtype)], -1)
+        x = torch.cat([x, packing.padding], -1)
         matrix = weights.weight_ih
         column = _freezing_column(len(matrix) // 4, matrix.dtype, matrix.device)
         weights = weights._replace(weight_ih=torch.cat([matrix, column], 1))
     flat = weights.flat()
-    h, c, outputs = h0[None], c0[None], list[Tensor]()
+    h, c, outputs = h0, c0, list[Tensor]()
     ended_h, ended_c = list[Tensor](), list[Tensor]()
     for span, part in zip(packing.spans, packing.pieces(x), strict=True):
         h, c = _active(h, span.rows, ended_h), _active(c, span.rows, ended_c)
-        y, h, c = _call(flat, part, h, c, 1, False, 0.0, batch_first=False)
+        y, h, c = _layer(flat, part, h, c)
         outputs.append(y.flatten(0, 1))
     y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     h = packing.last(y, h0) if packing.ragged else _joined(packing, h, ended_h)
@@ -95,18 +127,17 @@ def run_packed(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: 
 
 
 def _active(state: Tensor, rows: int, ended: list[Tensor]) -> Tensor:
-    """The rows of `state` (1, rows, H) that go on; the others are put away."""
-    if state.shape[1] == rows:
+    """The rows of `state` (rows, H) that go on; the others are put away."""
+    if len(state) == rows:
         return state
-    active, over = torch.split(state, [rows, state.shape[1] - rows], 1)
+    active, over = torch.split(state, [rows, len(state) - rows])
     ended.append(over)
     return active
 
 
-def _joined(packing: Packing, last: Tensor, ended: list[Tensor]) -> Tensor:
+def _joined(packing: Packing | Whole, last: Tensor, ended: list[Tensor]) -> Tensor:
     """All rows' states (batch, H), from those that went on to the end and those put away."""
-    state = torch.cat([last, *reversed(ended)], 1) if ended else last
-    return packing.restore(state.squeeze(0))
+    return packing.restore(torch.cat([last, *reversed(ended)]) if ended else last)
 
 
 @cache
@@ -115,6 +146,26 @@ def _freezing_column(hidden_size: int, dtype: torch.dtype, device: torch.device)
         column = torch.zeros(4, hidden_size, dtype=dtype, device=device)
         column[0], column[1] = -SATURATED, SATURATED
         return column.view(-1, 1)
+
+
+def _layer(weights: list[Tensor], x: Tensor, h0: Tensor, c0: Tensor) -> Outputs:
+    """One layer and direction over x (steps, rows, width) from h0 and c0 (rows, H)."""
+    if not _is_onednns(weights, x):
+        y, h, c = _call(weights, x, h0[None], c0[None], 1, False, 0.0, batch_first=False)
+        return y, h[0], c[0]
+    # what torch.lstm would end up with, without its way there
+    tensors = (tensor.contiguous() for tensor in (x, *weights, h0, c0))
+    hidden, train = h0.shape[1], torch.is_grad_enabled()
+    run: Any = torch.mkldnn_rnn_layer  # its stub knows no unpacked arguments
+    y, h, c, _ = run(*tensors, False, [], LSTM_MODE, hidden, 1, True, False, False, train)
+    mark_kernels(y, 1)
+    return y, h, c
+
+
+def _is_onednns(weights: list[Tensor], x: Tensor) -> bool:
+    """Whether torch.lstm would hand the layer to oneDNN."""
+    fits = x.is_cpu and x.dtype == torch.float32 and len(weights) == 4 and x.numel() > 0
+    return fits and has_onednn() and torch._C._get_mkldnn_enabled()
 
 
 def _call(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -44,36 +45,45 @@ class Direction(NamedTuple):
         return [tensor for tensor in self if tensor is not None]
 
 
+def under(params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The parameters whose names begin with `prefix`, by what follows it."""
+    return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}
+
+
 def read_layers(params: Mapping[str, Tensor]) -> list[list[Direction]]:
     """The weights by layer and direction, read off nn.LSTM's keys.
 
     Raises:
         InputError: unknown, missing or misshapen parameters; projections (proj_size > 0).
     """
-    if not params:
+    layout_of = _layout if torch.compiler.is_compiling() else _known_layout  # Dynamo has no caches
+    depth, suffixes, has_bias = layout_of(tuple(params))
+    hidden_size = _get(params, "weight_hh_l0").shape[-1]
+    width, layers = _get(params, "weight_ih_l0").shape[-1], []
+    for layer in range(depth):
+        names = [f"l{layer}{suffix}" for suffix in suffixes]
+        layers.append([_direction(params, name, width, hidden_size, has_bias) for name in names])
+        width = hidden_size * len(suffixes)
+    return layers
+
+
+def _layout(keys: tuple[str, ...]) -> tuple[int, tuple[str, ...], bool]:
+    """How many layers there are, the suffixes of a layer's directions, and whether biases."""
+    if not keys:
         raise InputError("params is empty; expected nn.LSTM's keys, such as weight_ih_l0")
-    parsed = {}
-    for key in params:
+    parsed = []
+    for key in keys:
         match = _KEY.fullmatch(key)
         if not match:
             why = "; proj_size > 0 is not supported" if key.startswith("weight_hr") else ""
             raise InputError(f"params: {key!r} is not a key of nn.LSTM{why}")
-        parsed[key] = match
-    depth = 1 + max(int(match[2]) for match in parsed.values())
-    suffixes = ["", "_reverse"] if any(match[3] for match in parsed.values()) else [""]
-    has_bias = any(key.startswith("bias") for key in params)
-    hidden_size = _get(params, "weight_hh_l0").shape[-1]
-    input_size = _get(params, "weight_ih_l0").shape[-1]
-    layers = []
-    for layer in range(depth):
-        width = input_size if layer == 0 else hidden_size * len(suffixes)
-        layers.append(
-            [
-                _direction(params, f"l{layer}{suffix}", width, hidden_size, has_bias)
-                for suffix in suffixes
-            ]
-        )
-    return layers
+        parsed.append(match)
+    depth = 1 + max(int(match[2]) for match in parsed)
+    suffixes = ("", "_reverse") if any(match[3] for match in parsed) else ("",)
+    return depth, suffixes, any(key.startswith("bias") for key in keys)
+
+
+_known_layout = lru_cache(_layout)
 
 
 def _direction(

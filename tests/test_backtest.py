@@ -83,6 +83,19 @@ def test_ridge_is_fitted_on_the_inputs_of_the_model(tmp_path):
         pytest.fail("no penalty gives these weights")
 
 
+def test_without_a_validation_part_the_end_of_training_chooses_the_penalty(tmp_path):
+    windows = windows_of(hourly(tmp_path / "t.csv", 300), (8, 3))
+    train = split_windows(windows)["train"]
+    found = fit_forecast_baselines(train, train)[RIDGE_ON_WINDOWS]
+    ends = int(train.origins.sort().values[int(0.8 * len(train))])
+    before = train.select((train.origins + 3 <= ends).nonzero()[:, 0])
+    after = train.select((train.origins >= ends).nonzero()[:, 0])
+    expected = fit_forecast_baselines(train, before, after)[RIDGE_ON_WINDOWS]
+    assert found.weight.equal(expected.weight)
+    few = train.select(torch.arange(2))  # none of which lies before the other
+    assert fit_forecast_baselines(few, few)[RIDGE_ON_WINDOWS].weight.isfinite().all()
+
+
 def test_ridge_stands_constant_columns_and_large_offsets(tmp_path):
     columns = {"time": hours(200), "y": waves(200) + 1e5, "u": [7.0] * 200}
     windows = windows_of(write(tmp_path / "t.csv", columns), target=("y",), features=("u",))

@@ -105,7 +105,7 @@ def assert_refused(result, message, before, folder, *, code=2):
 
 FILLED = ["--gaps", "--duplicates"]
 SERIES = ["--known", "--static", "--calendar", *FILLED]
-TABLE = ["--id", "--time", "--target", "--features", "--missing"]
+TABLE = ["--id", "--time", "--target", "--features", "--text", "--missing"]
 OPTIONS = {
     "bench": [
         *("--quick", "--backend", "--precision", "--json"),
@@ -130,6 +130,7 @@ OPTIONS = {
         "--time",
         "--target",
         "--features",
+        "--text",
         "--missing",
         *SERIES,
         "--debug",
@@ -142,6 +143,7 @@ OPTIONS = {
         "--id",
         "--time",
         "--features",
+        "--text",
         "--missing",
         *FILLED,
         "--debug",
@@ -171,6 +173,8 @@ OPTIONS = {
         "--linear/--no-linear",
         "--embedding-size",
         "--tie/--no-tie",
+        "--transformer-layers",
+        "--heads",
         "--epochs",
         "--batch-size",
         "--epoch-size",
@@ -612,7 +616,7 @@ TRAIN_REFUSES = [
     (["data.npz", "--pooling", "lats"], "Invalid value for '--pooling': 'lats' is not one of 'la"),
     (["data.npz", "--epochs", "0"], "epochs must be at least 1, got 0"),
     (["data.npz", "--seed", str(1 << 70)], "seed must be at most 9223372036854775807, got "),
-    (["data.npz", "--validation", "0"], "the validation fraction must be between 0 and 1, got 0.0"),
+    (["data.npz", "--validation", "0"], "data.npz: nothing is held out to measure on; t"),
     (["single.npz"], "single.npz: a validation split needs at least 2 sequences, found 1"),
     (["different.npz"], "different.npz: a validation split needs a class with at least 2 sequence"),
     (["data.npz", "--device", "tpu"], "device must be cpu, cuda, cuda:N or auto; got 'tpu'"),

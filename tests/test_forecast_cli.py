@@ -127,6 +127,19 @@ def test_a_test_file_is_tested_whole(here):
     assert again["metrics"] == pytest.approx(found["metrics"])
 
 
+def test_without_a_validation_part_all_before_the_test_part_is_learned(here):
+    path, later = hourly(here / "t.csv", 150), hourly(here / "later.csv", 60)
+    out = ok("train", path, *QUICK, "--validation", 0, "--test-share", 12, "--output", "run")
+    assert "windows to train, 0 to validate, 10 to test\n" in out
+    assert "stopped     all epochs done\n" in out
+    ok("evaluate", "run")
+    found = ok_json("train", path, *QUICK, "--validation", 0, "--test", later)
+    assert (found["epochs"], found["tested_on"]) == (2, "test")
+    refused = invoke("train", path, *QUICK, "--validation", 0, "--test-share", 0)
+    assert refused.exit_code == 2
+    assert "nothing is held out to measure on; take a --validation above 0" in refused.stderr
+
+
 def test_a_recursive_model_from_end_to_end(here):
     path = hourly(here / "t.csv", 200)
     ok("train", path, *QUICK, "--decoder", "recursive", "--scaling", "last", "--output", "run")

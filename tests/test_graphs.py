@@ -68,6 +68,24 @@ def test_fifty_random_shapes_add_no_graph():
     assert graphs() == before
 
 
+def test_no_mix_of_resets_adds_a_graph():
+    warm_up(5, 2)
+    before = graphs()
+    torch.manual_seed(0)
+    for batch, time in ((1, 1), (1, 9), (3, 1), (2, 8), (7, 33)):
+        data = make_data(of(batch=batch, time=time, num_layers=2), SINGLE)
+        lengths = torch.randint(0, time + 1, (batch,))
+        for share in (0.0, 0.1, 0.5, 1.0):
+            resets = torch.rand(batch, time) < share
+            output, state = lstm(
+                data.params, data.x, lengths, resets=resets, backend="compiled", chunk=2
+            )
+            (output.square().sum() + state.c.sum()).backward()
+            with torch.no_grad():
+                lstm(data.params, data.x, resets=resets, backend="compiled", chunk=2)
+    assert graphs() == before
+
+
 def test_threads_and_global_modes_compile_nothing():
     warm_up(5, 2)
     before = graphs()

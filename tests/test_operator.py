@@ -218,7 +218,7 @@ def operands(backend, lengths, reverse, requires_grad):
     weights = [data.params[f"{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih")]
     tensors = [data.x, *weights, data.state[0][0], data.state[1][0]]
     x, *others = [tensor.detach().requires_grad_(requires_grad) for tensor in tensors]
-    return (x, data.lengths, *others, reverse, backend, 2)
+    return (x, data.lengths, None, *others, reverse, backend, 2)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -270,7 +270,7 @@ def test_outputs_are_never_inputs(backend):
         weights = [data.params[f"{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih")]
         h, c = data.state[0][0], data.state[1][0]
         _, *state = torch.ops.lstm_compile.recurrence(
-            data.x, data.lengths, *weights, h, c, False, backend, 2
+            data.x, data.lengths, None, *weights, h, c, False, backend, 2
         )
         assert torch.equal(state[0], h)
         assert torch.equal(state[1], c)

@@ -5,10 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstm_compile import vendor
+from lstm_compile import lstm, vendor
 from lstm_compile.chunked import chunks_of
-from lstm_compile.lengths import reverse_within_length, zero_padding
+from lstm_compile.lengths import last_valid, reverse_within_length, zero_padding
 from lstm_compile.packing import pack_rows
+from lstm_compile.whole import whole_rows
 
 CPU = torch.device("cpu")
 
@@ -55,10 +56,50 @@ def test_reverse_turns_each_row_within_its_length(batch):
 
 @settings(deadline=None)
 @given(batches())
+def test_a_batch_left_in_its_order_does_the_same(batch):
+    lengths, time, *_ = batch
+    tensor = torch.tensor(lengths)
+    plan = whole_rows(tensor, min(lengths), max(lengths), time, CPU, mirror=True)
+    x = torch.randn(len(lengths), time, 2)
+    clean = zero_padding(x, tensor)
+    x[clean == 0] = float("nan")
+    packed, before = plan.pack(x), x.clone()
+    turned = plan.reverse(packed)
+    default = torch.randn(len(lengths), 2)
+    last = plan.last(packed, default)
+    assert packed.isfinite().all()
+    assert int((~plan.padding).sum()) == sum(lengths)
+    assert torch.equal(plan.unpack(packed), clean)
+    expected = zero_padding(reverse_within_length(clean, tensor), tensor)
+    assert torch.equal(plan.unpack(turned), expected)
+    assert torch.equal(last, last_valid(clean, tensor, default))
+    assert torch.equal(x.nan_to_num(7.0), before.nan_to_num(7.0))  # what came in is as it was
+
+
+@pytest.mark.parametrize("wasted", [0.0, 1e9])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_vendor_answers_alike_whether_rows_are_ordered_or_not(wasted, directions, monkeypatch):
+    params = dict(torch.nn.LSTM(3, 5, 2, bidirectional=directions == 2).named_parameters())
+    x, lengths = torch.randn(4, 9, 3), torch.tensor([0, 9, 4, 1])
+    state = torch.randn(2, 2 * directions, 4, 5).unbind()
+    expected, (h, c) = lstm(params, x, lengths, state, backend="reference")
+    monkeypatch.setattr(vendor, "ORDERING_CALLS", wasted)
+    y, found = lstm(params, x, lengths, state, backend="vendor")
+    for left, right in ((y, expected), (found.h, h), (found.c, c)):
+        assert torch.allclose(left, right, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(out.square().sum(), list(params.values())) for out in (y, expected)
+    ]
+    for left, right in zip(*gradients, strict=True):
+        assert torch.allclose(left, right, atol=1e-4)
+
+
+@settings(deadline=None)
+@given(batches())
 def test_spans_hold_each_valid_step_once_and_no_ended_row(batch):
     lengths, time, chunk, min_rows = batch
     packing = packing_of(lengths, time, chunk, min_rows)
-    assert int((~packing.moves.padding).sum()) == sum(lengths)
+    assert int((~packing.padding).sum()) == sum(lengths)
     for span in packing.spans:
         active = sum(length > span.start for length in lengths)
         assert span.rows == max(active, min_rows)

@@ -16,6 +16,7 @@ from lstm_compile.checkpoint import Model, numbered_schema, save_model
 from lstm_compile.cli.app import app
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_streaming, verify_onnx
+from lstm_compile.export.onnx import to_onnx
 from lstm_compile.export.runtime import ModelError, load, open_streams
 from lstm_compile.export.streaming import to_streaming
 from lstm_compile.export.streaming_parity import CUTS, STEPS, feedings
@@ -137,6 +138,8 @@ def test_models_that_need_the_whole_sequence_are_refused(tmp_path, changes, mess
 def test_the_sequence_runtime_names_the_way_and_the_other_way_round(data, tmp_path, tag):
     with pytest.raises(ModelError, match="this file streams: open it with `open_streams`"):
         load(data)
+    with pytest.raises(ModelError, match="this file does not stream: open it with `load`"):
+        open_streams(to_onnx(tag).SerializeToString())
 
 
 def test_chunks_of_any_size_give_what_the_whole_gives(streams, tag):
@@ -296,6 +299,7 @@ def test_the_command_line_writes_and_verifies(tmp_path, tag):
     assert path == tmp_path / "streaming.onnx"
     found = invoke(app, ["verify", str(tmp_path), "--onnx", str(path)])
     assert found.exit_code == 0, found.output
+    assert found.output.splitlines()[-1].split()[1:3] == ["lstm-compile", "inspect"]
     found = invoke(app, ["inspect", str(path)])
     assert found.exit_code == 0, found.output
     assert "h_next" in found.output

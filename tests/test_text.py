@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -11,20 +13,26 @@ from click.testing import CliRunner
 from torch.nn.functional import cross_entropy
 
 from lstm_compile import ModelConfig, forward, init_params
-from lstm_compile.checkpoint import Model, numbered_schema, save_model
+from lstm_compile.cell import LSTMState
+from lstm_compile.checkpoint import Model, load_model, numbered_schema, save_model
 from lstm_compile.cli.app import app
 from lstm_compile.data.corpus import Corpus, read_corpus, split_corpus
+from lstm_compile.data.folders import is_text
 from lstm_compile.data.schema import Vocabulary
-from lstm_compile.data.sequences import IGNORED
+from lstm_compile.data.sequences import IGNORED, Batch
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_onnx, export_streaming
+from lstm_compile.export.evaluation import evaluate_file
 from lstm_compile.export.generation import generate
+from lstm_compile.export.onnx import to_onnx
 from lstm_compile.export.runtime import load, open_streams
 from lstm_compile.export.sampling import Sampling, draw_token
+from lstm_compile.export.streaming import to_streaming
+from lstm_compile.export.texts import score_exported
 from lstm_compile.training.config import TrainingConfig
-from lstm_compile.training.lanes import carried, chunks
+from lstm_compile.training.lanes import carried, chunks, steps_of
 from lstm_compile.training.step import init_adam, train_step
-from lstm_compile.training.text import score_text, text_metrics
+from lstm_compile.training.text import score_text, text_metrics, text_passes
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 
 VERSE = "the cat sat on the mat, and the rat sat on the cat.\n" * 60
@@ -59,7 +67,9 @@ def invoke(*arguments):
 def test_every_pair_of_a_document_is_seen_once(lanes, time):
     corpus = corpus_of("abcdefghij", "k", "lm", "nopqrstuvwxyz", "0123456789")
     seen = []
-    for batch, _ in chunks(corpus, lanes, time):
+    found = list(chunks(corpus, lanes, time))
+    assert len(found) == steps_of(corpus, lanes, time)
+    for batch, _ in found:
         assert batch.x.shape[1] <= time
         for x, y, length in zip(batch.x, batch.y, batch.lengths.tolist(), strict=True):
             seen += list(zip(x[:length].tolist(), y[:length].tolist(), strict=True))
@@ -70,10 +80,58 @@ def test_every_pair_of_a_document_is_seen_once(lanes, time):
 
 
 def test_a_lane_begins_anew_with_each_document_and_only_there():
-    corpus = corpus_of("abcdefgh", "ijklm")
-    found = [(batch.x[0, 0].item(), bool(fresh[0])) for batch, fresh in chunks(corpus, 1, 3)]
-    letters = [(corpus.vocabulary.characters[token], fresh) for token, fresh in found]
-    assert letters == [("a", True), ("d", False), ("g", False), ("i", True), ("l", False)]
+    corpus = corpus_of("abcdefgh", "i", "jklm")
+
+    found = list(chunks(corpus, 1, 3))
+    rows = []
+    for batch, _ in found:
+        resets = torch.zeros_like(batch.x) if batch.resets is None else batch.resets
+        letters = [corpus.vocabulary.characters[token] for token in batch.x[0].tolist()]
+        marks = ["." * int(reset) for reset in resets[0]]
+        rows.append("".join(map("".join, zip(marks, letters, strict=True))))
+    assert rows == [".abc", "def", "g.jk", "l"]
+    assert [bool(fresh[0]) for _, fresh in found] == [True, False, False, False]
+    assert [b.resets is None for b, _ in found] == [False, True, False, True]
+
+
+def told(params, config, corpus, lanes, time):
+    """The sum of -log p of a text in lanes, and how many tokens that is."""
+    state, total, count = None, 0.0, 0
+    for batch, fresh in chunks(corpus, lanes, time):
+        logits, state = forward(
+            params, config, batch.x, batch.lengths, carried(state, fresh), resets=batch.resets
+        )
+        total += float(cross_entropy(logits.mT, batch.y, ignore_index=IGNORED, reduction="sum"))
+        count += int(batch.lengths.sum())
+    return total, count
+
+
+@pytest.mark.parametrize("time", [1, 4, 7, 100])
+def test_documents_in_one_lane_are_told_as_if_each_stood_alone(time):
+    texts = VERSE[:31], "a", VERSE[7:9], VERSE[11:60], VERSE[20:33]
+    whole = corpus_of(*texts)
+    params, config, *_ = make_model(len(whole.vocabulary))
+    params = {name: value.double() for name, value in params.items()}
+    alone = [
+        told(params, config, corpus_of(text, vocabulary=whole.vocabulary), 1, 100) for text in texts
+    ]
+    expected = tuple(map(sum, zip(*alone, strict=True)))
+    assert told(params, config, whole, 1, time) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_training_step_learns_nothing_across_the_end_of_a_document():
+    texts = VERSE[:9], VERSE[11:20]
+    both = corpus_of(*texts)
+    params, config, *_ = make_model(len(both.vocabulary))
+    training = TrainingConfig(label_smoothing=0.0, backend="vendor", clip_norm=0.0)
+    ((batch, _),) = chunks(both, 1, 100)
+    rows = Batch(batch.x.view(2, 8), torch.tensor([8, 8]), batch.y.view(2, 8))
+    one, other = (
+        train_step(params, init_adam(params), each, 0.1, config, training) for each in (batch, rows)
+    )
+    assert float(one.loss) == pytest.approx(float(other.loss), abs=1e-6)
+    for name, gradient in one.optimizer.mean.items():
+        torch.testing.assert_close(gradient, other.optimizer.mean[name], atol=1e-6, rtol=1e-4)
 
 
 def test_the_carried_loss_is_that_of_one_long_unrolled_run():
@@ -115,6 +173,47 @@ def test_a_training_step_goes_on_from_the_state_it_is_given():
     assert float(alone.loss) != pytest.approx(float(expected), abs=1e-4)
 
 
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_a_training_run_has_the_loss_of_whole_documents(lanes):
+    corpus = corpus_of(VERSE[:150], "a", VERSE[7:90])
+    params, config, *_ = make_model(len(corpus.vocabulary))
+    training = TrainingConfig(
+        epochs=1, batch_size=lanes, unroll=16, learning_rate=0.0, label_smoothing=0.0
+    )
+    (passed,) = text_passes(params, config, training, corpus, [])
+    whole, alone = [], []  # the cost of each pair: lanes read at once, and in chunks without a past
+    for found, time in ((whole, len(corpus)), (alone, 16)):
+        for batch, _ in chunks(corpus, lanes, time):
+            double = {name: value.double() for name, value in params.items()}
+            logits, _ = forward(
+                double, config, batch.x, batch.lengths, resets=batch.resets, backend="reference"
+            )
+            cost = cross_entropy(logits.mT, batch.y, ignore_index=IGNORED, reduction="none")
+            found += cost[batch.y != IGNORED].tolist()
+    assert passed.loss == pytest.approx(np.mean(whole), abs=1e-6)
+    assert abs(passed.loss - np.mean(alone)) > 1e-3
+
+
+def test_gradients_end_where_a_chunk_begins():
+    corpus = corpus_of(VERSE[:64])
+    params, config, *_ = make_model(len(corpus.vocabulary))
+    training = TrainingConfig(
+        epochs=1, batch_size=1, unroll=21, learning_rate=1e-3, label_smoothing=0.0, clip_norm=0.0,
+        weight_decay=0.0, schedule="constant", warmup=0.0,
+    )  # fmt: skip
+    (passed,) = text_passes(params, config, training, corpus, [])
+    expected = {name: value.clone().requires_grad_() for name, value in params.items()}
+    adam, state = torch.optim.Adam(expected.values(), lr=1e-3), None
+    for batch, _ in chunks(corpus, 1, 21):
+        logits, state = forward(expected, config, batch.x, None, state, backend="reference")
+        adam.zero_grad()
+        cross_entropy(logits[0], batch.y[0]).backward()
+        adam.step()
+        state = LSTMState(*(part.detach() for part in state))
+    for name, value in expected.items():
+        torch.testing.assert_close(passed.params[name], value.detach(), atol=1e-5, rtol=0)
+
+
 def test_scores_of_baselines_are_those_of_counting():
     corpus = corpus_of("abababab" * 50)
     baselines = fit_text_baselines(corpus)
@@ -129,6 +228,13 @@ def test_scores_of_baselines_are_those_of_counting():
     assert found.metrics["perplexity"] == pytest.approx(math.exp(found.metrics["loss"]))
     assert found.metrics == text_metrics(scores)
     assert found.verdict.startswith("worse")
+
+
+def test_pairs_of_two_documents_are_not_counted():
+    corpus = corpus_of("aab", "ba", "b")
+    table = fit_text_baselines(corpus)["bigram frequencies"].weight.exp()
+    counts = torch.tensor([[2.0, 2.0], [2.0, 1.0]], dtype=torch.float64)  # aa, ab, ba, each + 1
+    torch.testing.assert_close(table, counts / counts.sum(1, True))
 
 
 def test_files_become_documents(tmp_path):
@@ -266,6 +372,89 @@ def test_the_same_seed_gives_the_same_text_from_both(poet):
     assert all(len(text) == 1000 for text in ours)
     assert ours != text_of(run, prompts, 1000, Sampling(seed=4))
     assert text_of(run, prompts[:1], 200, how)[0] == ours[0][:200]  # whoever else is asked
+
+
+def test_exported_files_are_measured_as_the_run_is(poet, tmp_path):
+    run, _ = poet
+    for name, text in {"a": VERSE[:700], "b": "t", "c": VERSE[:91]}.items():
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    model = load_model(run)
+    sequences = tmp_path / "model.onnx"
+    sequences.write_bytes(to_onnx(model).SerializeToString())
+    plain = tmp_path / "plain.onnx"
+    plain.write_bytes(to_streaming(model, "plain").SerializeToString())
+    ours = evaluate_file(run, str(tmp_path)).metrics
+    for file in (sequences, run / "streaming.onnx", plain):
+        assert evaluate_file(file, str(tmp_path)).metrics == pytest.approx(ours, abs=1e-5)
+    found = invoke("evaluate", run / "streaming.onnx", tmp_path)
+    assert found.exit_code == 0, found.output
+    assert "perplexity" in found.output
+    with pytest.raises(InputError, match="one character tells nothing"):
+        evaluate_file(run, str(tmp_path / "b.txt"))
+    found = invoke("generate", sequences)
+    assert found.exit_code == 2
+    assert "takes whole sequences; name the run folder" in found.output
+    found = invoke("predict", run / "streaming.onnx", tmp_path, "--output", tmp_path / "a.csv")
+    assert found.exit_code == 2
+    assert "this file streams" in found.output
+
+
+def test_a_text_too_long_for_the_sequence_file_is_refused(monkeypatch, tmp_path, poet):
+    monkeypatch.setattr("lstm_compile.export.texts.LARGEST", 1000)
+    model = load(to_onnx(load_model(poet[0])).SerializeToString())
+    with pytest.raises(InputError, match="a text of 3120 tokens is too long for the sequence"):
+        score_exported(model, corpus_of(VERSE))
+
+
+def test_inspect_shows_what_a_text_is_made_of(tmp_path, poet):
+    (tmp_path / "a.txt").write_text("aab\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("é" * 4, encoding="utf-8")
+    found = invoke("inspect", tmp_path)
+    assert found.exit_code == 0, found.output
+    assert "2 documents, 8 characters (0 kB)" in found.output
+    assert "vocabulary  4: é 4 (50.0 %), a 2 (25.0 %), b 1 (12.5 %)" in found.output
+    assert "7 characters to train, the last 1 to validate; 1 steps an epoch" in found.output
+    values = json.loads(invoke("inspect", tmp_path / "b.txt", "--json").stdout)
+    assert values["kind"] == "text"
+    assert values["bytes"] == 8
+    found = invoke("inspect", poet[0] / "streaming.onnx")
+    assert found.output.splitlines()[-1].split()[1:3] == ["lstm-compile", "generate"]
+
+
+def test_columns_are_not_of_whole_files(tmp_path, poet):
+    path = poet[0].parent / "verse.txt"
+    for command in (["train", path, "--output", tmp_path / "run"], ["evaluate", poet[0], path]):
+        found = invoke(*command, "--text", "review")
+        assert found.exit_code == 2
+        assert "--text says how to read a table, and task lm reads whole files" in found.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(poet):
+    command = [sys.executable, "-m", "lstm_compile", "generate", poet[0], "--length", "20000"]
+    with subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.read(5)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1
+
+
+def test_a_folder_of_texts_alone_is_text(tmp_path):
+    (tmp_path / "a.md").write_text("a")
+    assert is_text(tmp_path)
+    (tmp_path / "b.csv").write_text("a")
+    assert not is_text(tmp_path)
+
+
+def test_tied_models_train(tmp_path):
+    (tmp_path / "verse.txt").write_text(VERSE, encoding="utf-8")
+    found = invoke(
+        "train", tmp_path / "verse.txt", "--tie", "--hidden-size", 8, "--embedding-size", 8,
+        "--epochs", 1, "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
 
 
 def test_a_stop_ends_the_text(poet):

@@ -13,6 +13,7 @@ from training_cases import QUICK, SMALL, do, means, same, save_npz, seeded, sett
 
 from lstm_compile import ModelConfig, load_model
 from lstm_compile.baselines import fit_baselines, from_tensors
+from lstm_compile.calibration import fastest_threads
 from lstm_compile.data import fingerprint, gather, load_dataset
 from lstm_compile.devices import cpu_threads, find_device, fitting_threads
 from lstm_compile.errors import InputError, RunError
@@ -23,7 +24,7 @@ from lstm_compile.tasks import loss_name, metrics, score_classes, training_loss
 from lstm_compile.training import loop, passes
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.job import prepare
-from lstm_compile.training.loop import Fit, fit, predict_all
+from lstm_compile.training.loop import Fit, fit, predict_all, threads_of
 from lstm_compile.training.run import run
 from lstm_compile.training.step import (
     AdamState,
@@ -707,6 +708,8 @@ def test_an_interrupt_before_the_first_epoch_is_passed_on(tmp_path, monkeypatch)
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": 1 << 70}, "seed must be at most"),
         ({"validation": 0.95}, "validation must be at most 0.9, got 0.95"),
+        ({"validation": 0.0, "refit": True}, "refit goes by a validation part; take validation ab"),
+        ({"validation": 0.0, "schedule": "plateau"}, "schedule plateau goes by a validation part;"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
@@ -743,6 +746,23 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, name):
 def test_small_models_take_one_thread_and_large_ones_all():
     assert fitting_threads(32, 64) == 1
     assert fitting_threads(64, 256) == torch.get_num_threads()
+
+
+def test_small_models_take_all_threads_where_that_was_measured_to_help(monkeypatch):
+    config, small = ModelConfig(task="regress", input_size=2, output_size=1), QUICK
+    monkeypatch.setattr("lstm_compile.training.loop.fastest_threads", lambda *sizes: sizes[-1] + 4)
+    with cpu_threads(3):
+        assert threads_of(config, small) == 7
+        assert threads_of(config, replace(small, threads=2)) == 2
+        assert threads_of(replace(config, hidden_size=512), small) == 3
+
+
+def test_the_faster_number_of_threads_is_measured_once():
+    with cpu_threads(2):
+        found = fastest_threads(8, 2, 4, 2)
+    assert found in (1, 2)
+    assert fastest_threads(8, 2, 4, 2) == found
+    assert fastest_threads(8, 2, 4, 1) == 1
 
 
 def test_threads_are_given_back():

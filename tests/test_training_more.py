@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -234,6 +235,38 @@ def test_a_refit_validates_nothing(monkeypatch):
     refit(params, config, QUICK, data, found, seen.append)
     assert len(seen) == found.best.epoch
     assert all(math.isnan(e.validation_loss) and not e.best and not e.validation for e in seen)
+
+
+# ---- no validation part
+
+
+def test_without_a_validation_part_all_data_are_learned_in_all_epochs(tmp_path):
+    data, test = paths_of(tmp_path)
+    training = replace(QUICK, epochs=4, patience=1, validation=0.0)
+    found = do(data, tmp_path / "run", training, test=test)
+    assert (len(found.fit.epochs), found.fit.stopped, found.tested_on) == (4, "epochs", "test")
+
+    everything = load_dataset(data, "train")
+    params, config = setting(everything)
+    scaler = fit_scaler(everything.x, "standard")
+    params |= {"scaler.shift": scaler.shift, "scaler.scale": scaler.scale}
+    assert same(found.model.params, fit(params, config, training, everything).params)
+    assert same(load_model(tmp_path / "run").params, found.model.params)
+    metadata = load_model(tmp_path / "run").training
+    assert metadata["data_fingerprint"] == fingerprint(everything)
+    assert (metadata["epochs"], metadata["validation"]) == (4, {})
+    lines = metrics_of(tmp_path / "run")
+    assert [(line["validation_loss"], line["best"]) for line in lines] == [(None, True)] * 4
+
+
+def test_epochs_without_validation_are_printed_as_they_are(tmp_path):
+    data, test = paths_of(tmp_path)
+    args = ["train", data, "--test", test, "--validation", "0", "--epochs", "2"]
+    result = CliRunner().invoke(app, [*args, "--output", str(tmp_path / "run")])
+    assert result.exit_code == 0
+    assert "80 sequences to train, 0 to validate, 30 to test\n" in result.stdout
+    assert len(re.findall(r"^epoch \d: train loss [\d.]+, [\d.]+ s$", result.stdout, re.M)) == 2
+    assert "stopped     all epochs done\n" in result.stdout
 
 
 # ---- accumulation

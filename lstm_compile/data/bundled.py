@@ -18,6 +18,7 @@ def load_dataset(
     table: TableOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
     per_step: bool | None = None,
+    tokens: str = "char",
 ) -> Sequences:
     """Read one part of a bundled data set, or a file.
 
@@ -29,6 +30,7 @@ def load_dataset(
         table: the columns of a long table, as for `read_sequences`.
         progress: as for `read_sequences`.
         per_step: as for `read_sequences`.
+        tokens: as for `read_sequences`.
 
     Returns:
         The sequences, on the CPU.
@@ -37,4 +39,6 @@ def load_dataset(
         InputError: no such part, name or file, or what `read_sequences` refuses.
     """
     path = locate(fspath(name_or_path), part)
-    return read_sequences(path, schema=schema, table=table, per_step=per_step, progress=progress)
+    return read_sequences(
+        path, schema=schema, table=table, per_step=per_step, tokens=tokens, progress=progress
+    )

@@ -30,6 +30,7 @@ class TableOptions:
         time: column that orders the rows of a sequence; None infers it.
         target: columns with the label or the numbers to predict; empty infers one.
         features: columns with the values of a step, in the model's order; empty infers them.
+        text: column with text, read character by character in place of features.
         missing: what becomes of empty cells, NaN and infinities in the features; None is `error`,
             or what a model was trained with.
         known: columns whose values are known in the horizon of a forecast too.
@@ -52,6 +53,7 @@ class TableOptions:
     time: str | None = option(None, "Column that orders the rows of a sequence.")
     target: tuple[str, ...] = option((), "Column to predict; several numbers parted by commas.")
     features: tuple[str, ...] = option((), "Columns of the input, parted by commas.")
+    text: str | None = option(None, "Column of text, in place of features.", unset="none")
     missing: Missing | None = option(
         None, "What fills empty cells, NaN and infinities.", unset="as in training, else error"
     )
@@ -69,10 +71,8 @@ class TableOptions:
     means: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("id", "time"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, str) and value):
-                raise InputError(f"{name} must be the name of a column, got {value!r}")
+        for name in ("id", "time", "text"):
+            _check_column_name(name, getattr(self, name))
         for name in ("target", "features", "known", "static", "calendar"):
             object.__setattr__(self, name, _column_names(name, getattr(self, name)))
         for name, kind in CHOICES.items():
@@ -87,6 +87,8 @@ class TableOptions:
         if not all(isinstance(mean, float) and isfinite(mean) for mean in self.means):
             raise InputError(f"means must be finite numbers, got {self.means!r}")
         object.__setattr__(self, "means", tuple(self.means))
+        if self.text and self.features:
+            raise InputError("text stands in place of features; name one of them")
 
     @property
     def given(self) -> list[str]:
@@ -116,6 +118,11 @@ class TableOptions:
         if unknown := sorted(set(stored) - set(asdict(self))):
             raise InputError(f"table options: unknown keys {unknown}; train again")
         return replace(TableOptions(**stored), **self._changed())
+
+
+def _check_column_name(role: str, name: Any) -> None:
+    if name is not None and not (isinstance(name, str) and name):
+        raise InputError(f"{role} must be the name of a column, got {name!r}")
 
 
 def _column_names(role: str, names: Any) -> tuple[str, ...]:

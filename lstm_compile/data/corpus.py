@@ -1,13 +1,11 @@
 """Text as tokens: bytes or characters of files, mapped into memory and never read whole."""
 
-import codecs
-import glob
 import hashlib
 import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -17,14 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lstm_compile.config import LM, Task
-from lstm_compile.data.encoding import check_utf8
-from lstm_compile.data.folders import TEXT_SUFFIXES
 from lstm_compile.data.roles import Roles
 from lstm_compile.data.schema import Schema, Vocabulary
+from lstm_compile.data.textfiles import BLOCK, count_characters, find_texts, texts_of
 from lstm_compile.errors import InputError
 
 Tokens = Literal["char", "byte"]
-BLOCK = 1 << 20  # bytes read at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,85 +109,24 @@ def read_corpus(
         whole = mapped[0] if len(mapped) == 1 else _spooled(iter(mapped), np.uint8)
         counts = [len(part) for part in mapped]
     else:
-        vocabulary = vocabulary or Vocabulary("char", tuple(sorted(_characters(files))))
+        vocabulary = vocabulary or Vocabulary("char", tuple(sorted(count_characters(files))))
         counts = [0] * len(files)
-        kind_of_code = np.uint8 if len(vocabulary) <= 256 else np.int32
-        whole = _spooled(_codes(files, vocabulary, counts), kind_of_code)
+        whole = _spooled(_codes(files, vocabulary, counts), vocabulary.code_type)
     starts = torch.tensor([0, *np.cumsum(counts).tolist()])
     return Corpus(torch.from_numpy(whole), starts, vocabulary)
-
-
-def find_texts(path: str | PathLike[str]) -> list[Path]:
-    """The files that a path to text means, none of them empty.
-
-    Raises:
-        InputError: there is none, or one cannot be read or is empty.
-    """
-    place = Path(path)
-    if place.is_dir():
-        files = sorted(
-            p for p in place.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file()
-        )
-    elif place.exists():
-        files = [place]
-    else:
-        files = sorted(Path(name) for name in glob.glob(fspath(path), recursive=True))
-        files = [file for file in files if file.is_file()]
-    if not files:
-        ends = ", ".join(TEXT_SUFFIXES)
-        found = f"holds no file that ends in {ends}" if place.is_dir() else "no such text file"
-        raise InputError(f"{path}: {found}; name a text file, a folder of them or a glob")
-    for file in files:
-        try:
-            if file.stat().st_size == 0:
-                raise InputError(f"{file}: the file is empty; expected text")
-            file.open("rb").close()
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
-    return files
 
 
 def _bytes_of(file: Path) -> NDArray[np.uint8]:
     return np.memmap(file, np.uint8, "c")  # copy on write: torch takes no read-only memory
 
 
-def _texts(file: Path) -> Iterator[str]:
-    decode = codecs.getincrementaldecoder("utf-8")().decode
-    with file.open("rb") as source:
-        try:
-            while block := source.read(BLOCK):
-                yield decode(block)
-            decode(b"", final=True)
-        except UnicodeDecodeError as error:
-            check_utf8(file)
-            raise InputError(f"{file}: ends within a character; save it as UTF-8") from error
-
-
-def _characters(files: list[Path]) -> set[str]:
-    found: set[str] = set()
-    for file in files:
-        for text in _texts(file):
-            found.update(text)
-    return found
-
-
 def _codes(
     files: list[Path], vocabulary: Vocabulary, counts: list[int]
 ) -> Iterator[NDArray[np.int64]]:
     """The codes of all files, block by block; `counts` are filled with those of each file."""
-    known = np.array([ord(character) for character in vocabulary.characters])
-    order = known.argsort()
     for index, file in enumerate(files):
-        for text in _texts(file):
-            points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-            found = np.searchsorted(known[order], points).clip(max=len(known) - 1)
-            codes = order[found]
-            for wrong in np.flatnonzero(known[codes] != points)[:1]:
-                raise InputError(
-                    f"{file}, character {counts[index] + wrong}: {text[wrong]!r} is not in the "
-                    f"vocabulary of {len(known)} characters that the model was trained on; leave "
-                    "it out, or train with --tokens byte"
-                )
+        for text in texts_of(file):
+            codes = vocabulary.encode(text, str(file), counts[index])
             counts[index] += len(codes)
             yield codes
 

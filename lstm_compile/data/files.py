@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -62,6 +63,7 @@ def read_table(
     schema: Schema | None = None,
     labelled: bool = True,
     per_step: bool | None = None,
+    tokens: str = "char",
     progress: Callable[[int, int], None] | None = None,
 ) -> Table:
     """Read a file by its suffix: one of `READERS`, else a long table.
@@ -73,6 +75,7 @@ def read_table(
         labelled: False leaves classes and targets alone, there or not.
         per_step: whether every step has a label, or every sequence; None takes `.npz` files as they
             are, others by sequence.
+        tokens: what a text is made of, for a column of text.
         progress: called with rows done and rows in all, while a long table is read.
 
     Raises:
@@ -80,8 +83,11 @@ def read_table(
     """
     if is_table(path):
         from lstm_compile.data.long import read_long  # pyarrow takes as long as all the rest
+        from lstm_compile.data.texts import read_texts
 
-        return read_long(
+        is_text = schema.vocabulary if schema else options and options.text
+        read = partial(read_texts, tokens=tokens) if is_text else read_long
+        return read(
             path, options, schema=schema, labelled=labelled, per_step=bool(per_step),
             progress=progress,
         )  # fmt: skip

@@ -29,8 +29,12 @@ class TableFile(NamedTuple):
 
 
 def is_text(path: str | PathLike[str]) -> bool:
-    """Whether a path means text, by its suffix."""
-    return Path(path).suffix.lower() in TEXT_SUFFIXES
+    """Whether a path means text: by its suffix, or a folder of texts without any table."""
+    place = Path(path)
+    if not place.is_dir():
+        return place.suffix.lower() in TEXT_SUFFIXES
+    suffixes = {file.suffix.lower() for file in place.rglob("*") if _counts(file, place)}
+    return not suffixes.isdisjoint(TEXT_SUFFIXES) and suffixes.isdisjoint(FORMATS)
 
 
 def is_table(path: str | PathLike[str]) -> bool:

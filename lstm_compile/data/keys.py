@@ -95,7 +95,7 @@ class Keys:
 
     Attributes:
         rows: where rows stand.
-        ids: one a sequence, in order of first appearance.
+        ids: one a sequence, in order of first appearance; none where each row is a text.
         lengths: int64 (sequences,).
         target_rows: int64 (rows,), where each row of the files goes in the table; None where they
             stand in order already.
@@ -140,6 +140,8 @@ def read_keys(
         codes = np.full(count, file, np.int32)
         if roles.id is not None:
             codes = _checked(rows, start, roles.id, to_codes, cells[roles.id], known, _text)
+        elif roles.is_text:
+            codes = np.arange(start, start + count, dtype=np.int32)
         else:
             known.setdefault(str(sources[file].path), file)
         if roles.time is not None:

@@ -185,7 +185,7 @@ def _labels(keys: Keys, source: Source, schema: Schema | None) -> list[str] | ND
             f"{source.path}: {len(keys.labels)} target columns, but the model was trained on "
             f"classes; name one with --target"
         )
-    if not wants_numbers and (schema or not _are_fractions(keys.labels[0], source)):
+    if not wants_numbers and (schema or not are_fractions(keys.labels[0], source)):
         return [str(value) for value in keys.labels[0].values()]
     return np.stack([_numbers(keys, label) for label in keys.labels], axis=1)
 
@@ -197,7 +197,7 @@ def _step_labels(keys: Keys, labels: StepLabels, source: Source) -> list[str]:
             f"{source.path}: {len(keys.labels)} target columns ({names}), expected one class for "
             "every step; name one with --target"
         )
-    if _are_fractions(labels, source):
+    if are_fractions(labels, source):
         raise InputError(
             f"{source.path}: column {labels.column!r} holds numbers with fractions, expected a "
             "class for every step; name another column with --target"
@@ -205,7 +205,7 @@ def _step_labels(keys: Keys, labels: StepLabels, source: Source) -> list[str]:
     return labels.in_order(keys.target_rows)
 
 
-def _are_fractions(label: Labels, source: Source) -> bool:
+def are_fractions(label: Labels, source: Source) -> bool:
     """Whether labels are numbers to predict and not classes: some have a fraction part."""
     if label.column not in source.texts:
         return any(isinstance(value, float) for value in label.known)

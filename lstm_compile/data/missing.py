@@ -23,7 +23,7 @@ def count_missing(path: Path, roles: Roles) -> dict[str, int]:
     Raises:
         InputError: the file changed since.
     """
-    if not roles.filled:
+    if not roles.filled or roles.is_text:
         return {}
     counts = dict.fromkeys(roles.features, 0)
     for file in find_files(path):

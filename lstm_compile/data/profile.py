@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lstm_compile.data.schema import Vocabulary
 from lstm_compile.data.table import Table, numbered, own_schema, sorted_labels
 
 BINS = 10
@@ -27,6 +28,8 @@ class Profile:
         lengths: `min`, `median`, `mean`, `max` steps of a sequence, `empty` sequences without any.
         histogram: `from`, `to` (steps, inclusive) and `sequences` of each bin.
         missing: empty cells, NaN and infinities of each feature that has any.
+        vocabulary: of text its characters, from the most frequent on, each with how often it
+            occurs; no key for other data.
         classes: sequences of each class; empty where there is none.
         targets: `min`, `mean`, `max` of each target; empty where there is none.
         constant: features with one value everywhere.
@@ -45,10 +48,12 @@ class Profile:
     constant: list[str]
     duplicate: list[list[str]]
     leaks: list[dict[str, str]]
+    vocabulary: dict[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON can hold it."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.vocabulary else {k: v for k, v in values.items() if k != "vocabulary"}
 
 
 def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
@@ -58,7 +63,8 @@ def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
         table: every value finite; labels may be missing.
         missing: gaps of each feature that were filled as the file was read.
     """
-    features = table.features or numbered("feature", table.x.shape[1])
+    features = table.features or numbered("feature", table.width)
+    counts = frequencies(np.bincount(table.x), table.vocabulary) if table.vocabulary else None
     return Profile(
         sequences=len(table.lengths),
         rows=len(table.x),
@@ -68,10 +74,21 @@ def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
         missing={name: count for name, count in (missing or {}).items() if count},
         classes=_classes(table),
         targets=_targets(table),
-        constant=_constant(table.x, features),
-        duplicate=_duplicate(table.x, features),
+        constant=[] if table.vocabulary else _constant(table.x, features),
+        duplicate=[] if table.vocabulary else _duplicate(table.x, features),
         leaks=[{"feature": features[column], "reason": reason} for column, reason in _leaks(table)],
+        vocabulary=counts,
     )
+
+
+def frequencies(counts: NDArray[np.int64], vocabulary: Vocabulary) -> dict[str, int]:
+    """How often each character of a vocabulary occurs, from the most frequent on.
+
+    Bytes are called by their number, `0x41`.
+    """
+    order = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code]]
+    names = vocabulary.characters or [f"0x{code:02x}" for code in range(len(vocabulary))]
+    return {names[code]: int(counts[code]) for code in order}
 
 
 def _lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
@@ -133,7 +150,7 @@ def _leaks(table: Table) -> Iterator[tuple[int, str]]:
     """Each column that seems to hold the answer, with the reason."""
     some = np.flatnonzero(table.lengths)  # a sequence without steps shows nothing
     starts = (table.lengths.cumsum() - table.lengths)[some]
-    if len(some) < 3 or table.per_step:
+    if len(some) < 3 or table.per_step or table.vocabulary:
         return
     if isinstance(table.y, list):
         yield from _class_leaks(table, [table.y[i] for i in some], starts)

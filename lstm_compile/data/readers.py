@@ -20,6 +20,7 @@ def read_sequences(
     schema: Schema | None = None,
     table: TableOptions | None = None,
     per_step: bool | None = None,
+    tokens: str = "char",
     progress: Callable[[int, int], None] | None = None,
 ) -> Sequences:
     """Read a `.ts` or `.npz` file, or a long table.
@@ -32,6 +33,7 @@ def read_sequences(
         table: which columns of a long table to take; None infers them.
         per_step: whether every step has a label, or every sequence; None takes `.npz` files as they
             are, others by sequence.
+        tokens: `char` or `byte`, what a column of text is made of.
         progress: called with rows done and rows in all, while a long table is read.
 
     Returns:
@@ -40,7 +42,9 @@ def read_sequences(
     Raises:
         InputError: the file is missing, of another format, damaged, or does not fit `schema`.
     """
-    found = read_table(Path(path), table, schema=schema, per_step=per_step, progress=progress)
+    found = read_table(
+        Path(path), table, schema=schema, per_step=per_step, tokens=tokens, progress=progress
+    )
     if schema is None:
         schema = own_schema(found)
     else:
@@ -64,4 +68,5 @@ def _to_sequences(table: Table, schema: Schema) -> Sequences:
         schema.targets,
         table.roles,
         table.per_step,
+        table.vocabulary,
     )

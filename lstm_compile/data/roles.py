@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lstm_compile.data.columns import Kind, Missing, TableOptions
 from lstm_compile.data.schema import Schema, bare_name
@@ -30,6 +31,7 @@ class Roles:
         target: one column or several; empty where labels were not asked for.
         features: the columns of the input, in the model's order.
         missing: what fills a gap.
+        is_text: whether `features` is one column of text. Without an id each row is a sequence.
         inferred: the roles among id, time, target and features that no flag named.
         left_out: the columns that are nothing, with their kinds.
         filled: how many values of the features were missing.
@@ -45,23 +47,27 @@ class Roles:
     left_out: tuple[tuple[str, Kind], ...] = ()
     filled: int = 0
     means: tuple[float, ...] = ()
+    is_text: bool = False
 
     @property
     def options(self) -> TableOptions:
         """What asks for the same columns again."""
+        entering: dict[str, Any] = {"features": self.features}
+        if self.is_text:
+            entering = {"text": self.features[0]}
         return TableOptions(
-            id=self.id, time=self.time, target=self.target, features=self.features,
-            missing=self.missing, means=self.means,
+            id=self.id, time=self.time, target=self.target,
+            missing=self.missing, means=self.means, **entering,
         )  # fmt: skip
 
     @property
     def description(self) -> str:
         """One line: `id: sequence (inferred); time: ...; left out: note (text)`."""
         parts = {
-            "id": self.id or "one sequence a file",
+            "id": self.id or f"one sequence a {'row' if self.is_text else 'file'}",
             "time": self.time or "none, the order of the rows counts",
             "target": listing(self.target) or "none",
-            "features": listing(self.features),
+            "text" if self.is_text else "features": listing(self.features),
         }
         found = [
             f"{name}: {text}{' (inferred)' if name in self.inferred else ''}"
@@ -97,18 +103,21 @@ def infer_roles(
     Raises:
         InputError: a column that is not there, has two roles, or cannot be found out.
     """
+    is_text = _reads_text(place, options, schema)
     asked = _asked(options, schema, labelled, columns)
+    if is_text:
+        asked["text"] = asked.pop("features")
     _check_asked(place, columns, asked, needed=labelled)
     taken = {name for names in asked.values() for name in names}
     found = {}
     for role in ("id", "time", "target"):
         found[role] = asked[role] or infer(place, role, columns, taken)
         taken.update(found[role])
-    if not found["id"] and not several_files:
+    if not found["id"] and not several_files and not is_text:
         raise unknown(place, "id", columns)
     if labelled and not found["target"]:
         raise unknown(place, "target", columns)
-    features = asked["features"] or numbers(columns, taken)
+    features = asked["text"] if is_text else asked["features"] or numbers(columns, taken)
     if not features:
         raise unknown(place, "features", columns)
     left_out = tuple((n, k) for n, k in columns.items() if n not in taken and n not in features)
@@ -120,7 +129,19 @@ def infer_roles(
         missing=options.missing or "error",
         inferred=tuple(role for role in asked if not asked[role] and found.get(role, features)),
         left_out=left_out,
+        is_text=is_text,
     )
+
+
+def _reads_text(place: str, options: TableOptions, schema: Schema | None) -> bool:
+    if schema is None:
+        return options.text is not None
+    if options.text is not None and schema.vocabulary is None:
+        raise InputError(
+            f"{place}: --text {options.text} names text, but the model was trained on the features "
+            f"{listing(schema.features)}; leave --text out"
+        )
+    return schema.vocabulary is not None
 
 
 def _asked(
@@ -130,7 +151,11 @@ def _asked(
         "id": (options.id,) if options.id else (),
         "time": (options.time,) if options.time else (),
         "target": options.target or (schema.targets if schema else ()),
-        "features": schema.features if schema else options.features,
+        "features": (options.text,)
+        if options.text
+        else schema.features
+        if schema
+        else options.features,
     }
     if not labelled:
         asked["target"] = tuple(name for name in asked["target"] if name in columns)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from lstm_compile.config import checked_keys
 from lstm_compile.data.clock import CALENDAR, Clock, Kind, calendar_names
 from lstm_compile.errors import InputError
@@ -101,23 +104,41 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.characters) or BYTES
 
-    def encode(self, text: str, place: str = "text") -> list[int]:
-        """The tokens of a text.
+    def encode(self, text: str, place: str = "text", first: int = 0) -> NDArray[np.int64]:
+        """The tokens of a text, int64.
 
         Raises:
-            InputError: a character that is not in the vocabulary; `place` says whose text.
+            InputError: a character that is not in the vocabulary; `place` says whose text, and
+                `first` the number of its first character there.
         """
+        codes, unknown = self.find(text)
+        for index in unknown[:1]:
+            raise InputError(
+                f"{place}, character {first + index}: {text[index]!r} is not in the "
+                f"{self.described}; leave it out, or train with --tokens byte"
+            )
+        return codes.astype(np.int64)
+
+    @property
+    def described(self) -> str:
+        """What a message calls it."""
+        return f"vocabulary of {len(self)} characters that the model was trained on"
+
+    def find(self, text: str) -> tuple[NDArray[Any], NDArray[np.intp]]:
+        """The tokens of a text, and which characters have none; these are -1."""
         if self.kind == "byte":
-            return list(text.encode())
-        codes = {character: code for code, character in enumerate(self.characters)}
-        for index, character in enumerate(text):
-            if character not in codes:
-                raise InputError(
-                    f"{place}, character {index}: {character!r} is not in the vocabulary of "
-                    f"{len(codes)} characters that the model was trained on; leave it out, or "
-                    "train with --tokens byte"
-                )
-        return [codes[character] for character in text]
+            return np.frombuffer(text.encode(), np.uint8), np.empty(0, np.intp)
+        known = np.array([ord(character) for character in self.characters])
+        code_of = np.full(known.max() + 2, -1, np.int32)
+        code_of[known] = np.arange(len(known))
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        codes = code_of[np.minimum(points, len(code_of) - 1)]
+        return codes, np.flatnonzero(codes < 0)
+
+    @property
+    def code_type(self) -> type[np.generic]:
+        """The smaller of two types that hold every token."""
+        return np.uint8 if len(self) <= BYTES else np.int32
 
 
 @dataclass(frozen=True)

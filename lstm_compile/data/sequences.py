@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lstm_compile.config import Task
 from lstm_compile.data.roles import Roles
-from lstm_compile.data.schema import Schema
+from lstm_compile.data.schema import Schema, Vocabulary
 
 IGNORED = -100  # the label of padded steps, as in torch's cross_entropy
 
@@ -20,7 +20,8 @@ class Sequences:
     """Labelled sequences, one after the other; sequence i is x[offsets[i]:offsets[i + 1]].
 
     Attributes:
-        x: float32 (total_steps, features), finite, in the file's own units.
+        x: float32 (total_steps, features), finite, in the file's own units; of text its tokens,
+            uint8 or int32 (total_steps,).
         offsets: int64 (sequences + 1,), from 0 to total_steps, never falling.
         y: int64 (sequences,) indices into `classes`, one a step (total_steps,) where `per_step`
             says so, or float32 (sequences, targets).
@@ -29,6 +30,7 @@ class Sequences:
         targets: one name a target; empty for classification.
         roles: the columns of the long table that these come from, or None.
         per_step: whether every step has a class of its own.
+        vocabulary: of text, else None.
     """
 
     x: Tensor
@@ -39,6 +41,7 @@ class Sequences:
     targets: tuple[str, ...]
     roles: Roles | None = None
     per_step: bool = False
+    vocabulary: Vocabulary | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -61,7 +64,7 @@ class Sequences:
     @property
     def schema(self) -> Schema:
         """The names, as a trained model carries them."""
-        return Schema(self.features, self.classes, self.targets)
+        return Schema(self.features, self.classes, self.targets, vocabulary=self.vocabulary)
 
     def select(self, indices: Tensor) -> "Sequences":
         """Copy the sequences at `indices`, int64 (count,), in that order; repeats are allowed."""
@@ -114,12 +117,14 @@ class Batch(NamedTuple):
     """Padded sequences.
 
     Attributes:
-        x: float32 (batch, time, features); exactly 0 from each sequence's length on.
+        x: float32 (batch, time, features), or int64 tokens (batch, time); exactly 0 from each
+            sequence's length on.
         lengths: int64 (batch,), valid steps of each.
         y: int64 (batch,), int64 (batch, time) with `IGNORED` in the padding, float32 (batch,
             targets), or (batch, horizon, targets) with NaN where nobody knows.
         given: for `forecast`.
         unit: (batch, targets), what errors are measured in; None is the scaler's unit.
+        resets: bool (batch, time), before which steps the state is set back to zeros; None: never.
     """
 
     x: Tensor
@@ -127,6 +132,7 @@ class Batch(NamedTuple):
     y: Tensor
     given: Given = Given()
     unit: Tensor | None = None
+    resets: Tensor | None = None
 
 
 def gather(sequences: Sequences, indices: Tensor, time: int | None = None) -> Batch:
@@ -148,7 +154,8 @@ def gather(sequences: Sequences, indices: Tensor, time: int | None = None) -> Ba
     steps = torch.arange(time, device=indices.device)
     is_valid = steps < lengths[:, None]
     index = starts[:, None] + steps
-    x = _rows(sequences.x, index, is_valid, 0.0)
+    x = _rows(sequences.x, index, is_valid, 0)
+    x = x if x.is_floating_point() else x.long()
     if sequences.per_step:
         return Batch(x, lengths, _rows(sequences.y, index, is_valid, IGNORED))
     return Batch(x, lengths, sequences.y[indices])
@@ -159,6 +166,8 @@ def fingerprint(sequences: Sequences) -> str:
     tensors = (sequences.x, sequences.offsets, sequences.y)
     names = (sequences.features, sequences.classes, sequences.targets)
     digest = hashlib.sha256(json.dumps([names, [tuple(t.shape) for t in tensors]]).encode())
+    if sequences.vocabulary:
+        digest.update(sequences.schema.to_json().encode())
     for tensor in tensors:
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()

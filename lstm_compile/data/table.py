@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.roles import Roles
-from lstm_compile.data.schema import Schema
+from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.data.text import listing as listing
 from lstm_compile.data.text import numbered as numbered
 from lstm_compile.data.text import suggestion as suggestion
@@ -22,7 +23,8 @@ class Table:
 
     Attributes:
         path: the file, for messages.
-        x: float32 (total_steps, features), all sequences one after the other.
+        x: float32 (total_steps, features), all sequences one after the other; of text its tokens,
+            uint8 or int32 (total_steps,).
         lengths: int64 (sequences,), steps of each.
         y: one label a sequence, one a step where `per_step` says so, or float32 (sequences,
             targets); (sequences, 0) where the file was read without labels.
@@ -33,10 +35,11 @@ class Table:
         ids: what each sequence is called in a long table, or None.
         roles: which columns of a long table these are, or None.
         per_step: whether every step has a label of its own.
+        vocabulary: of text, else None.
     """
 
     path: Path
-    x: NDArray[np.float32]
+    x: NDArray[Any]
     lengths: NDArray[np.int64]
     y: list[str] | NDArray[np.float32]
     features: tuple[str, ...] | None = None
@@ -46,6 +49,12 @@ class Table:
     ids: list[str] | None = None
     roles: Roles | None = None
     per_step: bool = False
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def width(self) -> int:
+        """How many features there are; a text is one."""
+        return 1 if self.vocabulary else self.x.shape[1]
 
     def place_of_label(self, index: int) -> str:
         """Where label number `index` stands, for a message."""
@@ -66,9 +75,10 @@ class Table:
 
 def own_schema(table: Table) -> Schema:
     """Take the schema that a file itself declares, with default names where it has none."""
-    features = table.features or numbered("feature", table.x.shape[1])
+    features = table.features or numbered("feature", table.width)
     if isinstance(table.y, list):
-        return Schema(features, sorted_labels(table.classes or table.y), ())
+        classes = sorted_labels(table.classes or table.y)
+        return Schema(features, classes, (), vocabulary=table.vocabulary)
     count = table.y.shape[1]
     default = ("target",) if count == 1 else numbered("target", count)
     return Schema(features, (), table.targets or default)
@@ -95,7 +105,12 @@ def check_features(table: Table, schema: Schema) -> None:
     Raises:
         InputError: other names or another count.
     """
-    _check_names(table.path, "features", table.x.shape[1], table.features, schema.features)
+    if schema.vocabulary and not table.vocabulary:
+        raise InputError(
+            f"{table.path}: holds features, but the model was trained on text; name a table with a "
+            f"column {schema.features[0]!r}"
+        )
+    _check_names(table.path, "features", table.width, table.features, schema.features)
 
 
 def encode_labels(table: Table, labels: list[str], classes: Sequence[str]) -> NDArray[np.int64]:

@@ -83,6 +83,18 @@ def to_floats(cells: Any) -> NDArray[Any]:
     return np.asarray(cells.fill_null(np.nan).to_numpy(zero_copy_only=False))
 
 
+def to_texts(cells: Any) -> list[str | None]:
+    """Texts, None where a cell is empty.
+
+    Raises:
+        CellError: the column is not of text.
+    """
+    cells = _plain(cells)
+    if kind_of(cells.type) != "text" and cells.null_count < len(cells):
+        raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "text")
+    return list(cells.to_pylist())
+
+
 def to_times(cells: Any) -> NDArray[Any]:
     """Moments that sort in order: int64 or float64 (rows,), or datetime64 for dates.
 

@@ -10,6 +10,7 @@ from lstm_compile.forecast.windows import Windows, thinned
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 MOST_WINDOWS = 16_384  # that ridge regression is fitted on
+HELD_OUT = 0.2  # share of windows that choose the penalty where there is no validation part
 BLOCK = 1024
 Rule = Callable[[Windows, int], Tensor]
 
@@ -70,7 +71,7 @@ def window_features(windows: Windows) -> Tensor:
 
 
 def fit_forecast_baselines(
-    known: Windows, train: Windows, validation: Windows
+    known: Windows, train: Windows, validation: Windows | None = None
 ) -> dict[str, Baseline]:
     """Ridge regression of the whole horizon on the same inputs; rules need no fitting.
 
@@ -79,8 +80,10 @@ def fit_forecast_baselines(
     Args:
         known: what the figures are fitted on, on the CPU.
         train: what the penalty is tried on.
-        validation: what it is chosen by, of `PENALTIES`.
+        validation: what it is chosen by, of `PENALTIES`; None takes the end of `train`.
     """
+    if validation is None:
+        train, validation = _cut_by_time(train)
     tried, total = (_moments(thinned(part, most=MOST_WINDOWS)) for part in (train, known))
     judged = thinned(validation, most=BLOCK)
     features, truth = window_features(judged), _filled(judged)
@@ -103,6 +106,18 @@ def forecasts_of(
     for name, baseline in baselines.items():
         flat = window_features(windows) @ baseline.weight + baseline.bias
         yield name, flat.unflatten(1, (windows.shape.horizon, len(windows.targets)))
+
+
+def _cut_by_time(windows: Windows) -> tuple[Windows, Windows]:
+    """The windows before a time, and those after it that choose; all for both if that leaves none.
+
+    None of the first forecasts a step that one of the second does.
+    """
+    ticks = torch.from_numpy(windows.table.ticks)
+    begin, end = (ticks[windows.origins + step] for step in (0, windows.shape.horizon - 1))
+    cut = begin.sort().values[int(len(windows) * (1 - HELD_OUT))]
+    parts = [windows.select(mask.nonzero()[:, 0]) for mask in (end < cut, begin >= cut)]
+    return (parts[0], parts[1]) if len(parts[0]) else (windows, windows)
 
 
 def _filled(windows: Windows) -> Tensor:

@@ -19,11 +19,11 @@ from torch.nn.functional import dropout, linear, relu
 from lstm_compile.cell import LSTMState
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.sequences import Given
+from lstm_compile.encoder import encode
 from lstm_compile.forecast.ending import last_steps
 from lstm_compile.forecast.transforms import Frame, enter, leave, scaled_known
 from lstm_compile.pooling import pool
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
-from lstm_compile.stack import lstm
 
 STEP_SIZE = 16  # numbers that tell one step to forecast from another
 MAX_EMBEDDING = 16
@@ -43,7 +43,7 @@ def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor but those of the scaler, the LSTM and the pooling."""
     hidden, steps = config.hidden_size, config.steps_out
     outputs = config.output_size * max(1, len(config.quantiles))
-    context = hidden * config.num_directions + sum(map(embedding_size, config.static_sizes))
+    context = config.width + sum(map(embedding_size, config.static_sizes))
     context += config.level_size * _taken(config)
     shapes: dict[str, tuple[int, ...]] = {
         f"embedding.{index}.weight": (count, embedding_size(count))
@@ -83,11 +83,9 @@ def forecast(
     entering = steps
     if static is not None:
         entering = torch.cat([steps, static[:, None].expand(-1, steps.shape[1], -1)], -1)
-    weights = {k.removeprefix("lstm."): v for k, v in params.items() if k.startswith("lstm.")}
-    states, state = lstm(
-        weights, entering, lengths, state,
-        dropout=config.dropout, training=training, backend=backend, chunk=chunk,
-    )  # fmt: skip
+    states, state = encode(
+        params, config, entering, lengths, state, training=training, backend=backend, chunk=chunk
+    )
     pooled = pool(states, lengths, config.pooling, params.get("pooling.weight"))
     context = torch.cat(
         [pooled, *_summary(frame, config), *([] if static is None else [static])], -1

@@ -42,14 +42,14 @@ def crop_time(batch: Batch, largest: float, generator: Generator) -> Batch:
     Returns:
         The batch with the windows at the front, their lengths, and as many padded steps as before.
     """
-    rows, time, _ = batch.x.shape
+    rows, time = batch.x.shape[:2]
     draws = torch.rand(2, rows, dtype=torch.float64, generator=generator).to(batch.x.device)
     most = (batch.lengths.double() * largest).long().minimum((batch.lengths - 1).clamp(min=0))
     cut = _up_to(most, draws[0])
     start, lengths = _up_to(cut, draws[1]), batch.lengths - cut
     steps = torch.arange(time, device=batch.x.device)
     index = (start[:, None] + steps).clamp(max=time - 1)
-    x = batch.x.gather(1, index[..., None].expand_as(batch.x))
+    x = batch.x.gather(1, _across(index, batch.x))
     if batch.y.dim() == 2 and not batch.y.is_floating_point():  # a label a step
         y = batch.y.gather(1, index).masked_fill(steps >= lengths[:, None], IGNORED)
         batch = batch._replace(y=y)
@@ -88,4 +88,9 @@ def _up_to(most: Tensor, uniform: Tensor) -> Tensor:
 
 def _padded(batch: Batch, x: Tensor) -> Batch:
     is_padding = torch.arange(x.shape[1], device=x.device) >= batch.lengths[:, None]
-    return batch._replace(x=x.masked_fill(is_padding[..., None], 0.0))
+    return batch._replace(x=x.masked_fill(_across(is_padding, x), 0))
+
+
+def _across(steps: Tensor, x: Tensor) -> Tensor:
+    """Values of steps (rows, time) for every feature of `x`; tokens have none."""
+    return steps[..., None].expand_as(x) if x.dim() == 3 else steps

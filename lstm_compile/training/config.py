@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lstm_compile.config import FORECAST, LM, WITH_FEATURES, Task, check_tasks, option, validate
+from lstm_compile.errors import InputError
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
 WHOLE: tuple[Task, ...] = ("classify", "regress", "tag")  # not windows, whose end is what counts
@@ -73,7 +74,12 @@ class TrainingConfig:
     )
     refit: bool = option(False, "Train once more on validation data too, for the best epochs.")
     patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
-    validation: float = option(0.1, "Share of the training data held out for validation.", 0.0, 0.9)
+    validation: float = option(
+        0.1,
+        "Share of the training data held out for validation; 0: none, and all epochs are run.",
+        0.0,
+        0.9,
+    )
     test_share: float = option(
         0.2,
         "Share of rows, or number of steps, at the end to test.",
@@ -82,7 +88,9 @@ class TrainingConfig:
         only=(FORECAST,),
     )
     stride: int = option(1, "Steps between the origins of training windows.", 1, only=(FORECAST,))
-    tokens: Literal["char", "byte"] = option("char", "What a text is made of.", only=(LM,))
+    tokens: Literal["char", "byte"] = option(
+        "char", "What a text is made of.", only=(LM, "classify", "tag")
+    )
     unroll: int = option(
         128, "Characters that gradients flow back through.", 1, 1 << 16, only=(LM,)
     )
@@ -93,7 +101,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16"] = option(
         "fp32", "Of the forward pass in training; weights, loss and optimizer stay float32."
     )
-    threads: int = option(0, "CPU threads; 0 takes one for small models, else all.", 0, 1024)
+    threads: int = option(0, "CPU threads; 0 takes all, if they help small models.", 0, 1024)
     backend: Literal["auto", "reference", "compiled", "vendor"] = option(
         "auto", "Who computes the recurrence."
     )
@@ -101,6 +109,12 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        self._check_validation()
+
+    def _check_validation(self) -> None:
+        what = "refit" if self.refit else "schedule plateau" if self.schedule == "plateau" else ""
+        if what and not self.validation:
+            raise InputError(f"{what} goes by a validation part; take validation above 0")
 
     def check_task(self, task: str) -> None:
         """Refuse what only another task has.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lstm_compile.config import FORECAST, LM, ModelConfig, Task
 from lstm_compile.data.batches import stratified_split
@@ -15,6 +16,7 @@ from lstm_compile.data.examples import Examples
 from lstm_compile.data.files import SERIES
 from lstm_compile.data.folders import is_table, plain_name
 from lstm_compile.data.sequences import Sequences, fingerprint
+from lstm_compile.data.textfiles import refuse_columns
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.windows import Windows
@@ -22,6 +24,7 @@ from lstm_compile.runs import new_run_folder
 from lstm_compile.tasks import check_class_weight, loss_name
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.parts import Parts as Parts
+from lstm_compile.training.parts import in_place_of_test
 from lstm_compile.training.series import forecast_parts
 from lstm_compile.training.warm import WarmStart, warm_start
 
@@ -92,6 +95,7 @@ def plan_job(
     if task == FORECAST or (task is None and data in SERIES):
         config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
     elif task == LM:
+        refuse_columns(data, table)
         config, parts = _text_parts(data, hyper_parameters, training, test)
     else:
         config, parts = _sequence_parts(
@@ -117,14 +121,27 @@ def _sequence_parts(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[ModelConfig, Parts]:
     per_step = None if task is None else task == "tag"
-    everything = load_dataset(data, "train", table=table, progress=progress, per_step=per_step)
+    everything = load_dataset(
+        data, "train", table=table, progress=progress, per_step=per_step, tokens=training.tokens
+    )
+    _check_text(data, everything, training)
     config = ModelConfig(
         task=everything.task,
         input_size=len(everything.features),
         output_size=len(everything.classes or everything.targets),
+        vocabulary_size=len(everything.vocabulary or ()),
         **hyper_parameters,
     )
     return config, _split(data, everything, test, training)
+
+
+def _check_text(data: str, rows: Sequences, training: TrainingConfig) -> None:
+    """Refuse settings of numbers for text, and of text for numbers."""
+    if rows.vocabulary is None and training.tokens != "char":
+        raise InputError(f"{data}: tokens is for text, and this is none; name a column with --text")
+    for name in ("noise", "feature_dropout"):
+        if rows.vocabulary is not None and getattr(training, name):
+            raise InputError(f"{name} is for features, which text has none of; set it to 0")
 
 
 def _text_parts(
@@ -135,10 +152,12 @@ def _text_parts(
     config = ModelConfig(
         task=LM, input_size=1, output_size=size, vocabulary_size=size, **hyper_parameters
     )
-    train, validation = split_corpus(everything, training.validation)
-    rows = torch.arange(0)
+    train, validation, rows = everything, None, torch.arange(0)
+    if training.validation:
+        train, validation = split_corpus(everything, training.validation)
     if test is None:
-        return config, Parts(train, validation, validation, train, "validation", rows, everything)
+        tested = in_place_of_test(data, validation)
+        return config, Parts(train, validation, tested, train, "validation", rows, everything)
     tested = read_corpus(test, vocabulary=everything.vocabulary)
     return config, Parts(train, validation, tested, everything, "test", rows, everything)
 
@@ -162,17 +181,27 @@ def _warm_start(
 
 
 def _split(data: str, everything: Sequences, test: str | None, training: TrainingConfig) -> Parts:
-    generator = torch.Generator().manual_seed(training.seed)
-    try:
-        kept, held_out = stratified_split(everything.strata, training.validation, generator)
-    except InputError as error:
-        raise InputError(f"{data}: {error}") from error
-    train, validation = everything.select(kept), everything.select(held_out)
+    train, validation, kept = everything, None, torch.arange(len(everything))
+    if training.validation:
+        train, validation, kept = _held_out(data, everything, training)
     if test is None and data not in BUNDLED:
-        return Parts(train, validation, validation, train, "validation", kept, everything)
+        tested = in_place_of_test(data, validation)
+        return Parts(train, validation, tested, train, "validation", kept, everything)
     # the test data have the columns that were found in the training data
     table = everything.roles.options if test and is_table(test) and everything.roles else None
     tested = load_dataset(
         test or data, "test", schema=everything.schema, table=table, per_step=everything.per_step
     )
     return Parts(train, validation, tested, everything, "test", kept, everything)
+
+
+def _held_out(
+    data: str, everything: Sequences, training: TrainingConfig
+) -> tuple[Sequences, Sequences, Tensor]:
+    """The training part, the validation part, and where the rows of the first stand."""
+    generator = torch.Generator().manual_seed(training.seed)
+    try:
+        kept, held_out = stratified_split(everything.strata, training.validation, generator)
+    except InputError as error:
+        raise InputError(f"{data}: {error}") from error
+    return everything.select(kept), everything.select(held_out), kept

@@ -1,7 +1,8 @@
 """Text in lanes: each row of a batch reads on where the same row of the batch before stopped.
 
-The tokens are cut into as many parts of one size as there are lanes. A chunk of a lane never goes
-beyond the end of a document: it is shorter there, and the next begins from the initial state.
+What is read are pairs, a token and the next of its document. All pairs are cut into as many parts
+of one size as there are lanes. Where a document begins inside a chunk, the chunk says so, and the
+state is set back: nothing is told, or known, across the end of a document.
 """
 
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ class Chunk(NamedTuple):
     """Steps of every lane.
 
     Attributes:
-        batch: `x` int64 tokens (lanes, time), 0 in the padding; `y` the token after each.
+        batch: `x` int64 tokens (lanes, time), 0 in the padding; `y` the token after each; `resets`
+            where a document begins, None where none does.
         fresh: bool (lanes,), which lanes begin anew.
     """
 
@@ -36,27 +38,17 @@ def chunks(corpus: Corpus, lanes: int, time: int) -> Iterator[Chunk]:
         lanes: rows of a batch; a lane that is through has length 0.
         time: most steps of a chunk.
     """
-    total, starts = len(corpus), corpus.starts.numpy()
-    stops = np.linspace(0, total, lanes + 1).astype(np.int64)
-    position, stop = stops[:-1].copy(), stops[1:]
-    fresh = np.ones(lanes, bool)
-    while True:
-        end = starts[np.searchsorted(starts, position, side="right").clip(max=len(starts) - 1)]
-        through = (position >= end - 1) & (position < stop)  # no pair is left in this document
-        while through.any():
-            position[through], fresh[through] = end[through], True
-            end = starts[np.searchsorted(starts, position, side="right").clip(max=len(starts) - 1)]
-            through = (position >= end - 1) & (position < np.minimum(stop, total))
-        lengths = np.minimum(np.minimum(stop, end - 1) - position, time).clip(min=0)
-        if not lengths.any():
-            return
-        yield Chunk(_cut(corpus, position, lengths), torch.from_numpy(fresh.copy()))
-        position, fresh = position + lengths, np.zeros(lanes, bool)
+    edges = _edges(corpus, lanes)
+    for start in range(0, int(np.diff(edges).max()), time):
+        pair = edges[:-1] + start
+        batch = _cut(corpus, pair, (edges[1:] - pair).clip(0, time))
+        begins = torch.zeros(lanes, 1).bool() if batch.resets is None else batch.resets
+        yield Chunk(batch, begins[:, 0] | (start == 0))
 
 
 def steps_of(corpus: Corpus, lanes: int, time: int) -> int:
-    """How many chunks there are, as long as documents are long."""
-    return max(1, -(-len(corpus) // (lanes * time)))
+    """How many chunks there are, at least 1."""
+    return max(1, -(-int(np.diff(_edges(corpus, lanes)).max()) // time))
 
 
 def carried(state: LSTMState | None, fresh: Tensor) -> LSTMState | None:
@@ -67,11 +59,30 @@ def carried(state: LSTMState | None, fresh: Tensor) -> LSTMState | None:
     return LSTMState(*(torch.where(keep, part, 0.0) for part in state))
 
 
-def _cut(corpus: Corpus, position: np.ndarray, lengths: np.ndarray) -> Batch:
-    longest = int(lengths.max())
-    step = np.arange(longest)
-    valid = torch.from_numpy(step < lengths[:, None])
-    index = torch.from_numpy(position[:, None] + step)
-    x = corpus.tokens[torch.where(valid, index, 0)].long().masked_fill(~valid, 0)
-    y = corpus.tokens[torch.where(valid, index + 1, 0)].long().masked_fill(~valid, IGNORED)
-    return Batch(x, torch.from_numpy(lengths), y)
+def _pairs(corpus: Corpus) -> np.ndarray:
+    """The number of each document's first pair, and that of all: one less than tokens in each."""
+    starts = corpus.starts.numpy()
+    found: np.ndarray = starts - np.arange(len(starts))
+    return found
+
+
+def _edges(corpus: Corpus, lanes: int) -> np.ndarray:
+    """The number of each lane's first pair, and that of all."""
+    found: np.ndarray = np.arange(lanes + 1) * _pairs(corpus)[-1] // lanes
+    return found
+
+
+def _cut(corpus: Corpus, first: np.ndarray, lengths: np.ndarray) -> Batch:
+    """`lengths` pairs of each lane, from its `first` on."""
+    step, begins = np.arange(lengths.max()), _pairs(corpus)
+    is_valid = step < lengths[:, None]
+    pair = np.where(is_valid, first[:, None] + step, 0)
+    document = np.searchsorted(begins, pair, side="right") - 1
+    resets = is_valid & (pair == begins[document])
+    place, padding = torch.from_numpy(pair + document), torch.from_numpy(~is_valid)
+    return Batch(
+        corpus.tokens[place].long().masked_fill(padding, 0),
+        torch.from_numpy(lengths),
+        corpus.tokens[place + 1].long().masked_fill(padding, IGNORED),
+        resets=torch.from_numpy(resets) if resets.any() else None,
+    )

@@ -8,8 +8,10 @@ from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from lstm_compile.calibration import fastest_threads
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
@@ -19,7 +21,7 @@ from lstm_compile.tasks import Metrics, metrics, training_loss
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.passes import Passed, class_weights_of, passes, seeded
 from lstm_compile.training.prediction import predict_all as predict_all
-from lstm_compile.training.text import score_text, text_metrics, text_passes
+from lstm_compile.training.text import score_text, text_metrics, text_passes, window_of
 
 
 class Epoch(NamedTuple):
@@ -31,7 +33,12 @@ class Epoch(NamedTuple):
     validation: Metrics  # empty there
     learning_rate: float
     seconds: float
-    best: bool
+    best: bool  # of all so far; without validation the last
+
+    @property
+    def is_refit(self) -> bool:
+        """Whether nothing was validated and nothing chosen: another epoch said how many."""
+        return not (self.validation or self.best)
 
 
 class Fit(NamedTuple):
@@ -135,18 +142,23 @@ def refit(
 
 
 def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
-    """How many CPU threads a training takes."""
-    return training.threads or fitting_threads(training.batch_size, config.hidden_size)
+    """How many CPU threads a training takes: those asked for, or what suits its size.
+
+    Large steps take all. Of small ones, by the rule, one thread would do; on a CPU with nothing
+    else to do several may still be faster, which is measured once in a process.
+    """
+    most, batch = torch.get_num_threads(), training.batch_size
+    if training.threads or fitting_threads(batch, config.hidden_size) == most:
+        return training.threads or most
+    return fastest_threads(config.hidden_size, config.input_size, batch, most)
 
 
 @contextmanager
 def _surroundings(params: Params, config: ModelConfig, training: TrainingConfig) -> Iterator[None]:
     """The threads and random numbers of a training, and after it as they were."""
     keep_freed_memory()
-    with (
-        cpu_threads(threads_of(config, training)),
-        seeded(params["head.weight"].device, training.seed),
-    ):
+    device = params["head.bias"].device
+    with cpu_threads(threads_of(config, training)), seeded(device, training.seed):
         yield
 
 
@@ -174,7 +186,8 @@ def _validate(
     if validation is None:
         return math.nan, {}
     if isinstance(validation, Corpus):
-        scores = score_text(params, config, validation, training.backend, training.chunk)
+        options = training.backend, training.chunk, window_of(config, training.unroll)
+        scores = score_text(params, config, validation, *options)
         found = text_metrics(scores)
         return found["loss"], found
     prediction = predict_all(params, config, validation, training.backend, training.chunk)

@@ -32,7 +32,7 @@ def predict_all(
     groups = [[indices] for indices in batches]
     answer = partial(_answer, params, config, backend=backend, chunk=chunk)
     with torch.inference_mode():
-        device = params["head.weight"].device
+        device = params["head.bias"].device
         parts = [answer(batch) for (batch,) in feed(data, lengths, groups, device)]
         order = torch.cat(batches)
         if config.task in STEPWISE:

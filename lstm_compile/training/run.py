@@ -15,7 +15,7 @@ from torch import Tensor
 from lstm_compile.baselines import Baseline, fit_baselines, to_tensors
 from lstm_compile.cache import compile_seconds
 from lstm_compile.checkpoint import Model, save_model, to_device
-from lstm_compile.config import DERIVED
+from lstm_compile.config import DERIVED, LM
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Sequences
@@ -39,7 +39,7 @@ from lstm_compile.training.backend import settle_backend
 from lstm_compile.training.feeding import within_reach
 from lstm_compile.training.job import Job, Parts
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
-from lstm_compile.training.text import score_text
+from lstm_compile.training.text import score_text, window_of
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 from lstm_compile.training.warm import initial_params
 
@@ -73,7 +73,7 @@ def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Out
     write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
     # without a test part the figures are of validation data, which refitted weights have seen
     shown = final if job.parts.tested_on == "test" else fitted.params
-    with cpu_threads(threads_of(job.config, job.training)):
+    with cpu_threads(job.training.threads):
         evaluation = _evaluation(job, shown, baselines)
     times = time.perf_counter() - start, compile_seconds() - compiled
     model = _save(job, final, _provenance(fitted, evaluation, job, times, is_refitted, backend))
@@ -92,13 +92,15 @@ def fit_job(job: Job, after_epoch: Callable[[Epoch, Params], None]) -> Fit:
 
 
 def _settled(job: Job) -> tuple[Job, str]:
-    """The job with the backend it keeps from here on, and why it is that one."""
+    """The job with the threads and the backend it keeps from here on, and why that backend."""
+    threads = threads_of(job.config, job.training)
+    job = job._replace(training=replace(job.training, threads=threads))
     if isinstance(job.parts.train, Corpus):
         if job.training.backend != "auto":
             return job, f"{job.training.backend}, as asked for"
         training = replace(job.training, backend="vendor")
         return job._replace(training=training), "vendor, as rows of text are equally long"
-    with cpu_threads(threads_of(job.config, job.training)):
+    with cpu_threads(threads):
         device = find_device(job.training.device)
         training, why = settle_backend(job.config, job.training, job.parts.train, device)
     return job._replace(training=training), f"{training.backend}, {why}"
@@ -108,7 +110,7 @@ def _baselines(parts: Parts) -> dict[str, Baseline]:
     known, train, validation = parts.known, parts.train, parts.validation
     if isinstance(known, Windows):
         assert isinstance(train, Windows)
-        assert isinstance(validation, Windows)
+        assert validation is None or isinstance(validation, Windows)
         return fit_forecast_baselines(known, train, validation)
     return fit_text_baselines(known) if isinstance(known, Corpus) else fit_baselines(known)
 
@@ -116,7 +118,9 @@ def _baselines(parts: Parts) -> dict[str, Baseline]:
 def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Evaluation:
     where, test = find_device(job.training.device), job.parts.test
     if isinstance(test, Corpus):
-        scores = score_text(params, job.config, test, job.training.backend, job.training.chunk)
+        window = window_of(job.config, job.training.unroll)
+        options = job.training.backend, job.training.chunk, window
+        scores = score_text(params, job.config, test, *options)
         return evaluate_text(scores, test, baselines)
 
     def predict(data: Examples) -> Tensor:
@@ -170,7 +174,7 @@ def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) 
         job.config,
         job.training,
         _near(parts.train, where),
-        _near(parts.validation, where),
+        None if parts.validation is None else _near(parts.validation, where),
         after_epoch,
         parts.train_rows,
     )
@@ -202,6 +206,7 @@ def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
         "seed": job.training.seed,
         **({"table": _table(job)} if _table(job) else {}),
         **_of_forecast(job),
+        **({"unroll": job.training.unroll} if job.config.task == LM else {}),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         **training,
     }

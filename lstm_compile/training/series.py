@@ -21,7 +21,7 @@ from lstm_compile.forecast.windows import (
     thinned,
 )
 from lstm_compile.training.config import TrainingConfig
-from lstm_compile.training.parts import Parts
+from lstm_compile.training.parts import Parts, in_place_of_test
 
 Progress = Callable[[int, int], None]
 MOST_VALIDATED = 4096  # windows a validation, at equal distances where there are more
@@ -55,12 +55,14 @@ def forecast_parts(
     check_lengths(table, config.horizon)
     parts = split_windows(windows_of(table, config))
     train, known = (thinned(parts[name], training.stride) for name in ("train", "known"))
-    validation = thinned(require(parts["validation"], "validation"), most=MOST_VALIDATED)
+    validation = None
+    if training.validation:
+        validation = thinned(require(parts["validation"], "validation"), most=MOST_VALIDATED)
     tested, tested_on = parts["test"], "test"
     if test:
         tested = test_windows(test, config, table.schema, table.roles.options)
     elif not len(tested):
-        tested, tested_on = validation, "validation"
+        tested, tested_on = in_place_of_test(data, validation), "validation"
     rows = torch.arange(len(train))
     return config, Parts(
         require(train, "training"), validation, tested, known, tested_on, rows, known

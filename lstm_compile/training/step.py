@@ -108,7 +108,7 @@ def _loss(
     lengths = None if _is_known_full(batch) else batch.lengths
     with autocast(batch.x.device, training.precision):
         prediction, state = forward(
-            params, config, batch.x, lengths, state=state, given=batch.given,
+            params, config, batch.x, lengths, state=state, resets=batch.resets, given=batch.given,
             training=True, backend=training.backend, chunk=training.chunk,
         )  # fmt: skip
     prediction, unit = prediction.to(params["head.bias"].dtype), batch.unit
@@ -172,7 +172,8 @@ def adam_update(
 
 def _copies(values: Params, names: Iterable[str]) -> Params:
     # the fused kernels write in place, and take every tensor for contiguous
-    return {name: values[name].clone(memory_format=torch.contiguous_format) for name in names}
+    contiguous = {name: values[name].contiguous() for name in names}
+    return dict(zip(contiguous, torch._foreach_mul(list(contiguous.values()), 1.0), strict=True))
 
 
 def _by_decay(params: Params, decay: float) -> list[tuple[list[str], float]]:

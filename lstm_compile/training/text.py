@@ -39,6 +39,7 @@ class Scores(NamedTuple):
 
     nats: Tensor  # float64 (blocks,), sums of -log p
     tokens: Tensor  # float64 (blocks,), how many
+    time: int  # most steps of a block
 
 
 def text_passes(
@@ -84,8 +85,12 @@ def score_text(
     corpus: Corpus,
     backend: Backend = "auto",
     chunk: int = DEFAULT_CHUNK,
+    time: int = TIME,
 ) -> Scores:
-    """What a model says of a text that it reads from the start, the state carried along."""
+    """What a model says of a text that it reads from the start, the state carried along.
+
+    `time` is what `window_of` gives.
+    """
     device, state = params["head.bias"].device, None
 
     def logits_of(batch: Batch, fresh: Tensor) -> Tensor:
@@ -93,24 +98,36 @@ def score_text(
         batch = _on(batch, device)
         logits, state = forward(
             params, config, batch.x, batch.lengths, carried(state, fresh),
-            backend=backend, chunk=chunk,
+            resets=batch.resets, backend=backend, chunk=chunk,
         )  # fmt: skip
         return logits
 
     with torch.inference_mode():
-        return scores_of(logits_of, corpus)
+        return scores_of(logits_of, corpus, time)
 
 
-def scores_of(logits_of: Callable[[Batch, Tensor], Tensor], corpus: Corpus) -> Scores:
+def window_of(config: ModelConfig, unroll: int | None) -> int:
+    """Steps that a text is read by: Transformer blocks see no more of it than in training.
+
+    Args:
+        config: of the model.
+        unroll: that it was trained with; None if nobody knows.
+    """
+    return (unroll or TIME) if config.transformer_layers else TIME
+
+
+def scores_of(
+    logits_of: Callable[[Batch, Tensor], Tensor], corpus: Corpus, time: int = TIME
+) -> Scores:
     """Score anything that gives logits (lanes, time, vocabulary) to chunks, in their order."""
     nats, counts = [], []
-    for batch, fresh in chunks(corpus, LANES, TIME):
+    for batch, fresh in chunks(corpus, LANES, time):
         logits = logits_of(batch, fresh).cpu()
         cost = cross_entropy(logits.mT, batch.y, ignore_index=IGNORED, reduction="none")
         nats.append(cost.double().sum(1))
         counts.append(batch.lengths.double())
     sums, tokens = torch.cat(nats), torch.cat(counts)
-    return Scores(sums[tokens > 0], tokens[tokens > 0])
+    return Scores(sums[tokens > 0], tokens[tokens > 0], time)
 
 
 def text_metrics(scores: Scores) -> Metrics:

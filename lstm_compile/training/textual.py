@@ -7,8 +7,9 @@ from torch.nn.functional import embedding
 from lstm_compile.baselines import BIGRAM, UNIGRAM, Baseline
 from lstm_compile.bootstrap import Interval, summed_interval
 from lstm_compile.config import LM
-from lstm_compile.data.corpus import BLOCK, Corpus
+from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.sequences import Batch
+from lstm_compile.data.textfiles import BLOCK
 from lstm_compile.evaluation import Evaluation, best_of, verdict
 from lstm_compile.training.text import Scores, scores_of, text_metrics
 
@@ -29,6 +30,10 @@ def fit_text_baselines(train: Corpus) -> dict[str, Baseline]:
         singles += torch.bincount(block[:BLOCK], minlength=size)
         if len(pairs):
             pairs += torch.bincount(block[:-1] * size + block[1:], minlength=size * size)
+    if len(pairs):  # less those of two documents
+        ends = train.starts[1:-1]
+        across = train.tokens[ends - 1].long() * size + train.tokens[ends]
+        pairs -= torch.bincount(across, minlength=size * size)
     fitted = {UNIGRAM: Baseline(torch.zeros(0, size).double(), (singles / singles.sum()).log())}
     if len(pairs):
         table = pairs.view(size, size)
@@ -45,7 +50,7 @@ def evaluate_text(scores: Scores, corpus: Corpus, baselines: dict[str, Baseline]
         baselines: what `fit_text_baselines` gave; may be empty.
     """
     own, rows = text_metrics(scores), int(scores.tokens.sum())
-    found = {name: _scores(each, corpus) for name, each in baselines.items()}
+    found = {name: _scores(each, corpus, scores.time) for name, each in baselines.items()}
     others = {name: text_metrics(each) for name, each in found.items()}
     interval = None
     if others:
@@ -53,13 +58,13 @@ def evaluate_text(scores: Scores, corpus: Corpus, baselines: dict[str, Baseline]
     return Evaluation(LM, rows, own, others, verdict(LM, own, others, interval), interval)
 
 
-def _scores(baseline: Baseline, corpus: Corpus) -> Scores:
+def _scores(baseline: Baseline, corpus: Corpus, time: int) -> Scores:
     def logits_of(batch: Batch, fresh: Tensor) -> Tensor:  # noqa: ARG001 (there is no state)
         if len(baseline.weight):
             return embedding(batch.x, baseline.weight)
         return baseline.bias.expand(*batch.x.shape, -1)
 
-    return scores_of(logits_of, corpus)
+    return scores_of(logits_of, corpus, time)
 
 
 def _interval(own: Scores, other: Scores) -> Interval | None:

@@ -44,7 +44,7 @@ def initial_params(
     fitted = {}
     if isinstance(data, Windows):
         fitted = {"scaler": fit_series_scaler(data, config)}
-    elif isinstance(data, Sequences):
+    elif isinstance(data, Sequences) and not data.vocabulary:
         fitted = {"scaler": fit_scaler(data.x, config.scaling)}
     if isinstance(data, Sequences) and config.task == "regress":
         fitted["target_scaler"] = fit_scaler(data.y, config.target_scaling)
@@ -59,10 +59,11 @@ def initial_params(
 def warm_start(source: str, config: ModelConfig, schema: Schema, freeze: str = "none") -> WarmStart:
     """Every tensor of the model at `source` whose name and shape fit the new one.
 
-    Two things must fit by meaning as well, or start afresh though their shapes agree. The head and
-    the target scaler, which speak of the old model's classes or targets: these must be the same.
-    And the scaler, under which the encoder learned: it is taken, and not fitted anew, where
-    features and kind of scaling are the same.
+    Three things must fit by meaning as well, or start afresh though their shapes agree. The head
+    and the target scaler, which speak of the old model's classes or targets: these must be the
+    same. The Transformer blocks, which must have as many heads. And the scaler, under which the
+    encoder learned: it is taken, and not fitted anew, where features and kind of scaling are the
+    same.
 
     Args:
         source: a run folder or a `.safetensors` file.
@@ -99,6 +100,7 @@ def _barred(model: Model, config: ModelConfig, schema: Schema) -> tuple[str, ...
     return (
         *(() if is_same_input else ("scaler.",)),
         *(() if names.vocabulary == schema.vocabulary else ("embedding.", "head.")),
+        *(() if old.heads == config.heads else ("transformer.",)),
         *(() if is_same_output else ("head.", "target_scaler.")),
     )
 
