@@ -19,6 +19,7 @@ from lstm_compile.export.runtime import (
     ModelError,
     OnnxModel,
     Streams,
+    from_json,
     open_any,
 )
 from lstm_compile.files import write_atomically

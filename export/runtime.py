@@ -779,8 +779,7 @@ def open_any(source: str | PathLike[str] | bytes, threads: int = 1) -> OnnxModel
     """Open an exported file of either kind, as `load` and `open_streams` do."""
 
     def make(session: Any) -> OnnxModel | Streams:
-        streams = STATE_KEY in session.get_modelmeta().custom_metadata_map
-        return Streams(session) if streams else _checked(session)
+        return Streams(session) if STATE_KEY in _metadata(session) else _checked(session)
 
     return _opened(source, threads, make)
 
@@ -889,10 +888,7 @@ def _checked(session: Any) -> OnnxModel:
 
 def _described(session: Any) -> tuple[str, Schema, dict[str, str]]:
     """Task, schema and metadata of a file whose interface is as it should be."""
-    try:
-        metadata = dict(session.get_modelmeta().custom_metadata_map)
-    except UnicodeDecodeError as error:
-        raise ModelError("its metadata are not UTF-8; export it again") from error
+    metadata = _metadata(session)
     if metadata.get("format") != FORMAT:
         raise ModelError("not exported by lstm-compile (its metadata have no such format)")
     if metadata.get("interface_version") != INTERFACE_VERSION:
@@ -907,6 +903,13 @@ def _described(session: Any) -> tuple[str, Schema, dict[str, str]]:
         raise ModelError(f"task {task!r} does not fit its schema; export it again")
     _check_interface(session, task, schema, metadata)
     return task, schema, metadata
+
+
+def _metadata(session: Any) -> dict[str, str]:
+    try:
+        return dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise ModelError("its metadata are not UTF-8; export it again") from error
 
 
 def _schema(metadata: Mapping[str, str]) -> Schema:

@@ -9,7 +9,7 @@ from lstm_compile.checkpoint import load_model
 from lstm_compile.data.files import read_table
 from lstm_compile.errors import InputError
 from lstm_compile.export.inspection import inspect_source
-from lstm_compile.export.predict import load_onnx
+from lstm_compile.export.predict import open_onnx
 from lstm_compile.export.runtime import ModelError, load, open_streams
 
 Refused = (InputError, ModelError)
@@ -64,5 +64,5 @@ def _stream(path):
 
 WAYS = {
     ".safetensors": (load_model, inspect_source, read_baselines),
-    ".onnx": (_answer, _stream, lambda name: load_onnx(Path(name)), inspect_source),
+    ".onnx": (_answer, _stream, lambda name: open_onnx(Path(name)), inspect_source),
 }
