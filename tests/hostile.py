@@ -141,6 +141,8 @@ def changed_onnx(data, random):
         model = onnx.load_model_from_string(data)
     except Exception:
         return changed_bytes(data, random)
+    if not model.ListFields():
+        return changed_bytes(data, random)
     if random.random() < 0.15 and model.metadata_props:
         entry = random.choice(model.metadata_props)
         entry.value = changed_json(entry.value, random).replace("\ud800", "")
