@@ -15,6 +15,7 @@ from lstm_compile.data.shipped import SERIES
 
 SHOWN = 12  # a line names no more
 BAR = 40  # widest bar of the histogram
+RIGHT_IN = {"any": "every runtime that loads it", "onnxruntime": "ONNX Runtime only"}
 Line = tuple[str, str]
 
 
@@ -161,6 +162,10 @@ def _model(source: str, found: dict[str, Any]) -> Iterator[Line]:
         yield "text", _tokens(schema["vocabulary"])
     else:
         yield "features", f"{len(schema['features'])}: {_listing(schema['features'])}"
+        yield "scaling", _scaling(config)
+    if "units" in schema:
+        units = zip((*schema["features"], *schema["targets"]), schema["units"], strict=True)
+        yield "units", _listing([f"{name} {unit}" for name, unit in units if unit])
     yield "shape", f"{_shape(config)}, {found['parameters']} parameters"
     yield from _interface(found)
     yield from _figures(training)
@@ -202,16 +207,41 @@ def _blocks(config: dict[str, Any]) -> str:
     return f", {config['transformer_layers']} Transformer blocks of {config['heads']} heads"
 
 
+def _scaling(config: dict[str, Any]) -> str:
+    """What happens to values inside the model."""
+    kinds = {
+        "features": config.get("scaling", "none"),
+        "targets": config.get("target_scaling", "none"),
+    }
+    found = ", ".join(f"{name} {kind}" for name, kind in kinds.items() if kind != "none")
+    return f"inside: {found}" if found else "none"
+
+
 def _interface(found: dict[str, Any]) -> Iterator[Line]:
     for kind in ("inputs", "outputs"):
         for name, tensor in found.get(kind, {}).items():
             sizes = ", ".join(map(str, tensor["shape"]))
             yield kind[:-1], f"{name} {tensor['type']} [{sizes}]"
     if "opset" in found:
-        known = ("interface_version", "profile", "opset", "ir_version")
-        yield "format", ", ".join(f"{key} {found[key]}" for key in known)
+        yield from _form(found)
     if "files" in found:
         yield "files", _listing(list(found["files"]))
+
+
+def _form(found: dict[str, Any]) -> Iterator[Line]:
+    """What a host needs of an ONNX file beside names and shapes."""
+    for name, pair in found.get("state", {}).get("tensors", {}).items():
+        yield (
+            "state",
+            f"{name} takes {pair['from']} of the call before, {pair['initial']:g} at first",
+        )
+    if "quantization" in found:
+        error = found["quantization"]["error"]
+        yield "quantized", f"weights {found['quantization']['weights']}, error {error:.1e}"
+    known = ("interface_version", "profile", "opset", "ir_version")
+    yield "format", ", ".join(f"{key} {found[key]}" for key in known)
+    yield "lengths", f"right in {RIGHT_IN.get(found['runtimes'], found['runtimes'])}"
+    yield "self-test", f"SHA-256 {found['selftest_sha256']}"
 
 
 def _figures(training: dict[str, Any]) -> Iterator[Line]:

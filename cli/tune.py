@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 
 from lstm_compile.cli import output
-from lstm_compile.cli.edge import Command, sigterm_as_ctrl_c
+from lstm_compile.cli.edge import Command, signals_stop
 from lstm_compile.cli.options import flags_of, given_of, read_config
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.columns import TableOptions
@@ -78,7 +78,7 @@ def command(
     model, training, table = (
         given_of(ctx, cls, options) for cls in (ModelConfig, TrainingConfig, TableOptions)
     )
-    with sigterm_as_ctrl_c(ctx):
+    with signals_stop(ctx):
         from lstm_compile.cache import use_local_cache
         from lstm_compile.data.folders import plain_name
         from lstm_compile.tuning.space import read_space

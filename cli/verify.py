@@ -13,9 +13,18 @@ from lstm_compile.cli.edge import Command, Failure
 @click.option(
     "--onnx", "path", type=click.Path(path_type=Path), help="The ONNX file [beside the model]"
 )
+@click.option(
+    "--runtimes", "everywhere", is_flag=True,
+    help="Ask every runtime that is installed, each in a process of its own.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def command(run: Path | None, path: Path | None, as_json: bool) -> None:
-    """Compare RUN (the newest if left out) with its ONNX file, in every runtime installed."""
+def command(run: Path | None, path: Path | None, everywhere: bool, as_json: bool) -> None:
+    """Compare RUN (the newest if left out) with its ONNX file.
+
+    torch's backends, ONNX Runtime and OpenVINO answer; with --runtimes all of ONNX Runtime,
+    OpenVINO, tract, OpenCV, MNN, IREE and onnx's reference evaluator that are installed, on rows
+    of different lengths.
+    """
     from lstm_compile.checkpoint import model_file
     from lstm_compile.export import verify_onnx
     from lstm_compile.export.reading import is_streaming
@@ -24,7 +33,7 @@ def command(run: Path | None, path: Path | None, as_json: bool) -> None:
     source = model_file(run or newest_run())
     beside = own_file(source.parent, ONNX_FILE) if path is None else None
     target = path or beside or source.with_name(ONNX_FILE)
-    report = verify_onnx(source, target)
+    report = verify_onnx(source, target, everywhere=everywhere)
     if as_json:
         output.print_json({"path": str(target), **report.to_dict()})
     else:

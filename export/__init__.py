@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lstm_compile.export.int8 import export_int8 as export_int8
     from lstm_compile.export.onnx import ExportReport as ExportReport
     from lstm_compile.export.onnx import export_onnx as export_onnx
     from lstm_compile.export.parity import verify_onnx as verify_onnx
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ExportReport": "onnx",
     "ParityReport": "report",
+    "export_int8": "int8",
     "export_onnx": "onnx",
     "export_streaming": "streaming",
     "translation_table": "translation",

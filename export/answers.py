@@ -1,11 +1,9 @@
 """Who can answer for a model: torch's backends and the runtimes that load its ONNX file."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from contextlib import closing, contextmanager
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -14,7 +12,8 @@ from lstm_compile.checkpoint import Model, to_device
 from lstm_compile.compiling import can_compile
 from lstm_compile.data.sequences import Given
 from lstm_compile.errors import InputError
-from lstm_compile.export import names
+from lstm_compile.export import names, runtimes
+from lstm_compile.export.apart import Apart
 from lstm_compile.export.runtime import Inputs, ask, open_session
 from lstm_compile.model import predict
 from lstm_compile.recurrence import Backend
@@ -32,22 +31,34 @@ RUNTIMES = (
     "eager-cuda",
     "compiled-cuda",
     "onnxruntime-cuda",
-)
+)  # of every export
+EVERYWHERE = tuple(runtimes.RUNTIMES)  # that load the file, for `verify --runtimes`
+KNOWN = tuple(dict.fromkeys((*RUNTIMES, *EVERYWHERE)))
 
 
-def choose_runtimes(wanted: Sequence[str] | None) -> tuple[list[str], dict[str, str]]:
-    """The runtimes to compare, and why others on this machine are not; None is all there are.
+def choose_runtimes(
+    wanted: Sequence[str] | None, among: Sequence[str] = RUNTIMES, only: str = "any"
+) -> tuple[list[str], dict[str, str]]:
+    """The runtimes to compare, and why others on this machine are not.
+
+    Args:
+        wanted: their names; None is all of `among` that are there.
+        among: those to choose from.
+        only: `runtimes` of the file's metadata: `onnxruntime` leaves others out if none is wanted.
 
     Raises:
         InputError: a wanted runtime is unknown or cannot run here.
     """
-    missing = {name: why for name in RUNTIMES if (why := _why_missing(name))}
+    missing = {name: why for name in KNOWN if (why := _why_missing(name))}
     if wanted is None:
-        skipped = {name: why for name, why in missing.items() if not name.endswith("-cuda")}
-        return [name for name in RUNTIMES if name not in missing], skipped
+        skipped = {n: missing[n] for n in among if n in missing and not n.endswith("-cuda")}
+        if only == names.RIGHT_IN["ort"] and among == RUNTIMES:
+            missing = skipped = {**missing, "openvino": "the file is for ONNX Runtime only"}
+            skipped = {n: why for n, why in skipped.items() if n in among and "-cuda" not in n}
+        return [name for name in among if name not in missing], skipped
     for name in wanted:
-        if name not in RUNTIMES:
-            raise InputError(f"runtime must be one of {', '.join(RUNTIMES)}; got {name!r}")
+        if name not in KNOWN:
+            raise InputError(f"runtime must be one of {', '.join(KNOWN)}; got {name!r}")
         if name in missing:
             raise InputError(f"runtime {name}: {missing[name]}")
     return list(wanted), {}
@@ -60,8 +71,8 @@ def _why_missing(name: str) -> str:
         return "onnxruntime has no CUDA provider; install onnxruntime-gpu in its place"
     if name.startswith("compiled") and not can_compile("cuda" if "cuda" in name else "cpu"):
         return "no C++ compiler (or, on CUDA, no Triton); install g++ or set CXX"
-    if name == "openvino" and find_spec("openvino") is None:
-        return "not installed; pip install openvino"
+    if name in EVERYWHERE and not runtimes.RUNTIMES[name].installed:
+        return f"not installed; pip install {runtimes.RUNTIMES[name].package}"
     return ""
 
 
@@ -77,15 +88,23 @@ def reference(model: Model) -> Answer:
     return _torch_answer(model._replace(params=params), "reference")
 
 
-def answer_of(runtime: str, model: Model, data: bytes) -> Answer:
+@contextmanager
+def answer_of(runtime: str, model: Model, data: bytes) -> Iterator[Answer]:
     """How `runtime` answers: from the model's own weights, or from the file's bytes `data`."""
+    if runtime in EVERYWHERE and runtime != "onnxruntime":
+        outputs = [names.OUTPUTS[model.config.task]]
+        with closing(Apart(runtime, data, list(names.inputs_of(model.config)), outputs)) as apart:
+            yield lambda inputs: apart(inputs)[0]
+    else:
+        yield _own_answer(runtime, model, data)
+
+
+def _own_answer(runtime: str, model: Model, data: bytes) -> Answer:
     device = "cuda" if runtime.endswith("-cuda") else "cpu"
     if runtime.startswith("onnxruntime"):
         cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
         session = open_session(data, [cuda] if device == "cuda" else None)
         return lambda inputs: _ask(session, **inputs)
-    if runtime == "openvino":
-        return _openvino_answer(data)
     backend: Backend = "compiled" if runtime.startswith("compiled") else "vendor"
     return _torch_answer(model._replace(params=to_device(model.params, device)), backend)
 
@@ -114,25 +133,6 @@ def _torch_answer(model: Model, backend: Backend) -> Answer:
 def _like(value: Tensor, some: Tensor) -> Tensor:
     """On the device of `some`, and numbers with a fraction in its dtype."""
     return value.to(some) if value.is_floating_point() else value.to(some.device)
-
-
-def _openvino_answer(data: bytes) -> Answer:
-    compiled = openvino_model(data)
-
-    def answer(inputs: Inputs) -> Answers:
-        return np.array(compiled(inputs)[0])
-
-    return answer
-
-
-def openvino_model(data: bytes) -> Any:
-    """A file's bytes, compiled by OpenVINO in float32."""
-    import openvino
-
-    # processors with bfloat16 units would use them by default
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    core = openvino.Core()
-    return core.compile_model(core.read_model(data, b""), "CPU", options)
 
 
 @contextmanager

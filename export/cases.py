@@ -8,16 +8,20 @@ from lstm_compile.checkpoint import Model
 from lstm_compile.export import names
 from lstm_compile.export.runtime import Inputs, Lengths
 
-Kind = Literal["full", "mixed", "zero", "one"]
+Kind = Literal["full", "mixed", "zero", "one", "junk"]
 
 BATCHES = (1, 3, 32)
 TIMES = (1, 2, 17, 61)
 SEED = 20_240_229
+JUNK = 12_345.0
 LARGEST = 10.0  # logarithm of a target; larger ones are not of this world
 
 
 class Case(NamedTuple):
-    """One input: `full` rows all last `time` steps, `mixed` rows 0 to `time`, others 0 or 1."""
+    """One input: `full` rows all last `time` steps, `mixed` rows 0 to `time`, others 0 or 1.
+
+    The padding is NaN; `junk` is `mixed` with large numbers there, which show how far they reach.
+    """
 
     batch: int
     time: int
@@ -35,6 +39,17 @@ def all_cases() -> list[Case]:
     return grid + [Case(batch, 17, kind) for kind in ("zero", "one") for batch in BATCHES]
 
 
+def ragged_cases() -> list[Case]:
+    """Two batches and times with lengths below the time, 1 and 0, NaN or numbers behind them."""
+    grid = [
+        Case(batch, time, kind)
+        for batch in (2, 5)
+        for time in (7, 33)
+        for kind in ("mixed", "junk")
+    ]
+    return grid + [Case(2, 7, kind) for kind in ("full", "one", "zero")]
+
+
 def draw(case: Case, model: Model, padding: float = float("nan")) -> Inputs:
     """Every input of the model's file, `x` with `padding` behind each row's end.
 
@@ -42,6 +57,7 @@ def draw(case: Case, model: Model, padding: float = float("nan")) -> Inputs:
     `standard` scaling, in [0, 1] after `minmax`. The same case and sizes give the same values.
     """
     config = model.config
+    padding = JUNK if case.kind == "junk" else padding
     seed = (SEED, case.batch, case.time, get_args(Kind).index(case.kind))
     random = np.random.default_rng(seed)
     if config.vocabulary_size:
@@ -118,7 +134,7 @@ def _given(model: Model, random: np.random.Generator, case: Case) -> Inputs:
 
 
 def _lengths(case: Case, random: np.random.Generator) -> Lengths:
-    if case.kind != "mixed":
+    if case.kind not in ("mixed", "junk"):
         return np.full(case.batch, {"full": case.time, "zero": 0, "one": 1}[case.kind], np.int64)
     lengths = random.integers(0, case.time + 1, case.batch, dtype=np.int64)
     lengths[0] = case.time if case.batch > 1 else (case.time + 1) // 2

@@ -8,18 +8,25 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnxscript.optimizer import fold_constants
 
+from lstm_compile.export.ort import merge_directions
+
 NO_LIMIT = 1 << 62
 
 
-def simplify(model: ir.Model, weights: Collection[str]) -> onnx.ModelProto:
+def simplify(model: ir.Model, weights: Collection[str], merge: bool = False) -> onnx.ModelProto:
     """Compute what needs no input, and let equal nodes and equal constants be one.
 
     Args:
         model: as torch.onnx has just built it; changed in place.
         weights: names of the initializers that keep their names; no two of them become one.
+        merge: whether the two LSTM nodes of a bidirectional layer become one.
     """
     passes.InlinePass()(model)
     _read_sizes_from_inputs(model.graph)
+    _skip_what_changes_nothing(model.graph)
+    if merge:
+        passes.CommonSubexpressionEliminationPass()(model)
+        merge_directions(model)
     fold_constants(model, input_size_limit=NO_LIMIT, output_size_limit=NO_LIMIT)
     ir.passes.Sequential(
         passes.IdentityEliminationPass(),
@@ -47,6 +54,15 @@ def _read_sizes_from_inputs(graph: ir.Graph) -> None:
             node.replace_input_with(0, value)
             node.attributes["start"] = ir.AttrInt64("start", axis)
             node.attributes["end"] = ir.AttrInt64("end", axis + 1)
+
+
+def _skip_what_changes_nothing(graph: ir.Graph) -> None:
+    """A Max or Min of one tensor is that tensor; MNN does not know this form."""
+    for node in graph:
+        if node.op_type in ("Max", "Min") and len(node.inputs) == 1:
+            (value,) = node.inputs
+            assert value is not None
+            ir.convenience.replace_all_uses_with(node.outputs[0], value)
 
 
 def _same_size_in_inputs(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, int] | None:

@@ -3,6 +3,7 @@
 Loads no torch, and onnx only for an `.onnx` file.
 """
 
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -191,14 +192,16 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     """A checked ONNX file of this package.
 
     Returns:
-        `path`, `bytes`, `interface_version`, `profile`, `opset`, `ir_version`, what `described`
-        gives, `inputs` and `outputs` (types and shapes), `parameters` and `nodes` (by operator).
+        `path`, `bytes`, what of the metadata `described` does not give (see
+        `metadata.schema.json`), `opset`, `ir_version`, what `described` gives, `inputs` and
+        `outputs` (types and shapes), `parameters` and `nodes` (by operator).
 
     Raises:
         InputError: what `read_onnx` refuses, or metadata that are not of this package.
     """
     import onnx
 
+    from lstm_compile.export import names
     from lstm_compile.export.reading import read_onnx
 
     file = read_onnx(path)
@@ -208,8 +211,8 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "bytes": len(file.data),
-        "interface_version": file.metadata.get("interface_version"),
-        "profile": file.metadata.get("profile"),
+        **{key: file.metadata.get(key) for key in names.PLAIN_KEYS},
+        **{key: json.loads(file.metadata[key]) for key in names.FORM_KEYS if key in file.metadata},
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
         **described(path, file.metadata),

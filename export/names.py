@@ -3,13 +3,14 @@
 Loads no torch.
 """
 
+from typing import Literal
+
 from lstm_compile.config import STEPWISE, ModelConfig, Task
 
 INTERFACE_VERSION = "1"
 OPSET_VERSION = 17
 IR_VERSION = 8
 FORMAT = "lstm_compile"
-PROFILE = "portable"
 PRODUCER = "lstm_compile"
 
 INPUT = "x"  # float32 [batch, time, features], in the user's own units
@@ -35,20 +36,33 @@ OUTPUTS: dict[Task, str] = {
     "lm": "logits",
 }
 
+# the metadata_props; `metadata.schema.json` says what each holds
 METADATA_KEYS = (
     "interface_version",
     "format",
     "profile",
+    "runtimes",
     "task",
     "inputs",
+    "outputs",
     "config",
     "schema",
     "training",
+    "selftest_sha256",
 )
-
+PLAIN_KEYS = ("interface_version", "profile", "runtimes", "selftest_sha256")  # words
 STATE_KEY = "state"  # in the metadata of a streaming file
-ONNX_FILE = "model.onnx"
+QUANTIZATION_KEY = "quantization"  # in those of an int8 file
+FORM_KEYS = (STATE_KEY, QUANTIZATION_KEY)  # JSON, where there are any
+
+Profile = Literal["portable", "ort"]
+# where rows of different lengths are answered rightly, as the metadata say it
+RIGHT_IN: dict[Profile, str] = {"portable": "any", "ort": "onnxruntime"}
+ONNX_STEM = "model"
+ONNX_FILE = f"{ONNX_STEM}.onnx"
 STREAMING_FILE = "streaming.onnx"
+ORT_FILE = "model-ort.onnx"
+INT8_FILE = "model-int8.onnx"
 PARITY_FILE = "parity.json"
 SELFTEST_FILE = "selftest.json"
 
@@ -72,6 +86,13 @@ def inputs_of(config: ModelConfig) -> dict[str, tuple[str, list[str | int]]]:
         LENGTHS: ("int64", [BATCH]),
         **{name: given[name] for name in config.given},
     }
+
+
+def streaming_inputs_of(config: ModelConfig) -> dict[str, tuple[str, list[str | int]]]:
+    """The same of its streaming file."""
+    (first, kind), _, *given = inputs_of(config).items()
+    state: tuple[str, list[str | int]] = ("float32", state_of(config))
+    return {first: kind, **dict.fromkeys(STATE, state), **dict(given)}
 
 
 def state_of(config: ModelConfig) -> list[str | int]:

@@ -23,10 +23,12 @@ from lstm_compile.data.sequences import Given
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.export import names
 from lstm_compile.export.graph import simplify
+from lstm_compile.export.known import Known, concerning
+from lstm_compile.export.ort import ort_table
 from lstm_compile.export.parity import verify_onnx
 from lstm_compile.export.portable import TRACED_OPSET, Shown, to_portable
 from lstm_compile.export.report import ParityReport
-from lstm_compile.export.selftest import selftest
+from lstm_compile.export.selftest import digest, selftest
 from lstm_compile.export.translation import Table, model_table
 from lstm_compile.files import write_atomically
 from lstm_compile.model import predict
@@ -43,12 +45,16 @@ class ExportReport(NamedTuple):
     seconds: float
     parity: ParityReport
     beside: tuple[Path, ...]  # other files
+    known: list[Known]  # what goes wrong with such a file in other runtimes
 
 
 def export_onnx(
-    model: Model | str | Path, path: str | Path, runtimes: Sequence[str] | None = None
+    model: Model | str | Path,
+    path: str | Path,
+    runtimes: Sequence[str] | None = None,
+    profile: names.Profile = "portable",
 ) -> ExportReport:
-    """Write a model as one ONNX file, with `parity.json` and `selftest.json` beside it.
+    """Write a model as one ONNX file, with its parity report and self-test beside it.
 
     The file is checked and compared under a temporary name first; it takes its own name only if
     every runtime agrees.
@@ -57,6 +63,7 @@ def export_onnx(
         model: the model, or the path of its run folder or safetensors file.
         path: the file to write; an earlier one is replaced.
         runtimes: which to compare, as in `verify_onnx`.
+        profile: `portable` for every runtime, or `ort`, which only ONNX Runtime answers rightly.
 
     Raises:
         InputError: the model cannot be read, or the file cannot be written there.
@@ -66,13 +73,34 @@ def export_onnx(
     path = Path(path)
     check_target(path)
     model = model if isinstance(model, Model) else load_model(model)
-    data = to_onnx(model).SerializeToString(deterministic=True)
+    example = selftest(model)
+    data = to_onnx(model, profile, example).SerializeToString(deterministic=True)
     with proven(path, data, lambda file: verify_onnx(model, file, runtimes)) as parity:
-        example = selftest(model, parity.onnx_sha256)
-        beside = path.with_name(names.PARITY_FILE), path.with_name(names.SELFTEST_FILE)
-        write_atomically(beside[0], parity.to_json().encode())
-        write_atomically(beside[1], example.encode())
-    return ExportReport(path, len(data), perf_counter() - began, parity, beside)
+        beside = write_beside(path, parity, example)
+    return report_of(path, data, began, parity, beside)
+
+
+def report_of(
+    path: Path, data: bytes, began: float, parity: ParityReport, beside: tuple[Path, ...]
+) -> ExportReport:
+    """The report of a file that was written, begun at `began` of `perf_counter`."""
+    known = concerning(onnx.load_model_from_string(data).graph)
+    return ExportReport(path, len(data), perf_counter() - began, parity, beside, known)
+
+
+def write_beside(path: Path, parity: ParityReport, example: str) -> tuple[Path, Path]:
+    """Write the report and the self-test of a file; of `streaming.onnx`: `streaming.parity.json`.
+
+    Raises:
+        InputError: they cannot be written there.
+    """
+    stem = "" if path.stem == names.ONNX_STEM else f"{path.stem}."
+    report, test = (
+        path.with_name(stem + name) for name in (names.PARITY_FILE, names.SELFTEST_FILE)
+    )
+    write_atomically(report, parity.to_json().encode())
+    write_atomically(test, example.encode())
+    return report, test
 
 
 @contextmanager
@@ -126,10 +154,22 @@ class Form(NamedTuple):
     metadata: dict[str, str]
     reshaped: dict[bytes, str]  # see `Shown.reshaped`
     table: Table  # of translations
+    merged: bool = False  # whether one LSTM node runs both directions
 
 
-def to_onnx(model: Model) -> onnx.ModelProto:
-    """The model as one ONNX graph in the portable form, scaling included.
+def to_onnx(
+    model: Model,
+    profile: names.Profile = "portable",
+    example: str | None = None,
+    finite: bool = False,
+) -> onnx.ModelProto:
+    """The model as one ONNX graph, scaling included.
+
+    Args:
+        model: the model.
+        profile: the form of its LSTM nodes.
+        example: its self-test, for the metadata to hold its digest; made if None.
+        finite: whether the `ort` form's LSTM nodes are given zeros in the padding.
 
     Raises:
         RunError: the weights are more than one file holds.
@@ -139,9 +179,10 @@ def to_onnx(model: Model) -> onnx.ModelProto:
         inputs=names.inputs_of(model.config),
         outputs={output: shape},
         program=_Whole(model),
-        metadata=metadata(model),
+        metadata=metadata(model, example or selftest(model), profile),
         reshaped=reshaped(model),
-        table=model_table(),
+        table=model_table() if profile == "portable" else ort_table(finite),
+        merged=profile == "ort" and model.config.bidirectional,
     )
     return build(model, form)
 
@@ -155,37 +196,40 @@ def build(model: Model, form: Form) -> onnx.ModelProto:
     size = sum(value.numel() for value in model.params.values()) * 4
     if size > LARGEST:
         raise RunError(f"ONNX export: {size} bytes of weights; one file holds at most {LARGEST}")
-    graph = simplify(_translate(form), form.program.names)
+    graph = simplify(_translate(form), form.program.names, form.merged)
     value = helper.make_tensor_value_info
     shown = Shown(
         inputs=[value(name, ELEMENTS[kind], shape) for name, (kind, shape) in form.inputs.items()],
         outputs=[value(name, TensorProto.FLOAT, shape) for name, shape in form.outputs.items()],
         weights=form.program.names,
         reshaped=form.reshaped,
-        layers=layer_names(model.config),
+        layers=layer_names(model.config, form.merged),
     )
     portable = to_portable(graph, shown, form.metadata)
     onnx.checker.check_model(portable, full_check=True)
     return portable
 
 
-def layer_names(config: ModelConfig) -> list[str]:
+def layer_names(config: ModelConfig, merged: bool = False) -> list[str]:
     """A name for each LSTM node in the order of computation: `l0`, `l0_reverse`, `l1` ..."""
-    suffixes = ("", "_reverse")[: config.num_directions]
+    suffixes = ("", "_reverse")[: 1 if merged else config.num_directions]
     return [f"l{layer}{suffix}" for layer in range(config.num_layers) for suffix in suffixes]
 
 
-def metadata(model: Model) -> dict[str, str]:
+def metadata(model: Model, example: str, profile: names.Profile = "portable") -> dict[str, str]:
     """The file's metadata_props: `names.METADATA_KEYS`, values as JSON where they are no words."""
     return {
         "interface_version": names.INTERFACE_VERSION,
         "format": names.FORMAT,
-        "profile": names.PROFILE,
+        "profile": profile,
+        "runtimes": names.RIGHT_IN[profile],
         "task": model.config.task,
         "inputs": json.dumps(list(names.inputs_of(model.config))),
+        "outputs": json.dumps([names.OUTPUTS[model.config.task]]),
         "config": model.config.to_json(),
         "schema": model.schema.to_json(),
         "training": json.dumps(model.training, sort_keys=True),
+        "selftest_sha256": digest(example),
     }
 
 

@@ -7,14 +7,20 @@ Copy it into another program and write `from runtime import load`, or leave it w
     names = model.labels(answers)  # for task `classify`
     steps = model.predict_steps([a, b])  # for task `tag` -> a list of (time, classes)
     ahead = model.forecast([a, b])  # for task `forecast` -> (2, horizon, targets)
+    model.check("selftest.json")  # whether this program gets the answers that training saw
+    model.warm_up(batch=8, time=64)  # the first answer of a size takes longer
 
     streams = open_streams("streaming.onnx")  # of `lstm-compile export --onnx --streaming`
     answers = streams.push(["a", "b"], [x_a, x_b])  # goes on where each stream stopped
+
+All that has no leading underscore is stable under interface version 1. Every method may be called
+from several threads at once.
 
 It guards what ONNX Runtime lacks: a batch of 0 rows or steps ends the process there, lengths out
 of range read other rows, and a NaN in one step becomes a NaN answer without a word.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +28,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from threading import Condition
+from time import perf_counter
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -101,10 +108,10 @@ class Schema(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """An exported file, ready to answer; as thread-safe as its onnxruntime session.
+    """An exported file, ready to answer; threads may ask at once.
 
     Attributes:
-        task: `classify`, `regress`, `forecast` or `tag`.
+        task: `classify`, `regress`, `forecast`, `tag` or `lm`.
         schema: names of features and of classes or targets.
         metadata: the file's metadata_props as they are: `config`, `training` and others in JSON.
         session: the onnxruntime session, for what is not covered here.
@@ -356,6 +363,35 @@ class OnnxModel:
         for answer, steps in zip(answers, self.predict_steps(rows, max(1, len(x))), strict=True):
             answer[: len(steps)] = steps
         return answers
+
+    def warm_up(self, batch: int = 1, time: int = 64) -> float:
+        """Answer ones: the first answer of a size takes longer than those after it.
+
+        Returns:
+            The seconds it took.
+        """
+        return _warm_up(self.session, {"batch": batch, "time": time})
+
+    def check(self, selftest: str | PathLike[str] | bytes) -> float:
+        """Run the self-test that was written beside the file, `selftest.json`, in this program.
+
+        Args:
+            selftest: its path or its bytes.
+
+        Returns:
+            The largest difference as a share of the tolerance, at most 1.
+
+        Raises:
+            ModelError: it is another file's, or an answer lies beyond its tolerance.
+        """
+        test, worst = _selftest(selftest, self.metadata), 0.0
+        for index, case in enumerate(test["cases"]):
+            x, lengths, *others = test["inputs"]
+            given = {name: np.array(case[name]) for name in others}
+            found = ask(self.session, np.array(case[x]), np.array(case[lengths]), **given)
+            share = _share(found, case["expected"], test)
+            worst = max(worst, _accepted(share, f"case {index}"))
+        return worst
 
     def labels(self, probabilities: npt.ArrayLike) -> list[str]:
         """The most probable class of each row of `probabilities` (rows, classes), or of each step.
@@ -700,6 +736,24 @@ class Streams:
         """As `OnnxModel.labels`."""
         return _labels(self.task, self.schema, np.asarray(probabilities))
 
+    def warm_up(self, batch: int = 1, time: int = 1) -> float:
+        """As `OnnxModel.warm_up`; no stream begins."""
+        return _warm_up(self.session, {"batch": batch, "time": time})
+
+    def check(self, selftest: str | PathLike[str] | bytes) -> float:
+        """As `OnnxModel.check`, with `streaming.selftest.json`; no stream begins."""
+        test, worst = _selftest(selftest, self.metadata), 0.0
+        for index, case in enumerate(test["cases"]):
+            state = [np.array(case[name], np.float32) for name in test["state"]]
+            for number, call in enumerate(case["calls"]):
+                answer, *state = self._run(np.array(call[self._names[0]], self._dtype), *state)
+                share = _share(answer, call["expected"], test)
+                worst = max(worst, _accepted(share, f"case {index}, call {number}"))
+            for found, name in zip(state, test["state"].values(), strict=True):
+                share = _share(found, case[name], {"tolerance": test["state_tolerance"]})
+                worst = max(worst, _accepted(share, f"case {index}, {name}"))
+        return worst
+
     def _check(self, x: npt.NDArray[Any], count: int, what: str) -> None:
         shape = x.shape
         if len(shape) < 2 or shape[0] != count or not shape[1] or shape[2:] != self._row:
@@ -795,6 +849,37 @@ def open_streams(source: str | PathLike[str] | bytes, threads: int = 1) -> Strea
         ModelError: no such file, damaged, not one that streams, or of another interface version.
     """
     return _opened(source, threads, Streams)
+
+
+def _warm_up(session: Any, sizes: Mapping[str, int]) -> float:
+    inputs: Inputs = {}
+    for value in session.get_inputs():
+        shape = [sizes.get(size, size) for size in value.shape]
+        counts = value.type == "tensor(int64)"
+        inputs[value.name] = np.zeros(shape, np.int64) if counts else np.ones(shape, np.float32)
+    if LENGTHS in inputs:
+        inputs[LENGTHS] += sizes["time"]
+    began = perf_counter()
+    session.run(None, inputs)
+    return perf_counter() - began
+
+
+def _selftest(source: str | PathLike[str] | bytes, metadata: Mapping[str, str]) -> dict[str, Any]:
+    data = source if isinstance(source, bytes) else read_bytes(source)
+    if hashlib.sha256(data).hexdigest() != metadata.get("selftest_sha256"):
+        raise ModelError("the self-test is not this file's; take the one written beside it")
+    return dict(json.loads(data))
+
+
+def _share(found: Floats, expected: Any, test: Mapping[str, Any]) -> float:
+    """The largest difference as a share of the tolerance; NaN where an answer is NaN."""
+    return float((np.abs(found - np.array(expected)) / np.array(test["tolerance"])).max())
+
+
+def _accepted(share: float, place: str) -> float:
+    if not share <= 1:
+        raise ModelError(f"self-test, {place}: the difference is {share:.3g} times the tolerance")
+    return share
 
 
 def to_tokens(vocabulary: Mapping[str, Any], text: Any, place: str = "text") -> Any:

@@ -11,7 +11,6 @@ from time import perf_counter
 from typing import Literal
 
 import onnx
-import torch
 from onnxscript import opset17 as op
 from torch import Tensor
 
@@ -28,11 +27,13 @@ from lstm_compile.export.onnx import (
     check_target,
     metadata,
     proven,
+    report_of,
     reshaped,
+    write_beside,
 )
+from lstm_compile.export.selftest import streaming_selftest
 from lstm_compile.export.streaming_parity import verify_streaming
-from lstm_compile.export.translation import Table, Value, model_table
-from lstm_compile.files import write_atomically
+from lstm_compile.export.translation import RECURRENCE, Table, Value, ints, model_table
 from lstm_compile.model import predict_on
 
 Cells = Literal["node", "plain"]
@@ -45,7 +46,7 @@ def export_streaming(
     cells: Cells = NODE,
     runtimes: Sequence[str] | None = None,
 ) -> ExportReport:
-    """Write the streaming file of a model, with its parity report beside it.
+    """Write the streaming file of a model, with its parity report and self-test beside it.
 
     Args:
         model: the model, or the path of its run folder or safetensors file.
@@ -61,11 +62,12 @@ def export_streaming(
     began, path = perf_counter(), Path(path)
     check_target(path)
     model = model if isinstance(model, Model) else load_model(model)
-    data = to_streaming(model, cells).SerializeToString(deterministic=True)
+    check_streamable(model.config)
+    example = streaming_selftest(model, cells == "plain")
+    data = to_streaming(model, cells, example).SerializeToString(deterministic=True)
     with proven(path, data, lambda file: verify_streaming(model, file, runtimes)) as parity:
-        report = path.with_name(f"{path.stem}.{names.PARITY_FILE}")
-        write_atomically(report, parity.to_json().encode())
-    return ExportReport(path, len(data), perf_counter() - began, parity, (report,))
+        beside = write_beside(path, parity, example)
+    return report_of(path, data, began, parity, beside)
 
 
 def check_streamable(config: ModelConfig) -> None:
@@ -97,8 +99,13 @@ def _why_not(config: ModelConfig) -> str:
     return ""
 
 
-def to_streaming(model: Model, cells: Cells = NODE) -> onnx.ModelProto:
+def to_streaming(model: Model, cells: Cells = NODE, example: str | None = None) -> onnx.ModelProto:
     """The model as one graph with its state as input and output.
+
+    Args:
+        model: the model.
+        cells: as for `export_streaming`.
+        example: its self-test, for the metadata to hold its digest; made if None.
 
     Raises:
         InputError: the model cannot be streamed.
@@ -106,21 +113,15 @@ def to_streaming(model: Model, cells: Cells = NODE) -> onnx.ModelProto:
     config = model.config
     check_streamable(config)
     output, shape = names.output_of(config)
-    inputs = names.inputs_of(config)
-    del inputs[names.LENGTHS]
-    (first, (kind, sizes)), *given = inputs.items()
-    state = names.state_of(config)
+    inputs, state = names.streaming_inputs_of(config), names.state_of(config)
     if cells == "plain":
-        shape, sizes = _one_step(shape), _one_step(sizes)
+        shape = _one_step(shape)
+        inputs = {name: (kind, _one_step(sizes)) for name, (kind, sizes) in inputs.items()}
     form = Form(
-        inputs={
-            first: (kind, sizes),
-            **dict.fromkeys(names.STATE, ("float32", state)),
-            **dict(given),
-        },
+        inputs=inputs,
         outputs={output: shape, **dict.fromkeys(names.NEXT_STATE, state)},
         program=_Stepwise(model),
-        metadata=_metadata(model, cells),
+        metadata=_metadata(model, cells, example),
         reshaped=reshaped(model),
         table=_plain_table() if cells == "plain" else model_table(),
     )
@@ -131,16 +132,17 @@ def _one_step(shape: list[str | int]) -> list[str | int]:
     return [1 if size == names.TIME else size for size in shape]
 
 
-def _metadata(model: Model, cells: Cells) -> dict[str, str]:
+def _metadata(model: Model, cells: Cells, example: str | None) -> dict[str, str]:
     """Those of the sequence file, and which output feeds which input, and what it is at first."""
-    inputs = [name for name in names.inputs_of(model.config) if name != names.LENGTHS]
+    example = example or streaming_selftest(model, cells == "plain")
     state = {
         name: {"from": after, "shape": names.state_of(model.config), "initial": 0.0}
         for name, after in zip(names.STATE, names.NEXT_STATE, strict=True)
     }
     return {
-        **metadata(model),
-        "inputs": json.dumps([inputs[0], *names.STATE, *inputs[1:]]),
+        **metadata(model, example),
+        "inputs": json.dumps(list(names.streaming_inputs_of(model.config))),
+        "outputs": json.dumps([names.OUTPUTS[model.config.task], *names.NEXT_STATE]),
         names.STATE_KEY: json.dumps({"cells": cells, "tensors": state}),
     }
 
@@ -158,7 +160,7 @@ class _Stepwise(Program):
 
 
 def _plain_table() -> Table:
-    return {**model_table(), torch.ops.lstm_compile.recurrence.default: _plain_cell}
+    return {**model_table(), RECURRENCE: _plain_cell}
 
 
 def _plain_cell(
@@ -175,17 +177,11 @@ def _plain_cell(
     chunk: int,  # noqa: ARG001
 ) -> tuple[Value, Value, Value]:
     """One step of one layer, `lstm_compile.cell.lstm_step` word for word."""
-    step = op.Squeeze(x, _ints(1))
+    step = op.Squeeze(x, ints(1))
     gates = op.MatMul(step, op.Transpose(weight_ih, perm=[1, 0]))
     gates = op.Add(op.Add(gates, op.MatMul(h0, op.Transpose(weight_hh, perm=[1, 0]))), bias)
     size = int(weight_hh.shape[1])
-    i, f, g, o = (
-        op.Slice(gates, _ints(k * size), _ints((k + 1) * size), _ints(1)) for k in range(4)
-    )
+    i, f, g, o = (op.Slice(gates, ints(k * size), ints((k + 1) * size), ints(1)) for k in range(4))
     c = op.Add(op.Mul(op.Sigmoid(f), c0), op.Mul(op.Sigmoid(i), op.Tanh(g)))
     h = op.Mul(op.Sigmoid(o), op.Tanh(c))
-    return op.Unsqueeze(h, _ints(1)), h, c
-
-
-def _ints(*values: int) -> Value:
-    return op.Constant(value_ints=list(values))
+    return op.Unsqueeze(h, ints(1)), h, c

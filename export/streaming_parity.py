@@ -1,7 +1,8 @@
 """`verify_streaming`: proof that a streaming file goes on where it stopped, however it is fed."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from lstm_compile.errors import InputError
 from lstm_compile.export import names
 from lstm_compile.export.answers import (
     CHUNK,
+    EVERYWHERE,
     choose_runtimes,
     full_precision,
-    openvino_model,
 )
+from lstm_compile.export.apart import Apart
 from lstm_compile.export.cases import Case, draw
 from lstm_compile.export.parity import (
     answer_units,
@@ -79,7 +81,10 @@ def feedings(one_step: bool) -> list[Feeding]:
 
 
 def verify_streaming(
-    model: Model | str | Path, path: str | Path, runtimes: Sequence[str] | None = None
+    model: Model | str | Path,
+    path: str | Path,
+    runtimes: Sequence[str] | None = None,
+    everywhere: bool = False,
 ) -> ParityReport:
     """Compare a streaming file, and torch's own backends, with the model in float64.
 
@@ -92,6 +97,7 @@ def verify_streaming(
         model: the model, or the path of its run folder or safetensors file.
         path: the file.
         runtimes: some of `RUNTIMES`; all that can run here if None.
+        everywhere: compare every installed runtime that loads files.
 
     Returns:
         The largest difference of answers and states; a file of another model is a report that did
@@ -104,9 +110,10 @@ def verify_streaming(
     file = read_onnx(path)
     if names.STATE_KEY not in file.metadata:
         raise InputError(f"{path}: is no streaming file; write one with --streaming")
-    chosen, skipped = choose_runtimes(runtimes)
+    among = EVERYWHERE if everywhere else RUNTIMES
+    chosen, skipped = choose_runtimes(runtimes, among)
     with cpu_threads(1):
-        rows = tuple(_rows(model, file, [name for name in chosen if name in RUNTIMES]))
+        rows = tuple(_rows(model, file, chosen))
     digest = hashlib.sha256(file.data).hexdigest()
     return ParityReport(rows, digest, versions(), device(), skipped)
 
@@ -118,22 +125,34 @@ def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row
     expected = [_oracle(model, inputs) for _, inputs in cases]
     at_once = _eager_at_once(model) if one_step else {}
     for runtime in runtimes:
-        try:
-            step = _step_of(runtime, model, file)
-        except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
-            yield Row(runtime, "load", TOLERANCE, float("nan"), one_line(error))
-            continue
-        whole = dict(at_once)  # answers to all steps at once, by the state before them
-        for (feeding, inputs), values in zip(cases, expected, strict=True):
+        with ExitStack() as stack:
             try:
-                found = _feed(step, feeding.sizes, inputs, model)
-            except Exception as error:  # as above
-                yield Row(runtime, str(feeding), TOLERANCE, float("nan"), one_line(error))
+                step = stack.enter_context(_step_of(runtime, model, file))
+            except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
+                yield Row(runtime, "load", TOLERANCE, float("nan"), one_line(error))
                 continue
-            same = values if feeding.cut in EXACT else whole.get(feeding.state, values)
-            yield _compare(runtime, feeding, found, same, values, model)
-            if feeding.cut == "whole":
-                whole[feeding.state] = found
+            yield from _fed(runtime, step, cases, expected, at_once, model)
+
+
+def _fed(
+    runtime: str,
+    step: Step,
+    cases: Sequence[tuple[Feeding, Inputs]],
+    expected: Sequence[Arrays],
+    at_once: Mapping[str, Arrays],
+    model: Model,
+) -> Iterator[Row]:
+    whole = dict(at_once)  # answers to all steps at once, by the state before them
+    for (feeding, inputs), values in zip(cases, expected, strict=True):
+        try:
+            found = _feed(step, feeding.sizes, inputs, model)
+        except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
+            yield Row(runtime, str(feeding), TOLERANCE, float("nan"), one_line(error))
+            continue
+        same = values if feeding.cut in EXACT else whole.get(feeding.state, values)
+        yield _compare(runtime, feeding, found, same, values, model)
+        if feeding.cut == "whole":
+            whole[feeding.state] = found
 
 
 def _eager_at_once(model: Model) -> dict[str, Arrays]:
@@ -146,12 +165,12 @@ def _eager_at_once(model: Model) -> dict[str, Arrays]:
     }
 
 
-def draw_stream(model: Model, feeding: Feeding) -> Inputs:
+def draw_stream(model: Model, feeding: Feeding, batch: int = BATCH) -> Inputs:
     """Everything the file takes, `x` with all its steps."""
-    inputs = draw(Case(BATCH, sum(feeding.sizes), "full"), model)
+    inputs = draw(Case(batch, sum(feeding.sizes), "full"), model)
     del inputs[names.LENGTHS]
     random = np.random.default_rng(SEED)
-    shape = [size if isinstance(size, int) else BATCH for size in names.state_of(model.config)]
+    shape = [size if isinstance(size, int) else batch for size in names.state_of(model.config)]
     drawn = random.standard_normal((2, *shape)) * (feeding.state == "random")
     return inputs | dict(zip(names.STATE, np.tanh(drawn).astype(np.float32), strict=True))
 
@@ -161,14 +180,17 @@ def _oracle(model: Model, inputs: Inputs) -> Arrays:
     return torch_step(model._replace(params=params), "reference")(inputs)
 
 
-def _step_of(runtime: str, model: Model, file: OnnxFile) -> Step:
+@contextmanager
+def _step_of(runtime: str, model: Model, file: OnnxFile) -> Iterator[Step]:
     if runtime == "onnxruntime":
         session = open_session(file.data)
-        return lambda inputs: tuple(session.run(None, inputs))
-    if runtime == "openvino":
-        compiled = openvino_model(file.data)
-        return lambda inputs: tuple(np.array(value) for value in compiled(inputs).values())
-    return torch_step(model, "compiled" if runtime == "compiled" else "vendor")
+        yield lambda inputs: tuple(session.run(None, inputs))
+    elif runtime in EVERYWHERE:
+        outputs = (names.OUTPUTS[model.config.task], *names.NEXT_STATE)
+        with closing(Apart(runtime, file.data, list(file.interface.inputs), outputs)) as apart:
+            yield lambda inputs: tuple(apart(inputs))
+    else:
+        yield torch_step(model, "compiled" if runtime == "compiled" else "vendor")
 
 
 def torch_step(model: Model, backend: Backend) -> Step:

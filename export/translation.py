@@ -24,6 +24,8 @@ from lstm_compile.vendor import SATURATED
 # A tensor of the graph under construction: onnxscript and torch.onnx share no public type for it.
 Value = Any
 
+RECURRENCE = torch.ops.lstm_compile.recurrence.default
+
 # ONNX orders the gates i, o, f, c; torch orders them i, f, g, o, and its g is ONNX's c.
 GATES = [0, 3, 1, 2]
 LOWEST = float(np.finfo(np.float32).min)
@@ -55,7 +57,7 @@ def translation_table() -> Table:
     Outputs and final states mean what they mean in `lstm_compile.lstm`, for any lengths.
     """
     return {
-        torch.ops.lstm_compile.recurrence.default: recurrence,
+        RECURRENCE: recurrence,
         torch.ops.lstm_compile.last_steps.default: last_steps,
     }
 
@@ -86,6 +88,27 @@ def recurrence(
     Raises:
         InputError: the module is not in float32, or it sets states back.
     """
+    check_module(x, resets)
+    weights = node_weights(weight_ih, weight_hh, bias)
+    if lengths is None:
+        return _dense(x, weights, initial_state(h0, x), initial_state(c0, x), reverse)
+    rows = _rows(x, lengths)
+    initial_h, initial_c = initial_state(h0, lengths), initial_state(c0, lengths)
+    x = op.GatherND(x, rows.reversal, batch_dims=1) if reverse else x
+    if _reads_cell_state(weight_hh):
+        x, weights = _freeze_padding(x, rows, weights)
+    y, _, c = lstm_node(x, weights, initial_h, initial_c)
+    h = _last_valid(y, rows, op.Squeeze(initial_h, ints(0)))
+    y = op.GatherND(y, rows.reversal, batch_dims=1) if reverse else y
+    return op.Where(rows.valid, y, zero()), h, op.Squeeze(c, ints(0))
+
+
+def check_module(x: Value, resets: Value) -> None:
+    """Refuse what has no form in ONNX.
+
+    Raises:
+        InputError: the module is not in float32, or it sets states back; says what to do.
+    """
     if resets is not None:
         raise InputError(
             "resets have no form in ONNX, where a row begins once: export the module without them, "
@@ -94,26 +117,14 @@ def recurrence(
         )
     if x.dtype is not None and int(x.dtype) != TensorProto.FLOAT:
         raise InputError(f"ONNX export takes float32 modules, got {x.dtype}; use module.float()")
-    weights = _weights(weight_ih, weight_hh, bias)
-    if lengths is None:
-        return _dense(x, weights, _initial(h0, x), _initial(c0, x), reverse)
-    rows = _rows(x, lengths)
-    initial_h, initial_c = _initial(h0, lengths), _initial(c0, lengths)
-    x = op.GatherND(x, rows.reversal, batch_dims=1) if reverse else x
-    if _reads_cell_state(weight_hh):
-        x, weights = _freeze_padding(x, rows, weights)
-    y, _, c = _node(x, weights, initial_h, initial_c)
-    h = _last_valid(y, rows, op.Squeeze(initial_h, _ints(0)))
-    y = op.GatherND(y, rows.reversal, batch_dims=1) if reverse else y
-    return op.Where(rows.valid, y, _zero()), h, op.Squeeze(c, _ints(0))
 
 
 def last_steps(x: Value, lengths: Value, size: int) -> Value:
     """The last `size` valid steps of each row, as `forecast.ending.last_steps` gives them."""
     wanted = op.Constant(value=numpy_helper.from_array(np.arange(-size, 0)))
-    step = op.Add(op.Unsqueeze(lengths, _ints(1)), wanted)
-    picked = op.GatherND(x, op.Unsqueeze(op.Max(step, _ints(0)), _ints(2)), batch_dims=1)
-    return op.Where(op.Unsqueeze(op.Less(step, _ints(0)), _ints(2)), _zero(), picked)
+    step = op.Add(op.Unsqueeze(lengths, ints(1)), wanted)
+    picked = op.GatherND(x, op.Unsqueeze(op.Max(step, ints(0)), ints(2)), batch_dims=1)
+    return op.Where(op.Unsqueeze(op.Less(step, ints(0)), ints(2)), zero(), picked)
 
 
 def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Value:
@@ -131,33 +142,39 @@ def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Val
 def _dense(
     x: Value, weights: Weights, h0: Value, c0: Value, reverse: bool
 ) -> tuple[Value, Value, Value]:
-    y, h, c = _node(_flip(x) if reverse else x, weights, h0, c0)
-    return _flip(y) if reverse else y, op.Squeeze(h, _ints(0)), op.Squeeze(c, _ints(0))
+    y, h, c = lstm_node(_flip(x) if reverse else x, weights, h0, c0)
+    return _flip(y) if reverse else y, op.Squeeze(h, ints(0)), op.Squeeze(c, ints(0))
 
 
 def _flip(x: Value) -> Value:
     last = op.Sub(_time(x), op.Constant(value_int=1))
-    return op.Gather(x, op.Sub(last, _steps(x)), axis=1)
+    return op.Gather(x, op.Sub(last, steps(x)), axis=1)
 
 
 def _rows(x: Value, lengths: Value) -> Rows:
-    step, column = _steps(x), op.Unsqueeze(lengths, _ints(1))
+    step, column = steps(x), op.Unsqueeze(lengths, ints(1))
     valid = op.Less(step, column)
     mirrored = op.Sub(op.Sub(column, op.Constant(value_int=1)), step)
     reversal = op.Where(valid, mirrored, step)
-    return Rows(column, op.Unsqueeze(valid, _ints(2)), op.Unsqueeze(reversal, _ints(2)))
+    return Rows(column, op.Unsqueeze(valid, ints(2)), op.Unsqueeze(reversal, ints(2)))
 
 
 def _time(x: Value) -> Value:
     return op.Squeeze(op.Shape(x, start=1, end=2))
 
 
-def _steps(x: Value) -> Value:
+def steps(x: Value) -> Value:
+    """The numbers of the steps, int64 (time,)."""
     return op.Range(op.Constant(value_int=0), _time(x), op.Constant(value_int=1))
 
 
-def _node(
-    x: Value, weights: Weights, initial_h: Value, initial_c: Value
+def lstm_node(
+    x: Value,
+    weights: Weights,
+    initial_h: Value,
+    initial_c: Value,
+    sequence_lens: Value = None,
+    direction: str = "forward",
 ) -> tuple[Value, Value, Value]:
     """The LSTM node: y (batch, time, H), h and c (1, batch, H)."""
     y, h, c = op.LSTM(
@@ -165,18 +182,20 @@ def _node(
         weights.weight_ih,
         weights.weight_hh,
         weights.biases,
-        None,  # sequence_lens
+        sequence_lens,
         initial_h,
         initial_c,
+        direction=direction,
         hidden_size=weights.hidden_size,
     )
-    return op.Transpose(op.Squeeze(y, _ints(1)), perm=[1, 0, 2]), h, c
+    return op.Transpose(op.Squeeze(y, ints(1)), perm=[1, 0, 2]), h, c
 
 
-def _weights(weight_ih: Value, weight_hh: Value, bias: Value) -> Weights:
+def node_weights(weight_ih: Value, weight_hh: Value, bias: Value) -> Weights:
+    """What the LSTM node is given, from torch's `weight_ih`, `weight_hh` and the sum of biases."""
     gates, hidden_size = (int(size) for size in weight_hh.shape)
     no_bias: Value = op.Constant(value=_zeros(1, gates))
-    one_bias: Value = no_bias if _is_zeros(bias) else _reorder(bias)  # torch's two, added up
+    one_bias: Value = no_bias if is_zeros(bias) else _reorder(bias)  # torch's two, added up
     both_biases = op.Concat(one_bias, no_bias, axis=1)
     return Weights(_reorder(weight_ih), _reorder(weight_hh), both_biases, hidden_size)
 
@@ -184,19 +203,19 @@ def _weights(weight_ih: Value, weight_hh: Value, bias: Value) -> Weights:
 def _reorder(weight: Value) -> Value:
     """`weight` (4H, ...) as (1, 4H, ...) in ONNX's order of gates."""
     gates, *others = (int(size) for size in weight.shape)
-    blocks = op.Reshape(weight, _ints(1, 4, gates // 4, *others))
-    return op.Reshape(op.Gather(blocks, _ints(*GATES), axis=1), _ints(1, gates, *others))
+    blocks = op.Reshape(weight, ints(1, 4, gates // 4, *others))
+    return op.Reshape(op.Gather(blocks, ints(*GATES), axis=1), ints(1, gates, *others))
 
 
 def _freeze_padding(x: Value, rows: Rows, weights: Weights) -> tuple[Value, Weights]:
     """Keep the cell state as it is in the padding: see `lstm_compile.vendor.vendor`."""
     flag = op.Cast(op.Not(rows.valid), to=TensorProto.FLOAT)
-    padded = op.Concat(op.Where(rows.valid, x, _zero()), flag, axis=2)
+    padded = op.Concat(op.Where(rows.valid, x, zero()), flag, axis=2)
     by_gate = (-SATURATED, 0.0, SATURATED, 0.0)
     column: Value = op.Constant(
         value_floats=[value for value in by_gate for _ in range(weights.hidden_size)]
     )
-    column = op.Unsqueeze(column, _ints(0, 2))
+    column = op.Unsqueeze(column, ints(0, 2))
     weight_ih = op.Concat(weights.weight_ih, column, axis=2)
     return padded, weights._replace(weight_ih=weight_ih)
 
@@ -207,17 +226,17 @@ def _last_valid(y: Value, rows: Rows, initial_h: Value) -> Value:
     return op.Where(op.Less(op.Constant(value_int=0), rows.lengths), picked, initial_h)
 
 
-def _initial(state: Value, batched: Value) -> Value:
+def initial_state(state: Value, batched: Value) -> Value:
     """`state` (batch, H) as (1, batch, H); zeros are made anew, so that all nodes share them."""
-    if not _is_zeros(state):
-        return op.Unsqueeze(state, _ints(0))
+    if not is_zeros(state):
+        return op.Unsqueeze(state, ints(0))
     batch = op.Shape(batched, start=0, end=1)
-    shape = op.Concat(_ints(1), batch, _ints(int(state.shape[1])), axis=0)
+    shape = op.Concat(ints(1), batch, ints(int(state.shape[1])), axis=0)
     # the default value is written out: tract, MNN and OpenCV do not know it
     return op.ConstantOfShape(shape, value=_zeros(1))
 
 
-def _is_zeros(value: Value) -> bool:
+def is_zeros(value: Value) -> bool:
     """Whether `value` is a part of what new_zeros made."""
     node = value.producer()
     while node is not None and node.op_type in ("Gather", "CastLike", "Cast"):
@@ -229,12 +248,12 @@ def _reads_cell_state(weight_hh: Value) -> bool:
     """Whether the traced program reads c of any call with these weights; True if it cannot tell."""
     producer = weight_hh.producer()
     traced = (weight_hh if producer is None else producer).meta.get("node")
-    operator = torch.ops.lstm_compile.recurrence.default
-    calls = [user for user in getattr(traced, "users", ()) if user.target is operator]
+    calls = [user for user in getattr(traced, "users", ()) if user.target is RECURRENCE]
     return not calls or any(part.args[1] == 2 for call in calls for part in call.users)
 
 
-def _ints(*values: int) -> Value:
+def ints(*values: int) -> Value:
+    """Whole numbers as one constant (numbers,)."""
     return op.Constant(value_ints=list(values))
 
 
@@ -242,5 +261,6 @@ def _zeros(*shape: int) -> TensorProto:
     return numpy_helper.from_array(np.zeros(shape, np.float32))
 
 
-def _zero() -> Value:
+def zero() -> Value:
+    """The number 0.0."""
     return op.Constant(value_float=0.0)

@@ -18,27 +18,29 @@ from safetensors import SafetensorError, safe_open
 from lstm_compile.errors import InputError, reason
 
 PREFIX = 8  # bytes that hold the length of the header
+MEND = "train or copy it again"
 HEADER_BYTES = 8 << 20
 
 
 @contextmanager
-def open_archive(path: Path, framework: str) -> Iterator[Any]:
+def open_archive(path: Path, framework: str, mend: str = MEND) -> Iterator[Any]:
     """A safetensors file as the library's `safe_open` gives it, once its header is checked.
 
     Args:
         path: the file.
         framework: `pt` or `numpy`, whose tensors are wanted.
+        mend: what to do about a damaged file.
 
     Raises:
         InputError: no such file, or one that is damaged, in the body of the `with` statement too.
     """
     try:
-        _check_header(path)
+        _check_header(path, mend)
         with safe_open(path, framework=framework) as archive:
             yield archive
     except (SafetensorError, OSError, RuntimeError, TypeError) as error:  # of absurd shapes, too
         raise InputError(
-            f"{path}: not a readable safetensors file ({reason(error)}); train or copy it again"
+            f"{path}: not a readable safetensors file ({reason(error)}); {mend}"
         ) from error
 
 
@@ -57,7 +59,7 @@ def with_short_header(data: bytes) -> bytes:
     return data
 
 
-def _check_header(path: Path) -> None:
+def _check_header(path: Path, mend: str) -> None:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(PREFIX), "little")
@@ -65,5 +67,5 @@ def _check_header(path: Path) -> None:
     if length > most:
         raise InputError(
             f"{path}: not a readable safetensors file (its header says {length} bytes, expected at "
-            f"most {max(most, 0)}); train or copy it again"
+            f"most {max(most, 0)}); {mend}"
         )

@@ -1,5 +1,6 @@
 """Files that are either whole or not there, and JSON that is JSON."""
 
+import glob
 import json
 import math
 import os
@@ -14,7 +15,7 @@ MOST_BRACKETS = 1 << 17  # an empty list takes thirty times its own text in memo
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary name in the same folder, sync, rename.
+    """Write to a temporary name in the same folder, sync, rename, sync the folder.
 
     Raises:
         InputError: the folder is missing, read-only or full.
@@ -28,6 +29,7 @@ def write_atomically(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
             Path(name).chmod(0o666 & ~_umask())
             os.replace(name, path)
+            _sync_folder(path.parent)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -35,6 +37,22 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise InputError(
             f"{path}: cannot be written ({error.strerror}); check the folder and its rights"
         ) from error
+
+
+def remove_unfinished(folder: Path, *names: str) -> None:
+    """Remove what processes that were killed left of their writes to files of these names."""
+    for name in names:
+        for path in folder.glob(f".{glob.escape(name)}.????????"):
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the rename survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

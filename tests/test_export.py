@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -124,12 +125,16 @@ def test_interface_is_the_frozen_one(config):
         ("lengths", onnx.TensorProto.INT64, ["batch"]),
         (output, onnx.TensorProto.FLOAT, ["batch", made.config.output_size]),
     ]
-    assert {prop.key: prop.value for prop in model.metadata_props} == {
+    found = {prop.key: prop.value for prop in model.metadata_props}
+    assert re.fullmatch("[0-9a-f]{64}", found.pop("selftest_sha256"))
+    assert found == {
         "interface_version": "1",
         "format": "lstm_compile",
         "profile": "portable",
+        "runtimes": "any",
         "task": task,
         "inputs": '["x", "lengths"]',
+        "outputs": json.dumps([output]),
         "config": made.config.to_json(),
         "schema": made.schema.to_json(),
         "training": '{"fingerprint": "abc", "seed": 0}',

@@ -138,7 +138,8 @@ def _scaling(
 
 def _counts(valid: Tensor, config: ModelConfig) -> Tensor:
     """(batch, time, levels) bool, which values are there once targets have become differences."""
-    step = torch.arange(valid.shape[1], device=valid.device)
+    # in floats: tract cuts what it knows of whole numbers into parts, and fails on short rows
+    step = torch.arange(valid.shape[1], dtype=torch.float32, device=valid.device)
     of_targets = valid & (step >= config.season)[:, None]
     return torch.cat(
         [of_targets.expand(-1, -1, config.output_size), valid.expand(-1, -1, config.past_size)], -1

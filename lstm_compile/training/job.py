@@ -1,12 +1,14 @@
 """A training run before it begins: data read and parted, settings checked, a folder made."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lstm_compile.checkpoint import load_model
 from lstm_compile.config import FORECAST, LM, ModelConfig, Task
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
@@ -20,12 +22,22 @@ from lstm_compile.data.textfiles import refuse_columns
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.windows import Windows
-from lstm_compile.runs import new_run_folder
+from lstm_compile.runs import (
+    CONFIG_FILE,
+    LAST_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    last_run_folder,
+    new_run_folder,
+    own_file,
+)
 from lstm_compile.tasks import check_class_weight, loss_name
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.parts import Parts as Parts
 from lstm_compile.training.parts import in_place_of_test
+from lstm_compile.training.saving import SETTLED, Saved, load_progress
 from lstm_compile.training.series import forecast_parts
+from lstm_compile.training.team import is_restarted, team
 from lstm_compile.training.warm import WarmStart, warm_start
 
 
@@ -40,6 +52,12 @@ class Job(NamedTuple):
     parts: Parts
     fingerprint: str  # of all the data that training saw, validation included
     warm: WarmStart | None = None  # what --init gives
+    saved: Saved | None = None  # what it goes on from
+    stamp: object = None  # of the folder's files
+
+    def is_stale(self) -> bool:
+        """Whether the folder is no longer as it was when the job was prepared."""
+        return _stamp(self.folder) != self.stamp
 
 
 def prepare(
@@ -52,6 +70,7 @@ def prepare(
     table: TableOptions | None = None,
     task: Task | None = None,
     progress: Callable[[int, int], None] | None = None,
+    resume: bool = False,
 ) -> Job:
     """Read and check everything, then make the run folder.
 
@@ -66,14 +85,22 @@ def prepare(
         table: the columns of a long table; None infers them.
         task: `forecast`, or what the data must be good for; None takes what they are.
         progress: called with rows done and rows in all, while a long table is read.
+        resume: go on where the run in `output` stopped; from the start, where nothing was saved.
+            A process that `torchrun` has started in place of one that failed does so in any case.
 
     Raises:
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
+    output, resume = _where_to_go_on(data, output, resume=resume)
     job = plan_job(
         data, hyper_parameters, training, test=test, table=table, task=task, progress=progress
     )
-    return job._replace(folder=new_run_folder(plain_name(data), output))
+    output, saved = _folder(data, output, resume=resume), None
+    if resume:
+        saved = saved_in(output, job.config, training, job.fingerprint)
+    if saved:
+        training = replace(training, **{name: saved.about["training"][name] for name in SETTLED})
+    return job._replace(folder=output, training=training, saved=saved, stamp=_stamp(output))
 
 
 def plan_job(
@@ -103,12 +130,86 @@ def plan_job(
         )
     if task not in (None, config.task):
         raise InputError(f"{data}: good for task {config.task}, not {task}; leave --task out")
-    training.check_task(config.task)
-    loss_name(config.task, training.loss, config.quantiles)
-    check_class_weight(config.task, training.class_weight)
+    _check_training(config, training)
     warm = _warm_start(config, training, parts.train)
     digest = digest_of(parts.everything if training.refit else parts.known)
     return Job(data, test, Path(), config, training, parts, digest, warm)
+
+
+def _check_training(config: ModelConfig, training: TrainingConfig) -> None:
+    training.check_task(config.task)
+    loss_name(config.task, training.loss, config.quantiles)
+    check_class_weight(config.task, training.class_weight)
+    if training.batch_size < team().size:
+        raise InputError(
+            f"batch_size is that of all processes together: {training.batch_size} rows are too few "
+            f"for {team().size} processes; raise --batch-size or start fewer"
+        )
+
+
+def _where_to_go_on(data: str, output: Path | None, *, resume: bool) -> tuple[Path | None, bool]:
+    """The folder, if one is named or a process goes on in the place of another; whether it does."""
+    if is_restarted() and not resume:
+        output = output or last_run_folder(plain_name(data))
+        resume = output is not None and (output / CONFIG_FILE).is_file()
+    if resume and output is not None:
+        check_unfinished(output)
+    return output, resume
+
+
+def _folder(data: str, output: Path | None, *, resume: bool) -> Path:
+    """The folder of the run, the same for a whole team; its first process makes it."""
+    if resume and output is not None:
+        return output
+    made = new_run_folder(plain_name(data), output) if team().is_first else None
+    folder: Path = team().agree(made)
+    return folder
+
+
+def check_unfinished(folder: Path) -> None:
+    """Refuse a run that is over, and a folder that holds none.
+
+    Raises:
+        InputError: says which.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{folder}: no {CONFIG_FILE} there: not a run that can be resumed")
+    try:
+        training = load_model(folder).training
+    except InputError:  # none yet, or damaged: it is written again
+        return
+    if training.get("stopped") in ("epochs", "patience"):
+        raise InputError(
+            f"{folder}: this run is finished (best epoch {training.get('epochs')}, stopped by "
+            f"{training['stopped']}), nothing is left to resume; start another from its weights "
+            f"with --init {folder}"
+        )
+
+
+def saved_in(
+    folder: Path, config: ModelConfig, training: TrainingConfig, digest: str
+) -> Saved | None:
+    """What a run saved to go on from; None where it had not come so far.
+
+    Raises:
+        InputError: the file is damaged, or from other settings or data.
+    """
+    path = own_file(folder, LAST_FILE)
+    if path is None:
+        return None
+    saved = load_progress(path, config, training)
+    if saved.about.get("data_fingerprint") != digest:
+        raise InputError(
+            f"{path}: written with other data (fingerprint {saved.about.get('data_fingerprint')}, "
+            f"found {digest}); put them back, or start a new run"
+        )
+    return saved
+
+
+def _stamp(folder: Path) -> object:
+    """Differs once a run wrote to the folder."""
+    files = (folder / name for name in (MODEL_FILE, LAST_FILE, METRICS_FILE))
+    return [(stat.st_mtime_ns, stat.st_size) for f in files if f.exists() for stat in [f.stat()]]
 
 
 def _sequence_parts(

@@ -289,7 +289,8 @@ def _value(trial: "Trial", plan: Plan) -> float:
     """Train once, and give the best validation figure."""
     from optuna import TrialPruned
 
-    from lstm_compile.training.run import fit_job, settings_text
+    from lstm_compile.training.document import to_toml
+    from lstm_compile.training.run import fit_job
 
     drawn = {name: _draw(trial, name, part) for name, part in plan.space.items()}
     asked = {"model": dict(plan.model), "training": dict(plan.training)}
@@ -305,7 +306,7 @@ def _value(trial: "Trial", plan: Plan) -> float:
 
     try:
         job = _job(plan.data, plan.task, asked["model"], asked["training"], plan.table)
-        trial.set_user_attr("config", settings_text(job._replace(test=plan.test)))
+        trial.set_user_attr("config", to_toml(job._replace(test=plan.test)))
         fitted = fit_job(job, after_epoch)
     except (InputError, RunError) as error:  # settings that these data cannot have, or a divergence
         trial.set_user_attr("reason", str(error))

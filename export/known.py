@@ -1,0 +1,167 @@
+"""What is known to go wrong in other runtimes: one table, which `export` and the README show.
+
+Every row was seen, in the version that it names. Loads no torch.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from onnx import GraphProto, NodeProto, TensorProto
+
+
+class Known(NamedTuple):
+    """One thing that goes wrong.
+
+    Attributes:
+        runtime: where.
+        version: in which it was seen.
+        part: the node or attribute.
+        happens: what it does.
+        remedy: what to do.
+        concerns: whether a graph has such a part.
+    """
+
+    runtime: str
+    version: str
+    part: str
+    happens: str
+    remedy: str
+    concerns: Callable[[GraphProto], bool]
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.version}: {self.part}: {self.happens}; {self.remedy}"
+
+
+def concerning(graph: GraphProto) -> list[Known]:
+    """The rows that a graph can meet."""
+    return [row for row in TABLE if row.concerns(graph)]
+
+
+def markdown() -> str:
+    """The table as the README has it."""
+    head = [
+        "| runtime | seen in | node or attribute | what happens | what to do |",
+        "|---" * 5 + "|",
+    ]
+    rows = [f"| {' | '.join(row[:5])} |" for row in TABLE]
+    return "\n".join([*head, *rows])
+
+
+def _lstm(graph: GraphProto) -> Iterator[NodeProto]:
+    return (node for node in graph.node if node.op_type == "LSTM")
+
+
+def _has_input(node: NodeProto, index: int) -> bool:
+    return len(node.input) > index and bool(node.input[index])
+
+
+def _given_lengths(graph: GraphProto) -> bool:
+    return any(_has_input(node, 4) for node in _lstm(graph))
+
+
+def _without_initial_states(graph: GraphProto) -> bool:
+    return any(not _has_input(node, 5) for node in _lstm(graph))
+
+
+def _starts_at_zero(graph: GraphProto) -> bool:
+    """Whether initial states are made in the graph, not given to it."""
+    given = {value.name for value in graph.input}
+    return any(not _has_input(node, 5) or node.input[5] not in given for node in _lstm(graph)) and (
+        given.isdisjoint(("h", "c"))
+    )
+
+
+def _unnamed_results(graph: GraphProto) -> bool:
+    return any(len([name for name in node.output if name]) < 3 for node in _lstm(graph))
+
+
+def _batch_first(graph: GraphProto) -> bool:
+    return any(a.name == "layout" and a.i == 1 for node in _lstm(graph) for a in node.attribute)
+
+
+def _takes_int64(graph: GraphProto) -> bool:
+    return any(value.type.tensor_type.elem_type == TensorProto.INT64 for value in graph.input)
+
+
+def _has(*kinds: str) -> Callable[[GraphProto], bool]:
+    return lambda graph: any(node.op_type in kinds for node in graph.node)
+
+
+def _max_of_one(graph: GraphProto) -> bool:
+    return any(node.op_type in ("Max", "Min") and len(node.input) == 1 for node in graph.node)
+
+
+def _default_value_left_out(graph: GraphProto) -> bool:
+    return any(node.op_type == "ConstantOfShape" and not node.attribute for node in graph.node)
+
+
+SILENT = "rows of different lengths are answered wrongly without an error"
+PORTABLE = "export with --profile portable"
+LENGTHS = "LSTM with sequence_lens"
+
+TABLE: tuple[Known, ...] = (
+    Known("OpenVINO", "2026.4.1", LENGTHS, SILENT, PORTABLE, _given_lengths),
+    Known("MNN", "3.6.1", LENGTHS, SILENT, PORTABLE, _given_lengths),
+    Known("IREE", "3.13.0", LENGTHS, SILENT, PORTABLE, _given_lengths),
+    Known("onnx reference", "1.23.2", LENGTHS, SILENT, PORTABLE, _given_lengths),
+    Known(
+        "OpenCV", "5.0.0.93", LENGTHS, "refused without initial states, wrong with them",
+        PORTABLE, _given_lengths,
+    ),
+    Known("tract", "0.23.9", LENGTHS, "does not load", PORTABLE, _given_lengths),
+    Known(
+        "IREE", "3.13.0", "LSTM from zero states, open batch and time",
+        "the cell state starts as another tensor: wrong without an error",
+        "set batch and time to numbers before the import, one module a size", _starts_at_zero,
+    ),
+    Known(
+        "OpenVINO", "2026.4.1", "float32 on processors with bfloat16 units",
+        "computes in bfloat16: errors near 1e-3", "set INFERENCE_PRECISION_HINT to f32",
+        _has("LSTM", "MatMul", "Gemm"),
+    ),
+    Known(
+        "MNN", "3.6.1", "int64 inputs", "has no int64", "give lengths, tokens and codes as int32",
+        _takes_int64,
+    ),
+    Known(
+        "ONNX Runtime", "1.32", "LSTM with a batch of 0 or no step", "ends the process",
+        "do not ask it for nothing (runtime.py does not)", _has("LSTM", "DynamicQuantizeLSTM"),
+    ),
+    Known(
+        "all but ONNX Runtime", "any", "DynamicQuantizeLSTM", "does not load",
+        "export without --int8", _has("DynamicQuantizeLSTM"),
+    ),
+    Known(
+        "ncnn, TVM", "0.27 (TVM)", "LSTM", "does not load", "export --streaming --cells plain",
+        _has("LSTM"),
+    ),
+    Known(
+        "tract", "0.23.9", "LSTM without initial states", "panics where the batch is open",
+        "give initial_h and initial_c", _without_initial_states,
+    ),
+    Known(
+        "MNN", "3.6.1", "LSTM with outputs that have no name", "its converter crashes",
+        "name Y, Y_h and Y_c", _unnamed_results,
+    ),
+    Known(
+        "MNN", "3.6.1", "Max of one input", "its converter crashes", "leave the node out",
+        _max_of_one,
+    ),
+    Known(
+        "tract, MNN, OpenCV", "0.23.9, 3.6.1, 5.0.0.93", "ConstantOfShape without value",
+        "does not load", "write the default value out", _default_value_left_out,
+    ),
+    Known(
+        "ONNX Runtime, OpenVINO", "1.32, 2026.4.1", "LSTM with layout 1",
+        "refused; wrong without an error", "transpose to layout 0", _batch_first,
+    ),
+    Known(
+        "tract, OpenCV, IREE", "0.23.9, 5.0.0.93, 3.13.0", "ReverseSequence",
+        "does not load; wrong in IREE", "reverse with GatherND, batch_dims=1",
+        _has("ReverseSequence"),
+    ),
+    Known(
+        "ONNX Runtime", "1.32", "Loop, Scan", "6 to 20 times slower than LSTM nodes",
+        "use LSTM nodes", _has("Loop", "Scan"),
+    ),
+)  # fmt: skip
