@@ -127,14 +127,19 @@ def _mark_rows(arguments: Sequence[Any]) -> None:
             _mark_rows(argument)
 
 
+def compiler() -> str:
+    """The path of the C++ compiler that Inductor takes; empty where there is none."""
+    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
+    return next(filter(None, (shutil.which(name) for name in candidates if name)), "")
+
+
 @cache
 def can_compile(device_type: str) -> bool:
     """Whether Inductor finds what it generates code with: a C++ compiler, on CUDA Triton too.
 
     Warns once where it does not.
     """
-    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
-    missing = not any(shutil.which(name) for name in candidates if name)
+    missing = not compiler()
     if device_type == "cuda":
         missing = missing or not torch.utils._triton.has_triton()
     if missing:

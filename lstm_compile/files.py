@@ -8,7 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lstm_compile.errors import InputError
+from lstm_compile.errors import InputError, reason
+
+LONGEST_JSON = 8 << 20  # characters
+MOST_BRACKETS = 1 << 17  # an empty list takes thirty times its own text in memory
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -56,6 +59,26 @@ def _umask() -> int:
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
     return mask
+
+
+def from_json(text: str, what: str) -> dict[str, Any]:
+    """The JSON object in a text that anybody may have written.
+
+    Raises:
+        InputError: too long, too deep, of too many parts, no JSON or no object; `what` names it.
+    """
+    if len(text) > LONGEST_JSON or text.count("[") + text.count("{") > MOST_BRACKETS:
+        raise InputError(
+            f"{what}: expected JSON of at most {LONGEST_JSON} characters and {MOST_BRACKETS} lists "
+            f"and objects, found more"
+        )
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what}: not valid JSON ({reason(error)})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{what}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 def to_json(value: Any) -> str:

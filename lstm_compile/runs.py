@@ -33,6 +33,23 @@ def new_run_folder(data: str, output: Path | None = None) -> Path:
     return output
 
 
+def own_file(folder: Path, name: str) -> Path | None:
+    """A file of a run folder, None where it is not there.
+
+    Raises:
+        InputError: a link, which may lead out of the folder, or no plain file.
+    """
+    path = folder / name
+    if path.is_symlink():
+        raise InputError(
+            f"{path}: is a link, and the files of a run lie in its own folder; name the file that "
+            "it leads to, or copy that here"
+        )
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a plain file; train again, or copy it here")
+    return path if path.exists() else None
+
+
 def last_run_folder(data: str) -> Path | None:
     """The last of runs/DATA-1, -2, ...; None if there is none."""
     name = glob.escape(Path(data).stem)

@@ -114,6 +114,7 @@ OPTIONS = {
         *("--bidirectional/--no-bidirectional", "--lengths", "--mode", "--repeats", "--seconds"),
         *("--memory/--no-memory", "--device", "--threads", "--seed", "--debug"),
     ],
+    "doctor": ["--json", "--debug"],
     "evaluate": [
         *("model", "data", "--json", "--stride", "--plot"),
         *(*TABLE, *FILLED, "--debug"),
@@ -220,6 +221,11 @@ OPTIONS = {
     ],
     "verify": ["run", "--onnx", "--runtimes", "--json", "--debug"],
 }
+OPTIONS["tune"] = [
+    *("data", "--task", "--test", "--output", "--trials", "--space", "--metric", "--pruner"),
+    *("--storage", "--heartbeat", "--config", "--json"),
+    *OPTIONS["train"][OPTIONS["train"].index("--hidden-size") :],
+]
 
 
 def command_of(name):
@@ -701,8 +707,8 @@ def test_evaluate_refuses_and_writes_nothing(trained, here, args, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"garbage", "baselines.safetensors: not readable ("),
-        (b"", "baselines.safetensors: not readable ("),
+        (b"garbage", "baselines.safetensors: not a readable safetensors file ("),
+        (b"", "baselines.safetensors: not a readable safetensors file ("),
         (save({"baseline.median.bias": torch.ones(2)}), "unknown baseline 'median'; known are maj"),
         (
             save(

@@ -30,6 +30,7 @@ from lstm_compile.runs import (
     MODEL_FILE,
     last_run_folder,
     new_run_folder,
+    own_file,
 )
 from lstm_compile.tasks import check_class_weight, loss_name
 from lstm_compile.training.config import TrainingConfig
@@ -56,7 +57,7 @@ class Job(NamedTuple):
 
     data: str
     test: str | None
-    folder: Path
+    folder: Path  # of the run; `Path()` where nothing is to be written
     config: ModelConfig
     training: TrainingConfig
     parts: Parts
@@ -103,6 +104,34 @@ def prepare(
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
     output, resume = _of_first(lambda: _where_to_go_on(data, output, resume=resume))
+    job = plan_job(
+        data, hyper_parameters, training, test=test, table=table, task=task, progress=progress
+    )
+    saved = None
+    if resume and output:
+        saved = _of_first(partial(saved_in, output, job.config, training, job.fingerprint))
+    if saved:
+        training = replace(training, **{name: saved.about["training"][name] for name in SETTLED})
+    folder = output if resume and output else None
+    folder = folder or _of_first(lambda: new_run_folder(plain_name(data), output))
+    return job._replace(folder=folder, training=training, saved=saved, stamp=_stamp(folder))
+
+
+def plan_job(
+    data: str,
+    hyper_parameters: Mapping[str, Any],
+    training: TrainingConfig,
+    *,
+    test: str | None = None,
+    table: TableOptions | None = None,
+    task: Task | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Job:
+    """What `prepare` reads and checks, without a run folder.
+
+    Raises:
+        InputError: anything wrong with the data or the settings.
+    """
     find_device(training.device)
     if task == FORECAST or (task is None and data in SERIES):
         config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
@@ -118,15 +147,7 @@ def prepare(
     _check_training(config, training)
     warm = _warm_start(config, training, parts.train)
     digest = digest_of(parts.everything if training.refit else parts.known)
-    folder = output if resume and output else None
-    saved = None
-    if folder is not None:
-        saved = _of_first(partial(saved_in, folder, config, training, digest))
-    if saved:
-        training = replace(training, **{name: saved.about["training"][name] for name in SETTLED})
-    folder = folder or _of_first(lambda: new_run_folder(plain_name(data), output))
-    stamp = _stamp(folder)
-    return Job(data, test, folder, config, training, parts, digest, warm, saved, stamp)
+    return Job(data, test, Path(), config, training, parts, digest, warm)
 
 
 def _of_first(found: Callable[[], Found]) -> Found:
@@ -186,8 +207,8 @@ def saved_in(
     Raises:
         InputError: the file is damaged, or from other settings or data.
     """
-    path = folder / LAST_FILE
-    if not path.exists():
+    path = own_file(folder, LAST_FILE)
+    if path is None:
         return None
     saved = load_progress(path, config, training)
     if saved.about.get("data_fingerprint") != digest:

@@ -143,10 +143,42 @@ def _folder_of(job: Job) -> Iterator[None]:
             raise
 
 
+def fit_job(job: Job, after_epoch: Callable[[Epoch, Params], None]) -> Fit:
+    """Train, and write nothing.
+
+    Raises:
+        InputError: there is no validation part to judge by.
+        RunError: the loss was not finite.
+        KeyboardInterrupt: Ctrl-C before the first epoch had ended; later `stopped` says so.
+    """
+    job, _ = _with_backend(job)
+    where, parts = find_device(job.training.device), job.parts
+    if parts.validation is None:
+        raise InputError("validation must be above 0: without it nothing tells what is best")
+    fitted = fit(
+        _start(job, parts.train),
+        job.config,
+        job.training,
+        _near(parts.train, where),
+        _near(parts.validation, where),
+        after_epoch,
+        parts.train_rows,
+        note=lambda line: None,
+    )
+    _require_an_epoch(fitted)
+    return fitted
+
+
 def _settled(job: Job) -> tuple[Job, str]:
     """The job with the threads and the backend it keeps from here on, and why that backend."""
     if job.saved:
         return job, str(job.saved.about["backend"])
+    job, why = _with_backend(job)
+    write_settings(job)
+    return job, f"{job.training.backend}, {why}"
+
+
+def _with_backend(job: Job) -> tuple[Job, str]:
     threads = threads_of(job.config, job.training)
     training, why, train = replace(job.training, threads=threads), "as asked for", job.parts.train
     if training.backend == "auto" and isinstance(train, Corpus):
@@ -155,9 +187,7 @@ def _settled(job: Job) -> tuple[Job, str]:
         with cpu_threads(threads):
             device = find_device(training.device)
             training, why = settle_backend(job.config, training, train, device)
-    job = job._replace(training=training)
-    write_settings(job)
-    return job, f"{training.backend}, {why}"
+    return job._replace(training=training), why
 
 
 def _baselines(parts: Parts) -> dict[str, Baseline]:

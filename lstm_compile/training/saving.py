@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lstm_compile.archive import open_archive
 from lstm_compile.cell import LSTMState
 from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
-from lstm_compile.files import write_atomically
+from lstm_compile.files import from_json, write_atomically
 from lstm_compile.model import Params, param_shapes, trainable
 from lstm_compile.training.config import TrainingConfig, parse_interval
 from lstm_compile.training.state import Epoch, Progress, TrainState
@@ -98,13 +98,11 @@ def load_progress(path: Path, config: ModelConfig, training: TrainingConfig) -> 
     Raises:
         InputError: not a file of this kind, damaged, or of other settings; says what is wrong.
     """
-    try:
-        with safe_open(path, framework="pt") as archive:
+    with open_archive(path, "pt", MEND) as archive:
+        try:
             return _read(archive, config, training)
-    except (SafetensorError, OSError, RecursionError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error}); {MEND}") from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> Saved:
@@ -121,7 +119,7 @@ def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> Saved:
         tensors = {name: archive.get_tensor(name).clone() for name in archive.keys()}  # noqa: SIM118
         if metadata["sha256"] != _digest(tensors, texts):
             raise InputError(f"damaged: its sha256 is not the one it was written with; {MEND}")
-        about, numbers = (json.loads(text) for text in texts.values())
+        about, numbers = (from_json(text, name) for name, text in texts.items())
         _check_settings(about, config, training)
         _check_shapes(tensors, config, training)
         return Saved(_progress(tensors, numbers), about)
