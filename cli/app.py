@@ -9,7 +9,18 @@ import click
 
 import lstm_compile
 
-COMMANDS = ("bench", "evaluate", "export", "generate", "inspect", "predict", "train", "verify")
+COMMANDS = (
+    "bench",
+    "doctor",
+    "evaluate",
+    "export",
+    "generate",
+    "inspect",
+    "predict",
+    "train",
+    "tune",
+    "verify",
+)
 
 
 class LazyGroup(click.Group):

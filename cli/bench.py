@@ -9,7 +9,7 @@ from rich.console import Console
 from lstm_compile.bench.cases import Case, Precision, grid, own_case
 from lstm_compile.bench.config import BenchConfig
 from lstm_compile.cli import output
-from lstm_compile.cli.edge import Command, code_of_signal, sigterm_as_ctrl_c
+from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
 from lstm_compile.cli.options import flags_of, values_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def command(
         own = Case(**values_of(Case, options), precision=precision or "fp32")
         cases = [own_case(own, given)]
     out = output.console(as_json)
-    with sigterm_as_ctrl_c(ctx):
+    with signals_stop(ctx):
         from lstm_compile.cache import use_local_cache
         from lstm_compile.devices import find_device
         from lstm_compile.export.bench import run_bench

@@ -1,5 +1,6 @@
 """Where library errors become one line and an exit code: 2 for bad input, 1 for failed work."""
 
+import os
 import signal
 import traceback
 from collections.abc import Iterator
@@ -52,18 +53,23 @@ class Command(click.Command):
 
 
 @contextmanager
-def sigterm_as_ctrl_c(ctx: click.Context) -> Iterator[None]:
-    """Let SIGTERM end the work as Ctrl-C does, in order."""
+def signals_stop(ctx: click.Context) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end the work in order; a second one ends the process at once."""
 
     def stop(number: int, _: FrameType | None) -> None:
+        if SIGNAL in ctx.meta:
+            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sends one after that of the terminal
+                return
+            os._exit(128 + number)
         ctx.meta[SIGNAL] = number
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def code_of_signal(ctx: click.Context) -> int:

@@ -13,6 +13,7 @@ import click
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.errors import InputError
+from lstm_compile.runs import CONFIG_FILE
 from lstm_compile.training.config import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -115,6 +116,38 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     for title, values in document.items():
         defaults.update(_section(path, title, values))
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def read_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path | None:
+    """Make the settings of a run the defaults of this command's flags.
+
+    Raises:
+        BadParameter: no run there, or its `config.toml` is damaged.
+    """
+    if run is not None:
+        if not (run / CONFIG_FILE).is_file():
+            raise click.BadParameter(f"{run}: no {CONFIG_FILE} there: no run that can be resumed")
+        read_config(ctx, param, run / CONFIG_FILE)
+    return run
+
+
+def refuse_others(ctx: click.Context, *allowed: str) -> None:
+    """Refuse every flag and argument of the command line but those named.
+
+    Raises:
+        UsageError: names those that were given.
+    """
+    given = click.core.ParameterSource.COMMANDLINE
+    others = [
+        param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+        for param in ctx.command.params
+        if param.name not in allowed and ctx.get_parameter_source(param.name or "") == given
+    ]
+    if others:
+        raise click.UsageError(
+            f"--resume goes on with the settings of the run; leave {', '.join(others)} out, or "
+            "start another run from its weights with --init"
+        )
 
 
 def _section(path: Path, title: str, values: Any) -> dict[str, Any]:

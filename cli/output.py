@@ -1,5 +1,6 @@
 """What a person reads: tables on a terminal, plain lines in a pipe, JSON where asked for."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -22,9 +23,12 @@ PERCENT = ("accuracy", "macro_f1", "mape", "smape", "coverage")
 
 
 def console(json_wanted: bool) -> Console:
-    """Where progress goes: standard error when standard output belongs to JSON."""
-    stream = sys.stderr if json_wanted else sys.stdout
-    return Console(file=stream, highlight=False, soft_wrap=True, emoji=False)
+    """Where progress goes: standard error when standard output belongs to JSON.
+
+    Of several processes that train together the first one speaks.
+    """
+    stream, quiet = sys.stderr if json_wanted else sys.stdout, os.environ.get("RANK", "0") != "0"
+    return Console(file=stream, highlight=False, soft_wrap=True, emoji=False, quiet=quiet)
 
 
 def print_json(value: Any) -> None:

@@ -1,6 +1,7 @@
 """`lstm-compile train`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -8,8 +9,8 @@ import click
 from rich.console import Console
 
 from lstm_compile.cli import output
-from lstm_compile.cli.edge import Command, code_of_signal, sigterm_as_ctrl_c
-from lstm_compile.cli.options import flags_of, given_of, read_config
+from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
+from lstm_compile.cli.options import flags_of, given_of, read_config, read_run, refuse_others
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.settings import resolve
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lstm_compile.training.job import Job
     from lstm_compile.training.loop import Epoch
     from lstm_compile.training.run import Outcome
+    from lstm_compile.training.saving import Saved
 
 
 @click.command(cls=Command)
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
     "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
     expose_value=False, callback=read_config, help="TOML file of defaults for these options.",
 )  # fmt: skip
+@click.option(
+    "--resume", type=click.Path(path_type=Path), is_eager=True, callback=read_run,
+    help="Go on where the run in this folder stopped, with its settings.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 @flags_of(ModelConfig)
 @flags_of(TrainingConfig)
@@ -47,6 +53,7 @@ def command(
     task: Task | None,
     test: str | None,
     folder: Path | None,
+    resume: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -56,26 +63,42 @@ def command(
     folder of them or a quoted glob; columns that no flag names are inferred and printed.
 
     A part of the training data is held out for validation; the weights with the lowest validation
-    loss are kept in the run folder.
+    loss are kept in the run folder, beside the last state of all, from which --resume goes on.
     """
+    if resume:
+        refuse_others(ctx, "resume", "as_json", "debug")
     out = output.console(as_json)
     model, training, table = (
         given_of(ctx, cls, options) for cls in (ModelConfig, TrainingConfig, TableOptions)
     )
     settings = resolve(data, task, model, training, table)
-    with sigterm_as_ctrl_c(ctx):
+    with ExitStack() as work:
+        work.enter_context(signals_stop(ctx))
         from lstm_compile.cache import use_local_cache
-        from lstm_compile.training.job import prepare
-        from lstm_compile.training.run import run
+        from lstm_compile.training.job import RunFinishedError, prepare
+        from lstm_compile.training.run import help_run, run
+        from lstm_compile.training.team import together
 
         use_local_cache()
-        with output.reading(out) as progress:
-            job = prepare(
-                data, settings.model, settings.training, test=test, output=folder,
-                table=settings.table, task=settings.task, progress=progress,
-            )  # fmt: skip
+        team = work.enter_context(together(settings.training.device))
+        try:
+            with output.reading(out) as progress:
+                job = prepare(
+                    data, settings.model, settings.training, test=test, output=resume or folder,
+                    table=settings.table, task=settings.task, progress=progress,
+                    resume=resume is not None,
+                )  # fmt: skip
+        except RunFinishedError as finished:  # no error for who resumes until that is so
+            output.lines(out, ("finished", str(finished)))
+            if as_json and team.is_first:
+                output.print_json({"run": str(resume), **finished.training})
+            return
+        if not team.is_first:
+            help_run(job)
+            return
         _begin(out, job)
-        outcome = run(job, _epoch_printer(out))
+        with _way_on(out, job):
+            outcome = run(job, _epoch_printer(out), lambda text: output.lines(out, ("note", text)))
     _end(out, job, outcome)
     if as_json:
         output.print_json(_summary(job, outcome))
@@ -102,7 +125,24 @@ def _begin(out: Console, job: "Job") -> None:
         ),
         *([("init", job.warm.line())] if job.warm else []),
         ("run", str(job.folder)),
+        *([("resumed", _reached(job.saved))] if job.saved else []),
     )
+
+
+def _reached(saved: "Saved") -> str:
+    state = saved.progress.state
+    which = "the refit's epoch" if saved.progress.again is not None else "epoch"
+    return f"{which} {state.epoch}, after {state.position} steps of it"
+
+
+@contextmanager
+def _way_on(out: Console, job: "Job") -> Iterator[None]:
+    """Where a signal ends the work before there is a model, say how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        output.lines(out, ("resume", output.command("train --resume", job.folder)))
+        raise
 
 
 def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
@@ -167,6 +207,7 @@ def _end(out: Console, job: "Job", outcome: "Outcome") -> None:
         "patience": f"no better validation loss for {job.training.patience} epochs",
         "interrupt": "stopped by a signal; the best weights so far are kept",
     }
+    resume = output.command("train --resume", job.folder)
     output.lines(
         out,
         ("stopped", why[outcome.fit.stopped]),
@@ -176,6 +217,7 @@ def _end(out: Console, job: "Job", outcome: "Outcome") -> None:
         (outcome.tested_on, output.result(evaluation)),
         *output.baselines(evaluation.baselines),
         ("verdict", evaluation.verdict),
+        *([("resume", resume)] if outcome.fit.stopped == "interrupt" else []),
         ("next", output.command("export", job.folder, "--onnx")),
     )
 

@@ -28,10 +28,11 @@ def command(run: Path | None, path: Path | None, everywhere: bool, as_json: bool
     from lstm_compile.checkpoint import model_file
     from lstm_compile.export import verify_onnx
     from lstm_compile.export.reading import is_streaming
-    from lstm_compile.runs import ONNX_FILE, newest_run
+    from lstm_compile.runs import ONNX_FILE, newest_run, own_file
 
     source = model_file(run or newest_run())
-    target = path or source.with_name(ONNX_FILE)
+    beside = own_file(source.parent, ONNX_FILE) if path is None else None
+    target = path or beside or source.with_name(ONNX_FILE)
     report = verify_onnx(source, target, everywhere=everywhere)
     if as_json:
         output.print_json({"path": str(target), **report.to_dict()})

@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from lstm_compile.baselines import Baseline, from_tensors
+from lstm_compile.baselines import Baseline, read_baselines
 from lstm_compile.checkpoint import load_model
 from lstm_compile.config import CLASSES, FORECAST, LM, STEPWISE, ModelConfig
 from lstm_compile.data.bundled import BUNDLED, load_dataset
@@ -35,7 +33,7 @@ from lstm_compile.forecast.backtest import backtest, headline_of
 from lstm_compile.forecast.plot import check_plot, plot_forecasts
 from lstm_compile.forecast.scaling import target_deviation
 from lstm_compile.forecast.windows import Windows, require, split_windows, thinned
-from lstm_compile.runs import BASELINES_FILE
+from lstm_compile.runs import BASELINES_FILE, own_file
 from lstm_compile.training.prediction import predict_all
 from lstm_compile.training.series import windows_of
 from lstm_compile.training.text import Scores, score_text, window_of
@@ -132,13 +130,8 @@ def _trained_on(source: Path, model: Predictor) -> str:
 
 
 def _baselines(source: Path) -> dict[str, Baseline]:
-    file = (source if source.is_dir() else source.parent) / BASELINES_FILE
-    if not file.is_file():
-        return {}
-    try:
-        return from_tensors(load_file(file))
-    except SafetensorError as error:
-        raise InputError(f"{file}: not readable ({error}); remove it or train again") from error
+    file = own_file(source if source.is_dir() else source.parent, BASELINES_FILE)
+    return {} if file is None else read_baselines(file)
 
 
 def _from_safetensors(source: Path) -> Predictor:

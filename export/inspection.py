@@ -49,7 +49,7 @@ def inspect_source(name: str, options: TableOptions | None = None) -> dict[str, 
     path = Path(name)
     if name in BUNDLED:
         return {"kind": "data"} | inspect_data(name, options)
-    if (path / MODEL_FILE).is_file():
+    if (path / MODEL_FILE).exists():
         return {"kind": "run", **inspect_run(path)}
     if path.suffix == ".safetensors":
         return {"kind": "safetensors", **inspect_safetensors(path)}

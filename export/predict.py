@@ -1,6 +1,5 @@
 """Answers of a trained model for every sequence of a file; with an ONNX file, without torch."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from lstm_compile.export.runtime import (
     ModelError,
     OnnxModel,
     Streams,
+    from_json,
     open_any,
 )
 from lstm_compile.files import write_atomically
@@ -223,7 +223,7 @@ def open_onnx(source: Path) -> Exported:
         model = open_any(source)
         config = ModelConfig.from_json(model.metadata["config"])
         schema = Schema.from_json(model.metadata["schema"])
-        return Exported(model, config, schema, json.loads(model.metadata["training"]))
+        return Exported(model, config, schema, from_json(model.metadata, "training"))
     except ModelError as error:
         raise InputError(str(error)) from error
     except (InputError, KeyError, ValueError) as error:

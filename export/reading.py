@@ -1,18 +1,23 @@
 """Read an exported file and check it to the last tensor, with onnx; `runtime` does without onnx."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from lstm_compile.config import STEPWISE, Task
-from lstm_compile.errors import InputError
-from lstm_compile.export import names
+from lstm_compile.errors import InputError, reason
+from lstm_compile.export import names, runtime
+from lstm_compile.export.runtime import ModelError
 
-INVALID = (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+INVALID = (
+    DecodeError,
+    onnx.checker.ValidationError,
+    onnx.shape_inference.InferenceError,
+    ValueError,  # the checker's, of types that do not exist and of text that is not UTF-8
+)
 
 
 class Interface(NamedTuple):
@@ -39,20 +44,23 @@ def read_onnx(path: str | Path) -> OnnxFile:
             interface that this package exports.
     """
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); export it first") from error
+        data = runtime.read_bytes(path)
+    except ModelError as error:
+        raise InputError(str(error)) from error
     try:
+        runtime.check_graph(data)
         model = onnx.load_model_from_string(data)
-        _refuse_external_data(model)
         onnx.checker.check_model(model, full_check=True)
         interface = _interface(model)
-    except InputError as error:
+    except (ModelError, InputError) as error:
         raise InputError(f"{path}: {error}") from error
     except INVALID as error:
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise InputError(f"{path}: not a valid ONNX file ({reason}); export it again") from error
-    return OnnxFile(data, interface, {prop.key: prop.value for prop in model.metadata_props})
+        why = reason(error)
+        raise InputError(f"{path}: not a valid ONNX file ({why}); export it again") from error
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    if not all(isinstance(text, str) for text in metadata.values()):
+        raise InputError(f"{path}: its metadata are not UTF-8; export it again")
+    return OnnxFile(data, interface, metadata)
 
 
 def is_streaming(path: str | Path) -> bool:
@@ -104,31 +112,3 @@ def _check_type(name: str, found: tuple[str, list[str | int]], element: str, ran
             f"{name} must be {element} of {rank} dimensions, found {found[0]} {found[1]}; "
             "export it again"
         )
-
-
-def _refuse_external_data(model: ModelProto) -> None:
-    # paths inside a model file are an attack surface (CVE-2022-25882, CVE-2024-27318)
-    for tensor in _tensors(model.graph):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            raise InputError(
-                f"tensor {tensor.name!r} lies in another file, which is refused; "
-                "a file of this package holds all of its weights: export it again"
-            )
-
-
-def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from _attribute_tensors(attribute)
-
-
-def _attribute_tensors(attribute: AttributeProto) -> Iterator[TensorProto]:
-    yield from (attribute.t, *attribute.tensors)
-    for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-        yield from (sparse.values, sparse.indices)
-    for graph in (attribute.g, *attribute.graphs):
-        if graph.node or graph.initializer:
-            yield from _tensors(graph)

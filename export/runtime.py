@@ -22,9 +22,8 @@ of range read other rows, and a NaN in one step becomes a NaN answer without a w
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -55,17 +54,34 @@ OUTPUTS = {
 }
 WITH_CLASSES = ("classify", "tag")
 STEPWISE = ("tag", "lm")  # an answer a step
+DECODERS = ("direct", "recursive")
+LARGEST_SIZE = 1 << 16
 BYTES = 256  # tokens of the vocabulary `byte`
 STATE_KEY = "state"  # in the metadata of a file that streams
 CONSTANT = 1e-6  # a deviation below this share of the mean is rounding
 KINDS = "biuf"  # NumPy's letters of the types that float32 can stand for
 SHOWN = 12  # a one-line error lists no more names
-# every tensor that lies in another file has this key, after its length or an overlong varint's end
-EXTERNAL_DATA = re.compile(rb"[\x00\x08]location")
+LARGEST = (1 << 31) - 1  # bytes of a file: protobuf's own limit
+LONGEST_JSON = 8 << 20  # characters
+MOST_BRACKETS = 1 << 17  # an empty list takes thirty times its own text in memory
+LONGEST_ERROR = 1000  # characters
+DOMAINS = (b"", b"ai.onnx")  # of operators
+# fields of onnx.proto, by message; https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+MODEL = {7: "graph", 20: "training_info", 25: "functions"}
+GRAPH = {1: "node", 5: "tensor", 15: "sparse_initializer"}
+NODE = {5: "attribute", 7: "domain"}
+ATTRIBUTE = {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"}
+TENSOR = {1: "dims", 13: "external_data", 14: "data_location"}
+NUMBERS = ("dims", "data_location")
 
 
 class ModelError(ValueError):
     """A file that cannot be run or an input that does not fit it, in one line."""
+
+    def __init__(self, text: str) -> None:
+        if len(text) > LONGEST_ERROR:  # it may quote a hostile file
+            text = f"{text[: LONGEST_ERROR // 2]} ... {text[-LONGEST_ERROR // 2 :]}"
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
 class Schema(NamedTuple):
@@ -114,7 +130,8 @@ class OnnxModel:
     @property
     def config(self) -> dict[str, Any]:
         """The architecture: `horizon`, `context`, `quantiles` and others."""
-        return dict(json.loads(self.metadata["config"]))
+        config: dict[str, Any] = from_json(self.metadata, "config")
+        return config
 
     def forecast(
         self,
@@ -194,7 +211,7 @@ class OnnxModel:
         known_future: npt.ArrayLike | None,
         static: Sequence[Sequence[str | int]] | None,
     ) -> Inputs:
-        wanted = json.loads(self.metadata["inputs"])[2:]
+        wanted = from_json(self.metadata, "inputs", list)[2:]
         inputs = ", ".join([INPUT, LENGTHS, *wanted])
         given = {KNOWN_FUTURE: known_future, STATIC: static}
         surplus = [
@@ -402,7 +419,7 @@ class OnnxModel:
         try:
             found = np.asarray(sequence)
         except ValueError as error:  # rows of different sizes
-            raise ModelError(f"{place}: not one array ({_one_line(error)})") from error
+            raise ModelError(f"{place}: not one array ({_reason(error)})") from error
         if found.ndim != 2 or found.dtype.kind not in KINDS:
             raise ModelError(
                 f"{place}: expected numbers of shape (time, {expected}), found {found.dtype} "
@@ -441,20 +458,109 @@ def _opened(
 ) -> Opened:
     if threads < 1:
         raise ModelError(f"threads must be at least 1, got {threads!r}")
-    data, name = (source, "model") if isinstance(source, bytes) else (_read(source), str(source))
+    name = "model" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else read_bytes(source)
     try:
-        if EXTERNAL_DATA.search(data):  # a path in a model file is an attack surface
-            raise ModelError("a tensor lies in another file, which is refused; export it again")
-        session = open_session(data, threads=threads)
+        check_graph(data)
+        return make(_session(data, threads))
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
+
+
+def _session(data: bytes, threads: int) -> Any:
+    try:
+        return open_session(data, threads=threads)
     except Exception as error:  # onnxruntime's errors share no base class of their own
-        reason = f"{_one_line(error)}); export or copy it again"
-        raise ModelError(f"{name}: not a readable ONNX file ({reason}") from error
-    try:
-        return make(session)
-    except ModelError as error:
-        raise ModelError(f"{name}: {error}") from error
+        raise _damaged(_reason(error)) from error
+
+
+def check_graph(data: bytes) -> None:
+    """Refuse a file with what no file of lstm_compile has, and a hostile one could use.
+
+    That is tensors in other files, whose paths may be any, tensors smaller than they say, graphs
+    within nodes, as loops have, which need not end, functions, and operators of other domains. What
+    onnxruntime checks by itself is left to it.
+
+    Raises:
+        ModelError: the file has one of them, or is no protobuf message.
+    """
+    if not data or len(data) > LARGEST:
+        raise _damaged(f"{len(data)} bytes")
+    for _, graph in _walk(memoryview(data), MODEL, "graph"):
+        for kind, part in _walk(graph, GRAPH, "node", "tensor"):
+            _check_tensor(part) if kind == "tensor" else _check_node(part)
+
+
+def _check_node(node: memoryview) -> None:
+    for name, value in _walk(node, NODE, "attribute", "domain"):
+        if name == "domain" and value not in DOMAINS:
+            raise ModelError("an operator is of another domain; export it again")
+        if name == "attribute":
+            for _, tensor in _walk(value, ATTRIBUTE, "tensor"):
+                _check_tensor(tensor)
+
+
+def _check_tensor(tensor: memoryview) -> None:
+    count = 1
+    for name, value in _walk(tensor, TENSOR, *TENSOR.values()):
+        if name != "dims" and value:  # a path in a model file is an attack surface
+            raise ModelError("a tensor lies in another file, which is refused; export it again")
+        for size in _varints(value) if isinstance(value, memoryview) else [value]:
+            count *= size
+            if count > 2 * len(tensor):  # half a byte is the smallest number there is
+                raise _damaged("a tensor is smaller than it says")
+
+
+def _walk(
+    message: memoryview, fields: Mapping[int, str], *wanted: str
+) -> Iterator[tuple[str, Any]]:
+    """The wanted fields of a message with their values; others that have a name are refused."""
+    place = 0
+    while place < len(message):
+        key, place = _varint(message, place)
+        kind, name = key & 7, fields.get(key >> 3)
+        value: Any = None
+        if kind == 0:
+            value, place = _varint(message, place)
+        elif kind == 2:
+            size, place = _varint(message, place)
+            value, place = message[place : place + size], place + size
+        elif kind in (1, 5):
+            place += 8 if kind == 1 else 4
+        else:
+            raise _damaged("no protobuf message")
+        if place > len(message) or not key >> 3:
+            raise _damaged("no protobuf message")
+        if name is None or (kind != 2 and (kind or name not in NUMBERS)):  # as protobuf does
+            continue
+        if name in wanted:
+            yield name, value
+        else:
+            raise ModelError(f"a graph has {name}, which is refused; export it again")
+
+
+def _varint(data: memoryview, place: int) -> tuple[int, int]:
+    """A whole number of seven bits a byte, and the place behind it."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if place >= len(data):
+            break
+        byte, place = data[place], place + 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, place
+    raise _damaged("no protobuf message")
+
+
+def _varints(data: memoryview) -> Iterator[int]:
+    place = 0
+    while place < len(data):
+        number, place = _varint(data, place)
+        yield number
+
+
+def _damaged(why: str) -> ModelError:
+    return ModelError(f"not a readable ONNX file ({why}); export or copy it again")
 
 
 def open_session(data: bytes, providers: list[Any] | None = None, threads: int = 0) -> Any:
@@ -467,7 +573,14 @@ def open_session(data: bytes, providers: list[Any] | None = None, threads: int =
     options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
     # threads that spin while they wait starve whatever else runs on the machine
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(data, options, providers or ["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        data,
+        options,
+        providers or ["CPUExecutionProvider"],
+        enable_fallback=0,  # it prints
+        # nothing in a file of lstm_compile can be computed ahead, in another's it might not end
+        disabled_optimizers=["ConstantFolding"],
+    )
 
 
 def ask(
@@ -494,8 +607,16 @@ def ask(
     inputs: Inputs = {**first, LENGTHS: lengths.astype(np.int64)}
     for name, value in given.items():
         inputs[name] = value.astype(np.int64 if name == STATIC else np.float32)
-    (answers,) = session.run(None, inputs)
+    (answers,) = _run(session, inputs)
     return np.asarray(answers, np.float32)
+
+
+def _run(session: Any, inputs: Inputs) -> list[npt.NDArray[Any]]:
+    """What the session says, or one line about why it says nothing."""
+    try:
+        return list(session.run(None, inputs))
+    except Exception as error:  # onnxruntime's errors share no base class of their own
+        raise ModelError(f"onnxruntime cannot answer: {_reason(error)}") from error
 
 
 class Streams:
@@ -521,7 +642,9 @@ class Streams:
         first, *states = (value.shape for value in session.get_inputs())
         self._row, self._one_step = tuple(first[2:]), first[1] == 1
         self._dtype = np.dtype(np.float32 if self.schema.vocabulary is None else np.int64)
-        self._layers, self._hidden = int(states[0][0]), int(states[0][2])
+        self._layers, _, self._hidden = states[0]
+        if not isinstance(self._layers, int):
+            raise ModelError(f"h must have its number of layers, found {states[0]}")
         self._initial = np.zeros((2, self._layers, self._hidden), np.float32)
         self._states: dict[Hashable, Floats] = {}  # h and c, as `_initial`; replaced, not changed
         self._busy: set[Hashable] = set()
@@ -696,12 +819,12 @@ class Streams:
     def _run(self, x: Floats, h: Floats, c: Floats) -> tuple[Floats, Floats, Floats]:
         name = self._names
         if not self._one_step or x.shape[1] == 1:
-            answer, h, c = self.session.run(None, {name[0]: x, name[1]: h, name[2]: c})
+            answer, h, c = _run(self.session, {name[0]: x, name[1]: h, name[2]: c})
             return answer, h, c
         answers = []
         for step in range(x.shape[1]):
             one = {name[0]: x[:, step : step + 1], name[1]: h, name[2]: c}
-            answer, h, c = self.session.run(None, one)
+            answer, h, c = _run(self.session, one)
             answers.append(answer)
         return np.concatenate(answers, 1) if self.task in STEPWISE else answers[-1], h, c
 
@@ -710,8 +833,7 @@ def open_any(source: str | PathLike[str] | bytes, threads: int = 1) -> OnnxModel
     """Open an exported file of either kind, as `load` and `open_streams` do."""
 
     def make(session: Any) -> OnnxModel | Streams:
-        streams = STATE_KEY in session.get_modelmeta().custom_metadata_map
-        return Streams(session) if streams else _checked(session)
+        return Streams(session) if STATE_KEY in _metadata(session) else _checked(session)
 
     return _opened(source, threads, make)
 
@@ -743,7 +865,7 @@ def _warm_up(session: Any, sizes: Mapping[str, int]) -> float:
 
 
 def _selftest(source: str | PathLike[str] | bytes, metadata: Mapping[str, str]) -> dict[str, Any]:
-    data = source if isinstance(source, bytes) else _read(source)
+    data = source if isinstance(source, bytes) else read_bytes(source)
     if hashlib.sha256(data).hexdigest() != metadata.get("selftest_sha256"):
         raise ModelError("the self-test is not this file's; take the one written beside it")
     return dict(json.loads(data))
@@ -810,23 +932,48 @@ def calendar(stamps: npt.ArrayLike, names: Sequence[str]) -> Floats:
     return np.stack(columns, -1).astype(np.float32) if columns else np.zeros((len(times), 0), "f4")
 
 
-def _read(path: str | PathLike[str]) -> bytes:
+def read_bytes(path: str | PathLike[str]) -> bytes:
+    """The bytes of a model's file.
+
+    Raises:
+        ModelError: no such file, no plain one, or one that is too large.
+    """
+    file, advice = Path(path), "export it first: `lstm-compile export --onnx`"
     try:
-        return Path(path).read_bytes()
+        if file.exists() and not file.is_file():  # a pipe or a device need not end
+            raise ModelError(f"{path}: cannot be read (no plain file); {advice}")
+        if file.stat().st_size > LARGEST:
+            raise ModelError(f"{path}: cannot be read (larger than {LARGEST} bytes); {advice}")
+        return file.read_bytes()
     except OSError as error:
-        reason = f"{error.strerror}); name a file of `lstm-compile export --onnx`"
-        raise ModelError(f"{path}: cannot be read ({reason}") from error
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+
+
+def from_json(metadata: Mapping[str, str], key: str, kind: type = dict) -> Any:
+    """The JSON object, or list, under a key of a file's metadata, which anybody may have written.
+
+    Raises:
+        ModelError: none there, or it is too long, of too many parts, or damaged.
+    """
+    text = metadata.get(key, "")
+    if len(text) <= LONGEST_JSON and text.count("[") + text.count("{") <= MOST_BRACKETS:
+        with suppress(ValueError, RecursionError):
+            value = json.loads(text)
+            if isinstance(value, kind):
+                return value
+    raise ModelError(f"metadata `{key}` is damaged; export it again")
 
 
 def _checked(session: Any) -> OnnxModel:
-    if STATE_KEY in session.get_modelmeta().custom_metadata_map:
+    task, schema, metadata = _described(session)
+    if STATE_KEY in metadata:
         raise ModelError("this file streams: open it with `open_streams`")
-    return OnnxModel(*_described(session), session)
+    return OnnxModel(task, schema, metadata, session)
 
 
 def _described(session: Any) -> tuple[str, Schema, dict[str, str]]:
     """Task, schema and metadata of a file whose interface is as it should be."""
-    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    metadata = _metadata(session)
     if metadata.get("format") != FORMAT:
         raise ModelError("not exported by lstm-compile (its metadata have no such format)")
     if metadata.get("interface_version") != INTERFACE_VERSION:
@@ -834,7 +981,7 @@ def _described(session: Any) -> tuple[str, Schema, dict[str, str]]:
             f"interface_version is {metadata.get('interface_version')!r}, this program reads "
             f"{INTERFACE_VERSION!r}; export the model again or copy the newer runtime.py"
         )
-    task, schema = metadata.get("task", ""), _schema(metadata.get("schema", ""))
+    task, schema = metadata.get("task", ""), _schema(metadata)
     found = (bool(schema.classes), bool(schema.series), bool(schema.targets))
     wanted = (task in WITH_CLASSES, task == "forecast", task in ("regress", "forecast"))
     if task not in OUTPUTS or found != wanted:
@@ -843,14 +990,24 @@ def _described(session: Any) -> tuple[str, Schema, dict[str, str]]:
     return task, schema, metadata
 
 
-def _schema(text: str) -> Schema:
+def _metadata(session: Any) -> dict[str, str]:
     try:
-        values = json.loads(text)
+        return dict(session.get_modelmeta().custom_metadata_map)
+    except UnicodeDecodeError as error:
+        raise ModelError("its metadata are not UTF-8; export it again") from error
+
+
+def _schema(metadata: Mapping[str, str]) -> Schema:
+    values = from_json(metadata, "schema")
+    try:
         lists = [[*values[name]] for name in ("features", "classes", "targets")]
         series, vocabulary = values.get("series"), values.get("vocabulary")
         if vocabulary is not None:
             lists.append([vocabulary["kind"], *vocabulary["characters"]])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if series is not None:
+            lists += [[*series[name]] for name in ("known", "calendar", "statics")]
+            lists += [[*names] for names in series["categories"]]
+    except (KeyError, TypeError) as error:
         raise ModelError("metadata `schema` is damaged; export it again") from error
     if not all(isinstance(name, str) for names in lists for name in names):
         raise ModelError("metadata `schema` must hold lists of strings; export it again")
@@ -874,16 +1031,13 @@ def _check_interface(session: Any, task: str, schema: Schema, metadata: Mapping[
         expected |= _forecast_interface(metadata)
     if STATE_KEY in metadata:
         del expected[LENGTHS]
-        config = json.loads(metadata["config"])
-        state = ("tensor(float)", 3, int(config["hidden_size"]))
+        state = ("tensor(float)", 3, _size(from_json(metadata, "config"), "hidden_size"))
         expected |= dict.fromkeys(("h", "c", "h_next", "c_next"), state)
         if TOKENS in expected:  # one step, or any number of them
             expected[TOKENS] = ("tensor(int64)", 2, _fixed(session.get_inputs()[0].shape))
-    found = {
-        value.name: (value.type, len(value.shape), _fixed(value.shape))
-        for value in (*session.get_inputs(), *session.get_outputs())
-    }
-    if found != expected:
+    values = (*session.get_inputs(), *session.get_outputs())
+    found = {value.name: (value.type, len(value.shape), _fixed(value.shape)) for value in values}
+    if found != expected or len(found) != len(values):
         raise ModelError(
             f"expected inputs and output (type, rank, last size) {expected}, found {found}; "
             "export it again"
@@ -891,24 +1045,37 @@ def _check_interface(session: Any, task: str, schema: Schema, metadata: Mapping[
 
 
 def _forecast_interface(metadata: Mapping[str, str]) -> dict[str, tuple[str, int, int | None]]:
+    config, inputs = from_json(metadata, "config"), from_json(metadata, "inputs", list)
+    targets = _size(config, "output_size")
+    levels = targets + _size(config, "past_size")
+    for name in ("horizon", "context"):
+        _size(config, name)
     try:
-        config, inputs = json.loads(metadata["config"]), json.loads(metadata["inputs"])
-        targets, quantiles = int(config["output_size"]), len(config["quantiles"])
-        levels = targets + int(config["past_size"])
+        quantiles = len(config["quantiles"])
         known: dict[str, tuple[str, int, int | None]] = {
-            KNOWN_FUTURE: ("tensor(float)", 3, int(config["known_size"])),
+            KNOWN_FUTURE: ("tensor(float)", 3, _size(config, "known_size")),
             STATIC: ("tensor(int64)", 2, len(config["static_sizes"])),
             SERIES_LOCATION: ("tensor(float)", 2, levels),
             SERIES_SCALE: ("tensor(float)", 2, levels),
         }
         rank, last = (4, quantiles) if quantiles else (3, targets)
-        [int(config[name]) for name in ("horizon", "context")]
+        if config["decoder"] not in DECODERS:
+            raise ValueError
         return {
             **{name: known[name] for name in inputs[2:]},
             OUTPUTS["forecast"]: ("tensor(float)", rank, last),
         }
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ModelError("metadata `config` or `inputs` are damaged; export it again") from error
+
+
+def _size(config: Mapping[str, Any], name: str) -> int:
+    size = config.get(name)
+    if type(size) is not int or not 0 <= size <= LARGEST_SIZE:
+        raise ModelError(
+            f"metadata `config`: {name} must be a whole number up to {LARGEST_SIZE}, found {size!r}"
+        )
+    return size
 
 
 def _labels(task: str, schema: Schema, found: npt.NDArray[Any]) -> list[str]:
@@ -964,5 +1131,5 @@ def _listing(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

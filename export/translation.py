@@ -141,7 +141,7 @@ def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Val
 
 
 def gelu(x: Value, approximate: str = "none") -> Value:
-    """The input times the normal share below it; OpenCV crashes on its more usual form.
+    """`x` times the normal distribution's share below it; OpenCV crashes on its usual form.
 
     Raises:
         InputError: an approximation is asked for.

@@ -4,12 +4,14 @@ Every baseline is one affine map of one kind of features, so two tensors store i
 """
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from lstm_compile.archive import open_archive
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.errors import InputError
 from lstm_compile.features import FEATURES as FEATURES
@@ -236,6 +238,20 @@ def to_tensors(baselines: Mapping[str, Baseline]) -> dict[str, Tensor]:
         for name, baseline in baselines.items()
         for part, tensor in baseline._asdict().items()
     }
+
+
+def read_baselines(path: str | Path) -> dict[str, Baseline]:
+    """Read the file that a training run keeps its fitted baselines in.
+
+    Raises:
+        InputError: not a safetensors file, or what `from_tensors` refuses.
+    """
+    path = Path(path)
+    with open_archive(path, "pt") as archive:
+        try:
+            return from_tensors({name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Baseline]:

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lstm_compile.archive import open_archive, with_short_header
 from lstm_compile.config import CLASSES, LM, ModelConfig
 from lstm_compile.data.schema import BYTES, Schema, SeriesSchema, Vocabulary
 from lstm_compile.data.text import numbered
 from lstm_compile.errors import InputError
-from lstm_compile.files import write_atomically
+from lstm_compile.files import from_json, write_atomically
 from lstm_compile.model import Params, param_shapes
-from lstm_compile.runs import MODEL_FILE
+from lstm_compile.runs import MODEL_FILE, own_file
 
 FORMAT = "lstm_compile"
 FORMAT_VERSION = "1"
@@ -48,7 +48,8 @@ def save_model(
         training: provenance, anything JSON can hold.
 
     Raises:
-        InputError: params do not fit the config, or the file cannot be written.
+        InputError: params do not fit the config, names are too many or too long, or the file cannot
+            be written.
     """
     _check_shapes({name: tuple(value.shape) for name, value in params.items()}, config)
     schema = schema or numbered_schema(config)
@@ -61,7 +62,7 @@ def save_model(
         "schema": schema.to_json(),
         "training": json.dumps(dict(training or {}), sort_keys=True),
     }
-    write_atomically(Path(path), save(tensors, metadata))
+    write_atomically(Path(path), with_short_header(save(tensors, metadata)))
 
 
 def load_model(path: str | Path) -> Model:
@@ -74,15 +75,11 @@ def load_model(path: str | Path) -> Model:
             do not fit the config; the message names each.
     """
     file = model_file(path)
-    try:
-        with safe_open(file, framework="pt") as archive:
+    with open_archive(file, "pt") as archive:
+        try:
             return _read(archive)
-    except (SafetensorError, OSError, RecursionError) as error:  # JSON can be nested too deeply
-        raise InputError(
-            f"{file}: not a readable safetensors file ({error}); train or copy it again"
-        ) from error
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
 
 
 def _read(archive: Any) -> Model:
@@ -95,7 +92,7 @@ def _read(archive: Any) -> Model:
             raise InputError(f"{name} must be F32, found {part.get_dtype()}; train again")
     schema = Schema.from_json(metadata["schema"])
     _check_schema(schema, config)
-    training = _training(metadata["training"])
+    training = from_json(metadata["training"], "metadata `training`")
     return Model(
         {name: archive.get_tensor(name) for name in param_shapes(config)}, config, schema, training
     )
@@ -109,12 +106,12 @@ def model_file(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.is_dir():
-        if not (path / MODEL_FILE).is_file():
+        if (file := own_file(path, MODEL_FILE)) is None:
             raise InputError(
                 f"{path}: no {MODEL_FILE} in this folder; name a run folder, or make one with "
                 "`lstm-compile train`"
             )
-        return path / MODEL_FILE
+        return file
     if not path.is_file():
         raise InputError(f"{path}: no such file or run folder; make one with `lstm-compile train`")
     return path
@@ -211,13 +208,3 @@ def _check_series(series: SeriesSchema, config: ModelConfig) -> None:
             f"schema names {found[0]} known covariates and {found[1]} categories, the config has "
             f"{expected[0]} and {expected[1]}"
         )
-
-
-def _training(text: str) -> dict[str, Any]:
-    try:
-        training = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"metadata `training` is not JSON ({error})") from error
-    if not isinstance(training, dict):
-        raise InputError("metadata `training` must be a JSON object")
-    return training

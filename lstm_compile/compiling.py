@@ -5,6 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
+from threading import Lock
 from types import FunctionType
 from typing import Any
 
@@ -42,17 +43,76 @@ def _compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
         function.__defaults__,
         function.__closure__,
     )
-    run = torch.compile(copy, fullgraph=True, options={"guard_filter_fn": _no_guards})
+    graph = _Graph()
+    run = torch.compile(
+        copy, fullgraph=True, backend=graph.take, options={"guard_filter_fn": _no_guards}
+    )
 
     def call(*arguments: Any) -> Any:
-        if (function, *key) not in _RAN:
+        if (function, *key) in _RAN:
+            return graph(*arguments)
+        with graph.lock:
             _mark_rows(arguments[:-1])
-            result = run(*arguments)
+            results = run(*arguments)
+            graph.learn(arguments, results)
             _RAN.add((function, *key))
-            return result
-        return run(*arguments)
+        return results
 
     return call
+
+
+class _Graph:
+    """What Inductor made of a function, called without Dynamo's way to it.
+
+    On the first call Dynamo does call it, and what came in and went out is recognised among the
+    function's own arguments and results. At dozens of tensors a call its bytecode takes longer than
+    small kernels do.
+    """
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.run: Callable[..., Any]
+        self.inputs: Sequence[Any] = ()
+        self.outputs: Sequence[Any] = ()
+
+    def take(self, module: Any, examples: Sequence[Any]) -> Callable[..., Any]:
+        """Compile, as torch.compile's backend."""
+        from torch._inductor.compile_fx import compile_fx
+
+        run: Any = compile_fx(module, examples)
+        self.run = run
+        return self._watched
+
+    def _watched(self, *inputs: Any) -> Any:
+        self.inputs, self.outputs = inputs, self.run(*inputs)
+        return self.outputs
+
+    def learn(self, arguments: Sequence[Any], results: Sequence[Any]) -> None:
+        """Where the graph's inputs come from, and where its outputs go."""
+        places = {id(leaf): place for place, leaf in enumerate(_flat(arguments))}
+        # an input that is no tensor is the number of rows
+        self.sources = [places.get(id(value)) for value in self.inputs]
+        found = {id(value): place for place, value in enumerate(self.outputs)}
+        self.targets = [
+            [found[id(value)] for value in each] if isinstance(each, list) else found[id(each)]
+            for each in results
+        ]
+        self.inputs = self.outputs = ()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """The function's results; no gradients."""
+        leaves = _flat(arguments)
+        rows = leaves[0].shape[-2]
+        outputs = self.run(*[rows if at is None else leaves[at] for at in self.sources])
+        return tuple(
+            [outputs[each] for each in at] if isinstance(at, list) else outputs[at]
+            for at in self.targets
+        )
+
+
+def _flat(values: Sequence[Any]) -> list[Tensor]:
+    """Tensors and lists of tensors in one list."""
+    return [leaf for value in values for leaf in (value if isinstance(value, list) else [value])]
 
 
 def _no_guards(guards: Sequence[Any]) -> list[bool]:
@@ -67,14 +127,19 @@ def _mark_rows(arguments: Sequence[Any]) -> None:
             _mark_rows(argument)
 
 
+def compiler() -> str:
+    """The path of the C++ compiler that Inductor takes; empty where there is none."""
+    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
+    return next(filter(None, (shutil.which(name) for name in candidates if name)), "")
+
+
 @cache
 def can_compile(device_type: str) -> bool:
     """Whether Inductor finds what it generates code with: a C++ compiler, on CUDA Triton too.
 
     Warns once where it does not.
     """
-    candidates = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
-    missing = not any(shutil.which(name) for name in candidates if name)
+    missing = not compiler()
     if device_type == "cuda":
         missing = missing or not torch.utils._triton.has_triton()
     if missing:

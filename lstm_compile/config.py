@@ -6,6 +6,7 @@ from math import gcd
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lstm_compile.errors import InputError
+from lstm_compile.files import from_json
 
 Task = Literal["classify", "regress", "forecast", "tag", "lm"]
 Pooling = Literal["last", "mean", "max", "attention", "dot-attention"]
@@ -266,12 +267,7 @@ def checked_keys(cls: type, text: str) -> dict[str, Any]:
     Raises:
         InputError: not a JSON object, or an unknown or missing key.
     """
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{cls.__name__}: not valid JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{cls.__name__}: expected a JSON object, found {type(values).__name__}")
+    values = from_json(text, cls.__name__)
     known = {f.name for f in fields(cls)}
     if unknown := sorted(set(values) - known):
         raise InputError(f"{cls.__name__}: unknown keys {unknown}; known are {sorted(known)}")

@@ -1,5 +1,6 @@
 """Files that are either whole or not there, and JSON that is JSON."""
 
+import glob
 import json
 import math
 import os
@@ -7,11 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lstm_compile.errors import InputError
+from lstm_compile.errors import InputError, reason
+
+LONGEST_JSON = 8 << 20  # characters
+MOST_BRACKETS = 1 << 17  # an empty list takes thirty times its own text in memory
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary name in the same folder, sync, rename.
+    """Write to a temporary name in the same folder, sync, rename, sync the folder.
 
     Raises:
         InputError: the folder is missing, read-only or full.
@@ -25,6 +29,7 @@ def write_atomically(path: Path, data: bytes) -> None:
                 os.fsync(file.fileno())
             Path(name).chmod(0o666 & ~_umask())
             os.replace(name, path)
+            _sync_folder(path.parent)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -34,10 +39,46 @@ def write_atomically(path: Path, data: bytes) -> None:
         ) from error
 
 
+def remove_unfinished(folder: Path, *names: str) -> None:
+    """Remove what processes that were killed left of their writes to files of these names."""
+    for name in names:
+        for path in folder.glob(f".{glob.escape(name)}.????????"):
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the rename survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _umask() -> int:
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
     return mask
+
+
+def from_json(text: str, what: str) -> dict[str, Any]:
+    """The JSON object in a text that anybody may have written.
+
+    Raises:
+        InputError: too long, too deep, of too many parts, no JSON or no object; `what` names it.
+    """
+    if len(text) > LONGEST_JSON or text.count("[") + text.count("{") > MOST_BRACKETS:
+        raise InputError(
+            f"{what}: expected JSON of at most {LONGEST_JSON} characters and {MOST_BRACKETS} lists "
+            f"and objects, found more"
+        )
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what}: not valid JSON ({reason(error)})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{what}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 def to_json(value: Any) -> str:

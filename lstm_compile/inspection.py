@@ -5,12 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
+from lstm_compile.archive import open_archive
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.schema import Schema
 from lstm_compile.errors import InputError
-from lstm_compile.runs import MODEL_FILE
+from lstm_compile.files import from_json
+from lstm_compile.runs import MODEL_FILE, own_file
 
 FORMAT = "lstm_compile"
 STATISTICS = ("scaler.", "target_scaler.")  # of the data, not learned
@@ -25,15 +25,10 @@ def inspect_safetensors(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, not a safetensors file, or not one of this package.
     """
-    try:
-        with safe_open(path, framework="numpy") as archive:
-            metadata = archive.metadata() or {}
-            names = list(archive.keys())
-            tensors = {name: list(archive.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError, RecursionError) as error:
-        raise InputError(
-            f"{path}: not a readable safetensors file ({error}); train or copy it again"
-        ) from error
+    with open_archive(path, "numpy") as archive:
+        metadata = archive.metadata() or {}
+        names = list(archive.keys())
+        tensors = {name: list(archive.get_slice(name).get_shape()) for name in names}
     if metadata.get("format") != FORMAT:
         raise InputError(
             f"{path}: a safetensors file, but not one of this package (metadata format is "
@@ -54,7 +49,10 @@ def inspect_run(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: no model in it, or a damaged one.
     """
-    found = inspect_safetensors(folder / MODEL_FILE)
+    file = own_file(folder, MODEL_FILE)
+    if file is None:
+        raise InputError(f"{folder}: no {MODEL_FILE} in this folder; name a run folder")
+    found = inspect_safetensors(file)
     files = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}
     return {**found, "path": str(folder), "files": files}
 
@@ -71,7 +69,7 @@ def described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
     try:
         config = ModelConfig.from_json(metadata["config"])
         schema = Schema.from_json(metadata["schema"])
-        training = json.loads(metadata["training"])
+        training = from_json(metadata["training"], "metadata `training`")
     except KeyError as error:
         raise InputError(f"{path}: its metadata lack {error}; train or export again") from error
     except (InputError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Run folders: where they are, what their files are called."""
 
+import glob
 from pathlib import Path
 
 from lstm_compile.errors import InputError
@@ -10,6 +11,7 @@ ONNX_FILE = "model.onnx"
 BASELINES_FILE = "baselines.safetensors"
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
+LAST_FILE = "last.safetensors"
 
 
 def new_run_folder(data: str, output: Path | None = None) -> Path:
@@ -21,7 +23,7 @@ def new_run_folder(data: str, output: Path | None = None) -> Path:
     try:
         if output is None:
             return _numbered(RUNS, Path(data).stem)
-        if (output / MODEL_FILE).exists() or (output / CONFIG_FILE).exists():
+        if any((output / name).exists() for name in (MODEL_FILE, CONFIG_FILE, LAST_FILE)):
             raise InputError(f"{output}: holds a run already; name another --output or remove it")
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -29,6 +31,30 @@ def new_run_folder(data: str, output: Path | None = None) -> Path:
             f"{output or RUNS}: cannot be made ({error.strerror}); name another --output"
         ) from error
     return output
+
+
+def own_file(folder: Path, name: str) -> Path | None:
+    """A file of a run folder, None where it is not there.
+
+    Raises:
+        InputError: a link, which may lead out of the folder, or no plain file.
+    """
+    path = folder / name
+    if path.is_symlink():
+        raise InputError(
+            f"{path}: is a link, and the files of a run lie in its own folder; name the file that "
+            "it leads to, or copy that here"
+        )
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: not a plain file; train again, or copy it here")
+    return path if path.exists() else None
+
+
+def last_run_folder(data: str) -> Path | None:
+    """The last of runs/DATA-1, -2, ...; None if there is none."""
+    name = glob.escape(Path(data).stem)
+    found = [f for f in RUNS.glob(f"{name}-*") if f.name.rpartition("-")[2].isdecimal()]
+    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
 def newest_run() -> Path:

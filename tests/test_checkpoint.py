@@ -211,7 +211,7 @@ def test_the_data_are_synced_before_the_file_takes_its_name(tmp_path, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda handle: (calls.append("sync"), sync(handle)))
     monkeypatch.setattr(os, "replace", lambda *names: (calls.append("name"), replace(*names)))
     write(tmp_path)
-    assert calls == ["sync", "name"]
+    assert calls == ["sync", "name", "sync"]  # the file, its name, the folder that has the name
 
 
 LIMITED = """
@@ -428,7 +428,7 @@ def test_another_dtype_is_refused(tmp_path, dtype):
         ('{"task": "classify"}', "ModelConfig: missing keys ['input_size', 'output_size']"),
         ("[]", "ModelConfig: expected a JSON object, found list"),
         ("{", "ModelConfig: not valid JSON ("),
-        ("[" * 100_000, "not a readable safetensors file (maximum recursion depth exceeded"),
+        ("[" * 100_000, "not valid JSON (maximum recursion depth exceeded"),
         ('{"hidden_size": ' + "9" * 5000 + "}", "ModelConfig: not valid JSON ("),
     ],
 )
@@ -460,7 +460,7 @@ def test_a_config_that_cannot_be_is_refused(tmp_path, config, message):
             '{"features": ["u", "u", "w"], "classes": ["a", "b"], "targets": []}',
             "Schema: features must differ, found 'u' twice",
         ),
-        ("[" * 100_000, "not a readable safetensors file (maximum recursion depth exceeded"),
+        ("[" * 100_000, "not valid JSON (maximum recursion depth exceeded"),
     ],
 )
 def test_a_schema_that_does_not_fit_is_refused(tmp_path, schema, message):
@@ -470,9 +470,9 @@ def test_a_schema_that_does_not_fit_is_refused(tmp_path, schema, message):
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        ("{", "metadata `training` is not JSON ("),
-        ("[]", "metadata `training` must be a JSON object"),
-        ("[" * 100_000, "not a readable safetensors file (maximum recursion depth exceeded"),
+        ("{", "metadata `training`: not valid JSON ("),
+        ("[]", "metadata `training`: expected a JSON object, found list"),
+        ("[" * 100_000, "not valid JSON (maximum recursion depth exceeded"),
     ],
 )
 def test_damaged_provenance_is_refused(tmp_path, training, message):

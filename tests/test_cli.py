@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -113,6 +114,7 @@ OPTIONS = {
         *("--bidirectional/--no-bidirectional", "--lengths", "--mode", "--repeats", "--seconds"),
         *("--memory/--no-memory", "--device", "--threads", "--seed", "--debug"),
     ],
+    "doctor": ["--json", "--debug"],
     "evaluate": [
         *("model", "data", "--json", "--stride", "--plot"),
         *(*TABLE, *FILLED, "--debug"),
@@ -156,6 +158,7 @@ OPTIONS = {
         "--test",
         "--output",
         "--config",
+        "--resume",
         "--json",
         "--hidden-size",
         "--num-layers",
@@ -197,6 +200,9 @@ OPTIONS = {
         "--init",
         "--freeze",
         "--refit/--no-refit",
+        "--skip-nonfinite",
+        "--detect-anomaly/--no-detect-anomaly",
+        "--save-every",
         "--patience",
         "--validation",
         "--test-share",
@@ -215,6 +221,11 @@ OPTIONS = {
     ],
     "verify": ["run", "--onnx", "--runtimes", "--json", "--debug"],
 }
+OPTIONS["tune"] = [
+    *("data", "--task", "--test", "--output", "--trials", "--space", "--metric", "--pruner"),
+    *("--storage", "--heartbeat", "--config", "--json"),
+    *OPTIONS["train"][OPTIONS["train"].index("--hidden-size") :],
+]
 
 
 def command_of(name):
@@ -696,8 +707,8 @@ def test_evaluate_refuses_and_writes_nothing(trained, here, args, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"garbage", "baselines.safetensors: not readable ("),
-        (b"", "baselines.safetensors: not readable ("),
+        (b"garbage", "baselines.safetensors: not a readable safetensors file ("),
+        (b"", "baselines.safetensors: not a readable safetensors file ("),
         (save({"baseline.median.bias": torch.ones(2)}), "unknown baseline 'median'; known are maj"),
         (
             save(
@@ -748,7 +759,7 @@ def test_export_and_verify_refuse_and_write_nothing(trained, here, args, message
 
 
 def test_failed_work_exits_with_1_and_keeps_the_best_weights(here, monkeypatch):
-    def fail(job, on_epoch):
+    def fail(job, on_epoch, note):
         raise RunError("the loss of epoch 2 is nan; lower --learning-rate")
 
     monkeypatch.setattr("lstm_compile.training.run.run", fail)
@@ -758,7 +769,7 @@ def test_failed_work_exits_with_1_and_keeps_the_best_weights(here, monkeypatch):
 
 
 def test_a_bug_is_one_line_too(here, monkeypatch):
-    def fail(job, on_epoch):
+    def fail(job, on_epoch, note):
         raise ZeroDivisionError("first line\nsecond line")
 
     monkeypatch.setattr("lstm_compile.training.run.run", fail)
@@ -820,10 +831,70 @@ def test_a_signal_ends_training_with_the_best_weights(here, number, code):
     assert "Traceback" not in stderr
     assert "stopped     stopped by a signal; the best weights so far are kept\n" in lines
     assert lines[-1] == "next        lstm-compile export run --onnx\n"
+    assert "resume      lstm-compile train --resume run\n" in lines
     model = load_model("run")
     assert model.training["stopped"] == "interrupt"
     assert model.training["epochs"] >= 1
     assert invoke("evaluate", "run", data).exit_code == 0
+    process = launch("train", "--resume", "run")
+    lines, stderr = stop_after(process, "epoch ", number)
+    assert (process.returncode, stderr) == (code, "")
+    assert titles("".join(lines))[:4] == ["data", "parts", "run", "resumed"]
+    assert load_model("run").training["epochs"] >= model.training["epochs"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--resume", "RUN", "--epochs", 9], "settings of the run; leave --epochs out"),
+        (["other.npz", "--resume", "RUN"], "settings of the run; leave DATA out"),
+        (["--resume", "absent"], "absent: no config.toml there: no run that can be resumed"),
+        (["--resume", "torn"], "torn/config.toml: not a readable TOML file"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(trained, here, args, message):
+    _, run, _ = trained
+    (here / "torn").mkdir()
+    (here / "torn" / "config.toml").write_text("[model")
+    before = snapshot(here), snapshot(run)
+    result = invoke("train", *(run if arg == "RUN" else arg for arg in args))
+    assert_refused(result, message, before[0], here)
+    assert snapshot(run) == before[1]
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(trained):
+    _, run, _ = trained
+    before = snapshot(run)
+    result = invoke("train", "--resume", run)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert titles(result.stdout) == ["finished"]
+    assert "this run is finished (best epoch " in result.stdout
+    result = invoke("train", "--resume", run, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["stopped"]) == (0, "epochs")
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_the_process_at_once(here, monkeypatch, number, code):
+    program = """
+import os, signal, sys, time
+import lstm_compile.training.job
+def stubborn(*args, **options):
+    try:
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+    finally:
+        os.kill(os.getpid(), number)
+        time.sleep(30)
+lstm_compile.training.job.prepare = stubborn
+number, sys.argv = int(sys.argv[1]), ["lstm-compile", "train", "data.npz"]
+from lstm_compile.cli import main
+main()
+"""
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program, str(int(number))], timeout=60)
+    assert done.returncode == code
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -836,7 +907,7 @@ def test_a_signal_before_the_first_epoch_leaves_no_model(here, number, code):
     lines, stderr = stop_after(process, "run ", number)
     assert process.returncode == code
     assert stderr == "stopped\n"
-    assert titles("".join(lines)) == ["data", "parts", "run"]
+    assert titles("".join(lines)) == ["data", "parts", "run", "resume"]
     assert not Path("run/model.safetensors").exists()
 
 

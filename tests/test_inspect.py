@@ -368,7 +368,7 @@ def test_a_model_that_says_nothing_of_its_training(run, here):
             "garbage.npz",
             "garbage.npz: not a complete .npz (zip) file; write it again with np.savez",
         ),
-        ("garbage.onnx", "garbage.onnx: not a valid ONNX file ("),
+        ("garbage.onnx", "garbage.onnx: not a readable ONNX file ("),
         ("garbage.safetensors", "garbage.safetensors: not a readable safetensors file ("),
         (
             "foreign.safetensors",

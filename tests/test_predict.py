@@ -323,7 +323,7 @@ def test_predict_refuses_and_writes_nothing(classifier, here, files, model, args
     ("model", "message"),
     [
         ("absent", "absent: no such file or run folder; make one with `lstm-compile train`"),
-        ("absent.onnx", "absent.onnx: cannot be read (No such file or directory); name a file of"),
+        ("absent.onnx", "absent.onnx: cannot be read (No such file or directory); export it first"),
         ("garbage.onnx", "garbage.onnx: not a readable ONNX file ("),
     ],
 )

@@ -109,7 +109,7 @@ def test_ts_refuses_bad_cases(tmp_path, lines, message):
         ("@classLabel true a\n@data\na", "line 3: expected 1 dimensions and a label"),
         ("@targetLabel true\n@data\n1:a", "line 3: expected one finite number after the last `:`"),
         ("@targetLabel true\n@data\n1:2\n1:nan", "line 4: expected one finite number after"),
-        (b"\xff\xfe1", "not a text file in UTF-8 (byte 0)"),
+        (b"\xff\xfe1", "line 1: byte 0 is not UTF-8; save the file as UTF-8"),
         ("", "the file is empty"),
     ],
 )
@@ -169,7 +169,7 @@ def broken_x(row, column, value):
         ({"x": np.ones(5)}, "x must be numbers of shape (total_steps, features), found float64 (5"),
         ({"x": np.ones((5, 0))}, "x must be numbers of shape (total_steps, features), found"),
         ({"x": np.ones((5, 2), complex)}, "x must be numbers of shape (total_steps, features)"),
-        ({"x": np.array([[1, None]] * 5)}, "array `x` cannot be read (Object arrays cannot be"),
+        ({"x": np.array([[1, None]] * 5)}, "array `x` cannot be read (it holds pickled objects"),
         ({"x": broken_x(3, 1, np.nan)}, "sequence 2, step 1, feature 'feature_1': expected a fin"),
         ({"x": broken_x(2, 0, -np.inf)}, "sequence 2, step 0, feature 'feature_0': expected a fin"),
         ({"x": broken_x(0, 0, 1e39)}, "sequence 0, step 0, feature 'feature_0': expected a finite"),
@@ -199,13 +199,11 @@ def test_npz_refuses_damage(tmp_path):
     content = path.read_bytes()
     path.write_bytes(content[:-30])
     assert_refused(path, "not a complete .npz (zip) file; write it again with np.savez")
-    path.write_bytes(b"junk" + content)
-    assert_refused(path, "not a complete .npz (zip) file")
     path.write_bytes(content[:60] + b"\x00\xff\x00\xff" + content[64:])
     assert_refused(path, "array `x` cannot be read (")
     listed = content.rindex(b"PK\x01\x02")
     path.write_bytes(content[: listed + 6] + b"\xff" + content[listed + 7 :])
-    assert_refused(path, "damaged .npz file (zip file version 25.5)")
+    assert_refused(path, "array `x` cannot be read (zip file version 25.5)")
 
 
 def test_npz_refuses_a_pickle_and_a_bare_array(tmp_path):

@@ -286,7 +286,7 @@ def test_a_corrupt_file_is_refused_in_one_line(data, damage):
 
 def test_an_absent_file_is_refused(tmp_path):
     message = (
-        r"no\.onnx: cannot be read \(No such file or directory\); name a file of `lstm-compile"
+        r"no\.onnx: cannot be read \(No such file or directory\); export it first: `lstm-compile"
     )
     with pytest.raises(ModelError, match=message):
         load(tmp_path / "no.onnx")

@@ -31,8 +31,9 @@ from lstm_compile.export.streaming import to_streaming
 from lstm_compile.export.texts import score_exported
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.lanes import carried, chunks, steps_of
+from lstm_compile.training.loop import fit
 from lstm_compile.training.step import init_adam, train_step
-from lstm_compile.training.text import score_text, text_metrics, text_passes
+from lstm_compile.training.text import score_text, text_metrics
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 
 VERSE = "the cat sat on the mat, and the rat sat on the cat.\n" * 60
@@ -180,16 +181,18 @@ def test_a_training_run_has_the_loss_of_whole_documents(lanes):
     training = TrainingConfig(
         epochs=1, batch_size=lanes, unroll=16, learning_rate=0.0, label_smoothing=0.0
     )
-    (passed,) = text_passes(params, config, training, corpus, [])
+    (epoch,) = fit(params, config, training, corpus).epochs
     whole, alone = [], []  # the cost of each pair: lanes read at once, and in chunks without a past
     for found, time in ((whole, len(corpus)), (alone, 16)):
         for batch, _ in chunks(corpus, lanes, time):
             double = {name: value.double() for name, value in params.items()}
-            logits, _ = forward(double, config, batch.x, batch.lengths, backend="reference")
+            logits, _ = forward(
+                double, config, batch.x, batch.lengths, resets=batch.resets, backend="reference"
+            )
             cost = cross_entropy(logits.mT, batch.y, ignore_index=IGNORED, reduction="none")
             found += cost[batch.y != IGNORED].tolist()
-    assert passed.loss == pytest.approx(np.mean(whole), abs=1e-6)
-    assert abs(passed.loss - np.mean(alone)) > 1e-3
+    assert epoch.train_loss == pytest.approx(np.mean(whole), abs=1e-6)
+    assert abs(epoch.train_loss - np.mean(alone)) > 1e-3
 
 
 def test_gradients_end_where_a_chunk_begins():
@@ -199,7 +202,7 @@ def test_gradients_end_where_a_chunk_begins():
         epochs=1, batch_size=1, unroll=21, learning_rate=1e-3, label_smoothing=0.0, clip_norm=0.0,
         weight_decay=0.0, schedule="constant", warmup=0.0,
     )  # fmt: skip
-    (passed,) = text_passes(params, config, training, corpus, [])
+    found = fit(params, config, training, corpus)
     expected = {name: value.clone().requires_grad_() for name, value in params.items()}
     adam, state = torch.optim.Adam(expected.values(), lr=1e-3), None
     for batch, _ in chunks(corpus, 1, 21):
@@ -209,7 +212,7 @@ def test_gradients_end_where_a_chunk_begins():
         adam.step()
         state = LSTMState(*(part.detach() for part in state))
     for name, value in expected.items():
-        torch.testing.assert_close(passed.params[name], value.detach(), atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.params[name], value.detach(), atol=1e-5, rtol=0)
 
 
 def test_scores_of_baselines_are_those_of_counting():

@@ -400,7 +400,7 @@ def test_a_loss_that_is_not_finite_names_epoch_batch_and_sequences(monkeypatch):
     train = two_classes(20)
     train.x[train.offsets[7]] = math.inf
     params, config = setting(train)
-    training = replace(QUICK, batch_size=8, optimizer="adam", clip_norm=0.0)
+    training = replace(QUICK, batch_size=8, optimizer="adam", clip_norm=0.0, skip_nonfinite=0)
     with pytest.raises(RunError, match=r"look at their values, or lower --learning-rate") as info:
         fit(params, config, training, train, two_classes(9))
     text = str(info.value)
@@ -551,10 +551,11 @@ def finished(tmp_path_factory):
     return path, folder / "run", do(path, folder / "run", pooling="mean")
 
 
-def test_a_run_folder_holds_four_files(finished):
+def test_a_run_folder_holds_five_files(finished):
     _, folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors",
+        "last.safetensors",
         "config.toml",
         "metrics.jsonl",
         "baselines.safetensors",
@@ -565,11 +566,12 @@ def test_the_config_file_resolves_every_field(finished):
     path, folder, outcome = finished
     document = tomllib.loads((folder / "config.toml").read_text())
     derived = {"task", "input_size", "output_size"}
-    config = outcome.model.config.to_dict()
+    config, threads = outcome.model.config.to_dict(), threads_of(outcome.model.config, QUICK)
     assert document == {
         "data": path,
         "model": {name: value for name, value in config.items() if name not in derived},
-        "training": {**asdict(QUICK), "backend": "vendor"},  # settled: a short run compiles nothing
+        # settled: a short run compiles nothing
+        "training": {**asdict(QUICK), "backend": "vendor", "threads": threads},
     }
     assert set(document["training"]) == {field.name for field in fields(TrainingConfig)}
 
@@ -654,11 +656,12 @@ def test_a_diverging_run_keeps_the_best_weights_so_far(tmp_path, monkeypatch):
 
     def poisoned(params, optimizer, batch, *rest):
         result = original(params, optimizer, batch, *rest)
-        return result._replace(loss=result.loss * math.nan) if kept else result
+        return result._replace(is_finite=torch.tensor(not kept), loss=result.loss * math.nan)
 
     monkeypatch.setattr(passes, "train_step", poisoned)
+    training = replace(QUICK, skip_nonfinite=0)
     with pytest.raises(RunError, match="the loss of epoch 2, batch 1 of 5 is nan"):
-        do(path, tmp_path / "run", on_epoch=lambda epoch: kept.update(epoch._asdict()))
+        do(path, tmp_path / "run", training, lambda epoch: kept.update(epoch._asdict()))
     model = load_model(tmp_path / "run")
     assert model.training["epochs"] == 1
     assert model.training["validation"] == kept["validation"]

@@ -218,11 +218,13 @@ def test_a_refit_that_diverges_keeps_the_weights_before_it(tmp_path, monkeypatch
     def poisoned(*args):
         result = original(*args)
         seen.append(result)
-        return result._replace(loss=result.loss * math.nan) if len(seen) > 15 else result
+        is_bad = len(seen) > 15
+        return result._replace(is_finite=torch.tensor(not is_bad), loss=result.loss * math.nan)
 
     monkeypatch.setattr(passes, "train_step", poisoned)
+    training = replace(QUICK, refit=True, skip_nonfinite=0)
     with pytest.raises(RunError, match="the loss of epoch 1, batch 1 of 5 is nan"):
-        do(save_npz(tmp_path, two_classes()), tmp_path / "run", replace(QUICK, refit=True))
+        do(save_npz(tmp_path, two_classes()), tmp_path / "run", training)
     assert load_model(tmp_path / "run").training["epochs"] >= 1
 
 
@@ -300,9 +302,9 @@ def test_accumulation_makes_fewer_steps_of_the_same_rows(monkeypatch):
     params, config = setting(data)
     original = passes.train_step
 
-    def spy(params, optimizer, batch, rate, config, training, weights, more):
+    def spy(params, optimizer, batch, rate, config, training, weights, more, *rest):
         steps.append([len(part.y) for part in (batch, *more)])
-        return original(params, optimizer, batch, rate, config, training, weights, more)
+        return original(params, optimizer, batch, rate, config, training, weights, more, *rest)
 
     monkeypatch.setattr(passes, "train_step", spy)
     training = replace(QUICK, epochs=2, accumulate=2)

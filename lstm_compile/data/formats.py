@@ -8,19 +8,23 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from lstm_compile.config import MAX_SIZE
 from lstm_compile.data.encoding import check_utf8, separator
-from lstm_compile.data.source import BATCH_ROWS, BLOCK_BYTES, Source, short
+from lstm_compile.data.pages import check_pages
+from lstm_compile.data.source import BATCH_ROWS, BLOCK_BYTES, Source, too_long, too_many
 from lstm_compile.data.values import is_date, type_of_text
-from lstm_compile.errors import InputError
+from lstm_compile.errors import InputError, reason
 
 ARROW_FILE = b"ARROW1"  # how the IPC file format begins, and a stream does not
+MOST_CELLS = 1 << 24  # of a sample
+MANY_BRACKETS = 1000  # of a row
 SAMPLE_ROWS = 10_000  # of a text file, whose cells say what kind a column is
 
 
@@ -29,7 +33,18 @@ class Parquet(Source):
 
     def _types(self) -> list[tuple[str, Any]]:
         with pa.parquet.ParquetFile(self.path) as file:
+            self._check(file.metadata)
             return [(field.name, field.type) for field in file.schema_arrow]
+
+    def _check(self, metadata: Any) -> None:
+        try:
+            with self.path.open("rb") as file:
+                check_pages(file, metadata, self.path.stat().st_size)
+        except (ValueError, IndexError) as error:
+            raise InputError(
+                f"{self.path}: not a complete .parquet file ({reason(error)}); write or copy it "
+                "again"
+            ) from error
 
     def _batches(self, columns: list[str], as_numbers: bool) -> Iterator[Any]:  # noqa: ARG002
         # pre_buffer would hold a whole row group, and there may be only one
@@ -103,8 +118,9 @@ class JsonLines(Source):
 
     def _types(self) -> list[tuple[str, Any]]:
         with self.path.open("rb") as file:
-            lines = file.readlines(BLOCK_BYTES)
-        sample = self._parse(lines, 0, None)
+            lines = self._lines(file)
+        rows = MOST_CELLS // max(1, self._count_columns(lines))
+        sample = self._parse(lines[:rows], 0, None)
         return [(f.name, pa.string() if is_date(f.type) else f.type) for f in sample.schema]
 
     def _batches(self, columns: list[str], as_numbers: bool) -> Iterator[Any]:
@@ -112,7 +128,7 @@ class JsonLines(Source):
         wide = {name: _widened(kind) for name, kind in kinds.items()}
         row = 0
         with self.path.open("rb") as file:
-            while lines := file.readlines(BLOCK_BYTES):
+            while lines := self._lines(file):
                 try:
                     table = self._parse(lines, row, wide if as_numbers else kinds)
                 except InputError:  # 3 in the first rows, 3.5 here
@@ -122,7 +138,34 @@ class JsonLines(Source):
                 row += table.num_rows
                 yield from table.combine_chunks().to_batches()
 
+    def _count_columns(self, lines: list[bytes]) -> int:
+        """How many names there are; pyarrow gives each of them a cell in every row."""
+        names = set[str]()
+        for line in filter(bytes.strip, lines):
+            try:
+                names.update(json.loads(line))
+            except UnicodeDecodeError:
+                raise
+            except (ValueError, TypeError, RecursionError) as error:
+                raise _bad_line(self.path, lines, 0, error) from error
+            if len(names) > MAX_SIZE:
+                raise too_many(self.path, len(names))
+        return len(names)
+
+    def _lines(self, file: BinaryIO) -> list[bytes]:
+        """The next lines, about `BLOCK_BYTES` in all."""
+        lines, size = list[bytes](), 0
+        while size < BLOCK_BYTES and (line := file.readline(BLOCK_BYTES + 1)):
+            if len(line) > BLOCK_BYTES:
+                raise too_long(self.path)
+            lines.append(line)
+            size += len(line)
+        return lines
+
     def _parse(self, lines: list[bytes], row: int, types: dict[str, Any] | None) -> Any:
+        for line in lines:
+            if line.count(b"[") + line.count(b"{") > MANY_BRACKETS:  # pyarrow's parser has no floor
+                _check_depth(self.path, lines, row, line)
         text = b"".join(lines)
         if not text.isascii():
             text.decode()  # pyarrow does not check
@@ -148,14 +191,21 @@ SOURCES: dict[str, type[Source]] = {
 }
 
 
+def _check_depth(path: Path, lines: list[bytes], row: int, line: bytes) -> None:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise _bad_line(path, lines, row, error) from error
+
+
 def _bad_line(path: Path, lines: list[bytes], row: int, error: Exception) -> InputError:
     """Find the line that pyarrow refused, which it counts within its own block only."""
     seen: dict[str, str] = {}
     for number, line in enumerate((line for line in lines if line.strip()), row + 1):
         try:
             found = json.loads(line)
-        except (ValueError, RecursionError) as reason:
-            return InputError(f"{path}, row {number}: not a JSON object ({reason}); mend the line")
+        except (ValueError, RecursionError) as wrong:
+            return InputError(f"{path}, row {number}: not a JSON object ({wrong}); mend the line")
         if not isinstance(found, dict):
             return InputError(f"{path}, row {number}: expected a JSON object, found {line[:40]!r}")
         for name, value in found.items():
@@ -165,7 +215,7 @@ def _bad_line(path: Path, lines: list[bytes], row: int, error: Exception) -> Inp
                     f"{path}, row {number}, column {name!r}: found {value!r}, {kind}, but the rows "
                     f"before hold {seen[name]}; give a column one type"
                 )
-    return InputError(f"{path}, row {row + 1} or later: {short(error)}; one type a column")
+    return InputError(f"{path}, row {row + 1} or later: {reason(error)}; one type a column")
 
 
 def _widened(kind: Any) -> Any:

@@ -3,30 +3,37 @@
 Pickled objects are never loaded. Source: https://numpy.org/doc/stable/reference/generated/numpy.savez.html
 """
 
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from tokenize import TokenError
+from typing import IO, Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from lstm_compile.data.schema import check_unique
 from lstm_compile.data.table import Table, listing, numbered
-from lstm_compile.errors import InputError
+from lstm_compile.errors import InputError, reason
 
 Arrays = Mapping[str, NDArray[Any]]
 SHAPES = {"x": "(total_steps, features)", "lengths": "(sequences,)", "y": "(sequences, ...)"}
 NAMES = ("features", "targets")
-# what NumPy and zipfile raise for a damaged or hostile file, an absurd declared shape included
+VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+SMALL = 64 << 20  # bytes of an array that may be packed as tightly as it can
+RATIO = 100  # larger arrays may be so many times as large as in the file
+# what NumPy and zipfile raise for a damaged or hostile file
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
-    MemoryError,
     NotImplementedError,
+    OverflowError,
     RuntimeError,
+    TokenError,
     ValueError,
 )
 
@@ -62,38 +69,58 @@ def read_npz(path: Path, labelled: bool = True) -> Table:
 
 
 def _load(path: Path, needed: list[str]) -> Arrays:
-    with path.open("rb") as file, _open_archive(path, file) as archive:
-        _check_present(path, archive.files, needed)
-        names = NAMES if "y" in needed else NAMES[:1]
-        wanted = [*needed, *(name for name in names if name in archive.files)]
-        return {name: _load_array(path, archive, name) for name in wanted}
-
-
-def _open_archive(path: Path, file: BinaryIO) -> np.lib.npyio.NpzFile:
-    # without the first bytes of a zip file, np.load would expect a bare array or a pickle
-    is_zip = zipfile.is_zipfile(file)
-    file.seek(0)
-    if not is_zip or file.read(2) != b"PK":
-        raise InputError(f"{path}: not a complete .npz (zip) file; write it again with np.savez")
-    file.seek(0)
     try:
-        return cast("np.lib.npyio.NpzFile", np.load(file, allow_pickle=False))
+        with zipfile.ZipFile(path) as archive:
+            members = {
+                member.filename.removesuffix(".npy"): member for member in archive.infolist()
+            }
+            _check_present(path, list(members), needed)
+            names = NAMES if "y" in needed else NAMES[:1]
+            wanted = [*needed, *(name for name in names if name in members)]
+            return {name: _load_array(path, archive, name, members[name]) for name in wanted}
+    except InputError:
+        raise
     except UNREADABLE as error:
-        raise InputError(f"{path}: damaged .npz file ({_one_line(error)})") from error
+        raise InputError(
+            f"{path}: not a complete .npz (zip) file; write it again with np.savez"
+        ) from error
 
 
-def _load_array(path: Path, archive: Arrays, name: str) -> NDArray[Any]:
+def _load_array(
+    path: Path, archive: zipfile.ZipFile, name: str, member: zipfile.ZipInfo
+) -> NDArray[Any]:
     try:
-        array = archive[name]
+        with archive.open(member) as file:
+            _check_header(file, member)
+        with archive.open(member) as file:
+            array: NDArray[Any] = npy.read_array(file, allow_pickle=False)
+        if array.dtype.kind == "U" and array.size:
+            _check_text(array)
     except UNREADABLE as error:
-        raise InputError(f"{path}: array `{name}` cannot be read ({_one_line(error)})") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path}: `{name}` is not a NumPy array; write the file with np.savez")
+        raise InputError(f"{path}: array `{name}` cannot be read ({reason(error)})") from error
     return array
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _check_header(file: IO[bytes], member: zipfile.ZipInfo) -> None:
+    """Compare what an array says it is with the bytes there are, before memory is taken."""
+    version = npy.read_magic(file)
+    if version not in VERSIONS:
+        raise ValueError(f"version {version} of the format is not known")
+    shape, _, dtype = VERSIONS[version](file)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which are never loaded")
+    stored = member.file_size - file.tell()
+    if not dtype.itemsize or math.prod(shape) * dtype.itemsize != stored:
+        raise ValueError(f"{dtype} {shape} is not what its {stored} bytes hold")
+    if stored > max(SMALL, RATIO * member.compress_size):
+        raise ValueError(f"{stored} bytes packed into {member.compress_size}")
+
+
+def _check_text(array: NDArray[Any]) -> None:
+    points = np.frombuffer(array.tobytes(), f"{array.dtype.byteorder}u4")
+    is_surrogate = (points >= 0xD800) & (points <= 0xDFFF)
+    if points.max() > 0x10FFFF or is_surrogate.any():
+        raise ValueError("text that is not Unicode")
 
 
 def _check_present(path: Path, found: list[str], needed: list[str]) -> None:

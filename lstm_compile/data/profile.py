@@ -161,8 +161,9 @@ def _leaks(table: Table) -> Iterator[tuple[int, str]]:
 def _class_leaks(
     table: Table, labels: list[str], starts: NDArray[np.int64]
 ) -> Iterator[tuple[int, str]]:
-    names = sorted_labels(table.classes or labels)
-    codes = np.array([names.index(label) for label in labels])
+    names = sorted_labels([*(table.classes or ()), *labels])
+    known = {name: code for code, name in enumerate(names)}
+    codes = np.array([known[label] for label in labels])
     if not 1 < len(set(labels)) < len(labels):  # with one sequence a class anything tells them
         return
     low, high = (reduce.reduceat(table.x, starts, axis=0) for reduce in (np.minimum, np.maximum))

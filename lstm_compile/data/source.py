@@ -9,11 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from lstm_compile.config import MAX_SIZE
 from lstm_compile.data.columns import Kind
 from lstm_compile.data.encoding import check_utf8
-from lstm_compile.data.text import listing
 from lstm_compile.data.values import kind_of, type_of_text
-from lstm_compile.errors import InputError
+from lstm_compile.errors import InputError, reason
 
 BATCH_ROWS = 1 << 16
 TEXT_FORMATS = (".csv", ".jsonl", ".ndjson")
@@ -39,6 +39,8 @@ class Source(ABC):
             if path.stat().st_size == 0:
                 raise InputError(f"{path}: the file is empty; expected a table")
             types = self._types()
+        if len(types) > MAX_SIZE:
+            raise too_many(path, len(types))
         types += [(n, type_of_text(pa.array([v]))) for n, v in self.constants.items()]
         names = [name for name, _ in types]
         for name, count in Counter(names).items():
@@ -100,28 +102,37 @@ def translated(path: Path) -> Iterator[None]:
             check_utf8(path)
         raise InputError(f"{path}: holds text that is not UTF-8; write it again") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or short(error)})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or reason(error)})") from error
     except pa.ArrowException as error:
         raise _translated(path, error) from error
 
 
 def _translated(path: Path, error: Exception) -> InputError:
-    text = short(error)
+    text = reason(error)
     if "UTF8" in text and path.suffix.lower() in TEXT_FORMATS:
         check_utf8(path)
     if "straddl" in text:
-        limit = BLOCK_BYTES >> 20
-        return InputError(
-            f"{path}: a row is longer than {limit} MB; is a quote not closed? Expected short rows"
-        )
+        return too_long(path)
     if "Row #" in text and "Expected" in text:  # pyarrow counts the header as row 1
         number, _, counts = text.partition("Row #")[2].partition(": ")
         counts = counts.partition(":")[0].replace("Expected", "expected").replace("got", "found")
         return InputError(f"{path}, row {int(number) - 1}: {counts}; mend or drop the row")
+    if isinstance(error, MemoryError):
+        return InputError(
+            f"{path}: damaged, or more than this machine's memory holds ({text}); copy it again"
+        )
     kind = path.suffix.lower()
     return InputError(f"{path}: not a complete {kind} file ({text}); write or copy it again")
 
 
-def short(error: BaseException) -> str:
-    """An error's text on one line, cut."""
-    return listing([" ".join(str(error).split())[:200] or type(error).__name__])
+def too_long(path: Path) -> InputError:
+    """What to say of a row that is longer than a block."""
+    limit = BLOCK_BYTES >> 20
+    return InputError(
+        f"{path}: a row is longer than {limit} MB; is a quote not closed? Expected short rows"
+    )
+
+
+def too_many(path: Path, columns: int) -> InputError:
+    """What to say of a file with more columns than a model can have features."""
+    return InputError(f"{path}: {columns} columns or more, expected at most {MAX_SIZE}")

@@ -6,15 +6,21 @@ https://www.sktime.net/en/stable/api_reference/file_specifications/ts.html
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lstm_compile.config import MAX_SIZE
+from lstm_compile.data.encoding import check_utf8
 from lstm_compile.data.table import Table
 from lstm_compile.errors import InputError
 
+LONGEST_LINE = 1 << 24  # characters
 MISSING = ("?", "nan", "")
 LARGEST = float(np.finfo(np.float32).max)
 Line = tuple[int, str]  # its number from 1, and its text
@@ -45,6 +51,8 @@ def read_ts(path: Path, labelled: bool = True) -> Table:
     """
     header, cases = _split(path, _read_lines(path))
     dimensions = header.dimensions or cases[0][1].count(":")
+    if dimensions > MAX_SIZE:
+        raise InputError(f"{path}: {dimensions} dimensions, expected at most {MAX_SIZE}")
     parsed = [_parse_case(path, case, dimensions) for case in cases]
     last = [(number, text.rpartition(":")[2].strip()) for number, text in cases]
     return Table(
@@ -59,11 +67,22 @@ def read_ts(path: Path, labelled: bool = True) -> Table:
 
 def _read_lines(path: Path) -> list[Line]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            stripped = [line.strip() for line in _bounded(path, file)]
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file in UTF-8 (byte {error.start})") from error
-    stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    return [(number, line) for number, line in stripped if line and not line.startswith("#")]
+        check_utf8(path)
+        raise InputError(f"{path}: not a text file in UTF-8") from error
+    return [(number, line) for number, line in enumerate(stripped, 1) if line and line[0] != "#"]
+
+
+def _bounded(path: Path, file: TextIO) -> Iterator[str]:
+    for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), ""), 1):
+        if len(line) > LONGEST_LINE:
+            raise InputError(
+                f"{path}, line {number}: longer than {LONGEST_LINE} characters; expected a case a "
+                "line, is a line break lost?"
+            )
+        yield line
 
 
 def _split(path: Path, lines: list[Line]) -> tuple[Header, list[Line]]:

@@ -1,7 +1,8 @@
 """How a model is trained. Loads no torch."""
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lstm_compile.config import FORECAST, LM, WITH_FEATURES, Task, check_tasks, option, validate
 from lstm_compile.errors import InputError
@@ -9,7 +10,32 @@ from lstm_compile.errors import InputError
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
 WHOLE: tuple[Task, ...] = ("classify", "regress", "tag")  # not windows, whose end is what counts
 LARGEST_SEED = (1 << 63) - 1  # of TOML's whole numbers
+UNITS = ("steps", "epochs", "minutes")
 LARGEST_DECAY = 0.99999  # of an average; 1 would never leave the first weights
+
+
+class Interval(NamedTuple):
+    """A time between two saves."""
+
+    amount: float
+    unit: str  # of UNITS
+
+
+def parse_interval(text: str) -> Interval:
+    """Read `100 steps`, `1 epoch` or `2.5 minutes`.
+
+    Raises:
+        InputError: something else, or not above 0.
+    """
+    number, _, unit = text.strip().partition(" ")
+    unit = unit.strip().removesuffix("s") + "s"
+    is_number = re.fullmatch(r"\d+(\.\d+)?" if unit == "minutes" else r"\d+", number)
+    if unit not in UNITS or not is_number or not float(number):
+        raise InputError(
+            f"save_every must be a number above 0 and {', '.join(UNITS[:-1])} or {UNITS[-1]}, "
+            f"such as '100 steps' or '5 minutes'; got {text!r}"
+        )
+    return Interval(float(number), unit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +99,15 @@ class TrainingConfig:
         "none", "What keeps the weights of --init; encoder: the LSTM and its scaler."
     )
     refit: bool = option(False, "Train once more on validation data too, for the best epochs.")
+    skip_nonfinite: int = option(
+        3, "Most batches left out because loss or gradients were not finite; one more ends it.", 0
+    )
+    detect_anomaly: bool = option(
+        False, "Name the operation whose gradient is not finite; slow, for finding a fault."
+    )
+    save_every: str = option(
+        "1 epoch", "How often the state to resume from is saved: steps, epochs or minutes."
+    )
     patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
     validation: float = option(
         0.1,
@@ -109,6 +144,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         validate(self)
+        parse_interval(self.save_every)
         self._check_validation()
 
     def _check_validation(self) -> None:

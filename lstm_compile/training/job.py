@@ -1,12 +1,15 @@
 """A training run before it begins: data read and parted, settings checked, a folder made."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from lstm_compile.checkpoint import load_model
 from lstm_compile.config import FORECAST, LM, ModelConfig, Task
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
@@ -20,13 +23,33 @@ from lstm_compile.data.textfiles import refuse_columns
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.windows import Windows
-from lstm_compile.runs import new_run_folder
+from lstm_compile.runs import (
+    CONFIG_FILE,
+    LAST_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    last_run_folder,
+    new_run_folder,
+    own_file,
+)
 from lstm_compile.tasks import check_class_weight, loss_name
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.parts import Parts as Parts
 from lstm_compile.training.parts import in_place_of_test
+from lstm_compile.training.saving import SETTLED, Saved, load_progress
 from lstm_compile.training.series import forecast_parts
+from lstm_compile.training.team import is_restarted, team
 from lstm_compile.training.warm import WarmStart, warm_start
+
+Found = TypeVar("Found")
+
+
+class RunFinishedError(InputError):
+    """There is nothing to resume; `training` says how the run ended, as its model file does."""
+
+    def __init__(self, message: str, training: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.training = training
 
 
 class Job(NamedTuple):
@@ -34,12 +57,18 @@ class Job(NamedTuple):
 
     data: str
     test: str | None
-    folder: Path
+    folder: Path  # of the run; `Path()` where nothing is to be written
     config: ModelConfig
     training: TrainingConfig
     parts: Parts
     fingerprint: str  # of all the data that training saw, validation included
     warm: WarmStart | None = None  # what --init gives
+    saved: Saved | None = None  # what it goes on from
+    stamp: object = None  # of the folder's files
+
+    def is_stale(self) -> bool:
+        """Whether the folder is no longer as it was when the job was prepared."""
+        return _stamp(self.folder) != self.stamp
 
 
 def prepare(
@@ -52,6 +81,7 @@ def prepare(
     table: TableOptions | None = None,
     task: Task | None = None,
     progress: Callable[[int, int], None] | None = None,
+    resume: bool = False,
 ) -> Job:
     """Read and check everything, then make the run folder.
 
@@ -66,9 +96,41 @@ def prepare(
         table: the columns of a long table; None infers them.
         task: `forecast`, or what the data must be good for; None takes what they are.
         progress: called with rows done and rows in all, while a long table is read.
+        resume: go on where the run in `output` stopped; from the start, where nothing was saved.
+            A process that `torchrun` has started in place of one that failed does so in any case.
 
     Raises:
+        RunFinishedError: nothing is left to resume.
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
+    """
+    output, resume = _of_first(lambda: _where_to_go_on(data, output, resume=resume))
+    job = plan_job(
+        data, hyper_parameters, training, test=test, table=table, task=task, progress=progress
+    )
+    saved = None
+    if resume and output:
+        saved = _of_first(partial(saved_in, output, job.config, training, job.fingerprint))
+    if saved:
+        training = replace(training, **{name: saved.about["training"][name] for name in SETTLED})
+    folder = output if resume and output else None
+    folder = folder or _of_first(lambda: new_run_folder(plain_name(data), output))
+    return job._replace(folder=folder, training=training, saved=saved, stamp=_stamp(folder))
+
+
+def plan_job(
+    data: str,
+    hyper_parameters: Mapping[str, Any],
+    training: TrainingConfig,
+    *,
+    test: str | None = None,
+    table: TableOptions | None = None,
+    task: Task | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Job:
+    """What `prepare` reads and checks, without a run folder.
+
+    Raises:
+        InputError: anything wrong with the data or the settings.
     """
     find_device(training.device)
     if task == FORECAST or (task is None and data in SERIES):
@@ -82,13 +144,85 @@ def prepare(
         )
     if task not in (None, config.task):
         raise InputError(f"{data}: good for task {config.task}, not {task}; leave --task out")
+    _check_training(config, training)
+    warm = _warm_start(config, training, parts.train)
+    digest = digest_of(parts.everything if training.refit else parts.known)
+    return Job(data, test, Path(), config, training, parts, digest, warm)
+
+
+def _of_first(found: Callable[[], Found]) -> Found:
+    """What the first process of a team finds, for all of them: others may not see its folder."""
+    result: Found = team().agree(found() if team().is_first else None)
+    return result
+
+
+def _check_training(config: ModelConfig, training: TrainingConfig) -> None:
     training.check_task(config.task)
     loss_name(config.task, training.loss, config.quantiles)
     check_class_weight(config.task, training.class_weight)
-    warm = _warm_start(config, training, parts.train)
-    digest = digest_of(parts.everything if training.refit else parts.known)
-    folder = new_run_folder(plain_name(data), output)
-    return Job(data, test, folder, config, training, parts, digest, warm)
+    if training.batch_size < team().size:
+        raise InputError(
+            f"batch_size is that of all processes together: {training.batch_size} rows are too few "
+            f"for {team().size} processes; raise --batch-size or start fewer"
+        )
+
+
+def _where_to_go_on(data: str, output: Path | None, *, resume: bool) -> tuple[Path | None, bool]:
+    """The folder, if one is named or a process goes on in the place of another; whether it does."""
+    if is_restarted() and not resume:
+        output = output or last_run_folder(plain_name(data))
+        resume = output is not None and (output / CONFIG_FILE).is_file()
+    if resume and output is not None:
+        check_unfinished(output)
+    return output, resume
+
+
+def check_unfinished(folder: Path) -> None:
+    """Refuse a run that is over, and a folder that holds none.
+
+    Raises:
+        RunFinishedError: it is over.
+        InputError: there is none.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        raise InputError(f"{folder}: no {CONFIG_FILE} there: not a run that can be resumed")
+    try:
+        training = load_model(folder).training
+    except InputError:  # none yet, or damaged: it is written again
+        return
+    if training.get("stopped") in ("epochs", "patience"):
+        raise RunFinishedError(
+            f"{folder}: this run is finished (best epoch {training.get('epochs')}, stopped by "
+            f"{training['stopped']}), nothing is left to resume; start another from its weights "
+            f"with --init {folder}",
+            training,
+        )
+
+
+def saved_in(
+    folder: Path, config: ModelConfig, training: TrainingConfig, digest: str
+) -> Saved | None:
+    """What a run saved to go on from; None where it had not come so far.
+
+    Raises:
+        InputError: the file is damaged, or from other settings or data.
+    """
+    path = own_file(folder, LAST_FILE)
+    if path is None:
+        return None
+    saved = load_progress(path, config, training)
+    if saved.about.get("data_fingerprint") != digest:
+        raise InputError(
+            f"{path}: written with other data (fingerprint {saved.about.get('data_fingerprint')}, "
+            f"found {digest}); put them back, or start a new run"
+        )
+    return saved
+
+
+def _stamp(folder: Path) -> object:
+    """Differs once a run wrote to the folder."""
+    files = (folder / name for name in (MODEL_FILE, LAST_FILE, METRICS_FILE))
+    return [(stat.st_mtime_ns, stat.st_size) for f in files if f.exists() for stat in [f.stat()]]
 
 
 def _sequence_parts(

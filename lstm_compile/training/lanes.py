@@ -3,6 +3,9 @@
 What is read are pairs, a token and the next of its document. All pairs are cut into as many parts
 of one size as there are lanes. Where a document begins inside a chunk, the chunk says so, and the
 state is set back: nothing is told, or known, across the end of a document.
+
+Source: truncated back-propagation through time, Williams and Peng 1990; the lanes are those of
+Zaremba et al. 2014, section 4.1.
 """
 
 from collections.abc import Iterator
@@ -30,20 +33,28 @@ class Chunk(NamedTuple):
     fresh: Tensor
 
 
-def chunks(corpus: Corpus, lanes: int, time: int) -> Iterator[Chunk]:
+def chunks(corpus: Corpus, lanes: int, time: int, done: int = 0) -> Iterator[Chunk]:
     """Every pair of a token and the next of its document, once.
 
     Args:
         corpus: on the CPU.
         lanes: rows of a batch; a lane that is through has length 0.
         time: most steps of a chunk.
+        done: chunks at the start that are left out.
     """
     edges = _edges(corpus, lanes)
-    for start in range(0, int(np.diff(edges).max()), time):
+    for start in range(done * time, int(np.diff(edges).max()), time):
         pair = edges[:-1] + start
         batch = _cut(corpus, pair, (edges[1:] - pair).clip(0, time))
         begins = torch.zeros(lanes, 1).bool() if batch.resets is None else batch.resets
         yield Chunk(batch, begins[:, 0] | (start == 0))
+
+
+def places_at(corpus: Corpus, lanes: int, time: int, number: int) -> Tensor:
+    """Where in the text each lane stands as chunk 0, 1, ... begins, int64 (lanes,)."""
+    pairs = _pairs(corpus)
+    pair = (_edges(corpus, lanes)[:-1] + number * time).clip(max=pairs[-1] - 1)
+    return torch.from_numpy(pair + np.searchsorted(pairs, pair, side="right") - 1)
 
 
 def steps_of(corpus: Corpus, lanes: int, time: int) -> int:
@@ -51,12 +62,20 @@ def steps_of(corpus: Corpus, lanes: int, time: int) -> int:
     return max(1, -(-int(np.diff(_edges(corpus, lanes)).max()) // time))
 
 
-def carried(state: LSTMState | None, fresh: Tensor) -> LSTMState | None:
+def carried(state: LSTMState | None, fresh: Tensor | None) -> LSTMState | None:
     """The state that a chunk begins from: zeros where a lane begins anew."""
-    if state is None:
+    if state is None or fresh is None:
         return None
     keep = ~fresh.to(state.h.device)[:, None]
     return LSTMState(*(torch.where(keep, part, 0.0) for part in state))
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch of tokens on the device of a model; `lengths` stay on the CPU."""
+    if device.type == "cpu":
+        return batch
+    resets = None if batch.resets is None else batch.resets.to(device)
+    return batch._replace(x=batch.x.to(device), y=batch.y.to(device), resets=resets)
 
 
 def _pairs(corpus: Corpus) -> np.ndarray:

@@ -2,10 +2,10 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -18,40 +18,38 @@ from lstm_compile.data.examples import Examples
 from lstm_compile.devices import cpu_threads, fitting_threads, keep_freed_memory
 from lstm_compile.model import Params
 from lstm_compile.tasks import Metrics, metrics, training_loss
-from lstm_compile.training.config import TrainingConfig
-from lstm_compile.training.passes import Passed, class_weights_of, passes, seeded
+from lstm_compile.training.config import LARGEST_SEED, TrainingConfig
+from lstm_compile.training.passes import Course, class_weights_of, seeded, steps
 from lstm_compile.training.prediction import predict_all as predict_all
-from lstm_compile.training.text import score_text, text_metrics, text_passes, window_of
+from lstm_compile.training.state import Epoch as Epoch
+from lstm_compile.training.state import Progress, begin, set_global_random
+from lstm_compile.training.step import plateau_factor
+from lstm_compile.training.team import team
+from lstm_compile.training.text import score_text, text_metrics, window_of
 
-
-class Epoch(NamedTuple):
-    """What one epoch gave; a line of metrics.jsonl."""
-
-    epoch: int
-    train_loss: float
-    validation_loss: float  # NaN where nothing is validated, as in a refit
-    validation: Metrics  # empty there
-    learning_rate: float
-    seconds: float
-    best: bool  # of all so far; without validation the last
-
-    @property
-    def is_refit(self) -> bool:
-        """Whether nothing was validated and nothing chosen: another epoch said how many."""
-        return not (self.validation or self.best)
+OnProgress = Callable[[Progress], None]
 
 
 class Fit(NamedTuple):
-    """What training gave: the best weights and how they came about."""
+    """What training gave: how far it came, and why no further."""
 
-    params: Params
-    epochs: list[Epoch]
+    progress: Progress
     stopped: str  # "epochs", "patience" or "interrupt"
+
+    @property
+    def params(self) -> Params:
+        """The best weights."""
+        return self.progress.best
+
+    @property
+    def epochs(self) -> list[Epoch]:
+        """All that were finished."""
+        return list(self.progress.epochs)
 
     @property
     def best(self) -> Epoch | None:
         """The epoch whose weights were kept; None if not one was finished."""
-        return next((epoch for epoch in reversed(self.epochs) if epoch.best), None)
+        return self.progress.best_epoch
 
 
 def fit(
@@ -62,6 +60,10 @@ def fit(
     validation: Examples | Corpus | None = None,
     on_epoch: Callable[[Epoch, Params], None] = lambda epoch, params: None,
     rows: Tensor | None = None,
+    *,
+    resume: Progress | None = None,
+    on_progress: OnProgress = lambda progress: None,
+    note: Callable[[str], None] = warnings.warn,
 ) -> Fit:
     """Train until the epochs are used up, validation stops getting better, or Ctrl-C.
 
@@ -75,34 +77,28 @@ def fit(
             run and the last weights kept.
         on_epoch: called after each epoch with its figures and the weights it ended with.
         rows: int64 (len(train),), what errors call the sequences of `train`; 0, 1, ... if None.
+        resume: where an earlier call came; what follows is bit for bit what would have followed
+            there, on the CPU with as many threads.
+        on_progress: called after each step and each epoch with what `resume` takes.
+        note: called with a line for each batch that was skipped.
 
     Raises:
-        RunError: a loss was not finite; the message names the batch.
+        RunError: too many losses were not finite, or memory did not suffice; the message names the
+            batch.
     """
-    best, stopped, lowest = params, "epochs", math.inf
-    epochs, losses = list[Epoch](), list[float]()
-    weights = None
-    if not isinstance(train, Corpus):
-        weights = class_weights_of(params, config, training, train)
-    with _surroundings(params, config, training):
+    with _surroundings(params, config, training, resume):
+        course = _course(params, config, training, train, rows, note)
+        progress = resume or Progress(begin(params, training), params)
         try:
-            began = time.perf_counter()
-            for passed in _passes(params, config, training, train, losses, rows):
-                loss, scores = _validate(passed.params, config, training, validation, weights)
-                seconds, is_best = time.perf_counter() - began, not validation or loss < lowest
-                epochs.append(
-                    Epoch(len(epochs) + 1, passed.loss, loss, scores, passed.rate, seconds, is_best)
-                )
-                best, lowest = passed.params if is_best else best, min(lowest, loss)
-                losses.append(loss)
-                on_epoch(epochs[-1], passed.params)
-                if _without_improvement(epochs) >= training.patience:
-                    stopped = "patience"
-                    break
-                began = time.perf_counter()
+            while (stopped := _ended(progress.epochs, training)) is None:
+                for after in _epoch(course, progress, progress.losses):
+                    on_progress(progress := after)
+                progress = _judged(course, progress, validation)
+                on_progress(progress)
+                on_epoch(progress.epochs[-1], progress.state.weights)
         except KeyboardInterrupt:
             stopped = "interrupt"
-    return Fit(best, epochs, stopped)
+    return Fit(progress, stopped)
 
 
 def refit(
@@ -112,6 +108,9 @@ def refit(
     train: Examples | Corpus,
     found: Fit,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    *,
+    on_progress: OnProgress = lambda progress: None,
+    note: Callable[[str], None] = warnings.warn,
 ) -> Params:
     """Train again, on more data, for as many epochs as `found` took to its best; no validation.
 
@@ -123,22 +122,28 @@ def refit(
         config: the architecture.
         training: what `found` was trained with.
         train: all training data.
-        found: gives the epochs; its best must be there.
+        found: gives the epochs; its best must be there. Where its progress is that of a refit, that
+            goes on.
         on_epoch: called after each epoch.
+        on_progress: called after each step and each epoch with what `resume` takes.
+        note: called with a line for each batch that was skipped.
 
     Raises:
-        RunError: a loss was not finite; the message names the batch.
+        RunError: see `fit`.
     """
     wanted = found.best.epoch if found.best else 0
-    with _surroundings(params, config, training):
-        began = time.perf_counter()
-        losses = [epoch.validation_loss for epoch in found.epochs]
-        again = _passes(params, config, training, train, losses, None)
-        for number, passed in enumerate(islice(again, wanted), 1):
-            params, seconds = passed.params, time.perf_counter() - began
-            on_epoch(Epoch(number, passed.loss, math.nan, {}, passed.rate, seconds, False))
-            began = time.perf_counter()
-    return params
+    resume = None if found.progress.again is None else found.progress
+    with _surroundings(params, config, training, resume):
+        course = _course(params, config, training, train, None, note)
+        progress = resume or found.progress._replace(state=begin(params, training), again=())
+        while len(again := progress.again or ()) < wanted:
+            for after in _epoch(course, progress, progress.losses[: len(again)]):
+                on_progress(progress := after)
+            epoch = _figures(course, progress, progress.losses[: len(again)])
+            progress = progress._replace(again=(*again, epoch))
+            on_progress(progress)
+            on_epoch(epoch)
+    return progress.state.weights
 
 
 def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
@@ -154,25 +159,63 @@ def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
 
 
 @contextmanager
-def _surroundings(params: Params, config: ModelConfig, training: TrainingConfig) -> Iterator[None]:
+def _surroundings(
+    params: Params, config: ModelConfig, training: TrainingConfig, resume: Progress | None
+) -> Iterator[None]:
     """The threads and random numbers of a training, and after it as they were."""
     keep_freed_memory()
     device = params["head.bias"].device
     with cpu_threads(threads_of(config, training)), seeded(device, training.seed):
+        if resume is not None:
+            set_global_random(resume.state.random, device)
+        if not team().is_first:  # its own dropout; steps tell a resumed run from its start
+            steps_done = resume.state.optimizer.step if resume else 0
+            torch.manual_seed(hash((training.seed, team().rank, steps_done)) & LARGEST_SEED)
         yield
 
 
-def _passes(
+def _course(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
     train: Examples | Corpus,
-    losses: Sequence[float],
     rows: Tensor | None,
-) -> Iterator[Passed]:
-    if isinstance(train, Corpus):
-        return text_passes(params, config, training, train, losses)
-    return passes(params, config, training, train, losses, rows)
+    note: Callable[[str], None],
+) -> Course:
+    weights = class_weights_of(params, config, training, train)
+    return Course(config, training, train, weights, rows, note, team())
+
+
+def _epoch(course: Course, progress: Progress, losses: Sequence[float]) -> Iterator[Progress]:
+    """The steps that are left of an epoch; `losses` are those validated before it."""
+    began = time.perf_counter() - progress.seconds
+    if progress.state.epoch > len(losses) + 1:
+        return  # its steps are done, its validation is not
+    for state in steps(course, progress.state, plateau_factor(losses, course.training)):
+        yield progress._replace(state=state, seconds=time.perf_counter() - began)
+
+
+def _judged(course: Course, progress: Progress, validation: Examples | Corpus | None) -> Progress:
+    """With the figures of the epoch whose steps are done, and its weights if they are the best."""
+    began, weights = time.perf_counter(), progress.state.weights
+    figures = _validate(weights, course.config, course.training, validation, course.weights)
+    loss, scores = course.team.agree(figures)
+    progress = progress._replace(seconds=progress.seconds + time.perf_counter() - began)
+    best = progress.best_epoch
+    is_best = validation is None or loss < (best.validation_loss if best else math.inf)
+    epoch = _figures(course, progress, progress.losses)._replace(
+        validation_loss=loss, validation=scores, best=is_best
+    )
+    best_weights = weights if is_best else progress.best
+    return progress._replace(epochs=(*progress.epochs, epoch), best=best_weights)
+
+
+def _figures(course: Course, progress: Progress, losses: Sequence[float]) -> Epoch:
+    """Of the epoch whose steps are done, before anything is validated."""
+    state, before = progress.state, (*progress.epochs, *(progress.again or ()))
+    rate = course.rate_of(state.optimizer.step - 1, plateau_factor(losses, course.training))
+    seconds = progress.seconds - sum(epoch.seconds for epoch in before)
+    return Epoch(state.epoch - 1, state.mean_loss, math.nan, {}, rate, seconds, False)
 
 
 def _validate(
@@ -190,7 +233,9 @@ def _validate(
         scores = score_text(params, config, validation, *options)
         found = text_metrics(scores)
         return found["loss"], found
-    prediction = predict_all(params, config, validation, training.backend, training.chunk)
+    prediction = predict_all(
+        params, config, validation, training.backend, training.chunk, team=team()
+    )
     y, unit = validation.y.to(prediction.device), validation.unit
     unit = None if unit is None else unit.to(prediction.device)
     plain = replace(training, label_smoothing=0.0)
@@ -198,6 +243,9 @@ def _validate(
     return float(loss), metrics(config, prediction, y)
 
 
-def _without_improvement(epochs: list[Epoch]) -> int:
+def _ended(epochs: Sequence[Epoch], training: TrainingConfig) -> str | None:
+    """Why training is over after these epochs; None if it is not."""
     best = max((epoch.epoch for epoch in epochs if epoch.best), default=0)
-    return epochs[-1].epoch - best
+    if epochs and epochs[-1].epoch - best >= training.patience:
+        return "patience"
+    return "epochs" if len(epochs) == training.epochs else None

@@ -1,83 +1,224 @@
-"""Passes over the training data: batches drawn, augmented, stepped on, the weights averaged."""
+"""The steps of an epoch: batches drawn, augmented, stepped on, the weights averaged."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lstm_compile.cell import LSTMState
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import bucketed_batches
+from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
-from lstm_compile.errors import RunError
-from lstm_compile.model import Params, scaler_of, trainable
-from lstm_compile.tasks import balanced_weights
+from lstm_compile.data.sequences import Batch
+from lstm_compile.model import Params, scaler_of
+from lstm_compile.tasks import balanced_weights, row_weight
 from lstm_compile.training.augment import augment
 from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.faults import Taken, attempted, halves, listed, look_at
 from lstm_compile.training.feeding import feed
+from lstm_compile.training.lanes import carried, chunks, on_device, places_at, steps_of
+from lstm_compile.training.state import TrainState, global_random
 from lstm_compile.training.step import (
+    StepResult,
     average_update,
-    init_adam,
     learning_rate_at,
-    plateau_factor,
     train_step,
 )
+from lstm_compile.training.team import ALONE, Team
 
-SHOWN_ROWS = 8
-
-
-class Passed(NamedTuple):
-    """One pass over the training data."""
-
-    params: Params  # at its end; with `ema` their average over all steps so far
-    loss: float
-    rate: float  # of the last step
+UNREAD = {"cpu": 1, "cuda": 32}  # steps after which a device is asked whether all was finite
 
 
-def passes(
-    params: Params,
-    config: ModelConfig,
-    training: TrainingConfig,
-    train: Examples,
-    losses: Sequence[float],
-    rows: Tensor | None,
-) -> Iterator[Passed]:
-    """Train, pass by pass; the caller validates, and stops when it has enough.
+class Course(NamedTuple):
+    """What no step changes.
+
+    Attributes:
+        config: the architecture.
+        training: how to train.
+        train: on the device of the parameters or on the CPU.
+        weights: of the classes in the loss; None: all alike.
+        rows: int64 (len(train),), what messages call the rows of `train`; None: 0, 1, ...
+        note: called with what a person should know.
+        team: who takes the rows of a batch.
+    """
+
+    config: ModelConfig
+    training: TrainingConfig
+    train: Examples | Corpus
+    weights: Tensor | None
+    rows: Tensor | None
+    note: Callable[[str], None]
+    team: Team = ALONE
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch; of text, where documents are long."""
+        if isinstance(self.train, Corpus):
+            return steps_of(self.train, self.training.batch_size, self.training.unroll)
+        count = min(len(self.train), self.training.epoch_size or len(self.train))
+        return ceil(ceil(count / self.training.batch_size) / self.training.accumulate)
+
+    def rate_of(self, step: int, factor: float) -> float:
+        """The learning rate of step 0, 1, ..."""
+        total = self.training.epochs * self.steps
+        return factor * learning_rate_at(min(step, total - 1), total, self.training)
+
+
+class Feed(NamedTuple):
+    """What one step takes.
+
+    Attributes:
+        batches: on the device.
+        places: int64, the rows of `train`; None of a text.
+        weight: of the step's loss in the mean of an epoch.
+        fresh: bool (lanes,), of a text, the lanes that begin anew, those of other processes too.
+        is_spare: whether other processes take all rows, and these are for their shape alone.
+    """
+
+    batches: list[Batch]
+    places: Tensor | None
+    weight: float = 1.0
+    fresh: Tensor | None = None
+    is_spare: bool = False
+
+
+def steps(course: Course, state: TrainState, factor: float = 1.0) -> Iterator[TrainState]:
+    """The state after each step that is left of an epoch, and last the start of the next.
 
     Args:
-        params: where to start.
-        config: the architecture.
-        training: everything else.
-        train: on the device of `params` or on the CPU.
-        losses: validation losses; before pass k it must hold those of the k - 1 before.
-        rows: int64 (len(train),), what errors call the sequences; 0, 1, ... if None.
+        course: what is trained on, and how.
+        state: where to go on.
+        factor: on the learning rate, what `plateau_factor` gives.
 
     Raises:
-        RunError: a loss was not finite; the message names the batch.
+        RunError: losses or gradients that are not finite, or memory that does not suffice; the
+            message names the batch.
     """
-    generator = torch.Generator().manual_seed(training.seed)
-    optimizer, lengths = init_adam(params, training.freeze), train.lengths.cpu()
-    average, scaler = trainable(params, training.freeze), scaler_of(params, "scaler")
-    weights = class_weights_of(params, config, training, train)
-    steps = training.epochs * _steps_of(len(train), training)
-    for number in range(1, training.epochs + 1):
-        found, rate = [], 0.0
-        factor = plateau_factor(losses[: number - 1], training)
-        groups = _groups(_batches(lengths, training, generator), training)
-        for gathered in feed(train, lengths, groups, scaler.shift.device):
-            rate = factor * learning_rate_at(optimizer.step, steps, training)
-            batch, *more = (augment(each, scaler, training, generator) for each in gathered)
-            params, optimizer, loss, _ = train_step(
-                params, optimizer, batch, rate, config, training, weights, more
-            )
-            if training.ema:
-                average = average_update(average, params, optimizer.step, training.ema)
-            found.append(loss)
-        batches = [torch.cat(group) for group in groups]
-        mean_loss = float(_finite(torch.stack(found), batches, number, rows).mean())
-        yield Passed({**params, **average} if training.ema else params, mean_loss, rate)
+    generator, unread = torch.Generator(), list[Taken]()
+    generator.set_state(state.order)
+    look = partial(look_at, unread, allowed=course.training.skip_nonfinite, note=course.note)
+    feeds = _lanes if isinstance(course.train, Corpus) else _rows
+    for given in feeds(course, state, generator):
+        begun = state if state.position else state._replace(sums=torch.zeros_like(state.sums))
+        where = partial(_where, course, state.epoch, state.position, given.places)
+        state, loss, is_finite = attempted(
+            partial(_advanced, course, begun, given, factor),
+            where,
+            partial(_tried, course, state),
+            halves(len(given.batches[0].lengths)),
+        )
+        unread.append(Taken(where, loss, is_finite))
+        if len(unread) == UNREAD[state.sums.device.type]:
+            look(state.skipped)
+        yield state
+    look(state.skipped)
+    following = generator.get_state()
+    yield state._replace(epoch=state.epoch + 1, position=0, carried=None, order=following)
+
+
+def _where(course: Course, epoch: int, position: int, places: Tensor | None) -> tuple[str, str]:
+    """The batch at a position, and what is in it, as a person reads them."""
+    if isinstance(course.train, Corpus):
+        lanes, time = course.training.batch_size, course.training.unroll
+        stands = listed(places_at(course.train, lanes, time, position))
+        what = f"lanes at characters {stands} of the training text"
+    else:
+        assert places is not None
+        names = places if course.rows is None else course.rows[places]
+        what = f"sequences {listed(names)} of the training data"
+    return f"epoch {epoch}, batch {position + 1} of {course.steps}", f"{what}, counted from 0"
+
+
+def _tried(course: Course, state: TrainState, size: int) -> None:
+    """A step on the `size` longest rows, or on as many lanes; nothing comes of it."""
+    config, training, train = course.config, course.training, course.train
+    device = state.sums.device
+    if isinstance(train, Corpus):
+        batch = on_device(next(chunks(train, size, training.unroll)).batch, device)
+    else:
+        lengths = train.lengths.cpu()
+        ((batch,),) = feed(train, lengths, [[lengths.topk(size).indices]], device)
+    train_step(state.params, state.optimizer, batch, 0.0, config, training, course.weights)
+
+
+def _rows(course: Course, state: TrainState, generator: torch.Generator) -> Iterator[Feed]:
+    assert not isinstance(course.train, Corpus)
+    training, lengths = course.training, course.train.lengths.cpu()
+    groups = _groups(_batches(lengths, training, generator), training)[state.position :]
+    scaler = scaler_of(state.params, "scaler")
+    own = [_own(course.team, group, lengths) for group in groups]
+    fed = feed(course.train, lengths, own, state.sums.device)
+    for batches, indices, mine in zip(fed, groups, own, strict=True):
+        drawn = [augment(each, scaler, training, torch.default_generator) for each in batches]
+        is_spare = mine[0] is indices[0] and course.team.size > 1
+        yield Feed(drawn, torch.cat(indices), is_spare=is_spare)
+
+
+def _own(team: Team, group: list[Tensor], lengths: Tensor) -> list[Tensor]:
+    """What this process takes of each batch; the first one as it is, where that is nothing."""
+    shares = [team.share(indices, lengths) for indices in group]
+    return [share for share in shares if len(share)] or group[:1]
+
+
+def _lanes(course: Course, state: TrainState, _: torch.Generator) -> Iterator[Feed]:
+    assert isinstance(course.train, Corpus)
+    lanes, time = course.training.batch_size, course.training.unroll
+    own = course.team.lanes(lanes)
+    for batch, fresh in chunks(course.train, lanes, time, state.position):
+        weight = float(row_weight(batch.y))
+        rows = Batch._make(part[own] if isinstance(part, Tensor) else part for part in batch)
+        yield Feed([on_device(rows, state.sums.device)], None, weight, fresh)
+
+
+def _advanced(
+    course: Course, state: TrainState, given: Feed, factor: float
+) -> tuple[TrainState, Tensor, Tensor]:
+    """The state after one step; its loss, and whether that and the gradients were finite."""
+    config, training = course.config, course.training
+    lanes, before = course.team.lanes(training.batch_size), carried(state.carried, given.fresh)
+    own = before and LSTMState(*(part[:, lanes] for part in before))
+    batch, *more = given.batches
+    rate = course.rate_of(state.optimizer.step, factor)
+    with torch.autograd.set_detect_anomaly(training.detect_anomaly):
+        result = train_step(
+            state.params, state.optimizer, batch, rate, config, training, course.weights, more,
+            own, course.team, given.is_spare,
+        )  # fmt: skip
+    average, is_finite = state.average, result.is_finite
+    if training.ema:
+        average = average_update(average, result.params, result.optimizer.step, training.ema)
+    after = TrainState(
+        result.params,
+        result.optimizer,
+        average,
+        None if given.fresh is None else _kept(course, result, before),
+        state.epoch,
+        state.position + 1,
+        state.order,
+        global_random(state.sums.device),
+        state.sums + _weighed(result.loss, given.weight).where(is_finite, 0.0),
+        state.skipped + ~is_finite,
+    )
+    return after, result.loss, is_finite
+
+
+def _weighed(loss: Tensor, weight: float) -> Tensor:
+    """Loss and weight, float64 (2,)."""
+    factor = torch.full((), weight, dtype=torch.float64, device=loss.device)
+    return torch.stack([loss * factor, factor])
+
+
+def _kept(course: Course, result: StepResult, before: LSTMState | None) -> LSTMState:
+    """What the next chunk begins from; after a step that was skipped, what that began from."""
+    is_finite = result.is_finite
+    found = course.team.whole_state(result.state, course.training.batch_size)
+    before = before or LSTMState(*(torch.zeros_like(part) for part in found))
+    return LSTMState(*(torch.where(is_finite, *pair) for pair in zip(found, before, strict=True)))
 
 
 def _batches(lengths: Tensor, training: TrainingConfig, generator: torch.Generator) -> list[Tensor]:
@@ -89,11 +230,6 @@ def _batches(lengths: Tensor, training: TrainingConfig, generator: torch.Generat
     return [drawn[batch] for batch in batches]
 
 
-def _steps_of(count: int, training: TrainingConfig) -> int:
-    count = min(count, training.epoch_size or count)
-    return ceil(ceil(count / training.batch_size) / training.accumulate)
-
-
 def _groups(batches: list[Tensor], training: TrainingConfig) -> list[list[Tensor]]:
     """The batches of each step."""
     size = training.accumulate
@@ -101,28 +237,12 @@ def _groups(batches: list[Tensor], training: TrainingConfig) -> list[list[Tensor
 
 
 def class_weights_of(
-    params: Params, config: ModelConfig, training: TrainingConfig, train: Examples
+    params: Params, config: ModelConfig, training: TrainingConfig, train: Examples | Corpus
 ) -> Tensor | None:
     """Weights of the classes in the loss, from the data that are trained on; None: all alike."""
-    if training.class_weight == "none":
+    if training.class_weight == "none" or isinstance(train, Corpus):
         return None
-    return balanced_weights(train.y, config.output_size).to(params["head.weight"].device)
-
-
-def _finite(losses: Tensor, batches: list[Tensor], epoch: int, rows: Tensor | None) -> Tensor:
-    values = losses.cpu()
-    if not bool(values.isfinite().all()):
-        position = int((~values.isfinite()).nonzero()[0])
-        batch = batches[position]
-        names = (batch if rows is None else rows[batch]).tolist()
-        shown = ", ".join(map(str, names[:SHOWN_ROWS]))
-        more = f" and {len(names) - SHOWN_ROWS} more" if len(names) > SHOWN_ROWS else ""
-        raise RunError(
-            f"the loss of epoch {epoch}, batch {position + 1} of {len(batches)} is "
-            f"{float(values[position])} (sequences {shown}{more} of the training data, counted "
-            "from 0); look at their values, or lower --learning-rate"
-        )
-    return values
+    return balanced_weights(train.y, config.output_size).to(params["head.bias"].device)
 
 
 @contextmanager

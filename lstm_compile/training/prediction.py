@@ -13,6 +13,7 @@ from lstm_compile.lengths import valid_mask
 from lstm_compile.model import Params, complete
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
 from lstm_compile.training.feeding import feed
+from lstm_compile.training.team import ALONE, Team
 
 
 def predict_all(
@@ -22,23 +23,29 @@ def predict_all(
     backend: Backend = "auto",
     chunk: int = DEFAULT_CHUNK,
     batch_size: int = 256,
+    team: Team = ALONE,
 ) -> Tensor:
     """`complete` over a whole data set, (rows, ...), in the data's order.
 
-    Where steps are answered, the rows are all steps of all sequences, one after another.
+    Where steps are answered, the rows are all steps of all sequences, one after another. Each
+    process of a team answers for some of the rows, and all have all answers.
     """
     lengths = data.lengths.cpu()
-    batches = ordered_batches(lengths, batch_size)
+    team = team if len(data) >= team.size else ALONE
+    own = torch.arange(team.rank, len(data), team.size)
+    batches = [own[indices] for indices in ordered_batches(lengths[own], batch_size)]
     groups = [[indices] for indices in batches]
     answer = partial(_answer, params, config, backend=backend, chunk=chunk)
     with torch.inference_mode():
         device = params["head.bias"].device
         parts = [answer(batch) for (batch,) in feed(data, lengths, groups, device)]
-        order = torch.cat(batches)
+        answers, order, count = torch.cat(parts), torch.cat(batches), len(data)
         if config.task in STEPWISE:
             assert isinstance(data, Sequences)
-            order = data.steps_of(order.to(data.x.device)).cpu()
-        return torch.cat(parts)[torch.argsort(order).to(parts[0].device)]
+            order, count = data.steps_of(order.to(data.x.device)), len(data.x)
+        whole = answers.new_zeros(count, *answers.shape[1:])
+        whole[order.to(device)] = answers
+        return team.sum(whole)
 
 
 def _answer(

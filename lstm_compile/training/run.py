@@ -1,11 +1,10 @@
 """A training run: from a prepared job to a run folder with model, config, metrics, baselines."""
 
-import json
-import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,34 +13,50 @@ from torch import Tensor
 
 from lstm_compile.baselines import Baseline, fit_baselines, to_tensors
 from lstm_compile.cache import compile_seconds
-from lstm_compile.checkpoint import Model, save_model, to_device
-from lstm_compile.config import DERIVED, LM
+from lstm_compile.checkpoint import Model, to_device
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.devices import cpu_threads, find_device
-from lstm_compile.errors import RunError
+from lstm_compile.errors import InputError, RunError
 from lstm_compile.evaluation import Evaluation, evaluate
-from lstm_compile.files import to_json, write_atomically
+from lstm_compile.files import remove_unfinished, write_atomically
 from lstm_compile.forecast.backtest import backtest, headline_of
 from lstm_compile.forecast.baselines import fit_forecast_baselines
-from lstm_compile.forecast.scaling import target_deviation, target_mean
+from lstm_compile.forecast.scaling import target_deviation
 from lstm_compile.forecast.windows import Windows
+from lstm_compile.locking import locked
 from lstm_compile.model import Params
 from lstm_compile.runs import (
     BASELINES_FILE,
     CONFIG_FILE,
+    LAST_FILE,
     METRICS_FILE,
     MODEL_FILE,
 )
-from lstm_compile.tasks import loss_name
 from lstm_compile.training.backend import settle_backend
 from lstm_compile.training.feeding import within_reach
 from lstm_compile.training.job import Job, Parts
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
+from lstm_compile.training.record import (
+    about_run,
+    catch_up,
+    loss_of,
+    provenance_of,
+    save_best,
+    save_run,
+    tell_changes,
+    write_metrics,
+    write_settings,
+)
+from lstm_compile.training.saving import Keeper, save_progress
+from lstm_compile.training.state import on_device
+from lstm_compile.training.team import PeerLostError, team
 from lstm_compile.training.text import score_text, window_of
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 from lstm_compile.training.warm import initial_params
+
+FILES = (MODEL_FILE, LAST_FILE, CONFIG_FILE, METRICS_FILE, BASELINES_FILE)  # that a run writes
 
 
 @dataclass(frozen=True)
@@ -58,41 +73,121 @@ class Outcome:
     refitted: bool = False  # whether the model learned from the validation data as well
 
 
-def run(job: Job, on_epoch: Callable[[Epoch], None] = lambda epoch: None) -> Outcome:
-    """Train, keep the best weights in the run folder at every moment, evaluate.
+def run(
+    job: Job,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    note: Callable[[str], None] = warnings.warn,
+) -> Outcome:
+    """Train, keep the best weights and the last state in the run folder, evaluate.
+
+    A job that was saved goes on where it was. KeyboardInterrupt saves the state and ends the run
+    cleanly, with the best weights; before the first epoch had ended it is passed on.
+
+    Args:
+        job: what `prepare` gave.
+        on_epoch: called after each epoch, its files written.
+        note: called with lines that a person should see.
 
     Raises:
-        RunError: the loss was not finite; the best weights so far stay in the folder.
-        KeyboardInterrupt: Ctrl-C before the first epoch had ended; later it ends the run cleanly.
+        InputError: another process writes to the folder, or a file cannot be written.
+        RunError: the loss was not finite, or memory did not suffice; the best weights so far and
+            the last state stay in the folder.
     """
-    start, compiled = time.perf_counter(), compile_seconds()
-    job, backend = _settled(job)
-    fitted, final = _train(job, on_epoch)
-    is_refitted = final is not fitted.params
-    baselines = _baselines(job.parts)
-    write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
-    # without a test part the figures are of validation data, which refitted weights have seen
-    shown = final if job.parts.tested_on == "test" else fitted.params
-    with cpu_threads(job.training.threads):
-        evaluation = _evaluation(job, shown, baselines)
-    times = time.perf_counter() - start, compile_seconds() - compiled
-    model = _save(job, final, _provenance(fitted, evaluation, job, times, is_refitted, backend))
+    with _folder_of(job):
+        start = time.perf_counter() - (job.saved.progress.seconds if job.saved else 0.0)
+        compiled = compile_seconds()
+        job, backend = _settled(job)
+        team().agree(job.training)
+        fitted, final = _train(job, backend, on_epoch, note)
+        is_refitted = final is not fitted.params
+        baselines = _baselines(job.parts)
+        write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
+        # without a test part the figures are of validation data, which refitted weights have seen
+        shown = final if job.parts.tested_on == "test" else fitted.params
+        with cpu_threads(job.training.threads):
+            evaluation = _evaluation(job, shown, baselines)
+        times = time.perf_counter() - start, compile_seconds() - compiled
+        model = save_run(
+            job, final, provenance_of(fitted, evaluation, job, times, is_refitted, backend)
+        )
     return Outcome(model, fitted, evaluation, job.parts.tested_on, *times, backend, is_refitted)
+
+
+def help_run(job: Job) -> None:
+    """Train beside the first process of a team, which does all the rest.
+
+    Raises:
+        RunError: as for `run`, or the first process has ended.
+    """
+    job = job._replace(training=team().agree(None))
+    _train(job, "", lambda epoch: None, lambda text: None)
+
+
+@contextmanager
+def _folder_of(job: Job) -> Iterator[None]:
+    """The folder locked, with the settings in it; left empty where the run failed at once.
+
+    Raises:
+        InputError: another process writes there, or wrote there since the job was prepared.
+    """
+    with locked(job.folder):
+        if job.is_stale():
+            raise InputError(f"{job.folder}: another run wrote there meanwhile; try again")
+        remove_unfinished(job.folder, *FILES)
+        write_settings(job)
+        try:
+            yield
+        except Exception:
+            if not any((job.folder / name).exists() for name in (MODEL_FILE, LAST_FILE)):
+                (job.folder / CONFIG_FILE).unlink(missing_ok=True)
+            raise
+
+
+def fit_job(job: Job, after_epoch: Callable[[Epoch, Params], None]) -> Fit:
+    """Train, and write nothing.
+
+    Raises:
+        InputError: there is no validation part to judge by.
+        RunError: the loss was not finite.
+        KeyboardInterrupt: Ctrl-C before the first epoch had ended; later `stopped` says so.
+    """
+    job, _ = _with_backend(job)
+    where, parts = find_device(job.training.device), job.parts
+    if parts.validation is None:
+        raise InputError("validation must be above 0: without it nothing tells what is best")
+    fitted = fit(
+        _start(job, parts.train),
+        job.config,
+        job.training,
+        _near(parts.train, where),
+        _near(parts.validation, where),
+        after_epoch,
+        parts.train_rows,
+        note=lambda line: None,
+    )
+    _require_an_epoch(fitted)
+    return fitted
 
 
 def _settled(job: Job) -> tuple[Job, str]:
     """The job with the threads and the backend it keeps from here on, and why that backend."""
+    if job.saved:
+        return job, str(job.saved.about["backend"])
+    job, why = _with_backend(job)
+    write_settings(job)
+    return job, f"{job.training.backend}, {why}"
+
+
+def _with_backend(job: Job) -> tuple[Job, str]:
     threads = threads_of(job.config, job.training)
-    job = job._replace(training=replace(job.training, threads=threads))
-    if isinstance(job.parts.train, Corpus):
-        if job.training.backend != "auto":
-            return job, f"{job.training.backend}, as asked for"
-        training = replace(job.training, backend="vendor")
-        return job._replace(training=training), "vendor, as rows of text are equally long"
-    with cpu_threads(threads):
-        device = find_device(job.training.device)
-        training, why = settle_backend(job.config, job.training, job.parts.train, device)
-    return job._replace(training=training), f"{training.backend}, {why}"
+    training, why, train = replace(job.training, threads=threads), "as asked for", job.parts.train
+    if training.backend == "auto" and isinstance(train, Corpus):
+        training, why = replace(training, backend="vendor"), "as rows of text are equally long"
+    elif not isinstance(train, Corpus):
+        with cpu_threads(threads):
+            device = find_device(training.device)
+            training, why = settle_backend(job.config, training, train, device)
+    return job._replace(training=training), why
 
 
 def _baselines(parts: Parts) -> dict[str, Baseline]:
@@ -117,46 +212,82 @@ def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Eva
         return predict_all(params, job.config, within_reach(data, where), *options).cpu()
 
     if isinstance(test, Windows):
-        headline = headline_of(_loss(job))
+        headline = headline_of(loss_of(job))
         assert isinstance(job.parts.train, Windows)
         units = target_deviation(job.parts.train)
         return backtest(predict, job.config, test, baselines, units, headline)
     return evaluate(predict(test), job.config, test, baselines)
 
 
-def _train(job: Job, on_epoch: Callable[[Epoch], None]) -> tuple[Fit, Params]:
+def _train(
+    job: Job,
+    backend: str,
+    on_epoch: Callable[[Epoch], None],
+    note: Callable[[str], None],
+) -> tuple[Fit, Params]:
     """The fit, and the weights to keep: its best, or those of the refit after it."""
-    lines: list[str] = []
+    keeper = _keeper(job, about_run(job, backend), note)
+
+    def record(epoch: Epoch) -> None:
+        if team().is_first and keeper.progress:
+            write_metrics(job, keeper.progress)
+        on_epoch(epoch)
 
     def after_epoch(epoch: Epoch, params: Params) -> None:
-        if not lines:  # a run stopped before this leaves its folder empty, free for another try
-            write_atomically(job.folder / CONFIG_FILE, _toml(job).encode())
-        if epoch.best:
-            _save(job, params, {"epochs": epoch.epoch, "validation": epoch.validation})
+        if epoch.best and team().is_first:
+            save_best(job, params, epoch)
         record(epoch)
-
-    def record(epoch: Epoch, **more: bool) -> None:
-        lines.append(to_json({**epoch._asdict(), **more}) + "\n")
-        write_atomically(job.folder / METRICS_FILE, "".join(lines).encode())
-        on_epoch(epoch)
 
     # before the threads are cut: the rounding of orthogonal weights depends on their number
     start, restart = (_start(job, data) for data in (job.parts.train, job.parts.everything))
-    fitted = _fit(job, start, after_epoch)
-    if not job.training.refit or fitted.stopped == "interrupt":
-        return fitted, fitted.params
+    with _saved_if_peers_are_lost(keeper):
+        fitted = _fit(job, start, after_epoch, keeper, note)
+        if not job.training.refit or fitted.stopped == "interrupt":
+            return fitted, fitted.params
+        try:
+            return fitted, _refit(job, restart, fitted, record, keeper, note)
+        except KeyboardInterrupt:
+            return fitted._replace(stopped="interrupt"), fitted.params
+        finally:
+            keeper.write()
+
+
+@contextmanager
+def _saved_if_peers_are_lost(keeper: Keeper) -> Iterator[None]:
     try:
-        return fitted, _refit(job, restart, fitted, partial(record, refit=True))
-    except KeyboardInterrupt:
-        return fitted._replace(stopped="interrupt"), fitted.params
+        yield
+    except PeerLostError:
+        keeper.write()
+        raise
+
+
+def _keeper(job: Job, about: dict[str, Any], note: Callable[[str], None]) -> Keeper:
+    """What holds the progress of the run, and all its files where that was saved."""
+    every, last = job.training.save_every, None
+    if job.saved is not None:
+        last = on_device(job.saved.progress, find_device(job.training.device))
+    if not team().is_first:
+        return Keeper(lambda progress: None, every, last)
+    if job.saved is not None and last is not None:
+        tell_changes(job.saved.about, about, note)
+        catch_up(job, last)
+    path = job.folder / LAST_FILE
+    return Keeper(lambda progress: save_progress(path, progress, about), every, last)
 
 
 def _start(job: Job, data: Examples | Corpus) -> Params:
     params = initial_params(job.config, job.training.seed, data, job.warm)
-    return to_device(params, find_device(job.training.device))
+    moved = to_device(params, find_device(job.training.device))
+    return {name: team().first(value) for name, value in moved.items()}
 
 
-def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) -> Fit:
+def _fit(
+    job: Job,
+    start: Params,
+    after_epoch: Callable[[Epoch, Params], None],
+    keeper: Keeper,
+    note: Callable[[str], None],
+) -> Fit:
     where, parts = find_device(job.training.device), job.parts
     fitted = fit(
         start,
@@ -166,7 +297,11 @@ def _fit(job: Job, start: Params, after_epoch: Callable[[Epoch, Params], None]) 
         None if parts.validation is None else _near(parts.validation, where),
         after_epoch,
         parts.train_rows,
+        resume=keeper.progress,
+        on_progress=keeper.see,
+        note=note,
     )
+    keeper.write()
     _require_an_epoch(fitted)
     return fitted
 
@@ -176,9 +311,24 @@ def _near(data: Sequences | Windows | Corpus, device: torch.device) -> Examples 
     return data if isinstance(data, Corpus) else within_reach(data, device)
 
 
-def _refit(job: Job, start: Params, fitted: Fit, on_epoch: Callable[[Epoch], None]) -> Params:
-    everything = _near(job.parts.everything, find_device(job.training.device))
-    return refit(start, job.config, job.training, everything, fitted, on_epoch)
+def _refit(
+    job: Job,
+    start: Params,
+    fitted: Fit,
+    on_epoch: Callable[[Epoch], None],
+    keeper: Keeper,
+    note: Callable[[str], None],
+) -> Params:
+    return refit(
+        start,
+        job.config,
+        job.training,
+        _near(job.parts.everything, find_device(job.training.device)),
+        fitted,
+        on_epoch,
+        on_progress=keeper.see,
+        note=note,
+    )
 
 
 def _require_an_epoch(fitted: Fit) -> None:
@@ -186,93 +336,3 @@ def _require_an_epoch(fitted: Fit) -> None:
         raise KeyboardInterrupt
     if fitted.best is None:
         raise RunError("no epoch gave a finite validation loss; lower --learning-rate")
-
-
-def _save(job: Job, params: Params, training: dict[str, Any]) -> Model:
-    provenance = {
-        "data": job.data,
-        "data_fingerprint": job.fingerprint,
-        "seed": job.training.seed,
-        **({"table": _table(job)} if _table(job) else {}),
-        **_of_forecast(job),
-        **({"unroll": job.training.unroll} if job.config.task == LM else {}),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        **training,
-    }
-    model = Model(params, job.config, job.parts.train.schema, provenance)
-    save_model(job.folder / MODEL_FILE, *model)
-    return model
-
-
-def _provenance(
-    fitted: Fit,
-    evaluation: Evaluation,
-    job: Job,
-    times: tuple[float, float],
-    is_refitted: bool,
-    backend: str,
-) -> dict[str, Any]:
-    best = fitted.best
-    extra: dict[str, Any] = {}
-    if job.warm:
-        extra["init"] = {"source": job.warm.source, "fresh": job.warm.fresh}
-    if is_refitted:  # the figures of a run without a test part are from before it
-        extra["refit"] = {"sequences": len(job.parts.everything), "epochs": best and best.epoch}
-    return {
-        **extra,
-        "epochs": best.epoch if best else 0,
-        "stopped": fitted.stopped,
-        "validation": best.validation if best else {},
-        job.parts.tested_on: evaluation.metrics,
-        "baselines": evaluation.baselines,
-        "seconds": round(times[0], 1),
-        "compile_seconds": round(times[1], 1),
-        "backend": backend,
-    }
-
-
-def _loss(job: Job) -> str:
-    return loss_name(job.config.task, job.training.loss, job.config.quantiles)
-
-
-def _of_forecast(job: Job) -> dict[str, Any]:
-    """What evaluating a forecasting model takes besides the model."""
-    parts = job.parts
-    if not isinstance(parts.test, Windows) or not isinstance(parts.train, Windows):
-        return {}
-    is_same = parts.test.table is parts.train.table
-    return {
-        "loss": _loss(job),
-        "test_from": parts.test.table.split.test if is_same else None,
-        "target_mean": target_mean(parts.train).tolist(),
-        "target_deviation": target_deviation(parts.train).tolist(),
-    }
-
-
-def _toml(job: Job) -> str:
-    """The resolved settings; `train --config` reads them back."""
-    model = {k: v for k, v in job.config.to_dict().items() if k not in DERIVED}
-    task = None if job.config.task in ("classify", "regress") else job.config.task
-    sources = {"task": task, "data": job.data, "test": job.test}
-    lines = [f"{name} = {_toml_value(path)}" for name, path in sources.items() if path is not None]
-    # means are those of the data, which whoever reads this file reads again
-    table = {name: value for name, value in _table(job).items() if name != "means"}
-    sections = {"model": model, "training": asdict(job.training), "table": table}
-    for title, values in sections.items():
-        if not values:
-            continue
-        lines += ["", f"[{title}]"]
-        lines += [f"{name} = {_toml_value(value)}" for name, value in values.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _table(job: Job) -> dict[str, Any]:
-    """The columns of a long table that the run reads, those that were inferred too."""
-    roles = job.parts.train.roles
-    found = asdict(roles.options) if roles else {}
-    return {name: value for name, value in found.items() if value not in (None, ())}
-
-
-def _toml_value(value: Any) -> str:
-    # JSON's notation is TOML's but for surrogate pairs and for DEL, which TOML wants escaped
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

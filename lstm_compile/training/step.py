@@ -14,6 +14,7 @@ from lstm_compile.devices import autocast
 from lstm_compile.model import Params, forward, trainable
 from lstm_compile.tasks import row_weight, training_loss
 from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.team import ALONE, Team
 
 PLATEAU_FACTOR = 0.5
 PLATEAU_SHARE = 2  # of `patience`: the rate falls once before training is given up
@@ -30,13 +31,15 @@ class AdamState(NamedTuple):
 class StepResult(NamedTuple):
     """What a step gives: new parameters, new optimizer state, the loss before the step.
 
-    `state` is the LSTM stack's after the last of the step's batches, without a history.
+    `state` is the LSTM stack's after the last of the step's batches, without a history. Where loss
+    and gradients are not all finite, `is_finite` is False and parameters are those before the step.
     """
 
     params: Params
     optimizer: AdamState
     loss: Tensor
-    state: LSTMState | None = None
+    state: LSTMState
+    is_finite: Tensor
 
 
 def init_adam(params: Params, freeze: str = "none") -> AdamState:
@@ -55,6 +58,8 @@ def train_step(
     class_weights: Tensor | None = None,
     more: Sequence[Batch] = (),
     state: LSTMState | None = None,
+    team: Team = ALONE,
+    is_spare: bool = False,
 ) -> StepResult:
     """Forward, loss, backward, clip, update. Nothing that comes in is changed.
 
@@ -68,6 +73,8 @@ def train_step(
         class_weights: float32 (classes,), for `training_loss`.
         more: further batches of the same step; its gradient is that of all their rows together.
         state: that each row begins from; zeros if None. No gradient goes into it.
+        team: with whom the step is taken; loss and gradients are those of all rows together.
+        is_spare: whether the rows are there for their shape alone, as others take them all.
     """
     learned = trainable(params, training.freeze)
     leaves = {name: value.detach().requires_grad_() for name, value in learned.items()}
@@ -78,19 +85,31 @@ def train_step(
         parts = torch.autograd.grad(loss, list(leaves.values()), share)
         losses.append(loss.detach() * share)
         gradients = _added(gradients, dict(zip(leaves, parts, strict=True)))
-    gradients = clip_by_norm(gradients, training.clip_norm)
+    loss = sum(losses[1:], start=losses[0])
+    if team.size > 1:
+        weight = sum(_weights(batches, class_weights)) * (not is_spare)
+        gradients, loss = team.average(gradients, loss, torch.as_tensor(weight).to(loss))
+    norm = norm_of(gradients)
+    is_finite = (loss + norm).isfinite()
+    gradients = clip_by_norm(gradients, training.clip_norm, norm)
     with torch.no_grad():
-        updated, optimizer = adam_update(leaves, gradients, optimizer, learning_rate, training)
-    loss, after = sum(losses[1:], start=losses[0]), LSTMState(*(part.detach() for part in after))
-    return StepResult({**params, **updated}, optimizer, loss, after)
+        updated, optimizer = adam_update(
+            leaves, gradients, optimizer, learning_rate, training, skip=~is_finite
+        )
+    after = LSTMState(*(part.detach() for part in after))
+    return StepResult({**params, **updated}, optimizer, loss, after, is_finite)
 
 
 def _shares(batches: Sequence[Batch], class_weights: Tensor | None) -> list[Tensor]:
     """What part of the step's mean loss each batch is, as scalars beside it."""
-    weights = [row_weight(batch.y, class_weights) for batch in batches]
+    weights = _weights(batches, class_weights)
     x, total = batches[0].x, sum(weights)
     dtype = x.dtype if x.is_floating_point() else torch.float32
     return [torch.as_tensor(weight / total, dtype=dtype, device=x.device) for weight in weights]
+
+
+def _weights(batches: Sequence[Batch], class_weights: Tensor | None) -> list[Tensor | float]:
+    return [row_weight(batch.y, class_weights) for batch in batches]
 
 
 def _loss(
@@ -125,17 +144,25 @@ def _added(first: Params, second: Params) -> Params:
     return {name: first[name] + value if first else value for name, value in second.items()}
 
 
-def clip_by_norm(gradients: Params, limit: float) -> Params:
+def norm_of(gradients: Params) -> Tensor:
+    """The 2-norm of all gradients together, a scalar."""
+    norm: Tensor = torch.linalg.vector_norm(
+        torch.stack(torch._foreach_norm(list(gradients.values())))
+    )
+    return norm
+
+
+def clip_by_norm(gradients: Params, limit: float, norm: Tensor | None = None) -> Params:
     """Scale all gradients so that their common norm is at most `limit`; 0 leaves them alone.
 
-    Source: Pascanu, Mikolov and Bengio 2013, algorithm 1.
+    `norm` is what `norm_of` gives, where it is known. Source: Pascanu, Mikolov and Bengio 2013,
+    algorithm 1.
     """
     if not limit:
         return gradients
-    values = list(gradients.values())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(values)))
+    norm = norm_of(gradients) if norm is None else norm
     scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-    return dict(zip(gradients, torch._foreach_mul(values, scale), strict=True))
+    return dict(zip(gradients, torch._foreach_mul(list(gradients.values()), scale), strict=True))
 
 
 def adam_update(
@@ -146,8 +173,11 @@ def adam_update(
     training: TrainingConfig,
     betas: tuple[float, float] = (0.9, 0.999),
     epsilon: float = 1e-8,
+    skip: Tensor | None = None,
 ) -> tuple[Params, AdamState]:
     """One step of Adam, or of AdamW with decoupled weight decay; biases do not decay.
+
+    Where `skip`, a bool scalar, is True, only the step is counted.
 
     Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2. The results
     are those of torch.optim.Adam and torch.optim.AdamW.
@@ -165,7 +195,7 @@ def adam_update(
             [],
             [torch.full((), float(count), device=device)] * len(names),
             lr=learning_rate, beta1=betas[0], beta2=betas[1], weight_decay=decay, eps=epsilon,
-            amsgrad=False, maximize=False,
+            amsgrad=False, maximize=False, found_inf=None if skip is None else skip.float(),
         )  # fmt: skip
     return updated, AdamState(count, means, squares)
 

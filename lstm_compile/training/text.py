@@ -1,34 +1,20 @@
-"""Training on text: truncated back-propagation through time, its state carried from chunk to chunk.
-
-Source: Williams and Peng 1990; the lanes are those of Zaremba et al. 2014, section 4.1.
-"""
+"""How well a model tells a text, its state carried from chunk to chunk."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lstm_compile.cell import LSTMState
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.sequences import IGNORED, Batch
-from lstm_compile.errors import RunError
-from lstm_compile.model import Params, forward, trainable
+from lstm_compile.model import Params, forward
 from lstm_compile.recurrence import DEFAULT_CHUNK, Backend
-from lstm_compile.tasks import Metrics, row_weight
-from lstm_compile.training.config import TrainingConfig
-from lstm_compile.training.lanes import carried, chunks, steps_of
-from lstm_compile.training.passes import Passed
-from lstm_compile.training.step import (
-    average_update,
-    init_adam,
-    learning_rate_at,
-    plateau_factor,
-    train_step,
-)
+from lstm_compile.tasks import Metrics
+from lstm_compile.training.lanes import carried, chunks, on_device
 
 LANES = 16  # of evaluation; each begins without a past
 TIME = 256
@@ -40,43 +26,6 @@ class Scores(NamedTuple):
     nats: Tensor  # float64 (blocks,), sums of -log p
     tokens: Tensor  # float64 (blocks,), how many
     time: int  # most steps of a block
-
-
-def text_passes(
-    params: Params,
-    config: ModelConfig,
-    training: TrainingConfig,
-    train: Corpus,
-    losses: Sequence[float],
-) -> Iterator[Passed]:
-    """Train on text, pass by pass; arguments as of `passes`.
-
-    Raises:
-        RunError: a loss was not finite.
-    """
-    device = params["head.bias"].device
-    optimizer, average = init_adam(params, training.freeze), trainable(params, training.freeze)
-    lanes, time = training.batch_size, training.unroll
-    steps = training.epochs * steps_of(train, lanes, time)
-    for number in range(1, training.epochs + 1):
-        state: LSTMState | None = None
-        found, weights, rate = [], [], 0.0
-        factor = plateau_factor(losses[: number - 1], training)
-        for batch, fresh in chunks(train, lanes, time):
-            batch = _on(batch, device)
-            rate = factor * learning_rate_at(min(optimizer.step, steps - 1), steps, training)
-            params, optimizer, loss, state = train_step(
-                params, optimizer, batch, rate, config, training, state=carried(state, fresh)
-            )
-            if training.ema:
-                average = average_update(average, params, optimizer.step, training.ema)
-            found.append(loss)
-            weights.append(float(row_weight(batch.y)))
-        mean = float(torch.stack(found).cpu().double() @ torch.tensor(weights).double())
-        mean /= sum(weights)
-        if not math.isfinite(mean):
-            raise RunError(f"the loss of epoch {number} is {mean}; lower --learning-rate")
-        yield Passed({**params, **average} if training.ema else params, mean, rate)
 
 
 def score_text(
@@ -95,7 +44,7 @@ def score_text(
 
     def logits_of(batch: Batch, fresh: Tensor) -> Tensor:
         nonlocal state
-        batch = _on(batch, device)
+        batch = on_device(batch, device)
         logits, state = forward(
             params, config, batch.x, batch.lengths, carried(state, fresh),
             resets=batch.resets, backend=backend, chunk=chunk,
@@ -143,9 +92,3 @@ def text_metrics(scores: Scores) -> Metrics:
         "bits_per_character": loss / math.log(2),
         "perplexity": math.exp(min(loss, 700.0)),
     }
-
-
-def _on(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    return batch._replace(x=batch.x.to(device), y=batch.y.to(device))

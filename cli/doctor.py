@@ -1,0 +1,44 @@
+"""`lstm-compile doctor`."""
+
+import warnings
+from typing import TYPE_CHECKING
+
+import click
+
+from lstm_compile.cli import output
+from lstm_compile.cli.edge import Command, Failure
+
+if TYPE_CHECKING:
+    from lstm_compile.export.doctor import Check
+
+
+@click.command(cls=Command)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+def command(as_json: bool) -> None:
+    """Check versions, devices, compiler, folders, every backend and ONNX Runtime.
+
+    Each is tried on a small problem, and a failure comes with what to do about it. Exits with 1 if
+    something fails that nothing works without.
+    """
+    from lstm_compile.cache import use_local_cache
+    from lstm_compile.export.doctor import examine
+
+    out = output.console(as_json)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a check says the same
+        use_local_cache()
+    report = examine(lambda check: out.print(line(check), markup=False))
+    if as_json:
+        output.print_json(report.to_dict())
+    if not report.passed:
+        failed = ", ".join(c.name for c in report.checks if c.required and not c.passed)
+        raise Failure(f"does not work here: {failed}; the lines above say what to do")
+    output.lines(out, ("next", "lstm-compile train"))
+
+
+def line(check: "Check") -> str:
+    """`[\u2713] name  what was found`; `[-]` where something is missing that is not required."""
+    mark = "[\u2713]" if check.passed else "[x]" if check.required else "[-]"
+    advice = f"; {check.mend}" if check.mend else ""
+    seconds = f" ({check.seconds:.1f} s)" if check.seconds >= 0.1 else ""
+    return f"{mark} {check.name:<18} {check.found}{advice}{seconds}"

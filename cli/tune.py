@@ -1,0 +1,154 @@
+"""`lstm-compile tune`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+from rich.console import Console
+
+from lstm_compile.cli import output
+from lstm_compile.cli.edge import Command, signals_stop
+from lstm_compile.cli.options import flags_of, given_of, read_config
+from lstm_compile.config import ModelConfig, Task
+from lstm_compile.data.columns import TableOptions
+from lstm_compile.training.config import TrainingConfig
+
+if TYPE_CHECKING:
+    from lstm_compile.tuning.study import Plan, Tuned
+
+STUDIES = Path("studies")
+
+
+@click.command(cls=Command)
+@click.argument("data", default="spoken-digits")
+@click.option(
+    "--task", type=click.Choice(get_args(Task)), is_eager=True,
+    help="What to learn.  [default: what the data are good for]",
+)  # fmt: skip
+@click.option("--test", help="File of held-out sequences for best.toml; tuning does not read it.")
+@click.option(
+    "--output", "folder", type=click.Path(path_type=Path), help="Folder of the study [studies/DATA]"
+)
+@click.option(
+    "--trials", type=click.IntRange(1), default=20, show_default=True,
+    help="Complete or pruned, of all processes of the study together.",
+)  # fmt: skip
+@click.option(
+    "--space", "space_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML file of what to try [that of the task, without the flags given].",
+)  # fmt: skip
+@click.option("--metric", help="Validation figure that decides [loss, rmse or mae, by task].")
+@click.option(
+    "--pruner", type=click.Choice(["median", "hyperband", "none"]), default="median",
+    show_default=True, help="What ends trials that do worse than others did.",
+)  # fmt: skip
+@click.option("--storage", help="URL of a database that machines share [a file in --output].")
+@click.option(
+    "--heartbeat", type=click.IntRange(1), default=30, show_default=True,
+    help="Seconds between signs of life of a trial; twice as long without is a killed one.",
+)  # fmt: skip
+@click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
+    expose_value=False, callback=read_config, help="TOML file of defaults for these options.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@flags_of(ModelConfig)
+@flags_of(TrainingConfig)
+@flags_of(TableOptions)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    data: str,
+    task: Task | None,
+    test: str | None,
+    folder: Path | None,
+    space_file: Path | None,
+    metric: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Search for the settings that train best on DATA, as far as its validation part tells.
+
+    The same command in another process joins the study, and goes on with it after a kill. Flags of
+    `train` that are given are fixed. What was best is written as best.toml, which `train --config`
+    takes, and report.html shows how it was found and what mattered.
+    """
+    out = output.console(as_json)
+    model, training, table = (
+        given_of(ctx, cls, options) for cls in (ModelConfig, TrainingConfig, TableOptions)
+    )
+    with signals_stop(ctx):
+        from lstm_compile.cache import use_local_cache
+        from lstm_compile.data.folders import plain_name
+        from lstm_compile.tuning.space import read_space
+        from lstm_compile.tuning.study import plan_of, require_optuna, tune
+
+        require_optuna()
+        use_local_cache()
+        plan = plan_of(
+            data, read_space(space_file) if space_file else None, task=task, model=model,
+            training=training, table=table, metric=metric, test=test,
+        )  # fmt: skip
+        folder = folder or STUDIES / Path(plain_name(data)).stem
+        _begin(out, plan, folder)
+        names = ("trials", "pruner", "storage", "heartbeat")
+        asked = {name: options[name] for name in names}
+        tuned = tune(
+            plan, folder, **asked, seed=options["seed"],
+            on_trial=lambda study, trial: out.print(line(study, trial), markup=False),
+        )  # fmt: skip
+    _end(out, tuned)
+    if as_json:
+        output.print_json(_summary(tuned))
+
+
+def _begin(out: Console, plan: "Plan", folder: Path) -> None:
+    from lstm_compile.tuning.space import shown
+
+    output.lines(
+        out,
+        ("data", f"{plan.data}, task {plan.task}"),
+        ("value", f"the best validation {plan.metric}, {plan.direction}d"),
+        *(("space", f"{name}: {shown(part)}") for name, part in plan.space.items()),
+        ("study", str(folder)),
+    )
+
+
+def line(study: Any, trial: Any) -> str:
+    """`trial 3: complete, 0.1234, 5.6 s  best`."""
+    state = trial.state.name.lower()
+    value = f", {trial.value:.6g}" if trial.value is not None else ""
+    seconds = f", {trial.duration.total_seconds():.1f} s" if trial.duration else ""
+    why = f" ({trial.user_attrs['reason']})" if "reason" in trial.user_attrs else ""
+    is_best = state == "complete" and study.best_trial.number == trial.number
+    return f"trial {trial.number}: {state}{value}{seconds}{why}{'  best' if is_best else ''}"
+
+
+def _end(out: Console, tuned: "Tuned") -> None:
+    from lstm_compile.tuning.report import cell
+    from lstm_compile.tuning.study import BEST_FILE, REPORT_FILE
+
+    best, path = tuned.best, tuned.folder / BEST_FILE
+    counts = ", ".join(f"{count} {state}" for state, count in tuned.counts.items())
+    drawn = ", ".join(f"{name} {cell(value)}" for name, value in best.params.items())
+    output.lines(
+        out,
+        ("trials", counts),
+        ("best", f"trial {best.number}: {tuned.plan.metric} {best.value:.6g}, {drawn}"),
+        ("wrote", f"{path}, {tuned.folder / REPORT_FILE}"),
+        ("next", output.command("train", Path(tuned.plan.data), "--config", str(path))),
+    )
+
+
+def _summary(tuned: "Tuned") -> dict[str, Any]:
+    from lstm_compile.tuning.report import importances
+
+    best = tuned.best
+    return {
+        "study": str(tuned.folder),
+        "metric": tuned.plan.metric,
+        "trials": tuned.counts,
+        "best": {"trial": best.number, "value": best.value, "settings": best.params},
+        "importances": importances(tuned),
+    }

@@ -1,0 +1,162 @@
+"""Which settings are tried: ranges and choices of the fields of a model and its training.
+
+Loads neither torch nor optuna.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from lstm_compile.config import ModelConfig, Task
+from lstm_compile.errors import InputError
+from lstm_compile.training.config import TrainingConfig
+
+SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; `log` spreads them evenly over the ratios."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values."""
+
+    values: tuple[Any, ...]
+
+
+Space = dict[str, Range | Choice]  # by field
+
+ENCODER: Space = {
+    "hidden_size": Range(16, 128, log=True, whole=True),
+    "num_layers": Range(1, 3, whole=True),
+    "dropout": Range(0.0, 0.5),
+    "head_dropout": Range(0.0, 0.5),
+    "learning_rate": Range(5e-4, 2e-2, log=True),
+    "batch_size": Choice((16, 32, 64)),
+}
+SEQUENCES: Space = {**ENCODER, "bidirectional": Choice((True, False))}
+POOLINGS = Choice(("last", "mean", "max", "attention"))
+SCALINGS = Choice(("standard", "minmax"))
+SPACES: dict[str, Space] = {
+    "classify": {
+        **SEQUENCES,
+        "pooling": POOLINGS,
+        "scaling": SCALINGS,
+        "label_smoothing": Range(0.0, 0.2),
+    },
+    "regress": {**SEQUENCES, "pooling": POOLINGS, "scaling": SCALINGS},
+    "tag": {**SEQUENCES, "scaling": SCALINGS},
+    "forecast": {
+        **ENCODER,
+        "num_layers": Range(1, 2, whole=True),
+        "context": Range(24, 192, log=True, whole=True),
+        "scaling": Choice(("standard", "last", "mean", "revin")),
+    },
+    "lm": {
+        **{name: ENCODER[name] for name in ("dropout", "head_dropout", "learning_rate")},
+        "hidden_size": Range(64, 512, log=True, whole=True),
+        "num_layers": Range(1, 2, whole=True),
+        "embedding_size": Choice((32, 64, 128)),
+        "unroll": Choice((64, 128, 256)),
+    },
+}
+
+
+def section_of(name: str) -> str:
+    """`model` or `training`: whose field it is.
+
+    Raises:
+        InputError: nobody's that can be tuned.
+    """
+    for title, cls in SECTIONS.items():
+        if name in _tunable(cls):
+            return title
+    known = sorted({*_tunable(ModelConfig), *_tunable(TrainingConfig)})
+    raise InputError(f"space: unknown setting {name!r}; known are {', '.join(known)}")
+
+
+def default_space(task: Task, fixed: Mapping[str, Any]) -> Space:
+    """The space of a task without the settings that are fixed."""
+    return {name: part for name, part in SPACES[task].items() if name not in fixed}
+
+
+def read_space(path: Path) -> Space:
+    """Read a space from a TOML file: a key for each setting, a list of values or a range.
+
+    `hidden_size = { low = 16, high = 128, log = true }`, `pooling = ["last", "mean"]`.
+
+    Raises:
+        InputError: no TOML, an unknown setting, or a value that it cannot have.
+    """
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path}: not a readable TOML file ({error})") from error
+    try:
+        space = {name: _part(name, value) for name, value in document.items()}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if not space:
+        raise InputError(f"{path}: holds no setting; expected such as pooling = ['last', 'max']")
+    return space
+
+
+def shown(part: Range | Choice) -> str:
+    """`16 to 128 (log)` or `last, mean`."""
+    if isinstance(part, Choice):
+        return ", ".join(map(str, part.values))
+    return f"{part.low:g} to {part.high:g}{' (log)' if part.log else ''}"
+
+
+def _part(name: str, value: Any) -> Range | Choice:
+    hint = get_type_hints(SECTIONS[section_of(name)])[name]
+    if isinstance(value, list) and value:
+        values = tuple(tuple(each) if isinstance(each, list) else each for each in value)
+        _check(name, *values)
+        return Choice(values)
+    if isinstance(value, dict) and {"low", "high"} <= set(value) <= {"low", "high", "log"}:
+        low, high, log = value["low"], value["high"], value.get("log", False)
+        if hint not in (int, float) or not isinstance(log, bool):
+            raise InputError(f"space: {name} takes a list of values, found {value!r}")
+        _check(name, low, high)
+        if not low < high or (log and low <= 0):
+            least = "above 0 and " if log else ""
+            raise InputError(f"space: {name} needs low {least}below high, found {value!r}")
+        return Range(low, high, log, hint is int)
+    raise InputError(
+        f"space: {name} must be a list of values or {{ low = ..., high = ..., log = true }}, found "
+        f"{value!r}"
+    )
+
+
+def _check(name: str, *values: Any) -> None:
+    """Refuse values that the field refuses, whatever the task."""
+    for value in values:
+        errors = []
+        for task in get_args(Task):
+            try:
+                _with(task, name, value)
+            except InputError as error:
+                errors.append(error)
+        if len(errors) == len(get_args(Task)):
+            raise InputError(f"space: {errors[0]}")
+
+
+def _with(task: Task, name: str, value: Any) -> None:
+    if section_of(name) == "training":
+        TrainingConfig(**{name: value})
+    else:
+        ModelConfig(task=task, input_size=1, output_size=1, **{name: value})
+
+
+def _tunable(cls: type) -> list[str]:
+    return [field.name for field in fields(cls) if "help" in field.metadata]

@@ -1,0 +1,335 @@
+"""A study: trials of settings, kept in a database that processes share and that survives them.
+
+A trial is a training run that writes nothing; its value is the best validation figure. A process
+that ends, killed or not, leaves a study that the same command goes on with: its trial stops beating
+its heart, is called failed by whoever comes next, and its settings are tried again.
+
+Source: https://optuna.readthedocs.io/en/stable/
+"""
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from lstm_compile.config import Task
+from lstm_compile.errors import InputError, RunError, reason
+from lstm_compile.files import write_atomically
+from lstm_compile.settings import resolve
+from lstm_compile.tuning.space import Choice, Range, Space, default_space, section_of
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
+
+    from lstm_compile.training.job import Job
+    from lstm_compile.training.loop import Epoch
+
+Pruner = Literal["median", "hyperband", "none"]
+DATABASE, BEST_FILE, REPORT_FILE = "study.db", "best.toml", "report.html"
+NAME = "lstm-compile"
+RISING = ("accuracy", "macro_f1", "r2")  # metrics of which more is better
+METRICS = {  # of each task, its default first: in units that no setting changes
+    "classify": ("loss", "accuracy", "macro_f1"),
+    "tag": ("loss", "accuracy", "macro_f1"),
+    "regress": ("rmse", "mae", "r2", "loss"),
+    "forecast": ("mae", "rmse", "loss"),
+    "lm": ("loss",),
+}
+PASSWORD = re.compile("//[^/@]*@")
+TRIES = 3  # of settings whose process was killed
+WAIT = 60  # seconds for a database that another process writes to
+
+
+class Plan(NamedTuple):
+    """What is tuned, the same for every process of a study."""
+
+    data: str
+    space: Space
+    model: dict[str, Any]  # fixed fields of ModelConfig
+    training: dict[str, Any]  # fixed fields of TrainingConfig
+    table: dict[str, Any]  # fixed fields of TableOptions
+    task: Task
+    metric: str  # of the validation part
+    test: str | None = None  # goes into best.toml
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """`maximize` or `minimize`."""
+        return "maximize" if self.metric in RISING else "minimize"
+
+    def to_json(self) -> str:
+        """All that must be the same, to be compared."""
+        space = {name: asdict(part) for name, part in self.space.items()}
+        return json.dumps({**self._asdict(), "space": space}, sort_keys=True)
+
+
+class Tuned(NamedTuple):
+    """A study after a process has left it."""
+
+    folder: Path
+    study: "Study"
+    plan: Plan
+
+    @property
+    def best(self) -> "FrozenTrial":
+        """The trial with the best value."""
+        return self.study.best_trial
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials by what became of them: `complete`, `pruned`, `fail`, `running`, `waiting`."""
+        states = [trial.state.name.lower() for trial in self.study.trials]
+        return {state: states.count(state) for state in sorted(set(states))}
+
+
+def plan_of(
+    data: str,
+    space: Space | None = None,
+    *,
+    task: Task | None = None,
+    model: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    table: dict[str, Any] | None = None,
+    metric: str | None = None,
+    test: str | None = None,
+) -> Plan:
+    """Read the data once, to see that the fixed settings fit them and what the task is.
+
+    Args:
+        data: as for `prepare`.
+        space: what is tried; None is that of the task, without what is fixed.
+        task: None takes what the data are good for.
+        model: fixed fields of ModelConfig.
+        training: fixed fields of TrainingConfig.
+        table: the columns of a long table.
+        metric: one of `METRICS`; None takes the first of the task.
+        test: a file of held-out sequences, which tuning never reads.
+
+    Raises:
+        InputError: anything wrong with the data or the settings, a setting both fixed and tried, or
+            no such metric.
+    """
+    fixed = {**(model or {}), **(training or {})}
+    if both := sorted(set(fixed) & set(space or {})):
+        raise InputError(f"{', '.join(both)} cannot be both fixed and in the space; leave one out")
+    kept = model or {}, training or {}, table or {}
+    found = _job(data, task, *kept).config.task
+    if metric not in (None, *METRICS[found]):
+        raise InputError(f"metric must be one of {', '.join(METRICS[found])}; got {metric!r}")
+    space = default_space(found, fixed) if space is None else space
+    return Plan(data, space, *kept, found, metric or METRICS[found][0], test)
+
+
+def tune(
+    plan: Plan,
+    folder: Path,
+    *,
+    trials: int = 20,
+    pruner: Pruner = "median",
+    storage: str | None = None,
+    heartbeat: int = 30,
+    seed: int = 0,
+    on_trial: Callable[["Study", "FrozenTrial"], None] = lambda study, trial: None,
+) -> Tuned:
+    """Add trials to the study in `folder`, until so many are complete or pruned.
+
+    Args:
+        plan: what to try; must be that of the study, where there is one already.
+        folder: of the study; holds the database, `best.toml` and `report.html`.
+        trials: complete or pruned, of all processes together.
+        pruner: what ends trials that do worse than others did.
+        storage: URL of a database that several machines reach; None is a file in `folder`.
+        heartbeat: seconds between signs of life of a trial; without any for twice as long it is
+            called failed, and its settings are tried again.
+        seed: of what is drawn; each process of a study draws anew.
+        on_trial: told of each trial of this process as it ends.
+
+    Raises:
+        InputError: optuna is not installed, or the study in `folder` is another.
+        RunError: not one trial gave a value.
+    """
+    study = _open(plan, folder, pruner, storage, heartbeat, seed)
+    from optuna.study import MaxTrialsCallback
+    from optuna.trial import TrialState
+
+    done = (TrialState.COMPLETE, TrialState.PRUNED)
+    enough = MaxTrialsCallback(trials, done)
+    tuned = Tuned(folder, study, plan)
+    try:
+        if len(study.get_trials(deepcopy=False, states=done)) < trials:
+            with _quiet():
+                study.optimize(lambda t: _value(t, plan), callbacks=[enough, on_trial])
+    finally:
+        _write(tuned)
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        raise RunError(f"{folder}: not one trial was completed; widen the space or lower its rates")
+    return tuned
+
+
+def require_optuna() -> None:
+    """Say what to install, before any work is done.
+
+    Raises:
+        InputError: optuna or matplotlib is not installed.
+    """
+    for name in ("optuna", "matplotlib"):
+        if find_spec(name) is None:
+            raise InputError(f"tune needs {name}; pip install 'lstm-compile[tune]'")
+
+
+def _open(
+    plan: Plan, folder: Path, pruner: str, storage: str | None, heartbeat: int, seed: int
+) -> "Study":
+    require_optuna()
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    number = _process_number(folder)
+    pruners = {
+        "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+        "hyperband": optuna.pruners.HyperbandPruner(),
+        "none": optuna.pruners.NopPruner(),
+    }
+    with _quiet(), _locked(folder):  # two processes must not make the tables at once
+        study = optuna.create_study(
+            study_name=NAME,
+            storage=_storage(storage or f"sqlite:///{folder / DATABASE}", heartbeat),
+            sampler=optuna.samplers.TPESampler(seed=seed + number, constant_liar=True),
+            pruner=pruners[pruner],
+            direction=plan.direction,
+            load_if_exists=True,
+        )
+        if study.user_attrs.get("plan", plan.to_json()) != plan.to_json():
+            raise InputError(
+                f"{folder}: holds a study of other data, settings or space; name another --output"
+            )
+        study.set_user_attr("plan", plan.to_json())
+    return study
+
+
+def _storage(url: str, heartbeat: int) -> Any:
+    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+
+    try:
+        return RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": WAIT}} if url.startswith("sqlite") else {},
+            heartbeat_interval=heartbeat,
+            grace_period=2 * heartbeat,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=TRIES),
+        )
+    except Exception as error:  # whatever the database's driver raises
+        shown = PASSWORD.sub("//...@", url)
+        raise InputError(f"{shown}: no such database ({reason(error)}); give its URL") from error
+
+
+def _process_number(folder: Path) -> int:
+    """0 for the first process of a study, and another for each that joins it."""
+    places = folder / "processes"
+    try:
+        places.mkdir(parents=True, exist_ok=True)
+        for number in range(1 << 20):
+            try:
+                (places / str(number)).touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            return number
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}); name another --output"
+        ) from error
+    raise InputError(f"{places}: holds too many files; name another --output")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def _job(
+    data: str,
+    task: Task | None,
+    model: dict[str, Any],
+    training: dict[str, Any],
+    table: dict[str, Any],
+) -> "Job":
+    from lstm_compile.training.job import plan_job
+
+    settings = resolve(data, task, model, training, table)
+    return plan_job(
+        data, settings.model, settings.training,
+        table=settings.table, task=settings.task,
+    )  # fmt: skip
+
+
+def _value(trial: "Trial", plan: Plan) -> float:
+    """Train once, and give the best validation figure."""
+    from optuna import TrialPruned
+
+    from lstm_compile.training.document import to_toml
+    from lstm_compile.training.run import fit_job
+
+    drawn = {name: _draw(trial, name, part) for name, part in plan.space.items()}
+    asked = {"model": dict(plan.model), "training": dict(plan.training)}
+    for name, value in drawn.items():
+        asked[section_of(name)][name] = value
+    values: list[float] = []
+
+    def after_epoch(epoch: "Epoch", _: Any) -> None:
+        values.append({**epoch.validation, "loss": epoch.validation_loss}[plan.metric])
+        trial.report(values[-1], epoch.epoch)
+        if trial.should_prune():
+            raise TrialPruned
+
+    try:
+        job = _job(plan.data, plan.task, asked["model"], asked["training"], plan.table)
+        trial.set_user_attr("config", to_toml(job._replace(test=plan.test)))
+        fitted = fit_job(job, after_epoch)
+    except (InputError, RunError) as error:  # settings that these data cannot have, or a divergence
+        trial.set_user_attr("reason", str(error))
+        raise TrialPruned(str(error)) from error
+    if fitted.stopped == "interrupt":
+        raise KeyboardInterrupt
+    return max(values) if plan.direction == "maximize" else min(values)
+
+
+def _draw(trial: "Trial", name: str, part: Range | Choice) -> Any:
+    if isinstance(part, Choice):
+        keys = [json.dumps(value) for value in part.values]  # lists are no values to optuna
+        return part.values[keys.index(trial.suggest_categorical(name, keys))]
+    if part.whole:
+        return trial.suggest_int(name, int(part.low), int(part.high), log=part.log)
+    return trial.suggest_float(name, part.low, part.high, log=part.log)
+
+
+def _write(tuned: Tuned) -> None:
+    from lstm_compile.tuning.report import report
+
+    complete = [trial for trial in tuned.study.trials if trial.value is not None]
+    if any(trial.state.name == "COMPLETE" for trial in complete):
+        text = tuned.best.user_attrs["config"]
+        write_atomically(tuned.folder / BEST_FILE, text.encode())
+    write_atomically(tuned.folder / REPORT_FILE, report(tuned).encode())
