@@ -209,10 +209,8 @@ def _blocks(config: dict[str, Any]) -> str:
 
 def _scaling(config: dict[str, Any]) -> str:
     """What happens to values inside the model."""
-    kinds = {
-        "features": config.get("scaling", "none"),
-        "targets": config.get("target_scaling", "none"),
-    }
+    targets = config["target_scaling"] if config["task"] == "regress" else "none"
+    kinds = {"features": config["scaling"], "targets": targets}
     found = ", ".join(f"{name} {kind}" for name, kind in kinds.items() if kind != "none")
     return f"inside: {found}" if found else "none"
 

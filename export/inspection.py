@@ -207,7 +207,8 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     file = read_onnx(path)
     model = onnx.load_model_from_string(file.data)
     shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    weights = {name: shape for name, shape in shapes.items() if "." in name}  # constants have none
+    known = ("_scale", "_zero_point")  # of int8 weights; constants have no dot
+    weights = {n: shape for n, shape in shapes.items() if "." in n and not n.endswith(known)}
     return {
         "path": str(path),
         "bytes": len(file.data),

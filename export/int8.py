@@ -71,7 +71,7 @@ def export_int8(source: str | Path, path: str | Path, data: str | None = None) -
     quantized, error = quantize(model, plain)
     content = quantized.SerializeToString(deterministic=True)
     with proven(path, content, lambda file: verify_onnx(model, file)) as parity:
-        beside = write_beside(path, parity, example)
+        beside = write_beside(path.parent, f"{path.stem}.", parity, example)
     report = report_of(path, content, began, parity, beside)
     found: tuple[Evaluation | None, Evaluation | None, str]
     try:

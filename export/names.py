@@ -58,8 +58,7 @@ FORM_KEYS = (STATE_KEY, QUANTIZATION_KEY)  # JSON, where there are any
 Profile = Literal["portable", "ort"]
 # where rows of different lengths are answered rightly, as the metadata say it
 RIGHT_IN: dict[Profile, str] = {"portable": "any", "ort": "onnxruntime"}
-ONNX_STEM = "model"
-ONNX_FILE = f"{ONNX_STEM}.onnx"
+ONNX_FILE = "model.onnx"
 STREAMING_FILE = "streaming.onnx"
 ORT_FILE = "model-ort.onnx"
 INT8_FILE = "model-int8.onnx"

@@ -76,7 +76,8 @@ def export_onnx(
     example = selftest(model)
     data = to_onnx(model, profile, example).SerializeToString(deterministic=True)
     with proven(path, data, lambda file: verify_onnx(model, file, runtimes)) as parity:
-        beside = write_beside(path, parity, example)
+        stem = "" if profile == "portable" else f"{path.stem}."
+        beside = write_beside(path.parent, stem, parity, example)
     return report_of(path, data, began, parity, beside)
 
 
@@ -88,16 +89,13 @@ def report_of(
     return ExportReport(path, len(data), perf_counter() - began, parity, beside, known)
 
 
-def write_beside(path: Path, parity: ParityReport, example: str) -> tuple[Path, Path]:
-    """Write the report and the self-test of a file; of `streaming.onnx`: `streaming.parity.json`.
+def write_beside(folder: Path, stem: str, parity: ParityReport, example: str) -> tuple[Path, Path]:
+    """Write the report and the self-test of a file, `stem` before their names.
 
     Raises:
         InputError: they cannot be written there.
     """
-    stem = "" if path.stem == names.ONNX_STEM else f"{path.stem}."
-    report, test = (
-        path.with_name(stem + name) for name in (names.PARITY_FILE, names.SELFTEST_FILE)
-    )
+    report, test = (folder / f"{stem}{name}" for name in (names.PARITY_FILE, names.SELFTEST_FILE))
     write_atomically(report, parity.to_json().encode())
     write_atomically(test, example.encode())
     return report, test

@@ -13,8 +13,8 @@ Copy it into another program and write `from runtime import load`, or leave it w
     streams = open_streams("streaming.onnx")  # of `lstm-compile export --onnx --streaming`
     answers = streams.push(["a", "b"], [x_a, x_b])  # goes on where each stream stopped
 
-All that has no leading underscore is stable under interface version 1. Every method may be called
-from several threads at once.
+All that has no leading underscore is stable under interface version 1. Threads may call any method
+at once.
 
 It guards what ONNX Runtime lacks: a batch of 0 rows or steps ends the process there, lengths out
 of range read other rows, and a NaN in one step becomes a NaN answer without a word.

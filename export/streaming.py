@@ -66,7 +66,7 @@ def export_streaming(
     example = streaming_selftest(model, cells == "plain")
     data = to_streaming(model, cells, example).SerializeToString(deterministic=True)
     with proven(path, data, lambda file: verify_streaming(model, file, runtimes)) as parity:
-        beside = write_beside(path, parity, example)
+        beside = write_beside(path.parent, f"{path.stem}.", parity, example)
     return report_of(path, data, began, parity, beside)
 
 

@@ -302,6 +302,7 @@ def test_a_run(run):
         f"run         {run} ({size / 1000:.0f} kB)",
         "task        classify: no, yes",
         "features    3: a, b, c",
+        "scaling     inside: features standard",
         f"shape       2 layers of 5, both directions, pooling attention, {sum(learned)} parameters",
         "files       metrics.jsonl, model.onnx, model.safetensors",
         "validation  accuracy 50.00 %, loss 1.25",
@@ -322,7 +323,8 @@ def test_a_safetensors_file(run):
 def test_an_onnx_file(run):
     found, lines = inspect(run / "model.onnx")
     assert list(found) == [
-        *("kind", "path", "bytes", "interface_version", "profile", "opset", "ir_version"),
+        *("kind", "path", "bytes", "interface_version", "profile", "runtimes"),
+        *("selftest_sha256", "opset", "ir_version"),
         *MODEL_KEYS[:4],
         *("inputs", "outputs", "parameters", "nodes"),
     ]
@@ -335,11 +337,12 @@ def test_an_onnx_file(run):
     own, _ = inspect(run)
     for key in ("parameters", "task", "schema", "config", "training"):
         assert found[key] == own[key]
-    assert lines[4:8] == [
+    assert lines[5:10] == [
         "input       x float [batch, time, 3]",
         "input       lengths int64 [batch]",
         "output      probabilities float [batch, 2]",
         "format      interface_version 1, profile portable, opset 17, ir_version 8",
+        "lengths     right in every runtime that loads it",
     ]
 
 
