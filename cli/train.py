@@ -13,6 +13,7 @@ from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
 from lstm_compile.cli.options import flags_of, given_of, read_config, read_run, refuse_others
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.columns import TableOptions
+from lstm_compile.runs import CONFIG_FILE
 from lstm_compile.settings import resolve
 from lstm_compile.training.config import TrainingConfig
 
@@ -96,8 +97,8 @@ def command(
         if not team.is_first:
             help_run(job)
             return
-        _begin(out, job)
         with _way_on(out, job):
+            _begin(out, job)
             outcome = run(job, _epoch_printer(out), lambda text: output.lines(out, ("note", text)))
     _end(out, job, outcome)
     if as_json:
@@ -141,7 +142,8 @@ def _way_on(out: Console, job: "Job") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        output.lines(out, ("resume", output.command("train --resume", job.folder)))
+        if (job.folder / CONFIG_FILE).exists():
+            output.lines(out, ("resume", output.command("train --resume", job.folder)))
         raise
 
 

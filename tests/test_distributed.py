@@ -224,7 +224,7 @@ def test_a_killed_process_is_restarted_from_the_last_state(tmp_path):
         if line.startswith("epoch 5:"):
             os.kill(worker(process.pid, 1), signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 0, stderr
+    assert process.returncode == 0, "".join(lines) + stderr
     (resumed,) = [line for line in lines if line.startswith("resumed")]
     reached = int(re.search(r"epoch (\d+)", resumed)[1])
     assert reached >= 6
