@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
-LARGEST = 1 << 22  # bytes of a file that is changed once more
+LARGEST = 1 << 22  # bytes of a changed file
 NUMBERS = (
     *(0, 1, -1, 2, 3, 7, 255, 256, 65535, 65536, 1 << 20, 1 << 28, 10**9, (1 << 31) - 1, 1 << 31),
     *((1 << 32) - 1, 1 << 32, 1 << 40, (1 << 63) - 1, -(1 << 63), (1 << 64) - 1),
@@ -51,7 +51,7 @@ def mutated(path, random):
     for _ in range(random.randint(1, 4)):
         if len(data) < LARGEST:
             data = (change if random.random() < 0.7 else changed_bytes)(data, random)
-    return data
+    return data[:LARGEST]
 
 
 # ---- bytes

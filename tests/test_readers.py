@@ -102,7 +102,7 @@ def test_ts_refuses_bad_cases(tmp_path, lines, message):
         ("@\n@data\n1:a", "the header needs `@classLabel true` or `@targetlabel true`, and only"),
         ("@classLabel false\n@data\n1:a", "the header needs `@classLabel true` or"),
         ("@classLabel true a\n@targetLabel true\n@data\n1:a", "and only one"),
-        ("@timeStamps true\n@data\n", "no case follows `@data`"),
+        ("@classLabel true a\n@data\n", "no case follows `@data`"),
         ("@timeStamps true\n@data\n(0,1):a", "line 1: `@timeStamps true` is not supported"),
         ("@dimensions two\n@classLabel true a\n@data\n1:a", "whole number above 0, found 'two'"),
         ("@dimensions 0\n@classLabel true a\n@data\n1:a", "whole number above 0, found '0'"),
@@ -203,7 +203,7 @@ def test_npz_refuses_damage(tmp_path):
     assert_refused(path, "array `x` cannot be read (")
     listed = content.rindex(b"PK\x01\x02")
     path.write_bytes(content[: listed + 6] + b"\xff" + content[listed + 7 :])
-    assert_refused(path, "array `x` cannot be read (zip file version 25.5)")
+    assert_refused(path, "not a complete .npz (zip) file")
 
 
 def test_npz_refuses_a_pickle_and_a_bare_array(tmp_path):

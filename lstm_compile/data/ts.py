@@ -49,30 +49,37 @@ def read_ts(path: Path, labelled: bool = True) -> Table:
     Raises:
         InputError: not in the format, or a value is missing; names the file and the line.
     """
-    header, cases = _split(path, _read_lines(path))
-    dimensions = header.dimensions or cases[0][1].count(":")
-    if dimensions > MAX_SIZE:
-        raise InputError(f"{path}: {dimensions} dimensions, expected at most {MAX_SIZE}")
-    parsed = [_parse_case(path, case, dimensions) for case in cases]
-    last = [(number, text.rpartition(":")[2].strip()) for number, text in cases]
+    lines = _read_lines(path)
+    header, at = _read_header(path, lines)
+    dimensions, parsed, last = header.dimensions, [], list[Line]()
+    for number, text in lines:  # one by one: nothing is kept of a file that is wrong at once
+        dimensions = dimensions or text.count(":")
+        if dimensions > MAX_SIZE:
+            raise InputError(f"{path}: {dimensions} dimensions, expected at most {MAX_SIZE}")
+        parsed.append(_parse_case(path, (number, text), dimensions))
+        last.append((number, text.rpartition(":")[2].strip()))
+    if not parsed:
+        raise InputError(f"{path}, line {at}: no case follows `@data`")
     return Table(
         path=path,
         x=np.concatenate(parsed),
         lengths=np.array([len(case) for case in parsed], dtype=np.int64),
-        y=_parse_y(path, header, last) if labelled else np.zeros((len(cases), 0), np.float32),
+        y=_parse_y(path, header, last) if labelled else np.zeros((len(last), 0), np.float32),
         classes=header.classes,
-        lines=[number for number, _ in cases],
+        lines=[number for number, _ in last],
     )
 
 
-def _read_lines(path: Path) -> list[Line]:
+def _read_lines(path: Path) -> Iterator[Line]:
     try:
         with path.open(encoding="utf-8-sig") as file:
-            stripped = [line.strip() for line in _bounded(path, file)]
+            for number, text in enumerate(_bounded(path, file), 1):
+                line = text.strip()
+                if line and not line.startswith("#"):
+                    yield number, line
     except UnicodeDecodeError as error:
         check_utf8(path)
         raise InputError(f"{path}: not a text file in UTF-8") from error
-    return [(number, line) for number, line in enumerate(stripped, 1) if line and line[0] != "#"]
 
 
 def _bounded(path: Path, file: TextIO) -> Iterator[str]:
@@ -85,16 +92,15 @@ def _bounded(path: Path, file: TextIO) -> Iterator[str]:
         yield line
 
 
-def _split(path: Path, lines: list[Line]) -> tuple[Header, list[Line]]:
+def _read_header(path: Path, lines: Iterator[Line]) -> tuple[Header, int]:
+    """The header, and the line of its end."""
     keys: Keys = {}
-    for index, (number, line) in enumerate(lines):
+    for number, line in lines:
         if not line.startswith("@"):
             raise InputError(f"{path}, line {number}: expected `@key value` before `@data`")
         key, *values = line[1:].split() or [""]
         if key.lower() == "data":
-            if not (cases := lines[index + 1 :]):
-                raise InputError(f"{path}, line {number}: no case follows `@data`")
-            return _parse_header(path, keys), cases
+            return _parse_header(path, keys), number
         keys[key.lower()] = (number, values)
     raise InputError(f"{path}: no `@data` line, so this is not a complete .ts file")
 
