@@ -66,10 +66,11 @@ LONGEST_JSON = 8 << 20  # characters
 MOST_BRACKETS = 1 << 17  # an empty list takes thirty times its own text in memory
 LONGEST_ERROR = 1000  # characters
 DOMAINS = (b"", b"ai.onnx")  # of operators
+QUANTISED = (b"DynamicQuantizeLSTM", b"com.microsoft")  # the one of another domain, with its own
 # fields of onnx.proto, by message; https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 MODEL = {7: "graph", 20: "training_info", 25: "functions"}
 GRAPH = {1: "node", 5: "tensor", 15: "sparse_initializer"}
-NODE = {5: "attribute", 7: "domain"}
+NODE = {4: "operator", 5: "attribute", 7: "domain"}
 ATTRIBUTE = {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"}
 TENSOR = {1: "dims", 13: "external_data", 14: "data_location"}
 NUMBERS = ("dims", "data_location")
@@ -492,12 +493,15 @@ def check_graph(data: bytes) -> None:
 
 
 def _check_node(node: memoryview) -> None:
-    for name, value in _walk(node, NODE, "attribute", "domain"):
-        if name == "domain" and value not in DOMAINS:
-            raise ModelError("an operator is of another domain; export it again")
-        if name == "attribute":
+    last = {"operator": b"", "domain": b""}  # of fields that are given twice the last one counts
+    for name, value in _walk(node, NODE, *last, "attribute"):
+        if name in last:
+            last[name] = bytes(value)
+        else:
             for _, tensor in _walk(value, ATTRIBUTE, "tensor"):
                 _check_tensor(tensor)
+    if last["domain"] not in DOMAINS and tuple(last.values()) != QUANTISED:
+        raise ModelError("an operator is of another domain; export it again")
 
 
 def _check_tensor(tensor: memoryview) -> None:

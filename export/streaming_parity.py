@@ -90,7 +90,8 @@ def verify_streaming(
 
     1,000 steps at once, and one alone, are compared with the oracle, within what `tolerance` gives;
     the same steps one by one and in uneven chunks with what the same runtime said of them at once,
-    within 1e-5, from zero and from random states. What a file that takes single steps says is
+    within 1e-5, from zero and from random states; what only `everywhere` asks is held to what
+    `tolerance` gives there too. What a file that takes single steps says is
     compared with what eager PyTorch says at once.
 
     Args:
@@ -214,7 +215,9 @@ def torch_step(model: Model, backend: Backend) -> Step:
 def _compare(
     runtime: str, feeding: Feeding, found: Arrays, expected: Arrays, exact: Arrays, model: Model
 ) -> Row:
-    allowed = tolerance(sum(feeding.sizes)) if expected is exact else TOLERANCE
+    # tanh and sigmoid of a runtime that only --runtimes asks may be approximations
+    is_close = expected is not exact and runtime in RUNTIMES
+    allowed = TOLERANCE if is_close else tolerance(sum(feeding.sizes))
     units = (answer_units(model, exact[0]), 1.0, 1.0)
     difference = max(
         float((np.maximum(np.abs(one - other) - rounding(other), 0.0) / unit).max())

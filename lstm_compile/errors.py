@@ -6,8 +6,8 @@ LONGEST = 1000  # characters of an error
 class InputError(ValueError):
     """The caller's input is wrong: a file, an option, a shape. The command line exits with 2."""
 
-    def __init__(self, text: str) -> None:
-        super().__init__(one_line(text))
+    def __str__(self) -> str:  # not as it is made: torch.compile traces that
+        return one_line(super().__str__())
 
 
 class RunError(RuntimeError):

@@ -263,6 +263,9 @@ def test_a_study_of_two_processes_survives_the_kill_of_one(tmp_path):
     output, errors = second.communicate(timeout=300)
     first.communicate()
     assert second.returncode == 0, errors
+    time.sleep(3)  # without a sign of life for longer than two heartbeats
+    _, errors = start(tmp_path, *args).communicate(timeout=300)
+    assert not errors
     study = optuna.load_study(
         study_name="lstm-compile", storage=f"sqlite:///{tmp_path}/study/study.db"
     )

@@ -156,9 +156,12 @@ def tune(
         RunError: not one trial gave a value.
     """
     study = _open(plan, folder, pruner, storage, heartbeat, seed)
+    from optuna.storages import fail_stale_trials
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
 
+    with _quiet():
+        fail_stale_trials(study)
     done = (TrialState.COMPLETE, TrialState.PRUNED)
     enough = MaxTrialsCallback(trials, done)
     tuned = Tuned(folder, study, plan)
