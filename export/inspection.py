@@ -3,9 +3,9 @@
 Loads no torch, and onnx only for an `.onnx` file.
 """
 
-import json
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from lstm_compile.data.roles import Roles
 from lstm_compile.data.table import Table
 from lstm_compile.data.textfiles import count_characters, find_texts
 from lstm_compile.errors import InputError
+from lstm_compile.files import from_json
 from lstm_compile.inspection import (
     count_parameters,
     described,
@@ -213,7 +214,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "path": str(path),
         "bytes": len(file.data),
         **{key: file.metadata.get(key) for key in names.PLAIN_KEYS},
-        **{key: json.loads(file.metadata[key]) for key in names.FORM_KEYS if key in file.metadata},
+        **_form(path, file.metadata),
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
         **described(path, file.metadata),
@@ -222,6 +223,32 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "parameters": count_parameters(weights),
         "nodes": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
     }
+
+
+def _form(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the metadata say of state and quantisation, where they say anything."""
+    from lstm_compile.export import names
+
+    found = {}
+    for key in names.FORM_KEYS:
+        if key in metadata:
+            found[key] = from_json(metadata[key], f"{path}: metadata `{key}`")
+    state = found.get(names.STATE_KEY, {"tensors": {}}).get("tensors")
+    quantized = found.get(names.QUANTIZATION_KEY, {"weights": "", "error": 0.0})
+    fits = (
+        isinstance(state, dict)
+        and all(isinstance(pair, dict) for pair in state.values())
+        and all("from" in pair and _is_number(pair.get("initial")) for pair in state.values())
+        and "weights" in quantized
+        and _is_number(quantized.get("error"))
+    )
+    if not fits:
+        raise InputError(f"{path}: metadata of its form are damaged; export it again")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _tensor(value: "ValueInfoProto") -> dict[str, Any]:

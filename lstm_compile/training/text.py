@@ -55,14 +55,16 @@ def score_text(
         return scores_of(logits_of, corpus, time)
 
 
-def window_of(config: ModelConfig, unroll: int | None) -> int:
+def window_of(config: ModelConfig, unroll: object) -> int:
     """Steps that a text is read by: Transformer blocks see no more of it than in training.
 
     Args:
         config: of the model.
-        unroll: that it was trained with; None if nobody knows.
+        unroll: that it was trained with; what a file says may be anything, None if nothing.
     """
-    return (unroll or TIME) if config.transformer_layers else TIME
+    if config.transformer_layers and isinstance(unroll, int) and unroll > 0:
+        return unroll
+    return TIME
 
 
 def scores_of(
