@@ -104,26 +104,21 @@ def test_threads_may_ask_at_once():
 
 START = """
 import sys
-from time import perf_counter
-began = perf_counter()
 from lstm_compile.export.runtime import load
 model = load(sys.argv[1])
 model.predict([[[0.0, 1.0, 2.0]] * 50])
-print(perf_counter() - began)
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
-def test_it_starts_in_a_moment(tmp_path):
+def test_it_starts_without_what_takes_long_to_load(tmp_path):
     path = tmp_path / "m.onnx"
     path.write_bytes(exported("classify")[0])
-
-    def start():
-        done = subprocess.run(
-            [sys.executable, "-c", START, path], capture_output=True, text=True, check=True
-        )
-        return float(done.stdout)
-
-    assert min(start() for _ in range(5)) < 0.6  # the least: others may use the machine
+    done = subprocess.run(
+        [sys.executable, "-c", START, path], capture_output=True, text=True, check=True
+    )
+    slow = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "sklearn", "click", "safetensors"}
+    assert not slow & set(done.stdout.split())
 
 
 def test_files_on_disk_check_themselves(tmp_path):

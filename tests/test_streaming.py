@@ -3,7 +3,6 @@
 import json
 import threading
 from pathlib import Path
-from time import perf_counter
 
 import numpy as np
 import onnx
@@ -254,40 +253,6 @@ def test_threads_may_push_at_once(streams, tag):
     alone = open_streams(to_streaming(tag).SerializeToString())
     alone.push(["s"], np.zeros((1, 120, 3), np.float32))
     np.testing.assert_allclose(streams.snapshot("s")["h"], alone.snapshot("s")["h"], atol=1e-5)
-
-
-def median(function, repeats):
-    times = []
-    for _ in range(repeats):
-        start = perf_counter()
-        function()
-        times.append(perf_counter() - start)
-    return sorted(times)[repeats // 2]
-
-
-def test_one_step_costs_little_more_than_the_bare_call():
-    model = make_model(task="classify", pooling="last", num_layers=1, hidden_size=64)
-    streams = open_streams(to_streaming(model).SerializeToString())
-    x, state = steps(1), np.zeros((1, 1, 64), np.float32)
-    inputs = {"x": x, "h": state, "c": state}
-    best = float("inf")
-    for _ in range(5):  # others use the machine too
-        bare = median(lambda: streams.session.run(None, inputs), 1000)
-        best = min(best, median(lambda: streams.push(["a"], x), 1000) - bare)
-    assert best < 15e-6
-
-
-def test_a_thousand_streams_at_once_are_ten_times_as_fast():
-    model = make_model(task="classify", pooling="last", num_layers=1, hidden_size=64)
-    streams = open_streams(to_streaming(model).SerializeToString())
-    x, names = steps(1, batch=1000), list(range(1000))
-
-    def one_by_one():
-        for name in names:
-            streams.push([name], x[name : name + 1])
-
-    ratios = [median(one_by_one, 3) / median(lambda: streams.push(names, x), 9) for _ in range(3)]
-    assert max(ratios) > 10
 
 
 def test_the_command_line_writes_and_verifies(tmp_path, tag):
