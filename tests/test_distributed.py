@@ -5,8 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -188,47 +190,74 @@ def test_a_process_that_is_restarted_goes_on_in_the_last_folder(tmp_path, monkey
 # ---- torchrun
 
 
+@contextmanager
 def torchrun(*args, restarts=0):
+    """Two processes that train; killed where they have not ended after two minutes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = [*launcher, f"--max-restarts={restarts}", "-m", "lstm_compile", "train", *args]
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    ) as process:
+        watch = Timer(120, kill, [process])
+        watch.start()
+        try:
+            yield process
+        finally:
+            watch.cancel()
+            kill(process)
+
+
+def kill(process):
+    for pid in family(process.pid) if process.poll() is None else ():
+        os.kill(pid, signal.SIGKILL)
+
+
+def family(pid):
+    """The process and all that it has started."""
+    return [pid, *(one for child in children(pid) for one in family(child))]
+
+
+def children(pid):
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((path / "stat").read_text().rsplit(")")[-1].split()[1]) == pid:
+                yield int(path.name)
+        except OSError:
+            continue
 
 
 def worker(parent, rank):
     """The process of that rank that `parent` has started."""
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            is_child = int((path / "stat").read_text().rsplit(")")[-1].split()[1]) == parent
-            if is_child and f"RANK={rank}".encode() in (path / "environ").read_bytes().split(b"\0"):
-                return int(path.name)
-        except (OSError, ValueError):
-            continue
-    raise AssertionError(f"no process of rank {rank}")
+    wanted = f"RANK={rank}".encode()
+    (pid,) = (
+        pid
+        for pid in children(parent)
+        if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    )
+    return pid
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_restarted_from_the_last_state(tmp_path):
     data = save_npz(tmp_path, two_classes(400))
     size = ["--hidden-size", 6, "--num-layers", 1, "--batch-size", 16, "--device", "cpu"]
-    length = ["--epochs", 60, "--patience", 60, "--output", tmp_path / "run"]
-    process = torchrun(data, *size, *length, restarts=2)
+    length = ["--epochs", 25, "--patience", 25, "--output", tmp_path / "run"]
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("epoch 5:"):
-            os.kill(worker(process.pid, 1), signal.SIGKILL)
-    _, stderr = process.communicate(timeout=60)
+    with torchrun(data, *size, *length, restarts=2) as process:
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("epoch 5:"):
+                os.kill(worker(process.pid, 1), signal.SIGKILL)
+        _, stderr = process.communicate()
     assert process.returncode == 0, "".join(lines) + stderr
     (resumed,) = [line for line in lines if line.startswith("resumed")]
     reached = int(re.search(r"epoch (\d+)", resumed)[1])
     assert reached >= 6
-    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 60
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 25
     assert load_model(tmp_path / "run").training["stopped"] == "epochs"
 
 
@@ -238,10 +267,10 @@ def test_sigterm_to_torchrun_saves_the_state(tmp_path):
     size = ["--hidden-size", 6, "--num-layers", 1, "--batch-size", 16, "--device", "cpu"]
     length = ["--epochs", 10**6, "--patience", 10**6, "--backend", "vendor"]
     output = ["--output", tmp_path / "run", "--save-every", "60 minutes"]
-    process = torchrun(data, *size, *length, *output)
-    for line in process.stdout:
-        if line.startswith("epoch 3:"):
-            process.terminate()
-            break
-    process.communicate(timeout=60)
+    with torchrun(data, *size, *length, *output) as process:
+        for line in process.stdout:
+            if line.startswith("epoch 3:"):
+                process.terminate()
+                break
+        process.communicate()
     assert (tmp_path / "run" / "last.safetensors").exists()

@@ -155,7 +155,14 @@ def together(device: str) -> Iterator[Team]:
     is_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if is_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    distributed.init_process_group("nccl" if is_cuda else "gloo")
+    store, rank, size = next(distributed.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # torchrun has one store for all its attempts, and the addresses of the processes that
+        # failed lie in it still. Source: https://github.com/pytorch/pytorch/issues/135712
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = distributed.PrefixStore(f"attempt {attempt}", store)
+    backend = "nccl" if is_cuda else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
         yield team()
     finally:
