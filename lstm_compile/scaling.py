@@ -27,17 +27,17 @@ class Scaler(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What a scaler is fitted on, float64 (features,) each; nothing where `count` is 0.
+    """What a scaler is fitted on, float64 (features,) each; nothing where `rows` is 0.
 
     Attributes:
-        count: rows.
+        rows: how many there are.
         mean: their mean.
         spread: the sum of squares around it.
         low: the smallest value.
         high: the largest.
     """
 
-    count: int
+    rows: int
     mean: Tensor
     spread: Tensor
     low: Tensor
@@ -49,13 +49,13 @@ class Moments(NamedTuple):
         Source: Chan, Golub, LeVeque, Updating Formulae and a Pairwise Algorithm for Computing
         Sample Variances, 1979.
         """
-        if not self.count or not other.count:
-            return self if self.count else other
-        count, apart = self.count + other.count, other.mean - self.mean
-        share = other.count / count
-        spread = self.spread + other.spread + apart**2 * (self.count * share)
+        if not self.rows or not other.rows:
+            return self if self.rows else other
+        rows, apart = self.rows + other.rows, other.mean - self.mean
+        share = other.rows / rows
+        spread = self.spread + other.spread + apart**2 * (self.rows * share)
         low, high = self.low.minimum(other.low), self.high.maximum(other.high)
-        return Moments(count, self.mean + apart * share, spread, low, high)
+        return Moments(rows, self.mean + apart * share, spread, low, high)
 
 
 def moments_of(values: Tensor) -> Moments:
@@ -71,10 +71,10 @@ def fit_scaler(values: Tensor | Moments, kind: Scaling) -> Scaler:
     """The scaler of `values` (rows, features): valid steps of the training part, nothing else."""
     found = values if isinstance(values, Moments) else moments_of(values)
     width = len(found.mean)
-    if kind == "none" or not found.count:
+    if kind == "none" or not found.rows:
         return Scaler(torch.zeros(width), torch.ones(width))
     shift, scale = found.low, found.high - found.low
     if kind == "standard":
-        shift, scale = found.mean, (found.spread / found.count).sqrt()
+        shift, scale = found.mean, (found.spread / found.rows).sqrt()
     constant = scale <= 1e-12 * found.low.abs().maximum(found.high.abs())
     return Scaler(shift.float(), torch.where(constant, 1.0, scale).float())

@@ -53,7 +53,7 @@ class Parquet(Source):
         return rest
 
     def _open(self) -> Any:
-        return self.filesystem.open_input_file(str(self.path))
+        return self.filesystem.open_input_file(self.path.as_posix())
 
     def _size(self) -> int:
         with self._open() as file:
@@ -81,6 +81,8 @@ class Parquet(Source):
         groups = range(self._first, len(self.groups))
         # not closed by hand: columns are read in threads, which an error in one leaves at work
         with pa.parquet.ParquetFile(self._open(), **options) as file:
+            if file.num_row_groups != len(self.groups):
+                raise InputError(f"{self.path}: changed while it was read; read it again")
             yield from file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns)
 
 

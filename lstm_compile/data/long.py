@@ -6,7 +6,7 @@ values there, so that the values are in memory once. Loads no torch.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -104,7 +104,7 @@ def open_sources(path: str | PathLike[str]) -> list[Source]:
     return [SOURCES[f.path.suffix.lower()](f.path, f.constants) for f in find_files(path)]
 
 
-def check_columns(sources: list[Source], roles: Roles) -> None:
+def check_columns(sources: Sequence[Source], roles: Roles) -> None:
     """All files must have the same columns, and the same types where these decide the order.
 
     Raises:

@@ -54,14 +54,15 @@ def _footer(file: BinaryIO, size: int) -> dict[int, Any]:
 def _check_column(file: BinaryIO, column: dict[int, Any], size: int, *, each: bool) -> None:
     path = b".".join(part for part in column.get(3) or [] if isinstance(part, bytes))
     name = path.decode(errors="replace")
-    unpacked, packed, start = (_whole(column, field) for field in (6, 7, 9))
-    if column.get(11):
-        start = min(start, _whole(column, 11))  # its dictionary
+    unpacked, packed = _whole(column, 6), _whole(column, 7)
+    # of its data and its dictionary; a column without rows has no data
+    places = [_whole(column, field) for field in (9, 11) if column.get(field)]
+    start = min(places, default=0)
     if start < 0 or not 0 <= packed <= size - start:
         raise ValueError(f"column {name!r} lies beyond the end")
     if not 0 <= unpacked <= max(SMALL, RATIO * packed):
         raise ValueError(f"column {name!r}: {packed} bytes unpack to {unpacked}")
-    for page in _pages(file, start, start + packed) if each else ():
+    for page in _pages(file, start, start + packed) if each and places else ():
         unpacked -= page
         if unpacked < 0:
             raise ValueError(f"column {name!r}: a page is larger than its column")

@@ -8,11 +8,11 @@ import torch
 from torch import Generator, Tensor
 
 from lstm_compile.config import Task
-from lstm_compile.data.batches import MAX_POOL_BATCHES, bucketed_batches
+from lstm_compile.data.batches import MAX_POOL_BATCHES
 from lstm_compile.data.roles import Roles
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Batch, Sequences
-from lstm_compile.data.survey import Survey
+from lstm_compile.data.survey import Progress, Survey
 from lstm_compile.scaling import Moments, moments_of
 
 FLOAT = 4  # bytes
@@ -105,16 +105,15 @@ class Stream:
         used = used[torch.randperm(len(used), generator=generator)]
         pools, order = self._pools(used.tolist()), list[Tensor]()
         for pool in pools:
-            rows = torch.cat([torch.arange(starts[unit], starts[unit + 1]) for unit in pool])
+            rows = torch.cat([torch.arange(int(starts[u]), int(starts[u + 1])) for u in pool])
             order.append(rows[torch.randperm(len(rows), generator=generator)])
         rows = torch.cat(order)[: most or None]
         typical = len(rows) // len(pools)  # a window in one pool or two
         window = batch_size * min(max(typical // batch_size, 1), MAX_POOL_BATCHES)
-        batches = [
-            part[batch]
-            for part in rows.split(window)
-            for batch in bucketed_batches(lengths[part], batch_size, generator)
-        ]
+        batches = list[Tensor]()
+        for part in rows.split(window):
+            ranked = part[lengths[part].argsort(stable=True)].split(batch_size)
+            batches += [ranked[i] for i in torch.randperm(len(ranked), generator=generator)]
         return Plan(pools, batches)
 
     def _pools(self, units: list[int]) -> list[list[int]]:
@@ -176,6 +175,7 @@ def open_stream(
     kept: Tensor,
     pool_bytes: int,
     wanted: list[Tensor],
+    progress: Progress | None = None,
 ) -> tuple[Stream, list[Sequences]]:
     """Read all features once: the moments of the rows of a stream, and what stays in memory.
 
@@ -186,6 +186,7 @@ def open_stream(
         kept: see `Stream`.
         pool_bytes: see `Stream`.
         wanted: int64 (count,) each, rising: numbers of the sequences to keep.
+        progress: called with rows done and rows in all.
 
     Returns:
         The stream, and the sequences of each of `wanted`.
@@ -207,6 +208,8 @@ def open_stream(
             rows = x[mask[here].repeat_interleave(lengths[here])]
             parts[number][places[number] : places[number] + len(rows)] = rows
             places[number] += len(rows)
+        if progress is not None:
+            progress(int(survey.steps[: unit + 1].sum()), int(survey.steps.sum()))
     survey = replace(survey, roles=replace(survey.roles, filled=filled))
     stream = Stream(survey, schema, labels, kept, moments, pool_bytes)
     return stream, [stream.sequences(*pair) for pair in zip(wanted, parts, strict=True)]

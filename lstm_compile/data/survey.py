@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import nan
 from os import PathLike, fspath
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,6 @@ from lstm_compile.data.keys import Labels
 from lstm_compile.data.long import check_columns, to_block
 from lstm_compile.data.roles import Roles, infer_roles
 from lstm_compile.data.rows import Rows
-from lstm_compile.data.source import translated
 from lstm_compile.data.spans import Spans
 from lstm_compile.data.text import listing
 from lstm_compile.errors import InputError, reason
@@ -110,7 +109,7 @@ class Survey:
             row += count
             if row >= end:
                 return x
-        raise InputError(f"{source.path}: changed while it was read; train again")
+        raise InputError(f"{source.path}: changed while it was read; read it again")
 
     def _group_of(self, row: int) -> tuple[Parquet, int, int]:
         """The file and the row group that hold a row, and the first row of that group."""
@@ -178,14 +177,13 @@ def _open(path: str | PathLike[str]) -> Iterator[Parquet]:
 
 
 def _open_address(address: str) -> Iterator[Parquet]:
-    with translated(Path(address)):
-        try:
-            found = pa.dataset.dataset(address, format="parquet", exclude_invalid_files=False)
-        except (ValueError, NotImplementedError) as error:
-            raise InputError(f"{address}: cannot be opened ({reason(error)})") from error
+    try:
+        found = pa.dataset.dataset(address, format="parquet")
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{address}: cannot be opened ({reason(error)})") from error
     files = sorted(file for file in found.files if file.endswith(".parquet"))
     if not files:
         raise InputError(f"{address}: no file here; expected files that end in .parquet")
     for file in files:
-        path = PurePosixPath(file)
+        path = Path(file)
         yield Parquet(path, constants_of(path.parts[:-1]), found.filesystem)

@@ -1,6 +1,6 @@
 """The parts of a run on Parquet files that are larger than memory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,13 @@ from lstm_compile.data.folders import is_address, is_table
 from lstm_compile.data.long import labels_of
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.stream import FLOAT, open_stream
-from lstm_compile.data.survey import Survey, survey
+from lstm_compile.data.survey import Progress, Survey, survey
 from lstm_compile.data.table import Table, encode_labels, own_schema
 from lstm_compile.errors import InputError
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.parts import Parts, in_place_of_test
 
 SHARES = 4  # of the memory: two pools, what is validated, and what baselines are fitted on
-
-Progress = Callable[[int, int], None]
 
 
 def streamed_parts(
@@ -50,7 +48,7 @@ def streamed_parts(
     _check_units(found, training.stream, share)
     schema, labels = _labels(found)
     kept, held, sample = _split(data, found, labels, training, share)
-    stream, parts = open_stream(found, schema, labels, kept, share, [held, sample])
+    stream, parts = open_stream(found, schema, labels, kept, share, [held, sample], progress)
     validation = parts[0] if training.validation else None
     config = ModelConfig(
         task=stream.task,
