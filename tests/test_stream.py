@@ -371,6 +371,11 @@ def test_what_does_not_go_with_stream_is_refused(tmp_path, monkeypatch, data, op
         parts_of(data, training, **options)
 
 
+def test_an_address_without_stream_is_refused():
+    with pytest.raises(InputError, match="s3://a/b: an address is read by train --stream MB alone"):
+        parts_of("s3://a/b", replace(TRAINING, stream=0))
+
+
 def test_other_formats_are_refused(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set/a.csv").write_text("id,time,v,label\n1,0,0.5,a\n")
