@@ -43,14 +43,14 @@ class Parquet(Source):
     ) -> None:
         self.filesystem = filesystem or pa.fs.LocalFileSystem()
         self.groups: list[int] = []
-        self._first = 0
+        self._part: range | None = None
         super().__init__(path, constants)
 
-    def since(self, group: int) -> "Parquet":
-        """The same file, read from this row group on."""
-        rest = copy(self)
-        rest._first = group
-        return rest
+    def part(self, groups: range) -> "Parquet":
+        """The same file, of which these row groups alone are read."""
+        part = copy(self)
+        part._part = groups
+        return part
 
     def _open(self) -> Any:
         return self.filesystem.open_input_file(self.path.as_posix())
@@ -60,9 +60,16 @@ class Parquet(Source):
             return int(file.size())
 
     def _types(self) -> list[tuple[str, Any]]:
+        self._stamp = self._stamped()
         with self._open() as opened, pa.parquet.ParquetFile(opened) as file:
             self.groups = self._checked(opened)
+            self._metadata = file.metadata
             return [(field.name, field.type) for field in file.schema_arrow]
+
+    def _stamped(self) -> object:
+        """Differs once the file is written again."""
+        info = self.filesystem.get_file_info(self.path.as_posix())
+        return info.size, info.mtime_ns
 
     def _checked(self, file: Any) -> list[int]:
         """The rows of each row group."""
@@ -77,11 +84,11 @@ class Parquet(Source):
 
     def _batches(self, columns: list[str], as_numbers: bool) -> Iterator[Any]:  # noqa: ARG002
         # pre_buffer would hold a whole row group, and there may be only one
-        options: Any = {"pre_buffer": False, "buffer_size": 1 << 20}
-        groups = range(self._first, len(self.groups))
+        options: Any = {"pre_buffer": False, "buffer_size": 1 << 20, "metadata": self._metadata}
+        groups = range(len(self.groups)) if self._part is None else self._part
         # not closed by hand: columns are read in threads, which an error in one leaves at work
         with pa.parquet.ParquetFile(self._open(), **options) as file:
-            if file.num_row_groups != len(self.groups):
+            if self._stamped() != self._stamp:
                 raise InputError(f"{self.path}: changed while it was read; read it again")
             yield from file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns)
 

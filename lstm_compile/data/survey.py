@@ -100,16 +100,16 @@ class Survey:
         begin = int(self.starts[self.bounds[unit]])
         end = begin + int(self.steps[unit])
         x = np.empty((end - begin, len(self.roles.features)), np.float32)
-        source, group, row = self._group_of(begin)
-        for count, cells in source.since(group).batches(self.roles.features, as_numbers=True):
+        source, first, row = self._group_of(begin)
+        _, last, _ = self._group_of(end - 1)
+        part = source.part(range(first, last + 1))
+        for count, cells in part.batches(self.roles.features, as_numbers=True):
             low, high = max(begin, row), min(end, row + count)
             if low < high:
-                part = {name: each.slice(low - row, high - low) for name, each in cells.items()}
-                x[low - begin : high - begin] = to_block(self.rows, self.roles, low, part)
+                mine = {name: each.slice(low - row, high - low) for name, each in cells.items()}
+                x[low - begin : high - begin] = to_block(self.rows, self.roles, low, mine)
             row += count
-            if row >= end:
-                return x
-        raise InputError(f"{source.path}: changed while it was read; read it again")
+        return x
 
     def _group_of(self, row: int) -> tuple[Parquet, int, int]:
         """The file and the row group that hold a row, and the first row of that group."""
