@@ -11,6 +11,7 @@ import lstm_compile
 
 COMMANDS = (
     "bench",
+    "config",
     "doctor",
     "evaluate",
     "export",

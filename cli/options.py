@@ -14,16 +14,12 @@ from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.runs import CONFIG_FILE
+from lstm_compile.settings import SECTIONS
 from lstm_compile.training.config import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TEXTS = ("data", "test", "task")
 OF_TRAINING = ("known", "static", "calendar")  # flags of tables that only `train` has
-SECTIONS: dict[str, type] = {
-    "model": ModelConfig,
-    "training": TrainingConfig,
-    "table": TableOptions,
-}
 
 
 def _check_model(**values: Any) -> None:
@@ -93,11 +89,17 @@ def values_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
     return {f.name: options[f.name] for f in _tunable(cls) if f.name in options}
 
 
-def given_of(ctx: click.Context, cls: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Of them, those that a flag or a config file gave."""
+def given_of(ctx: click.Context, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By section of a config file, the settings that a flag or such a file gave."""
     default = click.core.ParameterSource.DEFAULT
-    values = values_of(cls, options)
-    return {n: value for n, value in values.items() if ctx.get_parameter_source(n) != default}
+    return {
+        title: {
+            name: value
+            for name, value in values_of(cls, options).items()
+            if ctx.get_parameter_source(name) != default
+        }
+        for title, cls in SECTIONS.items()
+    }
 
 
 def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -116,6 +118,13 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
     for title, values in document.items():
         defaults.update(_section(path, title, values))
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def settings_flags(function: Function) -> Function:
+    """A decorator that gives a command every setting of a run as a flag."""
+    for cls in reversed(SECTIONS.values()):
+        function = flags_of(cls)(function)
+    return function
 
 
 def read_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path | None:
@@ -148,6 +157,16 @@ def refuse_others(ctx: click.Context, *allowed: str) -> None:
             f"--resume goes on with the settings of the run; leave {', '.join(others)} out, or "
             "start another run from its weights with --init"
         )
+
+
+task_option = click.option(
+    "--task", type=click.Choice(get_args(Task)), is_eager=True,
+    help="What to learn.  [default: what the data are good for]",
+)  # fmt: skip
+config_option = click.option(
+    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
+    expose_value=False, callback=read_config, help="TOML file of defaults for these options.",
+)  # fmt: skip
 
 
 def _section(path: Path, title: str, values: Any) -> dict[str, Any]:

@@ -3,49 +3,45 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
-from lstm_compile.cli.options import flags_of, given_of, read_config, read_run, refuse_others
-from lstm_compile.config import ModelConfig, Task
-from lstm_compile.data.columns import TableOptions
-from lstm_compile.runs import CONFIG_FILE
+from lstm_compile.cli.options import (
+    config_option,
+    given_of,
+    read_run,
+    refuse_others,
+    settings_flags,
+    task_option,
+)
+from lstm_compile.config import Task
+from lstm_compile.runs import CONFIG_FILE, REPORT_FILE
 from lstm_compile.settings import resolve
-from lstm_compile.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from lstm_compile.training.job import Job
     from lstm_compile.training.loop import Epoch
     from lstm_compile.training.run import Outcome
-    from lstm_compile.training.saving import Saved
 
 
 @click.command(cls=Command)
 @click.argument("data", default="spoken-digits")
-@click.option(
-    "--task", type=click.Choice(get_args(Task)), is_eager=True,
-    help="What to learn.  [default: what the data are good for]",
-)  # fmt: skip
+@task_option
 @click.option("--test", help="File of held-out sequences; a bundled data set brings its own.")
 @click.option(
     "--output", "folder", type=click.Path(path_type=Path), help="Run folder [runs/DATA-N]"
 )
-@click.option(
-    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
-    expose_value=False, callback=read_config, help="TOML file of defaults for these options.",
-)  # fmt: skip
+@config_option
 @click.option(
     "--resume", type=click.Path(path_type=Path), is_eager=True, callback=read_run,
     help="Go on where the run in this folder stopped, with its settings.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@flags_of(ModelConfig)
-@flags_of(TrainingConfig)
-@flags_of(TableOptions)
+@settings_flags
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -69,13 +65,11 @@ def command(
     if resume:
         refuse_others(ctx, "resume", "as_json", "debug")
     out = output.console(as_json)
-    model, training, table = (
-        given_of(ctx, cls, options) for cls in (ModelConfig, TrainingConfig, TableOptions)
-    )
-    settings = resolve(data, task, model, training, table)
+    settings = resolve(data, task, **given_of(ctx, options))
     with ExitStack() as work:
         work.enter_context(signals_stop(ctx))
         from lstm_compile.cache import use_local_cache
+        from lstm_compile.training.account import beginning, ending, way_on
         from lstm_compile.training.job import RunFinishedError, prepare
         from lstm_compile.training.run import help_run, run
         from lstm_compile.training.team import together
@@ -98,42 +92,22 @@ def command(
             help_run(job)
             return
         with _way_on(out, job):
-            _begin(out, job)
+            output.lines(out, *beginning(job))
             outcome = run(job, _epoch_printer(out), lambda text: output.lines(out, ("note", text)))
-    _end(out, job, outcome)
+    report = job.folder / REPORT_FILE
+    output.lines(
+        out,
+        *ending(job, outcome),
+        *([("report", str(report))] if report.is_file() else []),
+        (outcome.tested_on, output.result(outcome.evaluation)),
+        *output.baselines(outcome.evaluation.baselines),
+        ("verdict", outcome.evaluation.verdict),
+        *way_on(job, outcome),
+    )
     if as_json:
         output.print_json(_summary(job, outcome))
     if outcome.fit.stopped == "interrupt":
         ctx.exit(code_of_signal(ctx))
-
-
-def _begin(out: Console, job: "Job") -> None:
-    parts, schema = job.parts, job.parts.train.schema
-    kind = f", {len(schema.classes)} classes" if schema.classes else f", targets {schema.targets}"
-    size = f"{len(schema.features)} features"
-    if schema.vocabulary is not None:
-        size = f"text, a vocabulary of {len(schema.vocabulary)} {schema.vocabulary.kind}s"
-        kind = kind if schema.classes else ""
-    rows = output.rows_of(job.config.task)
-    output.lines(
-        out,
-        ("data", f"{job.data}: {size}{kind}"),
-        *output.columns(parts.train.roles),
-        (
-            "parts",
-            f"{len(parts.train)} {rows} to train, {len(parts.validation or ())} to validate"
-            + (f", {len(parts.test)} to test" if parts.tested_on == "test" else ""),
-        ),
-        *([("init", job.warm.line())] if job.warm else []),
-        ("run", str(job.folder)),
-        *([("resumed", _reached(job.saved))] if job.saved else []),
-    )
-
-
-def _reached(saved: "Saved") -> str:
-    state = saved.progress.state
-    which = "the refit's epoch" if saved.progress.again is not None else "epoch"
-    return f"{which} {state.epoch}, after {state.position} steps of it"
 
 
 @contextmanager
@@ -197,44 +171,6 @@ def _plain(epoch: "Epoch") -> str:
         f"{epoch.validation_loss:.4f}, {output.metrics(_shown(epoch))}, "
         f"{epoch.seconds:.1f} s{mark}"
     )
-
-
-def _end(out: Console, job: "Job", outcome: "Outcome") -> None:
-    from lstm_compile.runs import MODEL_FILE
-
-    path = job.folder / MODEL_FILE
-    evaluation = outcome.evaluation
-    why = {
-        "epochs": "all epochs done",
-        "patience": f"no better validation loss for {job.training.patience} epochs",
-        "interrupt": "stopped by a signal; the best weights so far are kept",
-    }
-    resume = output.command("train --resume", job.folder)
-    output.lines(
-        out,
-        ("stopped", why[outcome.fit.stopped]),
-        *([("refit", _refit(job, outcome))] if outcome.refitted else []),
-        ("backend", outcome.backend),
-        ("model", f"{path} ({output.size(path)}, {_times(outcome)})"),
-        (outcome.tested_on, output.result(evaluation)),
-        *output.baselines(evaluation.baselines),
-        ("verdict", evaluation.verdict),
-        *([("resume", resume)] if outcome.fit.stopped == "interrupt" else []),
-        ("next", output.command("export", job.folder, "--onnx")),
-    )
-
-
-def _times(outcome: "Outcome") -> str:
-    compiling = outcome.compile_seconds
-    return f"{outcome.seconds:.1f} s" + (
-        f", {compiling:.1f} s of it compiling" if compiling else ""
-    )
-
-
-def _refit(job: "Job", outcome: "Outcome") -> str:
-    epochs = outcome.fit.best.epoch if outcome.fit.best else 0
-    which = "" if outcome.tested_on == "test" else "; the figures are of the weights before it"
-    return f"{epochs} epochs on all {len(job.parts.everything)} sequences{which}"
 
 
 def _summary(job: "Job", outcome: "Outcome") -> dict[str, Any]:

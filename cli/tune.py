@@ -1,17 +1,15 @@
 """`lstm-compile tune`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, signals_stop
-from lstm_compile.cli.options import flags_of, given_of, read_config
-from lstm_compile.config import ModelConfig, Task
-from lstm_compile.data.columns import TableOptions
-from lstm_compile.training.config import TrainingConfig
+from lstm_compile.cli.options import config_option, given_of, settings_flags, task_option
+from lstm_compile.config import Task
 
 if TYPE_CHECKING:
     from lstm_compile.tuning.study import Plan, Tuned
@@ -21,10 +19,7 @@ STUDIES = Path("studies")
 
 @click.command(cls=Command)
 @click.argument("data", default="spoken-digits")
-@click.option(
-    "--task", type=click.Choice(get_args(Task)), is_eager=True,
-    help="What to learn.  [default: what the data are good for]",
-)  # fmt: skip
+@task_option
 @click.option("--test", help="File of held-out sequences for best.toml; tuning does not read it.")
 @click.option(
     "--output", "folder", type=click.Path(path_type=Path), help="Folder of the study [studies/DATA]"
@@ -47,14 +42,9 @@ STUDIES = Path("studies")
     "--heartbeat", type=click.IntRange(1), default=30, show_default=True,
     help="Seconds between signs of life of a trial; twice as long without is a killed one.",
 )  # fmt: skip
-@click.option(
-    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
-    expose_value=False, callback=read_config, help="TOML file of defaults for these options.",
-)  # fmt: skip
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-@flags_of(ModelConfig)
-@flags_of(TrainingConfig)
-@flags_of(TableOptions)
+@settings_flags
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -75,9 +65,6 @@ def command(
     takes, and report.html shows how it was found and what mattered.
     """
     out = output.console(as_json)
-    model, training, table = (
-        given_of(ctx, cls, options) for cls in (ModelConfig, TrainingConfig, TableOptions)
-    )
     with signals_stop(ctx):
         from lstm_compile.cache import use_local_cache
         from lstm_compile.data.folders import plain_name
@@ -87,8 +74,8 @@ def command(
         require_optuna()
         use_local_cache()
         plan = plan_of(
-            data, read_space(space_file) if space_file else None, task=task, model=model,
-            training=training, table=table, metric=metric, test=test,
+            data, read_space(space_file) if space_file else None, task=task, metric=metric,
+            test=test, **given_of(ctx, options),
         )  # fmt: skip
         folder = folder or STUDIES / Path(plain_name(data)).stem
         _begin(out, plan, folder)

@@ -17,6 +17,7 @@ WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, over `standard` o
 
 FORECAST: Literal["forecast"] = "forecast"
 POOLED: tuple[Task, ...] = ("classify", "regress", "forecast")  # one answer a sequence
+WHOLE: tuple[Task, ...] = ("classify", "regress", "tag")  # not windows, whose end is what counts
 CLASSES: tuple[Task, ...] = ("classify", "tag")
 STEPWISE: tuple[Task, ...] = ("tag", "lm")  # an answer a step
 LM: Literal["lm"] = "lm"

@@ -12,6 +12,7 @@ BASELINES_FILE = "baselines.safetensors"
 CONFIG_FILE = "config.toml"
 METRICS_FILE = "metrics.jsonl"
 LAST_FILE = "last.safetensors"
+REPORT_FILE = "report.html"
 
 
 def new_run_folder(data: str, output: Path | None = None) -> Path:

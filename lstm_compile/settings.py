@@ -6,15 +6,22 @@ settings, the task's, the defaults of the dataclasses.
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
-from lstm_compile.config import Task
+from lstm_compile.config import LM, WHOLE, ModelConfig, Task, check_tasks
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.data.folders import is_text
 from lstm_compile.data.shipped import settings_of
+from lstm_compile.errors import InputError
 from lstm_compile.training.config import TrainingConfig
 
 Values = Mapping[str, Any]
+SECTIONS: dict[str, type] = {  # of a config file
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "table": TableOptions,
+}
 TASK_SETTINGS: dict[str, dict[str, Values]] = {
     "forecast": {
         "model": {
@@ -90,3 +97,44 @@ def resolve(
         TrainingConfig(**merged["training"]),
         TableOptions(**merged["table"]),
     )
+
+
+def complete(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Every setting that the task has, by section: what was said, else the default.
+
+    Without a task they are those of all tasks that the data may decide on.
+
+    Raises:
+        InputError: settings that no such task takes.
+    """
+    tasks = (settings.task,) if settings.task else WHOLE
+    errors = [error for task in tasks if (error := _refusal(settings, task))]
+    if len(errors) == len(tasks):
+        raise errors[0]
+    said = {
+        "model": settings.model,
+        "training": asdict(settings.training),
+        "table": asdict(settings.table),
+    }
+    return {
+        title: {
+            field.name: said[title].get(field.name, field.default)
+            for field in fields(cls)
+            if {*tasks} & {*field.metadata.get("only", ())}
+        }
+        for title, cls in SECTIONS.items()
+    }
+
+
+def _refusal(settings: Settings, task: Task) -> InputError | None:
+    """What a task has against settings, as far as that shows without data."""
+    tokens = int(task == LM)
+    try:
+        ModelConfig(
+            task=task, input_size=1, output_size=1, vocabulary_size=tokens, **settings.model
+        )
+        check_tasks(settings.training, task)
+        check_tasks(settings.table, task)
+    except InputError as error:
+        return error
+    return None

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any, Literal, get_args
 
-from lstm_compile.config import option
+from lstm_compile.config import CLASSES, FORECAST, WHOLE, WITH_FEATURES, option
 from lstm_compile.errors import InputError
 
 Missing = Literal["error", "forward", "mean", "zero"]
@@ -49,24 +49,45 @@ class TableOptions:
         InputError: a value of another type, or an empty name.
     """
 
-    id: str | None = option(None, "Column that names each row's sequence.")
-    time: str | None = option(None, "Column that orders the rows of a sequence.")
-    target: tuple[str, ...] = option((), "Column to predict; several numbers parted by commas.")
-    features: tuple[str, ...] = option((), "Columns of the input, parted by commas.")
-    text: str | None = option(None, "Column of text, in place of features.", unset="none")
-    missing: Missing | None = option(
-        None, "What fills empty cells, NaN and infinities.", unset="as in training, else error"
+    id: str | None = option(None, "Column that names each row's sequence.", only=WITH_FEATURES)
+    time: str | None = option(
+        None, "Column that orders the rows of a sequence.", only=WITH_FEATURES
     )
-    known: tuple[str, ...] = option((), "Covariates known in the horizon too.", unset="none")
-    static: tuple[str, ...] = option((), "Columns with one category a series.", unset="none")
+    target: tuple[str, ...] = option(
+        (), "Column to predict; several numbers parted by commas.", only=WITH_FEATURES
+    )
+    features: tuple[str, ...] = option(
+        (), "Columns of the input, parted by commas.", only=WITH_FEATURES
+    )
+    text: str | None = option(
+        None, "Column of text, in place of features.", unset="none", only=CLASSES
+    )
+    missing: Missing | None = option(
+        None,
+        "What fills empty cells, NaN and infinities.",
+        unset="as in training, else error",
+        only=WHOLE,
+    )
+    known: tuple[str, ...] = option(
+        (), "Covariates known in the horizon too.", unset="none", only=(FORECAST,)
+    )
+    static: tuple[str, ...] = option(
+        (), "Columns with one category a series.", unset="none", only=(FORECAST,)
+    )
     calendar: tuple[str, ...] = option(
-        (), "Of hour, weekday and month; or auto, or none.", unset="auto"
+        (), "Of hour, weekday and month; or auto, or none.", unset="auto", only=(FORECAST,)
     )
     gaps: Gaps | None = option(
-        None, "What fills missing steps and cells of a series.", unset="as in training, else error"
+        None,
+        "What fills missing steps and cells of a series.",
+        unset="as in training, else error",
+        only=(FORECAST,),
     )
     duplicates: Duplicates | None = option(
-        None, "What two rows at one time become.", unset="as in training, else error"
+        None,
+        "What two rows at one time become.",
+        unset="as in training, else error",
+        only=(FORECAST,),
     )
     means: tuple[float, ...] = ()
 

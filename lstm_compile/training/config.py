@@ -4,11 +4,18 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lstm_compile.config import FORECAST, LM, WITH_FEATURES, Task, check_tasks, option, validate
+from lstm_compile.config import (
+    FORECAST,
+    LM,
+    WHOLE,
+    WITH_FEATURES,
+    check_tasks,
+    option,
+    validate,
+)
 from lstm_compile.errors import InputError
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
-WHOLE: tuple[Task, ...] = ("classify", "regress", "tag")  # not windows, whose end is what counts
 LARGEST_SEED = (1 << 63) - 1  # of TOML's whole numbers
 UNITS = ("steps", "epochs", "minutes")
 LARGEST_DECAY = 0.99999  # of an average; 1 would never leave the first weights

@@ -33,6 +33,7 @@ from lstm_compile.runs import (
     LAST_FILE,
     METRICS_FILE,
     MODEL_FILE,
+    REPORT_FILE,
 )
 from lstm_compile.training.backend import settle_backend
 from lstm_compile.training.feeding import within_reach
@@ -49,6 +50,7 @@ from lstm_compile.training.record import (
     write_metrics,
     write_settings,
 )
+from lstm_compile.training.report import write_report
 from lstm_compile.training.saving import Keeper, save_progress
 from lstm_compile.training.state import on_device
 from lstm_compile.training.team import PeerLostError, team
@@ -56,7 +58,14 @@ from lstm_compile.training.text import score_text, window_of
 from lstm_compile.training.textual import evaluate_text, fit_text_baselines
 from lstm_compile.training.warm import initial_params
 
-FILES = (MODEL_FILE, LAST_FILE, CONFIG_FILE, METRICS_FILE, BASELINES_FILE)  # that a run writes
+FILES = (  # that a run writes
+    MODEL_FILE,
+    LAST_FILE,
+    CONFIG_FILE,
+    METRICS_FILE,
+    BASELINES_FILE,
+    REPORT_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,10 @@ def run(
         model = save_run(
             job, final, provenance_of(fitted, evaluation, job, times, is_refitted, backend)
         )
-    return Outcome(model, fitted, evaluation, job.parts.tested_on, *times, backend, is_refitted)
+        about = job.parts.tested_on, *times, backend, is_refitted
+        outcome = Outcome(model, fitted, evaluation, *about)
+        write_report(job, outcome, note)
+    return outcome
 
 
 def help_run(job: Job) -> None:

@@ -4,6 +4,7 @@ import io
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from lstm_compile.page import page, table
 from lstm_compile.tuning.space import shown
 
 if TYPE_CHECKING:
@@ -12,36 +13,25 @@ if TYPE_CHECKING:
     from lstm_compile.tuning.study import Tuned
 
 FEWEST = 4  # complete trials that say something about importance
-STYLE = """
-body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse } td, th { padding: .2em .7em; text-align: left }
-tr:nth-child(even), pre { background: #f4f4f4 } tr.best { background: #dff0d8 }
-pre { padding: 1em; overflow: auto } svg { max-width: 100%; height: auto }
-.wide { overflow-x: auto }"""
 
 
-def report(tuned: "Tuned") -> str:
+def report(tuned: "Tuned") -> bytes:
     """The report: the best settings, how the best value fell, what mattered, every trial."""
     trials = tuned.study.trials
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     counts = ", ".join(f"{count} {state}" for state, count in tuned.counts.items()) or "none yet"
     way = tuned.plan.direction
     body = [
-        f"<h1>{escape(tuned.plan.data)}: tuning of task {tuned.plan.task}</h1>",
         f"<p>Trials: {counts}. Value: the best validation {tuned.plan.metric}, {way}d.</p>",
         *(_best(tuned) if complete else []),
         *(["<h2>History</h2>", _history(tuned, complete)] if complete else []),
         *_importance(tuned, complete),
         "<h2>Space</h2>",
-        _table([(name, shown(part)) for name, part in tuned.plan.space.items()]),
+        table([(name, shown(part)) for name, part in tuned.plan.space.items()]),
         "<h2>Trials</h2>",
         _trials(tuned, trials, tuned.best.number if complete else -1),
     ]
-    title = escape(f"{tuned.plan.data}: tuning")
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
-    return "\n".join(
-        ["<!doctype html>", f'<html lang="en"><head>{head}</head><body>', *body, "</body></html>\n"]
-    )
+    return page(f"{tuned.plan.data}: tuning of task {tuned.plan.task}", body)
 
 
 def importances(tuned: "Tuned") -> dict[str, float]:
@@ -106,8 +96,8 @@ def _svg(figure: Any) -> str:
 
 def _trials(tuned: "Tuned", trials: list["FrozenTrial"], best: int) -> str:
     names = list(tuned.plan.space)
-    rows = [("trial", "state", tuned.plan.metric, "s", *names, "why")]
-    rows += [
+    head = ("trial", "state", tuned.plan.metric, "s", *names, "why")
+    rows = [
         (
             str(trial.number),
             trial.state.name.lower(),
@@ -118,17 +108,9 @@ def _trials(tuned: "Tuned", trials: list["FrozenTrial"], best: int) -> str:
         )
         for trial in trials
     ]
-    return f'<div class="wide">{_table(rows, marked=str(best))}</div>'
+    return table(rows, head, marked=str(best))
 
 
 def cell(value: Any) -> str:
     """A setting as a person reads it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value).strip('"')
-
-
-def _table(rows: list[tuple[str, ...]], marked: str = "") -> str:
-    lines = []
-    for row in rows:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-        lines.append(f'<tr class="best">{cells}</tr>' if row[0] == marked else f"<tr>{cells}</tr>")
-    return f"<table>{''.join(lines)}</table>"

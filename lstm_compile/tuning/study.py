@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from lstm_compile.config import Task
 from lstm_compile.errors import InputError, RunError, reason
 from lstm_compile.files import write_atomically
+from lstm_compile.runs import REPORT_FILE as REPORT_FILE
 from lstm_compile.settings import resolve
 from lstm_compile.tuning.space import Choice, Range, Space, default_space, section_of
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from lstm_compile.training.loop import Epoch
 
 Pruner = Literal["median", "hyperband", "none"]
-DATABASE, BEST_FILE, REPORT_FILE = "study.db", "best.toml", "report.html"
+DATABASE, BEST_FILE = "study.db", "best.toml"
 NAME = "lstm-compile"
 RISING = ("accuracy", "macro_f1", "r2")  # metrics of which more is better
 METRICS = {  # of each task, its default first: in units that no setting changes
@@ -335,4 +336,4 @@ def _write(tuned: Tuned) -> None:
     if any(trial.state.name == "COMPLETE" for trial in complete):
         text = tuned.best.user_attrs["config"]
         write_atomically(tuned.folder / BEST_FILE, text.encode())
-    write_atomically(tuned.folder / REPORT_FILE, report(tuned).encode())
+    write_atomically(tuned.folder / REPORT_FILE, report(tuned))

@@ -1,0 +1,83 @@
+"""What a run is and how it ended, as titled lines for people."""
+
+from typing import TYPE_CHECKING
+
+from lstm_compile import wording
+from lstm_compile.runs import MODEL_FILE
+from lstm_compile.training.job import Job
+from lstm_compile.training.saving import Saved
+
+if TYPE_CHECKING:
+    from lstm_compile.training.run import Outcome
+
+Lines = list[tuple[str, str]]
+
+
+def beginning(job: Job) -> Lines:
+    """What the run learns from, and where it begins."""
+    parts, rows = job.parts, wording.rows_of(job.config.task)
+    return [
+        ("data", _data(job)),
+        *wording.columns(parts.train.roles),
+        (
+            "parts",
+            f"{len(parts.train)} {rows} to train, {len(parts.validation or ())} to validate"
+            + (f", {len(parts.test)} to test" if parts.tested_on == "test" else ""),
+        ),
+        *([("init", job.warm.line())] if job.warm else []),
+        ("run", str(job.folder)),
+        *([("resumed", _reached(job.saved))] if job.saved else []),
+    ]
+
+
+def ending(job: Job, outcome: "Outcome") -> Lines:
+    """Why the run stopped, and what it took."""
+    path = job.folder / MODEL_FILE
+    why = {
+        "epochs": "all epochs done",
+        "patience": f"no better validation loss for {job.training.patience} epochs",
+        "interrupt": "stopped by a signal; the best weights so far are kept",
+    }
+    return [
+        ("stopped", why[outcome.fit.stopped]),
+        *([("refit", _refit(job, outcome))] if outcome.refitted else []),
+        ("backend", outcome.backend),
+        ("model", f"{path} ({wording.size(path)}, {_times(outcome)})"),
+    ]
+
+
+def way_on(job: Job, outcome: "Outcome") -> Lines:
+    """The commands to go on with."""
+    resume = ("resume", wording.command("train --resume", job.folder))
+    return [
+        *([resume] if outcome.fit.stopped == "interrupt" else []),
+        ("next", wording.command("export", job.folder, "--onnx")),
+    ]
+
+
+def _data(job: Job) -> str:
+    schema = job.parts.train.schema
+    kind = f", {len(schema.classes)} classes" if schema.classes else f", targets {schema.targets}"
+    if schema.vocabulary is None:
+        return f"{job.data}: {len(schema.features)} features{kind}"
+    size = f"text, a vocabulary of {len(schema.vocabulary)} {schema.vocabulary.kind}s"
+    return f"{job.data}: {size}{kind if schema.classes else ''}"
+
+
+def _reached(saved: Saved) -> str:
+    state = saved.progress.state
+    which = "the refit's epoch" if saved.progress.again is not None else "epoch"
+    return f"{which} {state.epoch}, after {state.position} steps of it"
+
+
+def _times(outcome: "Outcome") -> str:
+    compiling = outcome.compile_seconds
+    return f"{outcome.seconds:.1f} s" + (
+        f", {compiling:.1f} s of it compiling" if compiling else ""
+    )
+
+
+def _refit(job: Job, outcome: "Outcome") -> str:
+    epochs = outcome.fit.best.epoch if outcome.fit.best else 0
+    which = "" if outcome.tested_on == "test" else "; the figures are of the weights before it"
+    return f"{epochs} epochs on all {len(job.parts.everything)} sequences{which}"
