@@ -222,6 +222,10 @@ OPTIONS = {
     ],
     "verify": ["run", "--onnx", "--runtimes", "--json", "--debug"],
 }
+OPTIONS["config"] = [
+    *("data", "--task", "--test", "--config", "--json"),
+    *OPTIONS["train"][OPTIONS["train"].index("--hidden-size") :],
+]
 OPTIONS["tune"] = [
     *("data", "--task", "--test", "--output", "--trials", "--space", "--metric", "--pruner"),
     *("--storage", "--heartbeat", "--config", "--json"),
@@ -282,7 +286,7 @@ def test_what_train_prints_in_a_pipe(trained):
     assert result.stderr == ""
     assert "\x1b" not in result.stdout
     assert titles(result.stdout) == [
-        *("data", "parts", "run", "stopped", "backend", "model", "validation"),
+        *("data", "parts", "run", "stopped", "backend", "model", "report", "validation"),
         *("baseline", "baseline", "baseline", "verdict", "next"),
     ]
     assert lines[0].endswith("data.npz: 2 features, 2 classes")
@@ -298,8 +302,9 @@ def test_what_train_prints_in_a_pipe(trained):
     why = r"\d+ s in the recurrence do not pay for compiling"
     assert re.fullmatch(rf"backend     vendor, {why}", lines[6])
     assert re.fullmatch(model, lines[7])
-    assert re.fullmatch(r"validation  accuracy .*, macro_f1 .*, loss .* \(6 sequences\)", lines[8])
-    assert lines[9].startswith("baseline    majority class: accuracy 50.00 %, macro_f1 33.33 %")
+    assert lines[8] == f"report      {run}/report.html"
+    assert re.fullmatch(r"validation  accuracy .*, macro_f1 .*, loss .* \(6 sequences\)", lines[9])
+    assert lines[10].startswith("baseline    majority class: accuracy 50.00 %, macro_f1 33.33 %")
     assert lines[-1] == f"next        lstm-compile export {run} --onnx"
 
 

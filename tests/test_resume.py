@@ -394,7 +394,9 @@ def test_no_byte_of_the_state_can_change_unseen(copied):
             load_progress(last, settings.config, settings.training)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "metrics.jsonl", "baselines.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "metrics.jsonl", "baselines.safetensors", "report.html"]
+)
 @pytest.mark.parametrize("damage", [cut_off, emptied, Path.unlink])
 def test_what_else_is_damaged_is_written_again(copied, name, damage, tmp_path_factory):
     damage(copied / "run" / name)
@@ -404,6 +406,7 @@ def test_what_else_is_damaged_is_written_again(copied, name, damage, tmp_path_fa
     params, others = load_model(copied / "run").params, load_model(whole / "run").params
     assert all(params[key].equal(others[key]) for key in others)
     assert figures_of(copied / "run") == figures_of(whole / "run")
+    assert (copied / "run/report.html").read_text("utf-8").endswith("</html>\n")
 
 
 def test_a_file_of_another_kind_or_version_is_named(copied):

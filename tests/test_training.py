@@ -551,7 +551,7 @@ def finished(tmp_path_factory):
     return path, folder / "run", do(path, folder / "run", pooling="mean")
 
 
-def test_a_run_folder_holds_five_files(finished):
+def test_a_run_folder_holds_six_files(finished):
     _, folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors",
@@ -559,6 +559,7 @@ def test_a_run_folder_holds_five_files(finished):
         "config.toml",
         "metrics.jsonl",
         "baselines.safetensors",
+        "report.html",
     }
 
 

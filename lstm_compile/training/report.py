@@ -39,7 +39,7 @@ def report(job: Job, outcome: "Outcome") -> bytes:
     evaluation, rows = outcome.evaluation, wording.rows_of(job.config.task)
     commands = "\n".join(text for _, text in way_on(job, outcome))
     return page(
-        f"{job.data}: {job.config.task}",
+        f"{job.data}: training of task {job.config.task}",
         [
             f"<p><b>Verdict</b> {escape(evaluation.verdict)}</p>",
             f"<h2>Result on the {outcome.tested_on} part, {evaluation.rows} {rows}</h2>",
@@ -88,11 +88,10 @@ def _metrics_table(title: str, rows: dict[str, dict[str, float]], marked: str = 
 
 
 def _charts(job: Job, fit: Fit) -> Iterable[str]:
-    again, best = fit.progress.again or (), fit.best and fit.best.epoch
+    best = fit.best and fit.best.epoch
     losses = {
         "training": [(epoch.epoch, epoch.train_loss) for epoch in fit.epochs],
         "validation": [(epoch.epoch, epoch.validation_loss) for epoch in fit.epochs],
-        "refit": [(epoch.epoch, epoch.train_loss) for epoch in again],
     }
     yield line_chart("loss", losses, "epoch", best)
     shown = [epoch for epoch in fit.epochs if epoch.validation]
@@ -128,7 +127,8 @@ def _epochs(fit: Fit) -> str:
 
 def _names(job: Job) -> Iterable[tuple[str, str]]:
     schema = job.parts.train.schema
-    found = {"features": schema.features, "classes": schema.classes, "targets": schema.targets}
+    features = schema.features if schema.vocabulary is None else ()
+    found = {"features": features, "classes": schema.classes, "targets": schema.targets}
     return [(title, listing(names)) for title, names in found.items() if names]
 
 
@@ -163,7 +163,7 @@ def _means(job: Job, outcome: "Outcome") -> Iterable[tuple[str, str]]:
     versions = outcome.model.training["versions"]
     return [
         ("parameters", f"{count_parameters(shapes):,}"),
-        ("device", f"{find_device(job.training.device)}, {job.training.threads} CPU threads"),
+        ("device", f"{find_device(job.training.device)}, CPU threads: {job.training.threads}"),
         ("seed", str(job.training.seed)),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
