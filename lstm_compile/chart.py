@@ -28,7 +28,7 @@ class Axis(NamedTuple):
         """At most so many round values."""
         span = (self.high - self.low) / most
         power = 10.0 ** math.floor(math.log10(span))
-        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= span)
+        step = next((power * n for n in (1, 2, 5) if power * n >= span), power * 10)
         step = max(step, 1.0) if whole else step
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return [number * step for number in range(first, last + 1)]

@@ -12,6 +12,7 @@ from training_cases import QUICK, means, save_npz, two_classes
 from lstm_compile.chart import Axis, line_chart
 from lstm_compile.data.columns import TableOptions
 from lstm_compile.page import page, table
+from lstm_compile.training import report
 from lstm_compile.training.job import prepare
 from lstm_compile.training.run import run
 
@@ -181,6 +182,17 @@ def test_a_report_that_cannot_be_written_fails_nothing(tmp_path):
     (note,) = notes
     assert note.startswith(f"{tmp_path}/run/report.html: cannot be written (")
     assert not [path for path in (tmp_path / "run").iterdir() if path.name.startswith(".")]
+
+
+def test_a_report_that_fails_is_a_note(tmp_path, monkeypatch):
+    def failing(job, outcome):
+        raise ZeroDivisionError("of nothing")
+
+    monkeypatch.setattr(report, "report", failing)
+    notes = []
+    run(job_of(save_npz(tmp_path, two_classes()), tmp_path / "run"), note=notes.append)
+    assert notes == [f"{tmp_path}/run/report.html: not written (of nothing)"]
+    assert not (tmp_path / "run/report.html").exists()
 
 
 def test_an_interrupted_run_says_how_it_goes_on(tmp_path):

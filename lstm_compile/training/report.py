@@ -9,7 +9,7 @@ from lstm_compile.chart import line_chart
 from lstm_compile.data.columns import CHOICES
 from lstm_compile.data.text import listing
 from lstm_compile.devices import find_device
-from lstm_compile.errors import InputError
+from lstm_compile.errors import InputError, reason
 from lstm_compile.evaluation import HEADLINE, Evaluation
 from lstm_compile.files import write_atomically
 from lstm_compile.inspection import count_parameters
@@ -27,11 +27,14 @@ if TYPE_CHECKING:
 
 
 def write_report(job: Job, outcome: "Outcome", note: Callable[[str], None]) -> None:
-    """Write the report; where it cannot be written, `note` is told: the run is worth more."""
+    """Write the report; where that fails, `note` is told, and the run is none the worse."""
+    path = job.folder / REPORT_FILE
     try:
-        write_atomically(job.folder / REPORT_FILE, report(job, outcome))
+        write_atomically(path, report(job, outcome))
     except InputError as error:
         note(str(error))
+    except Exception as error:  # whatever it is, hours of training are worth more than a page
+        note(f"{path}: not written ({reason(error)})")
 
 
 def report(job: Job, outcome: "Outcome") -> bytes:
@@ -114,7 +117,7 @@ def _epochs(fit: Fit) -> str:
         (
             str(epoch.epoch),
             f"{epoch.train_loss:.4f}",
-            f"{epoch.validation_loss:.4f}",
+            f"{epoch.validation_loss:.4f}" if epoch.validation else "",
             *(wording.metric(name, epoch.validation[name]) for name in metrics),
             f"{epoch.learning_rate:.2g}",
             f"{epoch.seconds:.1f}",
