@@ -7,7 +7,9 @@ STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.6em } h1, p, td:nth-child(2):last-child { overflow-wrap: anywhere }
 table { border-collapse: collapse } td, th { padding: .2em .7em; text-align: left }
-td { vertical-align: top } th { border-bottom: 1px solid #999; white-space: nowrap }
+td { vertical-align: top } td + td { white-space: nowrap }
+td + td:last-child { white-space: normal; min-width: 5em }
+th { border-bottom: 1px solid #999; white-space: nowrap }
 tr:nth-child(even), pre { background: #f4f4f4 } tr.best { background: #e3edf9 }
 pre { padding: 1em; overflow: auto } svg { max-width: 100%; height: auto }
 .wide { overflow-x: auto }

@@ -161,6 +161,21 @@ def test_a_hostile_target_of_a_series_is_escaped(tmp_path):
     assert f"{name} by step ahead" in Page(text).text
 
 
+def test_many_targets_have_a_row_each_and_the_first_their_steps(tmp_path):
+    names = [f"v{k}" for k in range(14)]
+    lines = [",".join(["date", *names])]
+    lines += [",".join([f"{1900 + t}", *(f"{math.sin(t + k):.3f}" for k in range(14))]) for t in
+              range(60)]  # fmt: skip
+    path = tmp_path / "series.csv"
+    path.write_text("\n".join(lines) + "\n")
+    model = {**SMALL, "context": 8, "horizon": 3, "bidirectional": False}
+    options = {"task": "forecast", "table": TableOptions(target=tuple(names))}
+    run(job_of(str(path), tmp_path / "run", model=model, **options))
+    found = Page(text_of(tmp_path / "run"))
+    assert [row[0] for row in found.rows if row[0] in names] == names
+    assert found.text.count("by step ahead") == 12
+
+
 def test_without_validation_there_is_one_curve(tmp_path):
     path = save_npz(tmp_path, two_classes())
     test = save_npz(tmp_path, two_classes(30, seed=5), "test")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lstm_compile import wording
 from lstm_compile.chart import line_chart
 from lstm_compile.data.columns import CHOICES
-from lstm_compile.data.text import listing
+from lstm_compile.data.text import SHOWN_NAMES, listing
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError, reason
 from lstm_compile.evaluation import HEADLINE, Evaluation
@@ -71,13 +71,18 @@ def _figures(evaluation: Evaluation) -> str:
 
 
 def _by_target(evaluation: Evaluation) -> Iterable[str]:
-    """The figures of each target, and of each step ahead of it, of a forecast."""
+    """The figures of each target of a forecast, and of each step ahead of the first ones."""
     targets = (evaluation.details or {}).get("targets", {})
-    for name, figures in targets.items():
-        steps = {str(ahead): step for ahead, step in enumerate(figures["steps"], 1)}
-        whole = {key: value for key, value in figures.items() if key != "steps"}
+    whole = {
+        name: {key: value for key, value in figures.items() if key != "steps"}
+        for name, figures in targets.items()
+    }
+    if len(whole) > 1:
+        yield _metrics_table("target", whole)
+    for name in list(whole)[:SHOWN_NAMES]:
+        steps = {str(ahead): step for ahead, step in enumerate(targets[name]["steps"], 1)}
         yield f"<details><summary>{escape(name)} by step ahead</summary>"
-        yield _metrics_table("step", {"all": whole, **steps}, marked="all")
+        yield _metrics_table("step", {"all": whole[name], **steps}, marked="all")
         yield "</details>"
 
 
