@@ -19,7 +19,7 @@ from lstm_compile.cli.options import (
     task_option,
 )
 from lstm_compile.config import Task
-from lstm_compile.runs import CONFIG_FILE, REPORT_FILE
+from lstm_compile.runs import CONFIG_FILE, MODEL_FILE, REPORT_FILE
 from lstm_compile.settings import resolve
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def command(
     with ExitStack() as work:
         work.enter_context(signals_stop(ctx))
         from lstm_compile.cache import use_local_cache
-        from lstm_compile.training.account import beginning, ending, way_on
+        from lstm_compile.training.account import beginning, ending, times, way_on
         from lstm_compile.training.job import RunFinishedError, prepare
         from lstm_compile.training.run import help_run, run
         from lstm_compile.training.team import together
@@ -94,10 +94,11 @@ def command(
         with _way_on(out, job):
             output.lines(out, *beginning(job))
             outcome = run(job, _epoch_printer(out), lambda text: output.lines(out, ("note", text)))
-    report = job.folder / REPORT_FILE
+    path, report = job.folder / MODEL_FILE, job.folder / REPORT_FILE
     output.lines(
         out,
         *ending(job, outcome),
+        ("model", f"{path} ({output.size(path)}, {times(outcome)})"),
         *([("report", str(report))] if report.is_file() else []),
         (outcome.tested_on, output.result(outcome.evaluation)),
         *output.baselines(outcome.evaluation.baselines),

@@ -44,7 +44,11 @@ def columns(roles: "Roles | SeriesRoles | None") -> list[tuple[str, str]]:
 
 def size(path: Path) -> str:
     """A file's size, `541 kB`."""
-    count = path.stat().st_size
+    return of_bytes(path.stat().st_size)
+
+
+def of_bytes(count: int) -> str:
+    """A number of bytes, `541 kB`."""
     return f"{count / 1000:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
 
 

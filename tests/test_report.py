@@ -126,7 +126,8 @@ def test_the_report_says_what_the_run_was_and_gave(tmp_path, make):
     assert found.pairs["fingerprint"] == job.fingerprint
     assert found.pairs["backend"] == outcome.backend
     assert torch.__version__ in found.pairs["versions"]
-    assert f"{outcome.seconds:.1f} s" in found.pairs["model"]
+    assert f"{outcome.seconds:.1f} s" in found.pairs["time"]
+    assert re.fullmatch(r"[\d,]+ parameters, \d+ kB", found.pairs["size"])
     assert ["epochs", "3", EPOCHS.get(job.config.task, "30")] in found.rows
     assert not {"backend", "threads"} & {row[0] for row in found.rows if len(row) == 3}
     assert f"lstm-compile export {job.folder} --onnx" in found.text

@@ -65,7 +65,8 @@ def catch_up(job: Job, last: Progress) -> None:
 
 def save_best(job: Job, params: Params, epoch: Epoch) -> None:
     """Write the model file after an epoch, while training goes on."""
-    save_run(job, params, {"epochs": epoch.epoch, "validation": epoch.validation})
+    model = model_of(job, params, {"epochs": epoch.epoch, "validation": epoch.validation})
+    save_model(job.folder / MODEL_FILE, *model)
 
 
 def write_metrics(job: Job, progress: Progress) -> None:
@@ -76,8 +77,8 @@ def write_metrics(job: Job, progress: Progress) -> None:
     write_atomically(job.folder / METRICS_FILE, text.encode())
 
 
-def save_run(job: Job, params: Params, training: dict[str, Any]) -> Model:
-    """Write the model file; `training` is added to what is known of the run."""
+def model_of(job: Job, params: Params, training: dict[str, Any]) -> Model:
+    """What the model file holds; `training` is added to what is known of the run."""
     provenance = {
         "data": job.data,
         "data_fingerprint": job.fingerprint,
@@ -88,9 +89,7 @@ def save_run(job: Job, params: Params, training: dict[str, Any]) -> Model:
         "versions": versions(),
         **training,
     }
-    model = Model(params, job.config, job.parts.train.schema, provenance)
-    save_model(job.folder / MODEL_FILE, *model)
-    return model
+    return Model(params, job.config, job.parts.train.schema, provenance)
 
 
 def provenance_of(

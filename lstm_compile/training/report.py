@@ -16,7 +16,7 @@ from lstm_compile.inspection import count_parameters
 from lstm_compile.page import page, table
 from lstm_compile.runs import REPORT_FILE
 from lstm_compile.settings import complete, resolve
-from lstm_compile.training.account import beginning, ending, way_on
+from lstm_compile.training.account import beginning, ending, times, way_on
 from lstm_compile.training.document import table_of
 from lstm_compile.training.job import Job
 from lstm_compile.training.loop import Epoch, Fit
@@ -167,10 +167,12 @@ def _shown(value: Any) -> str:
 
 def _means(job: Job, outcome: "Outcome") -> Iterable[tuple[str, str]]:
     """What the run was done with."""
-    shapes = {name: list(value.shape) for name, value in outcome.model.params.items()}
-    versions = outcome.model.training["versions"]
+    params, versions = outcome.model.params, outcome.model.training["versions"]
+    count = count_parameters({name: list(value.shape) for name, value in params.items()})
+    size = wording.of_bytes(sum(value.nbytes for value in params.values()))
     return [
-        ("parameters", f"{count_parameters(shapes):,}"),
+        ("time", times(outcome)),
+        ("size", f"{count:,} parameters, {size}"),
         ("device", f"{find_device(job.training.device)}, CPU threads: {job.training.threads}"),
         ("seed", str(job.training.seed)),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),

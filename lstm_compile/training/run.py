@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lstm_compile.baselines import Baseline, fit_baselines, to_tensors
 from lstm_compile.cache import compile_seconds
-from lstm_compile.checkpoint import Model, to_device
+from lstm_compile.checkpoint import Model, save_model, to_device
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.stream import Stream
@@ -43,9 +43,9 @@ from lstm_compile.training.record import (
     about_run,
     catch_up,
     loss_of,
+    model_of,
     provenance_of,
     save_best,
-    save_run,
     tell_changes,
     write_metrics,
     write_settings,
@@ -116,12 +116,13 @@ def run(
         with cpu_threads(job.training.threads):
             evaluation = _evaluation(job, shown, baselines)
         times = time.perf_counter() - start, compile_seconds() - compiled
-        model = save_run(
+        model = model_of(
             job, final, provenance_of(fitted, evaluation, job, times, is_refitted, backend)
         )
         about = job.parts.tested_on, *times, backend, is_refitted
         outcome = Outcome(model, fitted, evaluation, *about)
         write_report(job, outcome, note)
+        save_model(job.folder / MODEL_FILE, *model)  # says that the run is finished: the last
     return outcome
 
 
