@@ -346,7 +346,7 @@ def test_train_on_a_text_file_and_on_targets(here):
     numbers = write_npz(here / "numbers.npz", targets=2)
     result = invoke("train", numbers, *QUICK, "--output", "b", "--no-bias", "--loss", "huber")
     assert result.exit_code == 0
-    assert "2 features, targets ('target_0', 'target_1')" in result.stdout
+    assert "2 features, targets target_0, target_1" in result.stdout
     assert re.search(r"^validation  mae .*, rmse .*, r2 .* \(6 seq", result.stdout, re.MULTILINE)
     assert load_model("b").config.bias is False
 

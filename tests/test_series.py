@@ -249,7 +249,7 @@ BAD = {
     "a gap": (
         {"time": hours(5)[[0, 1, 3, 4]], "y": range(4)},
         {},
-        r"found a time 2 steps after the row before \(1 steps are missing in 1 gaps\), expected",
+        r"found a time 2 steps after the row before \(steps missing in all: 1\), expected",
     ),
     "a stamp far away": (
         {"time": [*hours(4), np.datetime64("2090-01-01T00")], "y": range(5)},
