@@ -241,7 +241,8 @@ def _times(outcome: "Outcome") -> str:
 def _refit(job: "Job", outcome: "Outcome") -> str:
     epochs = outcome.fit.best.epoch if outcome.fit.best else 0
     which = "" if outcome.tested_on == "test" else "; the figures are of the weights before it"
-    return f"{epochs} epochs on all {len(job.parts.everything)} sequences{which}"
+    rows = output.rows_of(job.config.task)
+    return f"{epochs} epochs on all {len(job.parts.everything)} {rows}{which}"
 
 
 def _summary(job: "Job", outcome: "Outcome") -> dict[str, Any]:

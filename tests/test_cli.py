@@ -294,7 +294,7 @@ def test_what_train_prints_in_a_pipe(trained):
         assert re.fullmatch(rf"epoch {number}: {epoch}, [\d.]+ s(  best)?", line)
     assert lines[5] == "stopped     all epochs done"
     model = rf"model       {re.escape(str(run))}/model\.safetensors \(\d+ kB, [\d.]+ s\)"
-    why = r"\d+ s in the recurrence do not pay for compiling"
+    why = r"at most \d+ s in the recurrence do not pay for compiling"
     assert re.fullmatch(rf"backend     vendor, {why}", lines[6])
     assert re.fullmatch(model, lines[7])
     assert re.fullmatch(r"validation  accuracy .*, macro_f1 .*, loss .* \(6 sequences\)", lines[8])
@@ -550,7 +550,7 @@ def test_an_exported_file_evaluates_as_its_run(exported, trained):
     assert theirs["metrics"] == pytest.approx(ours["metrics"], abs=1e-5)
     assert (theirs["rows"], theirs["baselines"]) == (60, {})
     lines = invoke("evaluate", path, data).stdout.splitlines()
-    assert lines[-1] == f"next        lstm-compile verify {path.parent} --onnx '{path}'"
+    assert lines[-1] == f"next        lstm-compile inspect '{path}'"
 
 
 @pytest.mark.slow

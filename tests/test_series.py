@@ -311,6 +311,11 @@ BAD = {
         {"missing": "zero"},
         "series have --gaps for what is missing, not --missing",
     ),
+    "text": (
+        {"time": hours(4), "y": range(4), "note": ["a"] * 4},
+        {"text": "note"},
+        "--text note is for tasks classify and tag; leave it out",
+    ),
     "a calendar without dates": (
         {"time": range(4), "y": range(4)},
         {"calendar": ("hour",)},
@@ -331,7 +336,8 @@ def test_bad_input_is_named(tmp_path, name):
 
 def test_a_changing_static_is_named(tmp_path):
     path = several(tmp_path / "t.csv", (5, 5), kind=["p"] * 4 + ["q"] * 6)
-    with pytest.raises(InputError, match="row 5, column 'kind': found 'q', expected 'p' as in"):
+    message = "row 5, column 'kind': found 'q', expected 'p' as in .*; give a series one cat"
+    with pytest.raises(InputError, match=message):
         read(path, static=("kind",))
 
 
