@@ -54,10 +54,14 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a model on DATA: spoken-digits, japanese-vowels, a .ts or .npz file, or a long table.
+    """Train a model on DATA: a bundled data set, a .ts or .npz file, a long table, or text.
 
-    A long table has one row a step: a .csv, .parquet, .arrow, .feather, .jsonl or .ndjson file, a
-    folder of them or a quoted glob; columns that no flag names are inferred and printed.
+    Bundled are spoken-digits, japanese-vowels and airline. A long table has one row a step: a .csv,
+    .parquet, .arrow, .feather, .jsonl or .ndjson file, a folder of them or a quoted glob; columns
+    that no flag names are inferred and printed. Text is .txt, .text or .md, a folder or a glob.
+
+    Tasks and bundled data sets have defaults of their own over those shown below: `config` prints
+    what would be taken, and the run folder's config.toml holds what was.
 
     A part of the training data is held out for validation; the weights with the lowest validation
     loss are kept in the run folder, beside the last state of all, from which --resume goes on.

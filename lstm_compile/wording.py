@@ -49,6 +49,8 @@ def size(path: Path) -> str:
 
 def of_bytes(count: int) -> str:
     """A number of bytes, `541 kB`."""
+    if count < 1000:
+        return f"{count} bytes"
     return f"{count / 1000:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
 
 

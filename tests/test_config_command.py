@@ -50,7 +50,7 @@ OF_SERIES = {
     "--log1p": st.none(),
     "--calendar": st.sampled_from(["hour,month", "none", "auto"]),
     "--gaps": st.sampled_from(["linear", "indicate"]),
-    "--test-share": st.floats(0, 100),
+    "--test-share": st.floats(0, 1),
 }
 OF_TABLES = {
     "--id": NAMES,

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lstm_compile import wording
+from lstm_compile.data.text import listing
 from lstm_compile.training.job import Job
 from lstm_compile.training.saving import Saved
 
@@ -62,9 +63,11 @@ def times(outcome: "Outcome") -> str:
 
 def _data(job: Job) -> str:
     schema = job.parts.train.schema
-    kind = f", {len(schema.classes)} classes" if schema.classes else f", targets {schema.targets}"
+    targets = f", {'target' if len(schema.targets) == 1 else 'targets'} {listing(schema.targets)}"
+    kind = f", {len(schema.classes)} classes" if schema.classes else targets
     if schema.vocabulary is None:
-        return f"{job.data}: {len(schema.features)} features{kind}"
+        count = len(schema.features)
+        return f"{job.data}: {count} feature{'' if count == 1 else 's'}{kind}"
     size = f"text, a vocabulary of {len(schema.vocabulary)} {schema.vocabulary.kind}s"
     return f"{job.data}: {size}{kind if schema.classes else ''}"
 
@@ -78,4 +81,5 @@ def _reached(saved: Saved) -> str:
 def _refit(job: Job, outcome: "Outcome") -> str:
     epochs = outcome.fit.best.epoch if outcome.fit.best else 0
     which = "" if outcome.tested_on == "test" else "; the figures are of the weights before it"
-    return f"{epochs} epochs on all {len(job.parts.everything)} sequences{which}"
+    rows = wording.rows_of(job.config.task)
+    return f"{epochs} epochs on all {len(job.parts.everything)} {rows}{which}"
