@@ -301,7 +301,9 @@ class _Chunked(torch.autograd.Function):
         tensors, steps = saved[:6], iter(saved[6:])
         tape = chunked.Tape(*([next(steps) for _ in range(count)] for count in ctx.counts))
         x, weight_ih, weight_hh, *_ = tensors
-        found = chunked.pull_back(ctx.packing, tape, y, x, weight_ih, weight_hh, *gradients)
+        found = chunked.pull_back(
+            ctx.packing, tape, y, x, weight_ih, weight_hh, *gradients, of_x=ctx.needs_input_grad[1]
+        )
         return None, *once("compiled", found, (*tensors, *gradients))
 
     @staticmethod
