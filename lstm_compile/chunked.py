@@ -17,6 +17,7 @@ from lstm_compile.chunks import backward_chunk, infer_chunk, record_chunk
 from lstm_compile.compiling import compiled
 from lstm_compile.packing import Carried, Packing, Span, joined
 from lstm_compile.products import product
+from lstm_compile.whole import Whole
 
 Outputs = tuple[Tensor, Tensor, Tensor]
 Gradients = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -41,7 +42,7 @@ def chunks_of(active: Sequence[int], chunk: int) -> list[tuple[int, int]]:
 
 
 def infer(
-    packing: Packing,
+    packing: Packing | Whole,
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
@@ -77,7 +78,7 @@ def infer(
 
 
 def record(
-    packing: Packing,
+    packing: Packing | Whole,
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
@@ -103,7 +104,7 @@ def record(
 
 
 def pull_back(
-    packing: Packing,
+    packing: Packing | Whole,
     tape: Tape,
     y: Tensor,
     x: Tensor,
@@ -214,12 +215,12 @@ def _carried(h0: Tensor, c0: Tensor) -> Carried:
 
 
 def _final(carried: Carried, dtype: torch.dtype) -> list[Tensor]:
-    """The state as the caller gets it: copies, as `carried` may share memory with y and the tape."""
+    """The state as the caller gets it, in memory of its own: the tape and y may share the other."""
     return [part.to(dtype, copy=True) for part in carried.final()]
 
 
 def _walk(
-    packing: Packing, x: Tensor, weight_ih: Tensor, bias: Tensor
+    packing: Packing | Whole, x: Tensor, weight_ih: Tensor, bias: Tensor
 ) -> Iterator[tuple[Span, list[Tensor], list[Tensor]]]:
     """Each span with its steps' shares of the gates, from one product, and their masks."""
     parts = x.split([span.size for span in packing.spans])
@@ -229,7 +230,7 @@ def _walk(
         yield span, list(shares.unbind()), list(mask.unbind())
 
 
-def _compiled(function: Any, packing: Packing, weight_hh: Tensor) -> Callable[..., Any]:
+def _compiled(function: Any, packing: Packing | Whole, weight_hh: Tensor) -> Callable[..., Any]:
     """The chunk's one graph, for any number of rows."""
     steps = packing.spans[0].steps
     return compiled(function, weight_hh.shape[1], weight_hh.dtype, weight_hh.device, steps)

@@ -121,7 +121,7 @@ def _probing() -> Thread:
     Inductor asks child processes, one after the other, and would wait for them for a second.
     """
     # all that the thread needs, so that no module is imported from two sides at once
-    import torch._inductor.compile_fx
+    import torch._inductor.compile_fx  # noqa: F401
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     thread = Thread(target=pick_vec_isa, daemon=True)

@@ -94,12 +94,16 @@ class Packing(NamedTuple):
 
     def pieces(self, packed: Tensor) -> list[Tensor]:
         """(packed, features) as views (steps, rows, features), one a span."""
-        width = packed.shape[-1]
-        parts = packed.split([span.size for span in self.spans])
-        return [
-            part.view(span.steps, span.rows, width)
-            for part, span in zip(parts, self.spans, strict=True)
-        ]
+        return in_spans(packed, self.spans)
+
+
+def in_spans(packed: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+    """(packed, features) as views (steps, rows, features), one a span."""
+    width = packed.shape[-1]
+    parts = packed.split([span.size for span in spans])
+    return [
+        part.view(span.steps, span.rows, width) for part, span in zip(parts, spans, strict=True)
+    ]
 
 
 class Carried:
@@ -110,14 +114,14 @@ class Carried:
         self.ended: list[list[Tensor]] = []
 
     def active(self, rows: int) -> list[Tensor]:
-        """h and c of the first `rows`, which go on."""
+        """The h and c of the first `rows`, which go on."""
         if len(self.state[0]) > rows:
             self.ended.append([part[rows:] for part in self.state])
             self.state = [part[:rows] for part in self.state]
         return self.state
 
     def final(self) -> list[Tensor]:
-        """h and c of all rows, in packed order."""
+        """The h and c of all rows, in packed order."""
         if not self.ended:
             return self.state
         return [torch.cat(parts) for parts in zip(self.state, *reversed(self.ended), strict=True)]
