@@ -53,8 +53,8 @@ def _compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
     )
 
     def call(*arguments: Any) -> Any:
-        if (function, *key) not in _RAN:
-            with graph.lock:
+        with graph.lock:
+            if (function, *key) not in _RAN:
                 _probing()
                 examples = _examples(arguments)
                 graph.learn(examples, run(*examples))
