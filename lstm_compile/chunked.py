@@ -26,12 +26,11 @@ MIN_ROWS = 2  # a batch of 1 would specialise the graph's dynamic dimension
 
 
 class Tape(NamedTuple):
-    """What the forward leaves for the backward: lists over all steps of all chunks, and over both.
+    """What the forward leaves for the backward, beside its output: lists over all chunks' steps.
 
     Their tensors have as many rows as their span.
     """
 
-    starts: list[Tensor]  # a chunk each: (rows, H), the hidden state it began with
     gates: list[Tensor]  # a step each: (rows, 4H)
     cells: list[Tensor]  # K + 1 a chunk: (rows, H), the first the one it began with
 
@@ -87,7 +86,7 @@ def record(
     c0: Tensor,
 ) -> tuple[Outputs, Tape]:
     """The same outputs as `infer`, and what `pull_back` needs."""
-    outputs, tape = list[Tensor](), Tape([], [], [])
+    outputs, tape = list[Tensor](), Tape([], [])
     with _plain_mode(x.device.type):
         run = _compiled(record_chunk, packing, weight_hh)
         weight_hh = weight_hh.detach().contiguous()
@@ -96,7 +95,6 @@ def record(
             h, c = carried.active(span.rows)
             y, gates, cells = run(projected, masks, h, c, weight_hh)
             carried.state = [y[-1], cells[-1]]
-            tape.starts.append(h)
             tape.gates.extend(gates)
             tape.cells.extend([c, *cells])
             outputs.append(y.flatten(0, 1))
@@ -110,6 +108,7 @@ def pull_back(
     x: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
+    h0: Tensor,
     grad_y: Tensor,
     grad_h: Tensor,
     grad_c: Tensor,
@@ -121,7 +120,7 @@ def pull_back(
     That of x is None without `of_x`.
     """
     with _plain_mode(x.device.type):
-        sums = _Sums(x, y, weight_ih, weight_hh, of_x=of_x)
+        sums = _Sums(packing.spans, x, y, weight_ih, weight_hh, h0, of_x=of_x)
         last = [part.to(accumulator(x.dtype)).contiguous() for part in (grad_h, grad_c)]
         found = [part[:0] for part in last]
         run = _compiled(backward_chunk, packing, weight_hh)
@@ -139,9 +138,9 @@ def pull_back(
                 tape.cells[first + number : first + number + chunk + 1],
                 transposed,
             )
-            sums.add(tape.starts[number], steps)
-        found = _grown(found, last, len(grad_h))
-        return (*sums.total(), *(part.to(x.dtype) for part in found))
+            sums.add(number, steps)
+        grad_h, grad_c = _grown(found, last, len(grad_h))
+        return (*sums.total(), grad_h.to(x.dtype), grad_c.to(x.dtype))
 
 
 def _grown(found: list[Tensor], last: list[Tensor], rows: int) -> list[Tensor]:
@@ -162,9 +161,17 @@ class _Sums:
     BLOCK = 1 << 21  # numbers
 
     def __init__(
-        self, x: Tensor, y: Tensor, weight_ih: Tensor, weight_hh: Tensor, *, of_x: bool
+        self,
+        spans: Sequence[Span],
+        x: Tensor,
+        y: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        h0: Tensor,
+        *,
+        of_x: bool,
     ) -> None:
-        self.x, self.y, self.weight_ih = x, y, weight_ih
+        self.spans, self.x, self.y, self.weight_ih, self.h0 = spans, x, y, weight_ih, h0
         self.grad_x = torch.empty_like(x) if of_x else None
         self.grad_ih, self.grad_hh = torch.zeros_like(weight_ih), torch.zeros_like(weight_hh)
         self.grad_bias = weight_ih.new_zeros(weight_ih.shape[0])
@@ -172,14 +179,22 @@ class _Sums:
         self.gates: list[Tensor] = []
         self.before: list[Tensor] = []  # the hidden state before each step
 
-    def add(self, start: Tensor, steps: list[Tensor]) -> None:
-        """Take in one chunk: the state it began with, gradients of its gates; the last first."""
-        size = len(steps) * len(start)
-        self.begin -= size
+    def add(self, number: int, steps: list[Tensor]) -> None:
+        """Take in the gradients of chunk `number`'s gates; the last chunk first."""
+        span = self.spans[number]
+        end, self.begin = self.begin, self.begin - span.size
         self.gates[:0] = steps
-        self.before[:0] = [start, self.y[self.begin : self.begin + size - len(start)]]
+        self.before[:0] = [self._start(number), self.y[self.begin : end - span.rows]]
         if (self.end - self.begin) * len(self.weight_ih) >= self.BLOCK:
             self._flush()
+
+    def _start(self, number: int) -> Tensor:
+        """The hidden state (rows, H) that the chunk beginning at `begin` began with."""
+        rows = self.spans[number].rows
+        if number == 0:
+            return self.h0[:rows]
+        last = self.begin - self.spans[number - 1].rows
+        return self.y[last : last + rows]
 
     def total(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         """Gradients of x, weight_ih, weight_hh and bias."""
@@ -214,9 +229,10 @@ def _carried(h0: Tensor, c0: Tensor) -> Carried:
     return Carried(h0.contiguous(), c0.to(accumulator(c0.dtype)).contiguous())
 
 
-def _final(carried: Carried, dtype: torch.dtype) -> list[Tensor]:
+def _final(carried: Carried, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The state as the caller gets it, in memory of its own: the tape and y may share the other."""
-    return [part.to(dtype, copy=True) for part in carried.final()]
+    h, c = carried.final()
+    return h.to(dtype, copy=True), c.to(dtype, copy=True)
 
 
 def _walk(

@@ -333,10 +333,11 @@ class _Chunked(torch.autograd.Function):
         y, *saved = ctx.saved_tensors
         tensors, steps = saved[:6], iter(saved[6:])
         tape = chunked.Tape(*([next(steps) for _ in range(count)] for count in ctx.counts))
-        x, weight_ih, weight_hh, *_ = tensors
+        x, weight_ih, weight_hh, _, h0, _ = tensors
         found = chunked.pull_back(
-            ctx.packing, tape, y, x, weight_ih, weight_hh, *gradients, of_x=ctx.needs_input_grad[1]
-        )
+            ctx.packing, tape, y, x, weight_ih, weight_hh, h0, *gradients,
+            of_x=ctx.needs_input_grad[1],
+        )  # fmt: skip
         return None, *once("compiled", found, (*tensors, *gradients))
 
     @staticmethod
