@@ -173,6 +173,8 @@ def fit_baselines(train: Sequences) -> dict[str, Baseline]:
     if train.vocabulary and train.per_step:
         return {**fitted, BY_CHARACTER: _fit_frequencies(train)}
     rows = _some_rows(train)
+    if len(rows) < len(train) and not train.per_step:  # features of the others would be in vain
+        train, rows = train.select(rows), torch.arange(len(rows))
     for name in (SHARES,) if train.vocabulary else CLASSIFIERS[train.task]:
         fitted[name] = fit_logistic(
             FEATURES[name](train)[rows], train.y[rows], classes, CLASSIFIER_PENALTY

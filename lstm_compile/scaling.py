@@ -26,18 +26,55 @@ class Scaler(NamedTuple):
         return x * self.scale + self.shift
 
 
-def fit_scaler(values: Tensor, kind: Scaling) -> Scaler:
-    """The scaler of `values` (rows, features): valid steps of the training part and nothing else.
+class Moments(NamedTuple):
+    """What a scaler is fitted on, float64 (features,) each; nothing where `rows` is 0.
 
-    Sums run in float64, so that large offsets lose nothing.
+    Attributes:
+        rows: how many there are.
+        mean: their mean.
+        spread: the sum of squares around it.
+        low: the smallest value.
+        high: the largest.
     """
-    if kind == "none" or not len(values):
-        return Scaler(torch.zeros(values.shape[1]), torch.ones(values.shape[1]))
+
+    rows: int
+    mean: Tensor
+    spread: Tensor
+    low: Tensor
+    high: Tensor
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Those of the rows of both.
+
+        Source: Chan, Golub, LeVeque, Updating Formulae and a Pairwise Algorithm for Computing
+        Sample Variances, 1979.
+        """
+        if not self.rows or not other.rows:
+            return self if self.rows else other
+        rows, apart = self.rows + other.rows, other.mean - self.mean
+        share = other.rows / rows
+        spread = self.spread + other.spread + apart**2 * (self.rows * share)
+        low, high = self.low.minimum(other.low), self.high.maximum(other.high)
+        return Moments(rows, self.mean + apart * share, spread, low, high)
+
+
+def moments_of(values: Tensor) -> Moments:
+    """The moments of `values` (rows, features), in float64, so that large offsets lose nothing."""
     exact = values.double()
+    if not len(exact):
+        return Moments(0, *exact.new_zeros(4, exact.shape[1]))
+    spread, mean = torch.var_mean(exact, 0, correction=0)
+    return Moments(len(exact), mean, spread * len(exact), exact.amin(0), exact.amax(0))
+
+
+def fit_scaler(values: Tensor | Moments, kind: Scaling) -> Scaler:
+    """The scaler of `values` (rows, features): valid steps of the training part, nothing else."""
+    found = values if isinstance(values, Moments) else moments_of(values)
+    width = len(found.mean)
+    if kind == "none" or not found.rows:
+        return Scaler(torch.zeros(width), torch.ones(width))
+    shift, scale = found.low, found.high - found.low
     if kind == "standard":
-        shift, scale = exact.mean(0), exact.std(0, correction=0)
-    else:
-        low, high = exact.amin(0), exact.amax(0)
-        shift, scale = low, high - low
-    constant = scale <= 1e-12 * exact.abs().amax(0)
+        shift, scale = found.mean, (found.spread / found.rows).sqrt()
+    constant = scale <= 1e-12 * found.low.abs().maximum(found.high.abs())
     return Scaler(shift.float(), torch.where(constant, 1.0, scale).float())

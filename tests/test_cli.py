@@ -206,6 +206,7 @@ OPTIONS = {
         "--patience",
         "--validation",
         "--test-share",
+        "--stream",
         "--stride",
         "--tokens",
         "--unroll",

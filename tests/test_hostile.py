@@ -446,3 +446,13 @@ def test_more_rows_than_a_file_can_hold_are_refused(tmp_path, monkeypatch):
 def test_what_a_file_says_cannot_steer_a_terminal(tmp_path):
     path = text(tmp_path / "a.ts", "@classLabel true a\n@data\n\x1b[2Jred:\x1b]0;owned\x07\n")
     assert r"\x1b[2Jred" in refused(path, "expected a finite float32 number")
+
+
+@pytest.mark.parametrize("value", [0, 67, 255])
+def test_no_byte_of_a_parquet_footer_ends_the_process(tmp_path, value):
+    """pyarrow does so where a column's metadata contradict themselves, and it is asked for them."""
+    content = (CORPUS / "plain.parquet").read_bytes()
+    length, path = int.from_bytes(content[-8:-4], "little"), tmp_path / "changed.parquet"
+    for place in range(len(content) - 8 - length, len(content)):
+        path.write_bytes(content[:place] + bytes([value]) + content[place + 1 :])
+        assert len(error_of(path)) <= LONGEST + 10

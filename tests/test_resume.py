@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from stream_cases import write_parquet
 from torch.utils._pytree import tree_leaves
 from training_cases import QUICK, SMALL, means, save_npz, setting, two_classes
 
@@ -78,6 +79,10 @@ CASES = {  # data, its task, the model, changes of the training
     ),
     "lm": (write_text, "lm", {**LM, "head_dropout": 0.3}, {"batch_size": 4, "unroll": 16}),
     "refit": (lambda p: save_npz(p, two_classes()), None, DROPS, {"refit": True}),
+    "stream": (
+        lambda p: str(write_parquet(p / "parquet")), None, DROPS,
+        {"stream": 1, "batch_size": 24, "accumulate": 2},
+    ),
 }  # fmt: skip
 
 

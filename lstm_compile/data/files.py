@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lstm_compile.data.columns import TableOptions
-from lstm_compile.data.folders import FORMATS, is_table
+from lstm_compile.data.folders import FORMATS, is_address, is_table
 from lstm_compile.data.npz import read_npz
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.shipped import BUNDLED as BUNDLED
@@ -32,6 +32,8 @@ def locate(name_or_path: str, part: Part) -> Path:
         raise InputError(f"part must be one of {', '.join(get_args(Part))}; got {part!r}")
     if name_or_path in BUNDLED:
         return file_of(name_or_path, part)
+    if is_address(name_or_path):
+        raise InputError(f"{name_or_path}: an address is read by train --stream MB alone")
     path = Path(name_or_path)
     if not path.exists() and path.suffix.lower() not in READERS and not is_table(path):
         raise InputError(

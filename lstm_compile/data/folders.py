@@ -1,6 +1,7 @@
 """Which files a path means: one file, a folder of files, or a glob."""
 
 import glob
+from collections.abc import Iterable
 from itertools import takewhile
 from os import PathLike, fspath
 from pathlib import Path
@@ -47,8 +48,15 @@ def is_set(path: str | PathLike[str]) -> bool:
     return Path(path).is_dir() or (glob.has_magic(fspath(path)) and not Path(path).exists())
 
 
+def is_address(path: str | PathLike[str]) -> bool:
+    """Whether a path is an address with a scheme, such as `s3://bucket/folder`."""
+    return "://" in fspath(path)
+
+
 def plain_name(path: str | PathLike[str]) -> str:
     """The path to name a run after: what stands before the first wildcard of a glob."""
+    if is_address(path):
+        return fspath(path).rstrip("/")
     if not is_set(path) or Path(path).is_dir():
         return fspath(path)
     plain = _plain_parts(Path(path))
@@ -78,7 +86,14 @@ def find_files(path: str | PathLike[str]) -> list[TableFile]:
     if not files:
         raise InputError(f"{path}: no file here; expected files that end in {_endings()}")
     fixed = len(place.parts) if place.is_dir() else len(_plain_parts(place))
-    return [TableFile(file, _constants(file, fixed)) for file in _one_format(path, sorted(files))]
+    files = _one_format(path, sorted(files))
+    return [TableFile(file, constants_of(file.parts[fixed:-1])) for file in files]
+
+
+def constants_of(folders: Iterable[str]) -> dict[str, str]:
+    """The columns that folders called `name=value` give the rows of the files in them."""
+    pairs = [part.split("=", 1) for part in folders if "=" in part]
+    return {unquote(name): unquote(value) for name, value in pairs if name}
 
 
 def _plain_parts(path: Path) -> list[str]:
@@ -100,12 +115,6 @@ def _one_format(path: str | PathLike[str], files: list[Path]) -> list[Path]:
     if not formats <= set(FORMATS.values()):
         raise InputError(f"{files[0]}: expected a file that ends in {_endings()}")
     return files
-
-
-def _constants(file: Path, fixed: int) -> dict[str, str]:
-    parts = file.parts[fixed:-1]
-    pairs = [part.split("=", 1) for part in parts if "=" in part]
-    return {unquote(name): unquote(value) for name, value in pairs if name}
 
 
 def _endings() -> str:

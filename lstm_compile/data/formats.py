@@ -5,13 +5,15 @@ Source: https://arrow.apache.org/docs/python/ (csv, json, parquet, ipc).
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.fs
 import pyarrow.json
 import pyarrow.parquet
 
@@ -29,18 +31,52 @@ SAMPLE_ROWS = 10_000  # of a text file, whose cells say what kind a column is
 
 
 class Parquet(Source):
-    """A Parquet file, read a batch at a time, whatever the size of its row groups."""
+    """A Parquet file, read a batch at a time, whatever the size of its row groups.
+
+    Attributes:
+        groups: rows of each row group.
+        filesystem: of `pyarrow.fs`, where `path` lies.
+    """
+
+    def __init__(
+        self, path: Path, constants: Mapping[str, str] | None = None, filesystem: Any = None
+    ) -> None:
+        self.filesystem = filesystem or pa.fs.LocalFileSystem()
+        self.groups: list[int] = []
+        self._part: range | None = None
+        super().__init__(path, constants)
+
+    def part(self, groups: range) -> "Parquet":
+        """The same file, of which these row groups alone are read."""
+        part = copy(self)
+        part._part = groups
+        return part
+
+    def _open(self) -> Any:
+        return self.filesystem.open_input_file(self.path.as_posix())
+
+    def _size(self) -> int:
+        with self._open() as file:
+            return int(file.size())
 
     def _types(self) -> list[tuple[str, Any]]:
-        with pa.parquet.ParquetFile(self.path) as file:
-            self._check(file.metadata)
+        self._stamp = self._stamped()
+        with self._open() as opened, pa.parquet.ParquetFile(opened) as file:
+            self.groups = self._checked(opened)
+            self._metadata = file.metadata
             return [(field.name, field.type) for field in file.schema_arrow]
 
-    def _check(self, metadata: Any) -> None:
+    def _stamped(self) -> object:
+        """Differs once the file is written again."""
+        info = self.filesystem.get_file_info(self.path.as_posix())
+        return info.size, info.mtime_ns
+
+    def _checked(self, file: Any) -> list[int]:
+        """The rows of each row group."""
+        is_near = isinstance(self.filesystem, pa.fs.LocalFileSystem)
         try:
-            with self.path.open("rb") as file:
-                check_pages(file, metadata, self.path.stat().st_size)
-        except (ValueError, IndexError) as error:
+            return check_pages(file, file.size(), each=is_near)
+        except (ValueError, IndexError, TypeError) as error:
             raise InputError(
                 f"{self.path}: not a complete .parquet file ({reason(error)}); write or copy it "
                 "again"
@@ -48,8 +84,13 @@ class Parquet(Source):
 
     def _batches(self, columns: list[str], as_numbers: bool) -> Iterator[Any]:  # noqa: ARG002
         # pre_buffer would hold a whole row group, and there may be only one
-        with pa.parquet.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20) as file:
-            yield from file.iter_batches(BATCH_ROWS, columns=columns)
+        options: Any = {"pre_buffer": False, "buffer_size": 1 << 20, "metadata": self._metadata}
+        groups = range(len(self.groups)) if self._part is None else self._part
+        # not closed by hand: columns are read in threads, which an error in one leaves at work
+        with pa.parquet.ParquetFile(self._open(), **options) as file:
+            if self._stamped() != self._stamp:
+                raise InputError(f"{self.path}: changed while it was read; read it again")
+            yield from file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns)
 
 
 class Arrow(Source):

@@ -1,6 +1,6 @@
 """The first pass over a long table: whose row is whose, in which order, with which label."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,7 +33,7 @@ class Labels:
         cells: Any,
         sequences: NDArray[np.int32],
         start: int,
-        ids: Mapping[str, int],
+        name_of: Callable[[int], str],
         rows: Rows,
     ) -> None:
         """Note the labels of a batch.
@@ -54,7 +54,7 @@ class Labels:
                 self.column,
                 repr(names[codes[index]]),
                 f"{names[self.codes[sequence]]!r} as in {rows.place(int(self.rows[sequence]))} of "
-                f"the same sequence, id {list(ids)[sequence]!r}",
+                f"the same sequence, id {name_of(sequence)!r}",
                 "give a sequence one label, or learn one a step with --task tag",
             )
 
@@ -70,7 +70,7 @@ class StepLabels(Labels):
         cells: Any,
         sequences: NDArray[np.int32],  # noqa: ARG002 (whose rows they are does not matter)
         start: int,  # noqa: ARG002
-        ids: Mapping[str, int],  # noqa: ARG002
+        name_of: Callable[[int], str],  # noqa: ARG002
         rows: Rows,  # noqa: ARG002
     ) -> None:
         """Note the labels of a batch.
@@ -149,7 +149,15 @@ def read_keys(
         sequences.append(codes)
         for label in labels:
             _checked(
-                rows, start, label.column, label.add, cells[label.column], codes, start, known, rows
+                rows,
+                start,
+                label.column,
+                label.add,
+                cells[label.column],
+                codes,
+                start,
+                lambda code: list(known)[code],
+                rows,
             )
     if not sequences:
         raise InputError(f"{sources[0].path}: holds no row; expected at least one")
@@ -177,11 +185,10 @@ def _in_order(
 
 def _batches(rows: Rows, roles: Roles) -> Iterator[tuple[int, int, int, dict[str, Any]]]:
     """The first row, the number of the file, the count of rows and the cells of each batch."""
-    columns = [name for name in (roles.id, roles.time, *roles.target) if name is not None]
     start = 0
     for file, source in enumerate(rows.sources):
         before = start
-        for count, cells in source.batches(columns):
+        for count, cells in source.batches(roles.keys):
             yield start, file, count, cells
             start += count
         if start == before:

@@ -6,7 +6,7 @@ values there, so that the values are in memory once. Loads no torch.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -83,7 +83,11 @@ def read_long(
         means = options.means or column_means(x, roles.missing)
         filled = fill(str(path), x, keys.lengths, roles.features, roles.missing, means)
         roles = replace(roles, filled=filled, means=means)
-    y = _labels(keys, sources[0], schema) if labelled else np.zeros((len(keys.ids), 0), np.float32)
+    y: list[str] | NDArray[np.float32] = np.zeros((len(keys.ids), 0), np.float32)
+    if per_step:
+        y = _step_labels(keys, sources[0])
+    elif labelled:
+        y = labels_of(keys.labels, keys.rows, schema)
     targets = None if isinstance(y, list) or not labelled else roles.target
     return Table(
         Path(path), x, keys.lengths, y, roles.features,
@@ -100,21 +104,20 @@ def open_sources(path: str | PathLike[str]) -> list[Source]:
     return [SOURCES[f.path.suffix.lower()](f.path, f.constants) for f in find_files(path)]
 
 
-def check_columns(sources: list[Source], roles: Roles) -> None:
+def check_columns(sources: Sequence[Source], roles: Roles) -> None:
     """All files must have the same columns, and the same types where these decide the order.
 
     Raises:
         InputError: a file that differs from the first.
     """
     first = sources[0]
-    strict = [name for name in (roles.id, roles.time, *roles.target) if name is not None]
     for source in sources[1:]:
         if other := sorted(set(source.types) ^ set(first.types)):
             raise InputError(
                 f"{source.path}: expected the columns of {first.path}, but only one of the files "
                 f"has {listing(other)}; give all files the same columns"
             )
-        for name in strict:
+        for name in roles.keys:
             if name not in first.texts and source.types[name] != first.types[name]:
                 raise InputError(
                     f"{source.path}, column {name!r}: found {source.types[name]}, expected "
@@ -137,7 +140,7 @@ def read_features(keys: Keys, roles: Roles, progress: Progress | None) -> NDArra
         for count, cells in source.batches(roles.features, as_numbers=True):
             if done + count > total:
                 raise InputError(f"{source.path}: changed while it was read; read it again")
-            block = _block(keys.rows, roles, done, cells)
+            block = to_block(keys.rows, roles, done, cells)
             rows: Any = slice(done, done + count)
             x[rows if keys.target_rows is None else keys.target_rows[rows]] = block
             done += count
@@ -148,7 +151,12 @@ def read_features(keys: Keys, roles: Roles, progress: Progress | None) -> NDArra
     return x
 
 
-def _block(rows: Rows, roles: Roles, start: int, cells: dict[str, Any]) -> NDArray[np.float32]:
+def to_block(rows: Rows, roles: Roles, start: int, cells: dict[str, Any]) -> NDArray[np.float32]:
+    """The features of a batch, float32 (rows, features); it begins at row `start` of the table.
+
+    Raises:
+        InputError: a cell that is no number, or missing where `roles` allow no gap.
+    """
     columns = []
     for name in roles.features:
         try:
@@ -176,21 +184,34 @@ def _to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
     return small
 
 
-def _labels(keys: Keys, source: Source, schema: Schema | None) -> list[str] | NDArray[np.float32]:
-    if isinstance(keys.labels[0], StepLabels):
-        return _step_labels(keys, keys.labels[0], source)
-    wants_numbers = bool(schema.targets) if schema else len(keys.labels) > 1
-    if not wants_numbers and len(keys.labels) > 1:
+def labels_of(
+    labels: list[Labels], rows: Rows, schema: Schema | None
+) -> list[str] | NDArray[np.float32]:
+    """The label of each sequence, or its targets, float32 (sequences, targets).
+
+    Args:
+        labels: one a target column.
+        rows: where they stand.
+        schema: of a trained model, which has classes or targets; None goes by the values.
+
+    Raises:
+        InputError: several columns for a model with classes, or no number where one is wanted.
+    """
+    source = rows.sources[0]
+    wants_numbers = bool(schema.targets) if schema else len(labels) > 1
+    if not wants_numbers and len(labels) > 1:
         raise InputError(
-            f"{source.path}: {len(keys.labels)} target columns, but the model was trained on "
+            f"{source.path}: {len(labels)} target columns, but the model was trained on "
             f"classes; name one with --target"
         )
-    if not wants_numbers and (schema or not are_fractions(keys.labels[0], source)):
-        return [str(value) for value in keys.labels[0].values()]
-    return np.stack([_numbers(keys, label) for label in keys.labels], axis=1)
+    if not wants_numbers and (schema or not are_fractions(labels[0], source)):
+        return [str(value) for value in labels[0].values()]
+    return np.stack([_numbers(rows, label) for label in labels], axis=1)
 
 
-def _step_labels(keys: Keys, labels: StepLabels, source: Source) -> list[str]:
+def _step_labels(keys: Keys, source: Source) -> list[str]:
+    labels = keys.labels[0]
+    assert isinstance(labels, StepLabels)
     if len(keys.labels) > 1:
         names = listing([each.column for each in keys.labels])
         raise InputError(
@@ -213,15 +234,13 @@ def are_fractions(label: Labels, source: Source) -> bool:
     return not all(map(WHOLE.fullmatch, texts)) and all(map(_is_float, texts))
 
 
-def _numbers(keys: Keys, label: Labels) -> NDArray[np.float32]:
+def _numbers(rows: Rows, label: Labels) -> NDArray[np.float32]:
     values = label.values()
     for sequence, value in enumerate(values):
         row = int(label.rows[sequence])
         expected = "a finite float32 number to predict"
         if not _is_float(value):
-            keys.rows.refuse(
-                row, label.column, repr(value), expected, "mend it or drop the sequence"
-            )
+            rows.refuse(row, label.column, repr(value), expected, "mend it or drop the sequence")
     return np.array([float(value) for value in values], dtype=np.float32)
 
 

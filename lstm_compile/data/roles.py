@@ -50,6 +50,11 @@ class Roles:
     is_text: bool = False
 
     @property
+    def keys(self) -> list[str]:
+        """The columns of ids, times and targets."""
+        return [name for name in (self.id, self.time, *self.target) if name is not None]
+
+    @property
     def options(self) -> TableOptions:
         """What asks for the same columns again."""
         entering: dict[str, Any] = {"features": self.features}

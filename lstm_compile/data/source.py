@@ -36,7 +36,7 @@ class Source(ABC):
         self.path = path
         self.constants = dict(constants or {})
         with translated(path):
-            if path.stat().st_size == 0:
+            if self._size() == 0:
                 raise InputError(f"{path}: the file is empty; expected a table")
             types = self._types()
         if len(types) > MAX_SIZE:
@@ -80,6 +80,10 @@ class Source(ABC):
                     for name, value in self.constants.items():
                         cells[name] = pa.repeat(pa.scalar(value), part.num_rows)
                     yield part.num_rows, cells
+
+    def _size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
 
     @abstractmethod
     def _types(self) -> list[tuple[str, Any]]: ...

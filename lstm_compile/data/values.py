@@ -124,6 +124,19 @@ def to_codes(cells: Any, known: dict[Any, int], key: Callable[[Any], Any]) -> ND
     Raises:
         CellError: a cell is empty, or of a type that is no name.
     """
+    encoded = to_names(cells).dictionary_encode()  # in order of first appearance
+    values = map(key, encoded.dictionary.to_pylist())
+    codes = np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int32)
+    numbers: NDArray[np.int32] = codes[encoded.indices.to_numpy()]
+    return numbers
+
+
+def to_names(cells: Any) -> Any:
+    """Cells that name something, an Arrow array whose cells can be compared.
+
+    Raises:
+        CellError: a cell is empty, or of a type that is no name.
+    """
     cells = _plain(cells)
     if pa.types.is_floating(cells.type):
         cells = pc.if_else(pc.is_nan(cells), None, cells)
@@ -131,13 +144,7 @@ def to_codes(cells: Any, known: dict[Any, int], key: Callable[[Any], Any]) -> ND
         raise CellError(_first(cells.is_null()), "an empty cell", "a value")
     if kind_of(cells.type) == "other":
         raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "text or a number")
-    if is_date(cells.type):
-        cells = cells.cast(pa.string())  # Python knows no nanoseconds
-    encoded = cells.dictionary_encode()  # in order of first appearance
-    values = map(key, encoded.dictionary.to_pylist())
-    codes = np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int32)
-    numbers: NDArray[np.int32] = codes[encoded.indices.to_numpy()]
-    return numbers
+    return cells.cast(pa.string()) if is_date(cells.type) else cells  # Python knows no nanoseconds
 
 
 def _plain(cells: Any) -> Any:

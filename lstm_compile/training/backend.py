@@ -10,6 +10,7 @@ from lstm_compile.choice import CLEARLY
 from lstm_compile.compiling import can_compile
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.examples import Examples
+from lstm_compile.data.stream import Stream
 from lstm_compile.training.config import TrainingConfig
 
 # Compiling takes some 20 seconds, measuring a few, and what they find is a gain of tenths at most.
@@ -17,7 +18,7 @@ WORTH_COMPILING = 300.0  # seconds in the recurrence
 
 
 def settle_backend(
-    config: ModelConfig, training: TrainingConfig, train: Examples, device: torch.device
+    config: ModelConfig, training: TrainingConfig, train: Examples | Stream, device: torch.device
 ) -> tuple[TrainingConfig, str]:
     """`training` with a backend in place of `auto`, and why it is that one.
 

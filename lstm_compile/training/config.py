@@ -122,6 +122,13 @@ class TrainingConfig:
         LARGEST,
         only=(FORECAST,),
     )
+    stream: int = option(
+        0,
+        "Megabytes of a folder of Parquet files to hold in memory at a time; 0: all of it.",
+        0,
+        1 << 20,
+        only=("classify", "regress"),
+    )
     stride: int = option(1, "Steps between the origins of training windows.", 1, only=(FORECAST,))
     tokens: Literal["char", "byte"] = option(
         "char", "What a text is made of.", only=(LM, "classify", "tag")

@@ -2,16 +2,63 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lstm_compile.data.batches import bucketed_batches
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Batch
+from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.team import Team
 
 LARGEST_SHARE = 0.25  # of a device's free memory that data may take
+
+
+class Pass(Protocol):
+    """The batches of one epoch, and what one process of a team takes of them."""
+
+    @property
+    def batches(self) -> list[Tensor]:
+        """int64 rows of each batch, on the CPU; the same in all processes."""
+
+    def share(self, rows: Tensor) -> Tensor:
+        """The rows of a batch that this process takes; none where there are too few for all."""
+
+    def feed(self, groups: Sequence[Sequence[Tensor]]) -> Iterator[list[Batch]]:
+        """The batches of each group, on the device, in order."""
+
+
+class InMemory(NamedTuple):
+    """A pass over data in memory, whose `lengths` are on the CPU."""
+
+    data: Examples
+    lengths: Tensor
+    batches: list[Tensor]
+    team: Team
+    device: torch.device
+
+    def share(self, rows: Tensor) -> Tensor:
+        """As many as the other processes take, and as long."""
+        return self.team.share(rows, self.lengths)
+
+    def feed(self, groups: Sequence[Sequence[Tensor]]) -> Iterator[list[Batch]]:
+        """See `feed`."""
+        return feed(self.data, self.lengths, groups, self.device)
+
+
+def pass_in_memory(
+    data: Examples, training: TrainingConfig, generator: Generator, team: Team, device: torch.device
+) -> InMemory:
+    """An epoch of all rows, or of `epoch_size` drawn at random."""
+    lengths = data.lengths.cpu()
+    rows = torch.arange(len(lengths))
+    if 0 < training.epoch_size < len(lengths):
+        rows = torch.randperm(len(lengths), generator=generator)[: training.epoch_size]
+    batches = bucketed_batches(lengths[rows], training.batch_size, generator)
+    return InMemory(data, lengths, [rows[batch] for batch in batches], team, device)
 
 
 def feed(
@@ -29,7 +76,7 @@ def feed(
         device: where the batches are to be.
     """
     cut = ([gather_rows(data, lengths, indices) for indices in group] for group in groups)
-    return _copied_ahead(cut, device) if data.x.device != device else cut
+    return copied_ahead(cut, device) if data.x.device != device else cut
 
 
 def gather_rows(data: Examples, lengths: Tensor, indices: Tensor) -> Batch:
@@ -48,7 +95,7 @@ def within_reach(data: Examples, device: torch.device) -> Examples:
     return data if data.x.nbytes > LARGEST_SHARE * free else data.to(device)
 
 
-def _copied_ahead(groups: Iterable[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
+def copied_ahead(groups: Iterable[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
     """Each group on a CUDA device; the next one is under way while the caller works."""
     stream, waiting = torch.cuda.Stream(device), None
     for group in groups:

@@ -19,6 +19,7 @@ from lstm_compile.data.examples import Examples
 from lstm_compile.data.files import SERIES
 from lstm_compile.data.folders import is_table, plain_name
 from lstm_compile.data.sequences import Sequences, fingerprint
+from lstm_compile.data.stream import Stream
 from lstm_compile.data.textfiles import refuse_columns
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError
@@ -38,6 +39,7 @@ from lstm_compile.training.parts import Parts as Parts
 from lstm_compile.training.parts import in_place_of_test
 from lstm_compile.training.saving import SETTLED, Saved, load_progress
 from lstm_compile.training.series import forecast_parts
+from lstm_compile.training.streamed_parts import streamed_parts
 from lstm_compile.training.team import is_restarted, team
 from lstm_compile.training.warm import WarmStart, warm_start
 
@@ -138,6 +140,10 @@ def plan_job(
     elif task == LM:
         refuse_columns(data, table)
         config, parts = _text_parts(data, hyper_parameters, training, test)
+    elif training.stream:
+        config, parts = streamed_parts(
+            data, hyper_parameters, training, test, table, task, progress
+        )
     else:
         config, parts = _sequence_parts(
             data, hyper_parameters, training, test, table, task, progress
@@ -146,7 +152,8 @@ def plan_job(
         raise InputError(f"{data}: good for task {config.task}, not {task}; leave --task out")
     _check_training(config, training)
     warm = _warm_start(config, training, parts.train)
-    digest = digest_of(parts.everything if training.refit else parts.known)
+    is_whole = training.refit or training.stream
+    digest = digest_of(parts.everything if is_whole else parts.known)
     return Job(data, test, Path(), config, training, parts, digest, warm)
 
 
@@ -276,13 +283,13 @@ def _text_parts(
     return config, Parts(train, validation, tested, everything, "test", rows, everything)
 
 
-def digest_of(data: Sequences | Windows | Corpus) -> str:
+def digest_of(data: Sequences | Windows | Stream | Corpus) -> str:
     """The sha256 of what was learned from, 64 hexadecimal digits."""
     return fingerprint(data) if isinstance(data, Sequences) else data.digest()
 
 
 def _warm_start(
-    config: ModelConfig, training: TrainingConfig, data: Examples | Corpus
+    config: ModelConfig, training: TrainingConfig, data: Examples | Stream | Corpus
 ) -> WarmStart | None:
     if training.init:
         return warm_start(training.init, config, data.schema, training.freeze)

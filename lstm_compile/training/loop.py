@@ -15,6 +15,7 @@ from lstm_compile.calibration import fastest_threads
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
+from lstm_compile.data.stream import Stream
 from lstm_compile.devices import cpu_threads, fitting_threads, keep_freed_memory
 from lstm_compile.model import Params
 from lstm_compile.tasks import Metrics, metrics, training_loss
@@ -56,7 +57,7 @@ def fit(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    train: Examples | Corpus,
+    train: Examples | Stream | Corpus,
     validation: Examples | Corpus | None = None,
     on_epoch: Callable[[Epoch, Params], None] = lambda epoch, params: None,
     rows: Tensor | None = None,
@@ -105,7 +106,7 @@ def refit(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    train: Examples | Corpus,
+    train: Examples | Stream | Corpus,
     found: Fit,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     *,
@@ -178,7 +179,7 @@ def _course(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
-    train: Examples | Corpus,
+    train: Examples | Stream | Corpus,
     rows: Tensor | None,
     note: Callable[[str], None],
 ) -> Course:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.stream import Stream
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.windows import Windows
 
@@ -13,9 +14,9 @@ Held = TypeVar("Held", Sequences, Windows, Corpus)
 
 
 class Parts(NamedTuple):
-    """The data of a run: sequences, windows of series, or text."""
+    """The data of a run: sequences, in memory or not, windows of series, or text."""
 
-    train: Sequences | Windows | Corpus  # what the weights are fitted on
+    train: Sequences | Windows | Stream | Corpus  # what the weights are fitted on
     validation: Sequences | Windows | Corpus | None  # what stops training and picks the weights
     test: (
         Sequences | Windows | Corpus
@@ -23,7 +24,7 @@ class Parts(NamedTuple):
     known: Sequences | Windows | Corpus  # what the baselines are fitted on: all that is not `test`
     tested_on: str  # "test" or "validation"
     train_rows: Tensor  # int64, where the rows of `train` stand in the data
-    everything: Sequences | Windows | Corpus  # what a refit learns from: all but `test`
+    everything: Sequences | Windows | Stream | Corpus  # what a refit learns from: all but `test`
 
 
 def in_place_of_test(data: str, validation: Held | None) -> Held:

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from lstm_compile.cell import LSTMState
 from lstm_compile.config import ModelConfig
-from lstm_compile.data.batches import bucketed_batches
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Batch
+from lstm_compile.data.stream import Stream
 from lstm_compile.model import Params, scaler_of
 from lstm_compile.tasks import balanced_weights, row_weight
 from lstm_compile.training.augment import augment
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.faults import Taken, attempted, halves, listed, look_at
-from lstm_compile.training.feeding import feed
+from lstm_compile.training.feeding import Pass, feed, pass_in_memory
 from lstm_compile.training.lanes import carried, chunks, on_device, places_at, steps_of
 from lstm_compile.training.state import TrainState, global_random
 from lstm_compile.training.step import (
@@ -29,6 +29,7 @@ from lstm_compile.training.step import (
     learning_rate_at,
     train_step,
 )
+from lstm_compile.training.streaming import Streamed, blank
 from lstm_compile.training.team import ALONE, Team
 
 UNREAD = {"cpu": 1, "cuda": 32}  # steps after which a device is asked whether all was finite
@@ -49,7 +50,7 @@ class Course(NamedTuple):
 
     config: ModelConfig
     training: TrainingConfig
-    train: Examples | Corpus
+    train: Examples | Stream | Corpus
     weights: Tensor | None
     rows: Tensor | None
     note: Callable[[str], None]
@@ -142,26 +143,35 @@ def _tried(course: Course, state: TrainState, size: int) -> None:
         batch = on_device(next(chunks(train, size, training.unroll)).batch, device)
     else:
         lengths = train.lengths.cpu()
-        ((batch,),) = feed(train, lengths, [[lengths.topk(size).indices]], device)
+        longest = lengths.topk(size).indices
+        if isinstance(train, Stream):
+            batch = on_device(blank(train, longest), device)
+        else:
+            ((batch,),) = feed(train, lengths, [[longest]], device)
     train_step(state.params, state.optimizer, batch, 0.0, config, training, course.weights)
 
 
 def _rows(course: Course, state: TrainState, generator: torch.Generator) -> Iterator[Feed]:
-    assert not isinstance(course.train, Corpus)
-    training, lengths = course.training, course.train.lengths.cpu()
-    groups = _groups(_batches(lengths, training, generator), training)[state.position :]
+    training, whole = course.training, _pass_of(course, generator, state.sums.device)
+    groups = _groups(whole.batches, training)[state.position :]
     scaler = scaler_of(state.params, "scaler")
-    own = [_own(course.team, group, lengths) for group in groups]
-    fed = feed(course.train, lengths, own, state.sums.device)
-    for batches, indices, mine in zip(fed, groups, own, strict=True):
+    own = [_own(whole, group) for group in groups]
+    for batches, indices, mine in zip(whole.feed(own), groups, own, strict=True):
         drawn = [augment(each, scaler, training, torch.default_generator) for each in batches]
         is_spare = mine[0] is indices[0] and course.team.size > 1
         yield Feed(drawn, torch.cat(indices), is_spare=is_spare)
 
 
-def _own(team: Team, group: list[Tensor], lengths: Tensor) -> list[Tensor]:
+def _pass_of(course: Course, generator: torch.Generator, device: torch.device) -> Pass:
+    assert not isinstance(course.train, Corpus)
+    if isinstance(course.train, Stream):
+        return Streamed(course.train, course.training, generator, course.team, device)
+    return pass_in_memory(course.train, course.training, generator, course.team, device)
+
+
+def _own(whole: Pass, group: list[Tensor]) -> list[Tensor]:
     """What this process takes of each batch; the first one as it is, where that is nothing."""
-    shares = [team.share(indices, lengths) for indices in group]
+    shares = [whole.share(indices) for indices in group]
     return [share for share in shares if len(share)] or group[:1]
 
 
@@ -221,15 +231,6 @@ def _kept(course: Course, result: StepResult, before: LSTMState | None) -> LSTMS
     return LSTMState(*(torch.where(is_finite, *pair) for pair in zip(found, before, strict=True)))
 
 
-def _batches(lengths: Tensor, training: TrainingConfig, generator: torch.Generator) -> list[Tensor]:
-    """The batches of an epoch: of all rows, or of `epoch_size` drawn at random."""
-    if not 0 < training.epoch_size < len(lengths):
-        return bucketed_batches(lengths, training.batch_size, generator)
-    drawn = torch.randperm(len(lengths), generator=generator)[: training.epoch_size]
-    batches = bucketed_batches(lengths[drawn], training.batch_size, generator)
-    return [drawn[batch] for batch in batches]
-
-
 def _groups(batches: list[Tensor], training: TrainingConfig) -> list[list[Tensor]]:
     """The batches of each step."""
     size = training.accumulate
@@ -237,7 +238,7 @@ def _groups(batches: list[Tensor], training: TrainingConfig) -> list[list[Tensor
 
 
 def class_weights_of(
-    params: Params, config: ModelConfig, training: TrainingConfig, train: Examples | Corpus
+    params: Params, config: ModelConfig, training: TrainingConfig, train: Examples | Stream | Corpus
 ) -> Tensor | None:
     """Weights of the classes in the loss, from the data that are trained on; None: all alike."""
     if training.class_weight == "none" or isinstance(train, Corpus):

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 from safetensors.torch import save
@@ -16,7 +16,7 @@ from lstm_compile.cache import compile_seconds
 from lstm_compile.checkpoint import Model, to_device
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
-from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.stream import Stream
 from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.evaluation import Evaluation, evaluate
@@ -275,7 +275,7 @@ def _keeper(job: Job, about: dict[str, Any], note: Callable[[str], None]) -> Kee
     return Keeper(lambda progress: save_progress(path, progress, about), every, last)
 
 
-def _start(job: Job, data: Examples | Corpus) -> Params:
+def _start(job: Job, data: Examples | Stream | Corpus) -> Params:
     params = initial_params(job.config, job.training.seed, data, job.warm)
     moved = to_device(params, find_device(job.training.device))
     return {name: team().first(value) for name, value in moved.items()}
@@ -306,9 +306,16 @@ def _fit(
     return fitted
 
 
-def _near(data: Sequences | Windows | Corpus, device: torch.device) -> Examples | Corpus:
-    """Where batches are cut: text stays in its file."""
-    return data if isinstance(data, Corpus) else within_reach(data, device)
+Kept = TypeVar("Kept", Corpus, Stream)
+
+
+@overload
+def _near(data: Kept, device: torch.device) -> Kept: ...
+@overload
+def _near(data: Examples, device: torch.device) -> Examples: ...
+def _near(data: Any, device: torch.device) -> Any:
+    """Where batches are cut: what is not in memory stays in its files."""
+    return data if isinstance(data, Corpus | Stream) else within_reach(data, device)
 
 
 def _refit(

@@ -152,15 +152,19 @@ def together(device: str) -> Iterator[Team]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield Team()
         return
+    from torch.distributed.rendezvous import rendezvous  # not where torch lacks distributed
+
     is_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if is_cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, rank, size = next(distributed.rendezvous("env://"))
+    store, rank, size = next(rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # torchrun has one store for all its attempts, and the addresses of the processes that
         # failed lie in it still. Source: https://github.com/pytorch/pytorch/issues/135712
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = distributed.PrefixStore(f"attempt {attempt}", store)
+        store = distributed.PrefixStore(  # type: ignore[attr-defined]
+            f"attempt {attempt}", store
+        )
     backend = "nccl" if is_cuda else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:

@@ -9,6 +9,7 @@ from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.stream import Stream
 from lstm_compile.errors import InputError
 from lstm_compile.forecast.scaling import fit_series_scaler
 from lstm_compile.forecast.windows import Windows
@@ -31,7 +32,7 @@ class WarmStart(NamedTuple):
 
 
 def initial_params(
-    config: ModelConfig, seed: int, data: Examples | Corpus, warm: WarmStart | None = None
+    config: ModelConfig, seed: int, data: Examples | Stream | Corpus, warm: WarmStart | None = None
 ) -> Params:
     """Fresh weights, and scalers fitted on `data`, over valid steps only; `warm` goes before both.
 
@@ -46,7 +47,9 @@ def initial_params(
         fitted = {"scaler": fit_series_scaler(data, config)}
     elif isinstance(data, Sequences) and not data.vocabulary:
         fitted = {"scaler": fit_scaler(data.x, config.scaling)}
-    if isinstance(data, Sequences) and config.task == "regress":
+    elif isinstance(data, Stream):
+        fitted = {"scaler": fit_scaler(data.moments, config.scaling)}
+    if isinstance(data, Sequences | Stream) and config.task == "regress":
         fitted["target_scaler"] = fit_scaler(data.y, config.target_scaling)
     statistics = {
         f"{name}.{part}": value

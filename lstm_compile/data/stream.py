@@ -1,0 +1,219 @@
+"""Sequences of Parquet files that are trained on without all being in memory at once."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from lstm_compile.config import Task
+from lstm_compile.data.batches import MAX_POOL_BATCHES
+from lstm_compile.data.roles import Roles
+from lstm_compile.data.schema import Schema
+from lstm_compile.data.sequences import Batch, Sequences
+from lstm_compile.data.survey import Progress, Survey
+from lstm_compile.scaling import Moments, moments_of
+
+FLOAT = 4  # bytes
+BLOCK = 1 << 16  # rows that float64 is made of at once
+
+
+class Plan(NamedTuple):
+    """What an epoch takes, and in which order; the same for any number of processes.
+
+    Attributes:
+        pools: the units that are in memory together, one pool after the other.
+        batches: int64 rows of each batch; its rows lie in one pool or in neighbours.
+    """
+
+    pools: list[list[int]]
+    batches: list[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Some of the sequences of a survey, read as they are needed.
+
+    Attributes:
+        survey: where all sequences lie.
+        schema: their names.
+        labels: `y` of all sequences: int64 (sequences,), or float32 (sequences, targets).
+        kept: int64 (rows,), which of them are the rows of this, rising.
+        moments: of the features of the rows.
+        pool_bytes: that the features of a pool may take.
+    """
+
+    survey: Survey
+    schema: Schema
+    labels: Tensor
+    kept: Tensor
+    moments: Moments
+    pool_bytes: int
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Steps of each row, int64 (rows,)."""
+        return torch.from_numpy(self.survey.lengths)[self.kept]
+
+    @property
+    def y(self) -> Tensor:
+        """The labels of the rows."""
+        return self.labels[self.kept]
+
+    @property
+    def roles(self) -> Roles:
+        """The columns of the files."""
+        return self.survey.roles
+
+    @property
+    def task(self) -> Task:
+        """`classify`, or `regress` where there are no classes."""
+        return "classify" if self.schema.classes else "regress"
+
+    @property
+    def units(self) -> Tensor:
+        """The unit that each row is in, int64 (rows,)."""
+        bounds = torch.from_numpy(self.survey.bounds)
+        return torch.bucketize(self.kept, bounds, right=True) - 1
+
+    def digest(self) -> str:
+        """The sha256 of names, lengths, labels and moments, as 64 hexadecimal digits."""
+        digest = hashlib.sha256(self.schema.to_json().encode())
+        _, *moments = self.moments
+        for tensor in (self.lengths, self.y, *moments):
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def plan(self, batch_size: int, generator: Generator, most: int = 0) -> Plan:
+        """The pools and batches of an epoch.
+
+        Units are shuffled and put together to pools, rows shuffled within each pool, and rows of
+        similar length put together to batches.
+
+        Args:
+            batch_size: rows a batch; the last may have fewer.
+            generator: on the CPU; the same state gives the same plan.
+            most: rows that an epoch takes; 0: all.
+        """
+        lengths, bounds = self.lengths, torch.from_numpy(self.survey.bounds)
+        starts = torch.searchsorted(self.kept, bounds)  # of the rows of each unit
+        used = (starts.diff() > 0).nonzero()[:, 0]
+        used = used[torch.randperm(len(used), generator=generator)]
+        pools, order = self._pools(used.tolist()), list[Tensor]()
+        for pool in pools:
+            rows = torch.cat([torch.arange(int(starts[u]), int(starts[u + 1])) for u in pool])
+            order.append(rows[torch.randperm(len(rows), generator=generator)])
+        rows = torch.cat(order)[: most or None]
+        typical = len(rows) // len(pools)  # a window in one pool or two
+        window = batch_size * min(max(typical // batch_size, 1), MAX_POOL_BATCHES)
+        batches = list[Tensor]()
+        for part in rows.split(window):
+            ranked = part[lengths[part].argsort(stable=True)].split(batch_size)
+            batches += [ranked[i] for i in torch.randperm(len(ranked), generator=generator)]
+        return Plan(pools, batches)
+
+    def _pools(self, units: list[int]) -> list[list[int]]:
+        """As many units one after the other as fit into memory together."""
+        sizes = torch.from_numpy(self.survey.steps) * len(self.schema.features) * FLOAT
+        pools, free = list[list[int]](), 0
+        for unit in units:
+            if not pools or free < int(sizes[unit]):
+                pools.append([])
+                free = self.pool_bytes
+            pools[-1].append(unit)
+            free -= int(sizes[unit])
+        return pools
+
+    def load(self, units: list[int]) -> "Pool":
+        """Read units, all their sequences.
+
+        Raises:
+            InputError: a file changed.
+        """
+        units, bounds = sorted(units), self.survey.bounds
+        numbers = torch.cat([torch.arange(bounds[unit], bounds[unit + 1]) for unit in units])
+        x = torch.empty(int(self.survey.steps[units].sum()), len(self.schema.features))
+        begin = 0
+        for unit in units:
+            found = torch.from_numpy(self.survey.read(unit)[0])
+            x[begin : begin + len(found)] = found
+            begin += len(found)
+        return Pool(numbers, self.sequences(numbers, x))
+
+    def sequences(self, numbers: Tensor, x: Tensor) -> Sequences:
+        """Those of the survey with these numbers, int64 (count,), whose features are `x`."""
+        lengths = torch.from_numpy(self.survey.lengths)[numbers]
+        offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+        names = self.schema.features, self.schema.classes, self.schema.targets
+        return Sequences(x, offsets, self.labels[numbers], *names, self.roles)
+
+
+class Pool(NamedTuple):
+    """Sequences in memory.
+
+    Attributes:
+        numbers: int64 (sequences,), which of the survey they are, rising.
+        sequences: with all their steps.
+    """
+
+    numbers: Tensor
+    sequences: Sequences
+
+    def gather(self, numbers: Tensor, time: int) -> Batch:
+        """A batch of those with these numbers, padded to `time` steps."""
+        return self.sequences.gather(torch.searchsorted(self.numbers, numbers), time)
+
+
+def open_stream(
+    survey: Survey,
+    schema: Schema,
+    labels: Tensor,
+    kept: Tensor,
+    pool_bytes: int,
+    wanted: list[Tensor],
+    progress: Progress | None = None,
+) -> tuple[Stream, list[Sequences]]:
+    """Read all features once: the moments of the rows of a stream, and what stays in memory.
+
+    Args:
+        survey: where the sequences lie.
+        schema: their names.
+        labels: see `Stream`.
+        kept: see `Stream`.
+        pool_bytes: see `Stream`.
+        wanted: int64 (count,) each, rising: numbers of the sequences to keep.
+        progress: called with rows done and rows in all.
+
+    Returns:
+        The stream, and the sequences of each of `wanted`.
+
+    Raises:
+        InputError: a value is no number or missing, or a file changed.
+    """
+    width, lengths = len(schema.features), torch.from_numpy(survey.lengths)
+    is_kept, *masks = (_mask(numbers, len(survey)) for numbers in (kept, *wanted))
+    parts = [torch.empty(int(lengths[numbers].sum()), width) for numbers in wanted]
+    places, moments, filled = [0] * len(parts), moments_of(torch.empty(0, width)), 0
+    for unit in range(len(survey.steps)):
+        values, count = survey.read(unit)
+        x, filled = torch.from_numpy(values), filled + count
+        here = slice(int(survey.bounds[unit]), int(survey.bounds[unit + 1]))
+        for block in x[is_kept[here].repeat_interleave(lengths[here])].split(BLOCK):
+            moments = moments.merge(moments_of(block))
+        for number, mask in enumerate(masks):
+            rows = x[mask[here].repeat_interleave(lengths[here])]
+            parts[number][places[number] : places[number] + len(rows)] = rows
+            places[number] += len(rows)
+        if progress is not None:
+            progress(int(survey.steps[: unit + 1].sum()), int(survey.steps.sum()))
+    survey = replace(survey, roles=replace(survey.roles, filled=filled))
+    stream = Stream(survey, schema, labels, kept, moments, pool_bytes)
+    return stream, [stream.sequences(*pair) for pair in zip(wanted, parts, strict=True)]
+
+
+def _mask(numbers: Tensor, count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.bool).index_fill(0, numbers, value=True)
