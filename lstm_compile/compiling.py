@@ -55,7 +55,8 @@ def _compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
         with graph.lock:
             if (function, *key) not in _RAN:
-                _probing()
+                if arguments[-1].is_cpu:
+                    graph.instructions = _find_instructions()
                 examples = _examples(arguments)
                 graph.learn(examples, run(*examples))
                 _RAN.add((function, *key))
@@ -74,6 +75,7 @@ class _Graph:
 
     def __init__(self) -> None:
         self.lock = Lock()
+        self.instructions: Thread | None = None  # at work beside Dynamo
         self.run: Callable[..., Any]
         self.inputs: Sequence[Any] = ()
         self.outputs: Sequence[Any] = ()
@@ -82,7 +84,8 @@ class _Graph:
         """Compile, as torch.compile's backend."""
         from torch._inductor.compile_fx import compile_fx
 
-        _probing().join()
+        if self.instructions:
+            self.instructions.join()
         run: Any = compile_fx(module, examples)
         self.run = run
         return self._watched
@@ -115,10 +118,10 @@ class _Graph:
 
 
 @cache
-def _probing() -> Thread:
-    """What finds out what instructions the processor has, beside Dynamo's own work.
+def _find_instructions() -> Thread:
+    """A thread that has Inductor find out what vector instructions the CPU has.
 
-    Inductor asks child processes, one after the other, and would wait for them for a second.
+    It asks child processes, one after the other: a second of waiting, in which Dynamo can work.
     """
     # all that the thread needs, so that no module is imported from two sides at once
     import torch._inductor.compile_fx  # noqa: F401
