@@ -10,6 +10,7 @@ from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import OF_TRAINING, flags_of, values_of
 from lstm_compile.data.columns import TableOptions
+from lstm_compile.runs import MODEL_FILE
 
 if TYPE_CHECKING:
     from lstm_compile.data.roles import Roles
@@ -77,6 +78,8 @@ def command(
 
 
 def _next(source: Path) -> str:
+    if source.suffix == ".onnx" and not (source.parent / MODEL_FILE).exists():
+        return output.command("inspect", source)
     if source.suffix == ".onnx":
         return output.command("verify", source.parent, "--onnx", shlex.quote(str(source)))
     return output.command("export", source, "--onnx")

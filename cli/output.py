@@ -86,6 +86,8 @@ def columns(roles: "Roles | SeriesRoles | None") -> list[tuple[str, str]]:
 def size(path: Path) -> str:
     """A file's size, `541 kB`."""
     count = path.stat().st_size
+    if count < 1000:
+        return f"{count} bytes"
     return f"{count / 1000:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
 
 

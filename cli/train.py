@@ -13,6 +13,7 @@ from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
 from lstm_compile.cli.options import flags_of, given_of, read_config, read_run, refuse_others
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.text import listing
 from lstm_compile.runs import CONFIG_FILE
 from lstm_compile.settings import resolve
 from lstm_compile.training.config import TrainingConfig
@@ -58,10 +59,14 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a model on DATA: spoken-digits, japanese-vowels, a .ts or .npz file, or a long table.
+    """Train a model on DATA: a bundled data set, a .ts or .npz file, a long table, or text.
 
-    A long table has one row a step: a .csv, .parquet, .arrow, .feather, .jsonl or .ndjson file, a
-    folder of them or a quoted glob; columns that no flag names are inferred and printed.
+    Bundled are spoken-digits, japanese-vowels and airline. A long table has one row a step: a .csv,
+    .parquet, .arrow, .feather, .jsonl or .ndjson file, a folder of them or a quoted glob; columns
+    that no flag names are inferred and printed. Text is .txt, .text or .md, a folder or a glob.
+
+    Tasks and bundled data sets have defaults of their own over those shown below; the run folder's
+    config.toml holds what was taken.
 
     A part of the training data is held out for validation; the weights with the lowest validation
     loss are kept in the run folder, beside the last state of all, from which --resume goes on.
@@ -109,8 +114,10 @@ def command(
 
 def _begin(out: Console, job: "Job") -> None:
     parts, schema = job.parts, job.parts.train.schema
-    kind = f", {len(schema.classes)} classes" if schema.classes else f", targets {schema.targets}"
-    size = f"{len(schema.features)} features"
+    targets = f", {'target' if len(schema.targets) == 1 else 'targets'} {listing(schema.targets)}"
+    kind = f", {len(schema.classes)} classes" if schema.classes else targets
+    count = len(schema.features)
+    size = f"{count} feature{'' if count == 1 else 's'}"
     if schema.vocabulary is not None:
         size = f"text, a vocabulary of {len(schema.vocabulary)} {schema.vocabulary.kind}s"
         kind = kind if schema.classes else ""
@@ -234,7 +241,8 @@ def _times(outcome: "Outcome") -> str:
 def _refit(job: "Job", outcome: "Outcome") -> str:
     epochs = outcome.fit.best.epoch if outcome.fit.best else 0
     which = "" if outcome.tested_on == "test" else "; the figures are of the weights before it"
-    return f"{epochs} epochs on all {len(job.parts.everything)} sequences{which}"
+    rows = output.rows_of(job.config.task)
+    return f"{epochs} epochs on all {len(job.parts.everything)} {rows}{which}"
 
 
 def _summary(job: "Job", outcome: "Outcome") -> dict[str, Any]:

@@ -169,5 +169,6 @@ def _exactly(pipe: IO[bytes], size: int) -> bytes:
 
 
 def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"[:300]
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()] or ["no message"]
+    told = next((line for line in lines if "error: " in line), lines[0])  # what a compiler says
+    return f"{type(error).__name__}: {told}"[:300]

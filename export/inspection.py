@@ -151,7 +151,10 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
     path, asked = locate(name, "train"), options or TableOptions()
     if name in SERIES or asked.given_for_series:
         return inspect_series(str(path), asked)
-    table, unlabelled = _read(path, options or TableOptions())
+    try:
+        table, unlabelled = _read(path, asked)
+    except InputError as error:
+        return _one_series(path, asked, error)
     missing = {}
     if table.roles is not None:
         from lstm_compile.data.missing import count_missing  # loads pyarrow
@@ -164,6 +167,16 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
         "unlabelled": unlabelled,
         **profile(table, missing).to_dict(),
     }
+
+
+def _one_series(path: Path, options: TableOptions, error: InputError) -> dict[str, Any]:
+    """What `inspect_series` gives of a table without an id column; else raises `error`."""
+    if options.id or not is_table(path):
+        raise error
+    try:
+        return inspect_series(str(path), options)
+    except InputError:
+        raise error from None
 
 
 def _columns(roles: Roles) -> dict[str, Any]:

@@ -125,12 +125,14 @@ def check_target(path: Path) -> None:
     """Refuse a path that no file can be written to.
 
     Raises:
-        InputError: a folder, or there is none to write in.
+        InputError: a folder, there is none to write in, or no name of an ONNX file.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file, such as {path / names.ONNX_FILE}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    if path.suffix != ".onnx":
+        raise InputError(f"{path}: the file must end in .onnx, found {path.suffix!r}")
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def _all_names(graph: GraphProto, shown: Shown) -> dict[str, str]:
     names = _node_names(graph.node, shown.layers) | dict(shown.weights)
     values = zip((*graph.input, *graph.output), (*shown.inputs, *shown.outputs), strict=True)
     names |= {old.name: new.name for old, new in values}
-    return names | _constant_names(graph.initializer, names, shown.reshaped)
+    return names | _constant_names(graph, names, shown.reshaped)
 
 
 def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
@@ -117,15 +117,18 @@ def _name_lstm(node: NodeProto, layer: str) -> dict[str, str]:
 
 
 def _constant_names(
-    tensors: Sequence[TensorProto], names: Mapping[str, str], reshaped: Mapping[bytes, str]
+    graph: GraphProto, names: Mapping[str, str], reshaped: Mapping[bytes, str]
 ) -> dict[str, str]:
-    numbers = _Numbers()
-    unnamed = [tensor for tensor in tensors if tensor.name not in names]
-    found = [reshaped.get(numpy_helper.to_array(tensor).tobytes()) for tensor in unnamed]
-    return {
-        tensor.name: name or numbers.next("constant")
-        for tensor, name in zip(unnamed, found, strict=True)
-    }
+    numbers, found = _Numbers(), dict[str, str]()
+    used = {name for node in graph.node for name in node.input}
+    # a weight of one row has the bytes of its transpose, and both may stand in the graph
+    taken = {names[name] for name in used if name in names}
+    for tensor in graph.initializer:
+        if tensor.name not in names:
+            name = reshaped.get(numpy_helper.to_array(tensor).tobytes())
+            found[tensor.name] = name if name and name not in taken else numbers.next("constant")
+            taken.add(found[tensor.name])
+    return found
 
 
 class _Numbers:

@@ -1,7 +1,7 @@
 """`verify_streaming`: proof that a streaming file goes on where it stopped, however it is fed."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,8 +91,7 @@ def verify_streaming(
     1,000 steps at once, and one alone, are compared with the oracle, within what `tolerance` gives;
     the same steps one by one and in uneven chunks with what the same runtime said of them at once,
     within 1e-5, from zero and from random states; what only `everywhere` asks is held to what
-    `tolerance` gives there too. What a file that takes single steps says is
-    compared with what eager PyTorch says at once.
+    `tolerance` gives there too. A file that takes single steps is compared with the oracle.
 
     Args:
         model: the model, or the path of its run folder or safetensors file.
@@ -124,7 +123,6 @@ def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row
     one_step = next(iter(file.interface.inputs.values()))[1][1] == 1
     cases = [(feeding, draw_stream(model, feeding)) for feeding in feedings(one_step)]
     expected = [_oracle(model, inputs) for _, inputs in cases]
-    at_once = _eager_at_once(model) if one_step else {}
     for runtime in runtimes:
         with ExitStack() as stack:
             try:
@@ -132,7 +130,7 @@ def _rows(model: Model, file: OnnxFile, runtimes: Sequence[str]) -> Iterator[Row
             except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
                 yield Row(runtime, "load", TOLERANCE, float("nan"), one_line(error))
                 continue
-            yield from _fed(runtime, step, cases, expected, at_once, model)
+            yield from _fed(runtime, step, cases, expected, model)
 
 
 def _fed(
@@ -140,10 +138,9 @@ def _fed(
     step: Step,
     cases: Sequence[tuple[Feeding, Inputs]],
     expected: Sequence[Arrays],
-    at_once: Mapping[str, Arrays],
     model: Model,
 ) -> Iterator[Row]:
-    whole = dict(at_once)  # answers to all steps at once, by the state before them
+    whole: dict[str, Arrays] = {}  # answers to all steps at once, by the state before them
     for (feeding, inputs), values in zip(cases, expected, strict=True):
         try:
             found = _feed(step, feeding.sizes, inputs, model)
@@ -154,16 +151,6 @@ def _fed(
         yield _compare(runtime, feeding, found, same, values, model)
         if feeding.cut == "whole":
             whole[feeding.state] = found
-
-
-def _eager_at_once(model: Model) -> dict[str, Arrays]:
-    """What eager PyTorch says of all steps, by the state before them, for files of single steps."""
-    step = torch_step(model, "vendor")
-    return {
-        feeding.state: step(draw_stream(model, feeding))
-        for feeding in feedings(one_step=False)
-        if feeding.cut == "whole"
-    }
 
 
 def draw_stream(model: Model, feeding: Feeding, batch: int = BATCH) -> Inputs:

@@ -222,6 +222,17 @@ def test_forecasts_are_drawn(tmp_path, suffix):
         assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 50
 
 
+def test_one_step_ahead_is_seen(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.image import imread
+
+    windows = windows_of(several(tmp_path / "t.csv", (60, 60)), (1, 1))
+    plot_forecasts(tmp_path / "p.png", lambda some: naive(some) + 1, CONFIG, windows)
+    colours = np.unique(imread(tmp_path / "p.png")[:-60].reshape(-1, 4), axis=0)  # but the legend
+    blue = colours[:, 2] - colours[:, 0] > 0.4
+    assert blue.any()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("plot.txt", "a plot must end in .png, .svg, .pdf"), ("no/plot.png", "there is no folder")],

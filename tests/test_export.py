@@ -329,6 +329,9 @@ def test_export_refuses_a_target_that_is_no_file(tmp_path):
         export_onnx(make_model(), tmp_path)
     with pytest.raises(InputError, match=r"there is no folder .*missing; make it first"):
         export_onnx(make_model(), tmp_path / "missing" / "model.onnx")
+    with pytest.raises(InputError, match=r"the file must end in \.onnx, found '\.txt'"):
+        export_onnx(make_model(), tmp_path / "model.txt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_export_refuses_what_one_file_cannot_hold(tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def trained(tmp_path_factory):
 def test_what_train_prints(trained):
     path, run, out = trained
     lines = out.splitlines()
-    assert lines[0].startswith(f"data        {path}: 4 features, targets ('y',)")
+    assert lines[0].startswith(f"data        {path}: 4 features, target y")
     assert "id: id (inferred); time: time (inferred); target: y (inferred)" in lines[1]
     assert "known covariates: price; static: kind; calendar: hour; step: 1 hour" in lines[1]
     assert "windows to train, " in lines[2]

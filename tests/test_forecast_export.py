@@ -20,7 +20,9 @@ RUNTIMES = ["eager", "onnxruntime", "openvino"]
 
 def model_of(**changes):
     params, config = make(**changes)
-    training = {"target_mean": [40.0, 3.0], "target_deviation": [12.0, 0.5]}
+    means, deviations = ([40.0, 3.0], [12.0, 0.5])
+    size = config.output_size
+    training = {"target_mean": means[:size], "target_deviation": deviations[:size]}
     return Model(params, config, numbered_schema(config), training)
 
 
@@ -62,6 +64,22 @@ def test_every_input_is_named_and_the_graph_is_portable(name):
     steps = 1 if model.config.decoder == "recursive" else 5
     quantiles = [len(model.config.quantiles)] if model.config.quantiles else []
     assert (output.name, sizes) == ("forecast", ["batch", steps, 2, *quantiles])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context": 1, "horizon": 1, "targets": 1},
+        {"context": 1, "horizon": 1, "targets": 1, "hidden_size": 1, "known_size": 1},
+        {"context": 1, "horizon": 3, "targets": 1, "num_layers": 3, "bidirectional": True},
+        {"context": 2, "horizon": 9, "quantiles": (0.5,), "transformer_layers": 1, "heads": 1},
+    ],
+)
+def test_the_smallest_windows_are_exported(tmp_path, changes):
+    model = model_of(**changes)
+    (tmp_path / "m.onnx").write_bytes(to_onnx(model).SerializeToString())
+    report = verify_onnx(model, tmp_path / "m.onnx", RUNTIMES)
+    assert report.passed, "\n".join(report.lines())
 
 
 def test_the_graph_computes_nothing_from_weights_alone():

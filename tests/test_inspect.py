@@ -94,6 +94,17 @@ def test_series_of_one_s_own(here):
     assert lines[-1] == "next        lstm-compile train t.csv --task forecast --gaps forward"
 
 
+def test_a_table_without_an_id_is_one_series(here):
+    rows = ["day,sales,rain", *(f"2020-01-{day:02},{day},{day % 3}" for day in range(1, 20))]
+    (here / "t.csv").write_text("\n".join(rows))
+    found, lines = inspect("t.csv", "--target", "sales")
+    assert (found["kind"], found["rows"], found["targets"]) == ("series", 19, ["sales"])
+    assert lines[-1] == "next        lstm-compile train t.csv --task forecast --target sales"
+    refused = invoke("inspect", "t.csv")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "name the id column with --id; one series alone is for --task fore" in refused.stderr
+
+
 @pytest.mark.parametrize("name", ["spoken-digits", "japanese-vowels"])
 def test_every_bundled_data_set(name):
     found, lines = inspect(name)

@@ -189,6 +189,12 @@ def test_an_error_is_one_line_and_the_next_call_is_answered(file, misbehaving):
     apart.close()
 
 
+def test_what_a_compiler_says_is_told(file, misbehaving):
+    misbehaving("def load(file):\n    raise ValueError('failed\\nm.mlir:3: error: no such thing')")
+    with pytest.raises(NoAnswerError, match=r"^ValueError: m\.mlir:3: error: no such thing$"):
+        Apart("bad", *file)
+
+
 def test_verify_goes_on_where_a_runtime_ends(tmp_path, misbehaving, monkeypatch):
     misbehaving("def load(file):\n    os.kill(os.getpid(), signal.SIGABRT)")
     monkeypatch.setitem(runtimes.RUNTIMES, "bad", runtimes.Runtime("os", "bad", lambda file: None))

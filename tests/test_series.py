@@ -249,7 +249,7 @@ BAD = {
     "a gap": (
         {"time": hours(5)[[0, 1, 3, 4]], "y": range(4)},
         {},
-        r"found a time 2 steps after the row before \(1 steps are missing in 1 gaps\), expected",
+        r"found a time 2 steps after the row before \(steps missing in all: 1\), expected",
     ),
     "a stamp far away": (
         {"time": [*hours(4), np.datetime64("2090-01-01T00")], "y": range(5)},
@@ -311,6 +311,11 @@ BAD = {
         {"missing": "zero"},
         "series have --gaps for what is missing, not --missing",
     ),
+    "text": (
+        {"time": hours(4), "y": range(4), "note": ["a"] * 4},
+        {"text": "note"},
+        "--text note is for tasks classify and tag; leave it out",
+    ),
     "a calendar without dates": (
         {"time": range(4), "y": range(4)},
         {"calendar": ("hour",)},
@@ -331,7 +336,8 @@ def test_bad_input_is_named(tmp_path, name):
 
 def test_a_changing_static_is_named(tmp_path):
     path = several(tmp_path / "t.csv", (5, 5), kind=["p"] * 4 + ["q"] * 6)
-    with pytest.raises(InputError, match="row 5, column 'kind': found 'q', expected 'p' as in"):
+    message = "row 5, column 'kind': found 'q', expected 'p' as in .*; give a series one cat"
+    with pytest.raises(InputError, match=message):
         read(path, static=("kind",))
 
 

@@ -710,6 +710,10 @@ def test_an_interrupt_before_the_first_epoch_is_passed_on(tmp_path, monkeypatch)
         ({"optimizer": "sgd"}, "optimizer must be one of adamw, adam; got 'sgd'"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": 1 << 70}, "seed must be at most"),
+        (
+            {"test_share": 1.5},
+            "test_share must be a share up to 1 or a whole number of steps, got 1",
+        ),
         ({"validation": 0.95}, "validation must be at most 0.9, got 0.95"),
         ({"validation": 0.0, "refit": True}, "refit goes by a validation part; take validation ab"),
         ({"validation": 0.0, "schedule": "plateau"}, "schedule plateau goes by a validation part;"),

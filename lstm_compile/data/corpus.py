@@ -80,7 +80,8 @@ def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
     if cut < 2 or len(corpus) - cut < 2:
         raise InputError(
             f"a text of {len(corpus)} tokens cannot be parted into training and validation "
-            f"({share:g} of it); expected two tokens at least in each"
+            f"({share:g} of it); expected two tokens at least in each, take a longer text or "
+            "another --validation"
         )
     return corpus.part(0, cut), corpus.part(cut, len(corpus))
 

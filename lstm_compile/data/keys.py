@@ -22,6 +22,7 @@ class Labels:
     known: dict[Any, int] = field(default_factory=dict)
     codes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    mend: str = "give a sequence one label, or learn one a step with --task tag"
 
     def values(self) -> list[Any]:
         """The value of each sequence."""
@@ -55,8 +56,15 @@ class Labels:
                 repr(names[codes[index]]),
                 f"{names[self.codes[sequence]]!r} as in {rows.place(int(self.rows[sequence]))} of "
                 f"the same sequence, id {name_of(sequence)!r}",
-                "give a sequence one label, or learn one a step with --task tag",
+                self.mend,
             )
+
+
+@dataclass
+class StaticLabels(Labels):
+    """One column of categories of series."""
+
+    mend: str = "give a series one category, or take the column with --features"
 
 
 @dataclass
@@ -134,7 +142,8 @@ def read_keys(
             changes, or rows of a sequence apart with no time to bring them together.
     """
     rows, known = Rows(sources), dict[str, int]()
-    labels = [StepLabels(name) if per_step else Labels(name) for name in roles.target]
+    kind = StepLabels if per_step else StaticLabels if with_times else Labels
+    labels = [kind(name) for name in roles.target]
     sequences, times = [], []
     for start, file, count, cells in _batches(rows, roles):
         codes = np.full(count, file, np.int32)

@@ -102,8 +102,7 @@ def to_grid(rows: Rows, clock: Clock, may_fill: bool, refuse: Refuse) -> tuple[R
         first = worst if may_fill else int((steps > 1).argmax())
         refuse(
             int(rows.table_rows[first + 1]),
-            f"a time {steps[first]} steps after the row before ({missing} steps are missing in "
-            f"{int((steps > 1).sum())} gaps)",
+            f"a time {steps[first]} steps after the row before (steps missing in all: {missing})",
             f"one step of {clock.name}",
             "mend the stamp or drop the row" if may_fill
             else "fill gaps with --gaps forward, linear or indicate",

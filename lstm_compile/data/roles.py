@@ -213,8 +213,9 @@ def unknown(place: str, role: str, columns: Mapping[str, Kind]) -> InputError:
     """The error that a role has no column."""
     wanted = f"called {', '.join(NAMES[role])}" if role in NAMES else "of numbers left"
     kinds = listing([f"{name} ({kind})" for name, kind in columns.items()])
+    alone = "; one series alone is for --task forecast" if role == "id" else ""
     return InputError(
-        f"{place}: no column {wanted}, found {kinds}; name the {role} column with --{role}"
+        f"{place}: no column {wanted}, found {kinds}; name the {role} column with --{role}{alone}"
     )
 
 

@@ -80,10 +80,10 @@ def find_series_roles(
         schema: of a trained model, which has the names of targets and covariates.
 
     Raises:
-        InputError: a column that is not there, has two roles, or cannot be found out.
+        InputError: a column that is not there, has two roles, or cannot be found out, or
+            what is for other tasks.
     """
-    if options.missing is not None:
-        raise InputError(f"{place}: series have --gaps for what is missing, not --missing")
+    _check_options(place, options)
     options = _with_schema(options, schema)
     asked = _asked(options)
     _check(place, columns, asked)
@@ -106,6 +106,15 @@ def find_series_roles(
             raise unknown(place, role, columns)
     left_out = tuple((name, kind) for name, kind in columns.items() if name not in taken)
     return SeriesRoles(options, tuple(inferred), left_out)
+
+
+def _check_options(place: str, options: TableOptions) -> None:
+    if options.missing is not None:
+        raise InputError(f"{place}: series have --gaps for what is missing, not --missing")
+    if options.text is not None:
+        raise InputError(
+            f"{place}: --text {options.text} is for tasks classify and tag; leave it out"
+        )
 
 
 def _with_schema(options: TableOptions, schema: Schema | None) -> TableOptions:

@@ -128,20 +128,26 @@ class Stream:
             free -= int(sizes[unit])
         return pools
 
-    def load(self, units: list[int]) -> "Pool":
+    def room(self) -> Tensor:
+        """Memory for the features of any pool, float32 (values,)."""
+        return torch.empty(self.pool_bytes // FLOAT)
+
+    def load(self, units: list[int], room: Tensor) -> "Pool":
         """Read units, all their sequences.
+
+        Args:
+            units: of one pool.
+            room: where their features go.
 
         Raises:
             InputError: a file changed.
         """
-        units, bounds = sorted(units), self.survey.bounds
+        units, bounds, width = sorted(units), self.survey.bounds, len(self.schema.features)
         numbers = torch.cat([torch.arange(bounds[unit], bounds[unit + 1]) for unit in units])
-        x = torch.empty(int(self.survey.steps[units].sum()), len(self.schema.features))
-        begin = 0
-        for unit in units:
-            found = torch.from_numpy(self.survey.read(unit)[0])
-            x[begin : begin + len(found)] = found
-            begin += len(found)
+        steps = self.survey.steps[units].tolist()
+        x = room[: sum(steps) * width].view(-1, width)
+        for unit, part in zip(units, x.split(steps), strict=True):
+            self.survey.read(unit, part.numpy())
         return Pool(numbers, self.sequences(numbers, x))
 
     def sequences(self, numbers: Tensor, x: Tensor) -> Sequences:

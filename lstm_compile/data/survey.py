@@ -24,6 +24,7 @@ from lstm_compile.data.text import listing
 from lstm_compile.errors import InputError, reason
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
@@ -64,8 +65,12 @@ class Survey:
         source, group, _ = self._group_of(int(self.starts[self.bounds[unit]]))
         return f"{source.path}, row group {group}"
 
-    def read(self, unit: int) -> tuple[NDArray[np.float32], int]:
+    def read(self, unit: int, x: Floats | None = None) -> tuple[Floats, int]:
         """The features of the sequences of a unit, and how many values of them were missing.
+
+        Args:
+            unit: which one.
+            x: where to put them; None makes room.
 
         Returns:
             float32 (rows, features), one sequence after the other.
@@ -74,7 +79,7 @@ class Survey:
             InputError: a cell that is no number, or missing where that is an error.
         """
         first, last = self.bounds[unit], self.bounds[unit + 1]
-        x, roles = self._values(unit), self.roles
+        x, roles = self._values(unit, x), self.roles
         if roles.missing == "error":
             return x, 0
         lengths = self.lengths[first:last]
@@ -87,7 +92,7 @@ class Survey:
         width = len(self.roles.features)
         sums, counts = np.zeros(width), np.zeros(width)
         for unit in range(len(self.steps)):
-            x = self._values(unit)
+            x = self._values(unit, None)
             is_there = np.isfinite(x)
             sums += np.where(is_there, x, 0).sum(0, dtype=np.float64)
             counts += is_there.sum(0)
@@ -95,11 +100,12 @@ class Survey:
         found = tuple(means.astype(np.float32).astype(float).tolist())
         return replace(self, roles=replace(self.roles, means=found))
 
-    def _values(self, unit: int) -> NDArray[np.float32]:
+    def _values(self, unit: int, x: Floats | None) -> Floats:
         """As they stand in the file."""
         begin = int(self.starts[self.bounds[unit]])
         end = begin + int(self.steps[unit])
-        x = np.empty((end - begin, len(self.roles.features)), np.float32)
+        if x is None:
+            x = np.empty((end - begin, len(self.roles.features)), np.float32)
         source, first, row = self._group_of(begin)
         _, last, _ = self._group_of(end - 1)
         part = source.part(range(first, last + 1))

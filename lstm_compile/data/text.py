@@ -21,4 +21,7 @@ def listing(names: Sequence[str]) -> str:
 def suggestion(name: str, known: Sequence[str]) -> str:
     """`; did you mean ...?` where a known name is close, else nothing."""
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    if not close:
+        return ""
+    quotes = "; a flag takes a name with a comma in double quotes" if "," in close[0] else ""
+    return f"; did you mean {close[0]!r}?{quotes}"

@@ -87,7 +87,7 @@ def fit_forecast_baselines(
     tried, total = (_moments(thinned(part, most=MOST_WINDOWS)) for part in (train, known))
     judged = thinned(validation, most=BLOCK)
     features, truth = window_features(judged), _filled(judged)
-    scale = truth.std(0).clamp(min=1e-12)
+    scale = truth.std(0, correction=0).clamp(min=1e-12)
 
     def loss(l2: float) -> float:
         fitted = ridge(tried, l2)

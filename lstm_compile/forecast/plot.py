@@ -17,6 +17,7 @@ from lstm_compile.forecast.windows import Windows, thinned
 SUFFIXES = (".png", ".svg", ".pdf")
 WINDOWS = 4  # shown, at equal distances
 TARGETS = 6  # shown
+FEW = 6  # steps ahead up to which each has a dot
 PAST = 3  # horizons of the context that are shown
 
 
@@ -59,7 +60,8 @@ def plot_forecasts(path: Path, predict: Predict, config: ModelConfig, windows: W
             axes = grid[row][column]
             _draw(axes, shown, column, row, forecasts[column, :, row], config)
             axes.set_title(_title(shown, column, name), fontsize=9)
-    grid[0][0].legend(fontsize=8)
+    lines = grid[0][0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=len(lines[0]), fontsize=8)
     sink = io.BytesIO()
     figure.savefig(sink, format=path.suffix.lower()[1:], dpi=110)
     write_atomically(path, sink.getvalue())
@@ -77,8 +79,9 @@ def _draw(
     begin = max(int(windows.starts[index]), origin - PAST * horizon)
     stamps = windows.table.stamps(windows.table.ticks[begin : origin + horizon])
     before, ahead = stamps[: origin - begin], stamps[origin - begin :]
-    axes.plot(before, windows.x[begin:origin, target], color="0.5", label="before")
-    axes.plot(ahead, windows.y[index, :, target], color="black", label="truth")
+    marker = "." if horizon <= FEW else ""  # a line of one point is not seen
+    axes.plot(before, windows.x[begin:origin, target], marker, ls="-", color="0.5", label="before")
+    axes.plot(ahead, windows.y[index, :, target], marker, ls="-", color="black", label="truth")
     if config.quantiles:
         q = config.quantiles
         band = f"{q[0]:g} to {q[-1]:g}"
@@ -86,7 +89,7 @@ def _draw(
             ahead, forecast[:, 0], forecast[:, -1], color="C0", alpha=0.25, label=band
         )
         forecast = forecast[:, middle_of(q)]
-    axes.plot(ahead, forecast, color="C0", label="forecast")
+    axes.plot(ahead, forecast, marker, ls="-", color="C0", label="forecast")
     axes.tick_params(axis="x", rotation=30, labelsize=7)
 
 

@@ -39,7 +39,7 @@ def settle_backend(
     steps = training.epochs * ceil(len(train) / training.batch_size)
     total = once * steps * config.num_layers * config.num_directions
     if total < WORTH_COMPILING:
-        why = f"{total:.0f} s in the recurrence do not pay for compiling"
+        why = f"at most {total:.0f} s in the recurrence do not pay for compiling"
         return replace(training, backend="vendor"), why
     found = calibrate(*sizes, ragged=ragged, training=True, device=device, chunk=training.chunk)
     why = f"measured {found.compiled:.3g} ms compiled, {found.vendor:.3g} ms vendor"

@@ -153,6 +153,11 @@ class TrainingConfig:
         validate(self)
         parse_interval(self.save_every)
         self._check_validation()
+        if self.test_share > 1 and self.test_share % 1:
+            raise InputError(
+                f"test_share must be a share up to 1 or a whole number of steps, got "
+                f"{self.test_share:g}"
+            )
 
     def _check_validation(self) -> None:
         what = "refit" if self.refit else "schedule plateau" if self.schedule == "plateau" else ""

@@ -22,7 +22,8 @@ from lstm_compile.errors import InputError
 from lstm_compile.training.config import TrainingConfig
 from lstm_compile.training.parts import Parts, in_place_of_test
 
-SHARES = 4  # of the memory: two pools, what is validated, and what baselines are fitted on
+SHARES = 4  # of the memory: two pools, what is validated, and what baselines are made from
+OF_SAMPLE = 4  # float64 features of a sample, and of them what is fitted, take as many times it
 
 
 def streamed_parts(
@@ -37,7 +38,7 @@ def streamed_parts(
     """Two passes over the files: the first finds the sequences, the second what must be known.
 
     Validation data, and a sample that baselines are fitted on, are drawn at random and kept in
-    memory, as many as a quarter of `training.stream` holds.
+    memory: a quarter of `training.stream` at most, and a sixteenth.
 
     Raises:
         InputError: anything wrong with the files, or settings that do not go with `stream`.
@@ -113,7 +114,7 @@ def _split(
             raise InputError(f"{data}: {error}") from error
         held = _that_fit(held, sizes, share, generator)
         kept = torch.ones(len(found), dtype=torch.bool).index_fill(0, held, False).nonzero()[:, 0]
-    return kept, held, _that_fit(kept, sizes, share, generator)
+    return kept, held, _that_fit(kept, sizes, share // OF_SAMPLE, generator)
 
 
 def _that_fit(rows: Tensor, sizes: Tensor, share: int, generator: torch.Generator) -> Tensor:

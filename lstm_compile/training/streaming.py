@@ -91,6 +91,8 @@ class Reader:
         self._last = {pool: number for number, pools in enumerate(uses) for pool in pools}
         self._waiting = sorted(self._last)
         self._found = dict[int, Future[Pool]]()
+        self._rooms = dict[int, Tensor]()  # of pools; what is not in use is taken again
+        self._free = list[Tensor]()
         self._thread = ThreadPoolExecutor(1, "reader")
 
     def __enter__(self) -> "Reader":
@@ -104,6 +106,7 @@ class Reader:
         """Drop what no group from this one on takes, and read ahead in its place."""
         for pool in [pool for pool in self._found if self._last[pool] < group]:
             del self._found[pool]
+            self._free.append(self._rooms.pop(pool))
         while self._waiting and len(self._found) < AT_ONCE:
             self._begin()
 
@@ -115,7 +118,11 @@ class Reader:
 
     def _begin(self) -> None:
         pool = self._waiting.pop(0)
-        self._found[pool] = self._thread.submit(self._data.load, self._units[pool])
+        # its own memory again and again: what is freed and taken in other sizes falls to pieces
+        self._rooms[pool] = self._free.pop() if self._free else self._data.room()
+        self._found[pool] = self._thread.submit(
+            self._data.load, self._units[pool], self._rooms[pool]
+        )
 
 
 def blank(data: Stream, rows: Tensor) -> Batch:
