@@ -5,7 +5,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from threading import Lock
+from threading import Lock, Thread
 from types import FunctionType
 from typing import Any
 
@@ -45,18 +45,22 @@ def _compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
     )
     graph = _Graph()
     run = torch.compile(
-        copy, fullgraph=True, backend=graph.take, options={"guard_filter_fn": _no_guards}
+        copy,
+        fullgraph=True,
+        dynamic=True,
+        backend=graph.take,
+        options={"guard_filter_fn": _no_guards},
     )
 
     def call(*arguments: Any) -> Any:
-        if (function, *key) in _RAN:
-            return graph(*arguments)
         with graph.lock:
-            _mark_rows(arguments[:-1])
-            results = run(*arguments)
-            graph.learn(arguments, results)
-            _RAN.add((function, *key))
-        return results
+            if (function, *key) not in _RAN:
+                if arguments[-1].is_cpu:
+                    graph.instructions = _find_instructions()
+                examples = _examples(arguments)
+                graph.learn(examples, run(*examples))
+                _RAN.add((function, *key))
+        return graph(*arguments)
 
     return call
 
@@ -71,6 +75,7 @@ class _Graph:
 
     def __init__(self) -> None:
         self.lock = Lock()
+        self.instructions: Thread | None = None  # at work beside Dynamo
         self.run: Callable[..., Any]
         self.inputs: Sequence[Any] = ()
         self.outputs: Sequence[Any] = ()
@@ -79,6 +84,8 @@ class _Graph:
         """Compile, as torch.compile's backend."""
         from torch._inductor.compile_fx import compile_fx
 
+        if self.instructions:
+            self.instructions.join()
         run: Any = compile_fx(module, examples)
         self.run = run
         return self._watched
@@ -110,6 +117,21 @@ class _Graph:
         )
 
 
+@cache
+def _find_instructions() -> Thread:
+    """A thread that has Inductor find out what vector instructions the CPU has.
+
+    It asks child processes, one after the other: a second of waiting, in which Dynamo can work.
+    """
+    # all that the thread needs, so that no module is imported from two sides at once
+    import torch._inductor.compile_fx  # noqa: F401
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    thread = Thread(target=pick_vec_isa, daemon=True)
+    thread.start()
+    return thread
+
+
 def _flat(values: Sequence[Any]) -> list[Tensor]:
     """Tensors and lists of tensors in one list."""
     return [leaf for value in values for leaf in (value if isinstance(value, list) else [value])]
@@ -119,12 +141,23 @@ def _no_guards(guards: Sequence[Any]) -> list[bool]:
     return [False] * len(guards)
 
 
-def _mark_rows(arguments: Sequence[Any]) -> None:
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            torch._dynamo.mark_dynamic(argument, argument.dim() - 2)
-        else:
-            _mark_rows(argument)
+def _examples(arguments: Sequence[Any]) -> list[Any]:
+    """Arguments of the same sizes to trace with; their rows are the one dynamic size.
+
+    Equal sizes are one to Dynamo where it is not told to tell them apart, and each of its own costs
+    it a second. It would also look at what views are views of.
+    """
+    *by_row, weight = map(_zeros, arguments)
+    for tensor in _flat(by_row):
+        for dim in range(tensor.dim()):
+            if dim != tensor.dim() - 2:
+                torch._dynamo.mark_static(tensor, dim)
+    torch._dynamo.mark_static(weight)
+    return [*by_row, weight]
+
+
+def _zeros(value: Any) -> Any:
+    return torch.zeros_like(value) if isinstance(value, Tensor) else [*map(torch.zeros_like, value)]
 
 
 def compiler() -> str:

@@ -102,10 +102,8 @@ def run_layers(
             work = work_of(first, x.shape[2], rows, longest, ragged=ragged, training=training)
             backend, chunk, *_ = choose(work, first, chunk)
         if backend == "compiled" and can_compile(x.device.type):
-            cut: Cut = partial(chunked.chunks_of, chunk=chunk)
-            least = chunked.MIN_ROWS
-            return _packed(
-                _chunked, cut, least, layers, x, on_host, segments, h0, c0, backwards, dropout
+            return _by_chunks(
+                layers, x, on_host, segments, (shortest, longest), h0, c0, backwards, dropout, chunk
             )
         refuse_forward_mode(tensors, backend)
         return _by_vendor(
@@ -201,6 +199,28 @@ def _dense(
     return y if longest == time else pad(y, (0, 0, 0, time - longest)), h, c
 
 
+def _by_chunks(
+    layers: Layers,
+    x: Tensor,
+    lengths: Tensor | None,
+    segments: Segments | None,
+    extremes: tuple[int, int],
+    h0: Tensor,
+    c0: Tensor,
+    backwards: Sequence[bool],
+    dropout: float,
+    chunk: int,
+) -> Outputs:
+    """Compiled chunks: with rows left as they are where all end at once, or sorted by length."""
+    cut: Cut = partial(chunked.chunks_of, chunk=chunk)
+    (shortest, longest), least = extremes, chunked.MIN_ROWS
+    if shortest == longest and segments is None and len(x) >= least:
+        spans = cut([len(x)] * longest)
+        plan = _as_it_stands(x, lengths, extremes, spans, backwards)
+        return _planned(_chunked, plan, layers, x, h0, c0, backwards, dropout)
+    return _packed(_chunked, cut, least, layers, x, lengths, segments, h0, c0, backwards, dropout)
+
+
 def _by_vendor(
     layers: Layers,
     x: Tensor,
@@ -222,8 +242,7 @@ def _by_vendor(
     elif not is_cut:
         ends = _or_full(lengths, x)
         if vendor.keeps_ended_rows(ends, longest, input_size, hidden_size, training=training):
-            mirror = any(backwards)
-            plan = whole_rows(ends, shortest, longest, x.shape[1], x.device, mirror=mirror)
+            plan = _as_it_stands(x, ends, extremes, [(0, longest)], backwards)
             return _planned(vendor.run_packed, plan, layers, x, h0, c0, backwards, dropout)
     cut = partial(vendor.spans_of, input_size=input_size, hidden_size=hidden_size)
     return _packed(
@@ -252,6 +271,18 @@ def _packed(
     return _planned(run, packing, layers, x, h0, c0, backwards, dropout)
 
 
+def _as_it_stands(
+    x: Tensor,
+    lengths: Tensor | None,
+    extremes: tuple[int, int],
+    spans: Sequence[tuple[int, int]],
+    backwards: Sequence[bool],
+) -> Whole:
+    """Rows left in their own order, all of them through all steps."""
+    lengths, mirror = _or_full(lengths, x), any(backwards)
+    return whole_rows(lengths, *extremes, x.shape[1], x.device, spans, mirror=mirror)
+
+
 def _planned(
     run: Callable[..., Outputs],
     packing: Packing | Whole,
@@ -273,7 +304,9 @@ def _tensors(layers: Layers) -> list[Tensor]:
     return [tensor for layer in layers for one in layer for tensor in one.tensors()]
 
 
-def _chunked(packing: Packing, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
+def _chunked(
+    packing: Packing | Whole, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor
+) -> Outputs:
     """One layer, forward in time, by compiled chunks; shapes as in `lstm_compile.chunked.infer`."""
     tensors = (x, weights.weight_ih, weights.weight_hh, weights.bias, h0, c0)
     if differentiates(tensors):
@@ -287,7 +320,7 @@ class _Chunked(torch.autograd.Function):
     """The compiled chunks in plain eager autograd: the forward keeps what the backward needs."""
 
     @staticmethod
-    def forward(ctx: Any, packing: Packing, *tensors: Tensor) -> Outputs:
+    def forward(ctx: Any, packing: Packing | Whole, *tensors: Tensor) -> Outputs:
         outputs, tape = chunked.record(packing, *tensors)
         ctx.packing, ctx.counts = packing, [len(part) for part in tape]
         # gates and cells are saved, not kept: autograd lets go of them right after the backward
@@ -300,8 +333,11 @@ class _Chunked(torch.autograd.Function):
         y, *saved = ctx.saved_tensors
         tensors, steps = saved[:6], iter(saved[6:])
         tape = chunked.Tape(*([next(steps) for _ in range(count)] for count in ctx.counts))
-        x, weight_ih, weight_hh, *_ = tensors
-        found = chunked.pull_back(ctx.packing, tape, y, x, weight_ih, weight_hh, *gradients)
+        x, weight_ih, weight_hh, _, h0, _ = tensors
+        found = chunked.pull_back(
+            ctx.packing, tape, y, x, weight_ih, weight_hh, h0, *gradients,
+            of_x=ctx.needs_input_grad[1],
+        )  # fmt: skip
         return None, *once("compiled", found, (*tensors, *gradients))
 
     @staticmethod

@@ -94,12 +94,37 @@ class Packing(NamedTuple):
 
     def pieces(self, packed: Tensor) -> list[Tensor]:
         """(packed, features) as views (steps, rows, features), one a span."""
-        width = packed.shape[-1]
-        parts = packed.split([span.size for span in self.spans])
-        return [
-            part.view(span.steps, span.rows, width)
-            for part, span in zip(parts, self.spans, strict=True)
-        ]
+        return in_spans(packed, self.spans)
+
+
+def in_spans(packed: Tensor, spans: Sequence[Span]) -> list[Tensor]:
+    """(packed, features) as views (steps, rows, features), one a span."""
+    width = packed.shape[-1]
+    parts = packed.split([span.size for span in spans])
+    return [
+        part.view(span.steps, span.rows, width) for part, span in zip(parts, spans, strict=True)
+    ]
+
+
+class Carried:
+    """The state on its way from span to span; that of rows that ended is put away."""
+
+    def __init__(self, h: Tensor, c: Tensor) -> None:
+        self.state = [h, c]  # each (rows, H)
+        self.ended: list[list[Tensor]] = []
+
+    def active(self, rows: int) -> list[Tensor]:
+        """The h and c of the first `rows`, which go on."""
+        if len(self.state[0]) > rows:
+            self.ended.append([part[rows:] for part in self.state])
+            self.state = [part[:rows] for part in self.state]
+        return self.state
+
+    def final(self) -> list[Tensor]:
+        """The h and c of all rows, in packed order."""
+        if not self.ended:
+            return self.state
+        return [torch.cat(parts) for parts in zip(self.state, *reversed(self.ended), strict=True)]
 
 
 def pack_rows(
@@ -209,6 +234,11 @@ def _undone(source: Any, padding: Any, size: int) -> Any:
     target, outside = np.zeros(size, np.int64), np.ones(size, bool)
     target[source[packed]], outside[source[packed]] = packed, False
     return target, outside
+
+
+def joined(outputs: Sequence[Tensor]) -> Tensor:
+    """The spans' outputs in one tensor; a single one as it is."""
+    return torch.cat(list(outputs)) if len(outputs) > 1 else outputs[0]
 
 
 def _where(mask: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lstm_compile.first_order import mark_kernels
-from lstm_compile.packing import Packing
+from lstm_compile.packing import Carried, Packing, joined
 from lstm_compile.products import has_onednn
 from lstm_compile.weights import Direction
 from lstm_compile.whole import Whole
@@ -114,30 +114,13 @@ def run_packed(
         matrix = weights.weight_ih
         column = _freezing_column(len(matrix) // 4, matrix.dtype, matrix.device)
         weights = weights._replace(weight_ih=torch.cat([matrix, column], 1))
-    flat = weights.flat()
-    h, c, outputs = h0, c0, list[Tensor]()
-    ended_h, ended_c = list[Tensor](), list[Tensor]()
+    flat, carried, outputs = weights.flat(), Carried(h0, c0), list[Tensor]()
     for span, part in zip(packing.spans, packing.pieces(x), strict=True):
-        h, c = _active(h, span.rows, ended_h), _active(c, span.rows, ended_c)
-        y, h, c = _layer(flat, part, h, c)
+        y, *carried.state = _layer(flat, part, *carried.active(span.rows))
         outputs.append(y.flatten(0, 1))
-    y = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
-    h = packing.last(y, h0) if packing.ragged else _joined(packing, h, ended_h)
-    return y, h, _joined(packing, c, ended_c)
-
-
-def _active(state: Tensor, rows: int, ended: list[Tensor]) -> Tensor:
-    """The rows of `state` (rows, H) that go on; the others are put away."""
-    if len(state) == rows:
-        return state
-    active, over = torch.split(state, [rows, len(state) - rows])
-    ended.append(over)
-    return active
-
-
-def _joined(packing: Packing | Whole, last: Tensor, ended: list[Tensor]) -> Tensor:
-    """All rows' states (batch, H), from those that went on to the end and those put away."""
-    return packing.restore(torch.cat([last, *reversed(ended)]) if ended else last)
+    y = joined(outputs)
+    h, c = map(packing.restore, carried.final())
+    return y, packing.last(y, h0) if packing.ragged else h, c
 
 
 @cache

@@ -1,47 +1,53 @@
-"""Rows of different lengths in one piece: in the batch's own order, through all steps.
+"""Rows in the batch's own order, all of them through all steps.
 
-The plan of a batch too small for `lstm_compile.packing` to win anything: no row is moved, ended
-ones run on as padding. Tensors (steps * batch, features), time-major, are called packed as well.
+The plan of a batch for which `lstm_compile.packing` wins nothing, as its rows are few or of one
+length: no row is moved, ended ones run on as padding. Tensors (steps * batch, features),
+time-major, are called packed as well.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lstm_compile.packing import Span, move
+from lstm_compile.packing import Span, in_spans, move
 
 
 class Whole(NamedTuple):
-    """One span of all rows; a stand-in for `Packing`."""
+    """Spans of all rows; a stand-in for `Packing`."""
 
-    spans: tuple[Span, ...]
+    spans: Sequence[Span]
     padding: Tensor  # (packed, 1) bool
-    blank: Tensor  # int64, the packed steps that are padding
+    blank: Tensor | None  # int64, the packed steps that are padding; None: none up to `longest`
     final: Tensor  # (batch,) int64, the packed step that is each row's last valid one
     empty: Tensor | None  # (batch, 1) bool, True where a row has no valid step; None: all have
     mirror: Tensor | None  # (packed,) int64, the same row's step counted from its end
+    longest: int  # steps of the longest row; the spans may reach beyond
     time: int  # padded steps of the batch
 
     @property
     def ragged(self) -> bool:
-        """Whether there is padding."""
-        return True
+        """Whether rows end before the longest."""
+        return self.blank is not None
 
     def pack(self, x: Tensor) -> Tensor:
         """`x` (batch, time, features) as (packed, features), zero in the padding."""
-        rows = x[:, : self.spans[0].steps].transpose(0, 1).flatten(0, 1)
-        return rows.index_fill(0, self.blank, 0.0)
+        rows = x[:, : self.longest].transpose(0, 1).flatten(0, 1)
+        if missing := len(self.padding) - len(rows):
+            rows = pad(rows, (0, 0, 0, missing))
+        return rows if self.blank is None else rows.index_fill(0, self.blank, 0.0)
 
     def unpack(self, packed: Tensor) -> Tensor:
         """(batch, time, features) from (packed, features), zero at and after each row's length."""
-        steps, rows = self.spans[0].steps, self.spans[0].rows
-        # nobody but autograd has seen what a kernel returned
-        alone = not (torch.is_grad_enabled() and packed.requires_grad)
-        fill = packed.index_fill_ if alone else packed.index_fill
-        y = fill(0, self.blank, 0.0).view(steps, rows, -1).transpose(0, 1)
-        return y if steps == self.time else pad(y, (0, 0, 0, self.time - steps))
+        if self.blank is not None:
+            # nobody but autograd has seen what a kernel returned
+            alone = not (torch.is_grad_enabled() and packed.requires_grad)
+            packed = (packed.index_fill_ if alone else packed.index_fill)(0, self.blank, 0.0)
+        y = packed.view(-1, self.spans[0].rows, packed.shape[-1])[: self.longest].transpose(0, 1)
+        missing = self.time - self.longest
+        return pad(y, (0, 0, 0, missing)) if missing else y
 
     def reverse(self, packed: Tensor) -> Tensor:
         """The packed steps with each row's valid ones in reverse."""
@@ -62,12 +68,19 @@ class Whole(NamedTuple):
         return picked if self.empty is None else torch.where(self.empty, default, picked)
 
     def pieces(self, packed: Tensor) -> list[Tensor]:
-        """(packed, features) as the one view (steps, rows, features)."""
-        return [packed.view(self.spans[0].steps, self.spans[0].rows, -1)]
+        """(packed, features) as views (steps, rows, features), one a span."""
+        return in_spans(packed, self.spans)
 
 
 def whole_rows(
-    lengths: Tensor, least: int, longest: int, time: int, device: torch.device, *, mirror: bool
+    lengths: Tensor,
+    least: int,
+    longest: int,
+    time: int,
+    device: torch.device,
+    cut: Sequence[tuple[int, int]],
+    *,
+    mirror: bool,
 ) -> Whole:
     """Plan one batch as it stands.
 
@@ -77,10 +90,12 @@ def whole_rows(
         longest: of the lengths, above 0.
         time: padded steps of the batch.
         device: of the data.
+        cut: the spans (start, steps); where lengths are all equal, they may reach beyond them.
         mirror: whether the packed steps will be reversed.
     """
     rows = len(lengths)
-    step, row = torch.arange(longest)[:, None], torch.arange(rows)
+    spans = [Span(start, steps, rows) for start, steps in cut]
+    step, row = torch.arange(sum(span.steps for span in spans))[:, None], torch.arange(rows)
     padding = step >= lengths
     before = lengths - 1
     opposite = None
@@ -92,11 +107,12 @@ def whole_rows(
         return part if device.type == "cpu" else part.to(device, non_blocking=True)
 
     return Whole(
-        (Span(0, longest, rows),),
+        spans,
         to(padding.view(-1, 1)),
-        to(padding.view(-1).nonzero().view(-1)),
+        None if least == longest else to(padding.view(-1).nonzero().view(-1)),
         to(final),
         None if least else to((lengths == 0)[:, None]),
         None if opposite is None else to(opposite),
+        longest,
         time,
     )

@@ -68,6 +68,22 @@ def test_fifty_random_shapes_add_no_graph():
     assert graphs() == before
 
 
+def test_the_first_batch_may_be_as_large_as_any_other_size():
+    """Rows are the one dynamic size: a size that happens to equal theirs at first is not theirs."""
+    torch.manual_seed(0)
+    params = dict(torch.nn.LSTM(2, 2).named_parameters())
+    for batch in (2, 8, 3, 1):  # at first that of features, hidden size and chunk, then of gates
+        x = torch.randn(batch, 3, 2)
+        lengths = torch.randint(0, 4, (batch,))
+        results = []
+        for backend in ("compiled", "reference"):
+            output, state = lstm(params, x, lengths, backend=backend, chunk=2)
+            loss = output.square().sum() + state.c.sum()
+            results.append([output, *state, *torch.autograd.grad(loss, [*params.values()])])
+        for found, expected in zip(*results, strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_no_mix_of_resets_adds_a_graph():
     warm_up(5, 2)
     before = graphs()
