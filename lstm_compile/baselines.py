@@ -15,6 +15,7 @@ from lstm_compile.archive import open_archive
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.errors import InputError
 from lstm_compile.features import FEATURES as FEATURES
+from lstm_compile.features import features_of
 from lstm_compile.features import resampled_features as resampled_features
 from lstm_compile.features import summary_features as summary_features
 from lstm_compile.tasks import score_classes, score_targets
@@ -166,7 +167,10 @@ def fit_baselines(train: Sequences) -> dict[str, Baseline]:
     """
     if train.task == "regress":
         mean = Baseline(torch.zeros(0, train.y.shape[1]).double(), train.y.double().mean(0))
-        return {"mean": mean, "ridge on summaries": fit_ridge(summary_features(train), train.y)}
+        return {
+            "mean": mean,
+            "ridge on summaries": fit_ridge(features_of("ridge on summaries", train), train.y),
+        }
     classes = len(train.classes)
     shares = one_hot(train.y, classes).double().mean(0)
     fitted = {"majority class": Baseline(torch.zeros(0, classes).double(), shares)}
@@ -177,7 +181,7 @@ def fit_baselines(train: Sequences) -> dict[str, Baseline]:
         train, rows = train.select(rows), torch.arange(len(rows))
     for name in (SHARES,) if train.vocabulary else CLASSIFIERS[train.task]:
         fitted[name] = fit_logistic(
-            FEATURES[name](train)[rows], train.y[rows], classes, CLASSIFIER_PENALTY
+            features_of(name, train)[rows], train.y[rows], classes, CLASSIFIER_PENALTY
         )
     return fitted
 
@@ -284,7 +288,7 @@ def _rebuild(name: str, tensors: Mapping[str, Tensor]) -> Baseline:
 
 
 def _predict(name: str, baseline: Baseline, data: Sequences) -> Tensor:
-    features = FEATURES[name](data)
+    features = features_of(name, data)
     columns = features.shape[1] if features.is_floating_point() else len(data.vocabulary or ())
     found = (columns, len(data.classes) or len(data.targets))
     if found != tuple(baseline.weight.shape):

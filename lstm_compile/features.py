@@ -9,6 +9,7 @@ from lstm_compile.data.sequences import Sequences
 
 FRAMES = 24
 REACH = 2  # 5 steps in all
+BLOCK = 1 << 18  # steps
 
 
 def no_features(sequences: Sequences) -> Tensor:
@@ -101,3 +102,15 @@ FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
     "mean": no_features,
     "ridge on summaries": summary_features,
 }
+
+
+def features_of(name: str, sequences: Sequences) -> Tensor:
+    """What the baseline called `name` sees, made in blocks, as the making takes a lot of memory.
+
+    Args:
+        name: of `FEATURES`.
+        sequences: on the CPU.
+    """
+    block = (sequences.offsets[:-1] // BLOCK).bincount()
+    rows = torch.arange(len(sequences)).split(block[block > 0].tolist() or 1)
+    return torch.cat([FEATURES[name](sequences.select(part)) for part in rows])

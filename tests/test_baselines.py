@@ -5,7 +5,9 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from torch.nn.functional import cross_entropy
+from training_cases import two_classes
 
+from lstm_compile import features
 from lstm_compile.baselines import (
     Baseline,
     baseline_metrics,
@@ -173,3 +175,13 @@ def test_baselines_of_other_data_are_refused():
     message = "'ridge on summaries' maps 8 columns to 2 outputs, but the data has 12 and 2"
     with pytest.raises(InputError, match=message):
         baseline_metrics(wrong, make(targets=2))
+
+
+@pytest.mark.parametrize("name", ["logistic regression on summaries", "ridge on summaries", "mean"])
+@pytest.mark.parametrize("count", [0, 1, 40])
+def test_features_made_in_blocks_are_the_same(monkeypatch, name, count):
+    data = two_classes(40).select(torch.arange(count))
+    expected = features.FEATURES[name](data)
+    for block in (1, 7, 1000):
+        monkeypatch.setattr(features, "BLOCK", block)
+        assert features.features_of(name, data).equal(expected)
