@@ -4,6 +4,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from threading import Lock, Thread
 from types import FunctionType
@@ -123,9 +124,13 @@ def _find_instructions() -> Thread:
 
     It asks child processes, one after the other: a second of waiting, in which Dynamo can work.
     """
-    # all that the thread needs, so that no module is imported from two sides at once
-    import torch._inductor.compile_fx  # noqa: F401
+    # All that the thread needs, so that it imports nothing: setuptools, which the last one imports,
+    # takes a finder out of sys.meta_path, and an import beside it then misses the next one.
+    import torch._inductor.compile_fx
     from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    with suppress(ImportError):
+        import torch.utils.cpp_extension  # noqa: F401
 
     thread = Thread(target=pick_vec_isa, daemon=True)
     thread.start()

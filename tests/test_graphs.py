@@ -225,3 +225,21 @@ def test_thirty_sizes_in_one_process_compile_each_once():
             print(counters["stats"]["unique_graphs"] - before)
     """
     assert run_alone(program).split() == ["1"] * len(sizes)
+
+
+ASKED = """
+import sys
+from lstm_compile import compiling
+seen = []
+start, compiling.Thread.start = compiling.Thread.start, lambda self: seen.append(set(sys.modules))
+thread = compiling._find_instructions()
+start(thread)
+thread.join()
+print(*set(sys.modules) - seen[0])
+"""
+
+
+def test_nothing_is_imported_beside_the_tracing():
+    """setuptools changes sys.meta_path as it is imported, and imports elsewhere then fail."""
+    found = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True)
+    assert (found.returncode, found.stdout.strip()) == (0, ""), found.stderr

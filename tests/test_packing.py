@@ -55,11 +55,13 @@ def test_reverse_turns_each_row_within_its_length(batch):
 
 
 @settings(deadline=None)
-@given(batches())
-def test_a_batch_left_in_its_order_does_the_same(batch):
+@given(batches(), st.sampled_from([3, 12]))
+def test_a_batch_left_in_its_order_does_the_same(batch, chunk):
     lengths, time, *_ = batch
     tensor = torch.tensor(lengths)
-    plan = whole_rows(tensor, min(lengths), max(lengths), time, CPU, mirror=True)
+    longest = max(lengths)
+    cut = [(start, min(chunk, longest - start)) for start in range(0, longest, chunk)]
+    plan = whole_rows(tensor, min(lengths), longest, time, CPU, cut, mirror=True)
     x = torch.randn(len(lengths), time, 2)
     clean = zero_padding(x, tensor)
     x[clean == 0] = float("nan")
