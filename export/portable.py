@@ -20,6 +20,7 @@ from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
 
 TRACED_OPSET = 18  # the lowest that torch.onnx writes by itself
 AXES_BECAME_AN_INPUT = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
+GREW_AN_INPUT = {"Pad": 3}  # how many opset 17 takes; with no more they mean the same
 LSTM_OPERANDS = {1: "weight_ih", 2: "weight_hh", 3: "bias"}
 LSTM_RESULTS = ("y", "h", "c")
 
@@ -78,7 +79,7 @@ def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
         kept = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
         del node.attribute[:]
         node.attribute.extend([*kept, helper.make_attribute("axes", axes)])
-    elif node.domain or not _is_unchanged(node.op_type):
+    elif node.domain or not (_is_unchanged(node.op_type) or _lacks_what_is_new(node)):
         raise RunError(
             f"ONNX export: opset {OPSET_VERSION} has no operator {node.domain or 'ai.onnx'}::"
             f"{node.op_type} in this form; write the model with other operations"
@@ -90,6 +91,10 @@ def _is_unchanged(op_type: str) -> bool:
         return False
     old, new = (defs.get_schema(op_type, version) for version in (OPSET_VERSION, TRACED_OPSET))
     return bool(old.since_version == new.since_version)
+
+
+def _lacks_what_is_new(node: NodeProto) -> bool:
+    return len(node.input) <= GREW_AN_INPUT.get(node.op_type, 0)
 
 
 def _node_names(nodes: Sequence[NodeProto], layers: Sequence[str]) -> dict[str, str]:

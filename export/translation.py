@@ -122,10 +122,11 @@ def check_module(x: Value, resets: Value) -> None:
 
 def last_steps(x: Value, lengths: Value, size: int) -> Value:
     """The last `size` valid steps of each row, as `forecast.ending.last_steps` gives them."""
-    wanted = op.Constant(value=numpy_helper.from_array(np.arange(-size, 0)))
-    step = op.Add(op.Unsqueeze(lengths, ints(1)), wanted)
-    picked = op.GatherND(x, op.Unsqueeze(op.Max(step, ints(0)), ints(2)), batch_dims=1)
-    return op.Where(op.Unsqueeze(op.Less(step, ints(0)), ints(2)), zero(), picked)
+    # a step of zeros in front stands for what a row lacks: IREE 3.13 cannot compile a Where here
+    padded = op.Pad(x, ints(0, 1, 0, 0, 0, 0))
+    wanted = op.Constant(value=numpy_helper.from_array(np.arange(1 - size, 1)))
+    step = op.Max(op.Add(op.Unsqueeze(lengths, ints(1)), wanted), ints(0))
+    return op.GatherND(padded, op.Unsqueeze(step, ints(2)), batch_dims=1)
 
 
 def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Value:

@@ -62,7 +62,9 @@ def test_portable_is_right_in_every_runtime_installed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tag", "forecast", "season", "hybrid", "streaming", "plain"])
+@pytest.mark.parametrize(
+    "kind", ["tag", "forecast", "one target", "season", "hybrid", "streaming", "plain"]
+)
 def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
     if kind in ("streaming", "plain"):
         model = test_streaming.make_model(task="tag")
@@ -73,8 +75,13 @@ def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
         model = test_verify.make_model(num_layers=1, **changes)
         proto = to_onnx(model)
     else:
-        name = {"forecast": "known, static", "season": "season, revin"}[kind]
-        model = test_forecast_export.model_of(**test_forecast_export.CONFIGS[name])
+        configs = test_forecast_export.CONFIGS
+        changes = {
+            "forecast": configs["known, static"],
+            "one target": {"targets": 1},
+            "season": configs["season, revin"],
+        }[kind]
+        model = test_forecast_export.model_of(**changes)
         proto = to_onnx(model)
     report = everywhere(model, proto, tmp_path)
     assert report.passed, "\n".join(report.lines())
