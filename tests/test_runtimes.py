@@ -87,6 +87,16 @@ def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
     assert report.passed, "\n".join(report.lines())
 
 
+@pytest.mark.skipif("tract" not in INSTALLED, reason="tract is not installed")
+@pytest.mark.parametrize("scaling", ["last", "mean", "revin"])
+def test_tract_takes_what_is_known_of_lengths_apart(tmp_path, scaling):
+    changes = {"targets": 1, "scaling": scaling, "bidirectional": True, "pooling": "mean"}
+    model = test_forecast_export.model_of(**changes)
+    (tmp_path / "m.onnx").write_bytes(to_onnx(model).SerializeToString())
+    report = verify_onnx(model, tmp_path / "m.onnx", ["tract"])
+    assert report.passed, "\n".join(report.lines())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("openvino" not in INSTALLED, reason="OpenVINO is not installed")
 def test_the_silent_error_is_caught_with_its_size(tmp_path):

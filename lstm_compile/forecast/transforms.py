@@ -154,8 +154,9 @@ def _window(
         zero = torch.zeros(1, dtype=z.dtype, device=z.device)
         return zero, zero + 1.0
     if config.scaling == "last":
-        step = torch.arange(z.shape[1], device=z.device)
-        is_last = (step == lengths[:, None] - 1)[..., None] & moves
+        # counted from 1: tract fails on some graphs that take 1 off the lengths here
+        number = torch.arange(1, z.shape[1] + 1, device=z.device)
+        is_last = (number == lengths[:, None])[..., None] & moves
         location = torch.where(is_last, z, 0.0).sum(1, keepdim=True)
         return location, torch.ones_like(location)
     count = moves.to(z.dtype).sum(1, keepdim=True)
