@@ -33,7 +33,14 @@ from lstm_compile.export.onnx import (
 )
 from lstm_compile.export.selftest import streaming_selftest
 from lstm_compile.export.streaming_parity import verify_streaming
-from lstm_compile.export.translation import RECURRENCE, Table, Value, ints, model_table
+from lstm_compile.export.translation import (
+    RECURRENCE,
+    Table,
+    Value,
+    ints,
+    is_zeros,
+    model_table,
+)
 from lstm_compile.model import predict_on
 
 Cells = Literal["node", "plain"]
@@ -179,7 +186,8 @@ def _plain_cell(
     """One step of one layer, `lstm_compile.cell.lstm_step` word for word."""
     step = op.Squeeze(x, ints(1))
     gates = op.MatMul(step, op.Transpose(weight_ih, perm=[1, 0]))
-    gates = op.Add(op.Add(gates, op.MatMul(h0, op.Transpose(weight_hh, perm=[1, 0]))), bias)
+    gates = op.Add(gates, op.MatMul(h0, op.Transpose(weight_hh, perm=[1, 0])))
+    gates = gates if is_zeros(bias) else op.Add(gates, bias)
     size = int(weight_hh.shape[1])
     i, f, g, o = (op.Slice(gates, ints(k * size), ints((k + 1) * size), ints(1)) for k in range(4))
     c = op.Add(op.Mul(op.Sigmoid(f), c0), op.Mul(op.Sigmoid(i), op.Tanh(g)))
