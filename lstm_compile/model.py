@@ -146,8 +146,6 @@ def forward(
         _check_given(config, given)
         if given.known_future is not None:  # a recursive model takes one step at a time
             given = given._replace(known_future=given.known_future[:, : config.steps_out])
-        if lengths is None:
-            lengths = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
         return forecast(
             params, config, x, lengths, given, state,
             training=training, backend=backend, chunk=chunk,

@@ -64,7 +64,7 @@ def forecast(
     params: Mapping[str, Tensor],
     config: ModelConfig,
     x: Tensor,
-    lengths: Tensor,
+    lengths: Tensor | None,
     given: Given,
     state: LSTMState | None = None,
     *,
@@ -78,7 +78,10 @@ def forecast(
         (batch, steps_out, targets), or (batch, steps_out, targets, quantiles), rising in its last
         dimension; and the LSTM's final state.
     """
-    steps, frame = enter(params, config, x, lengths, given)
+    ends = lengths
+    if ends is None:
+        ends = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
+    steps, frame = enter(params, config, x, ends, given)
     static = _embed(params, given.static)
     entering = steps
     if static is not None:
@@ -92,7 +95,7 @@ def forecast(
     )
     y = _decode(params, config, context, given.known_future, training)
     if config.linear:
-        window = last_steps(steps[..., : config.output_size], lengths, config.context)
+        window = last_steps(steps[..., : config.output_size], ends, config.context)
         y = y + (params["linear.weight"] @ window)[..., None]
     return leave(frame, config, _rising(y, config)), state
 
