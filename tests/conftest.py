@@ -19,6 +19,15 @@ import torch
 
 from lstm_compile.export.answers import full_precision
 
+TRACING = {
+    "test_forecast_export",
+    "test_graphs",
+    "test_operator",
+    "test_profiles",
+    "test_recurrence",
+    "test_transformer",
+}
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_cache_is_left():
@@ -40,3 +49,10 @@ def cuda():
         pytest.skip("no CUDA device")
     with full_precision():
         yield "cuda"
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that live in torch's tracing run without coverage's, which slows them by two thirds."""
+    for item in items:
+        if item.path.stem in TRACING:
+            item.add_marker(pytest.mark.no_cover)

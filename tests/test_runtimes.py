@@ -1,8 +1,8 @@
 """Other runtimes: `verify --runtimes`, what is known of them, and processes that crash or hang."""
 
-import json
 import math
 import os
+import re
 import time
 from pathlib import Path
 
@@ -62,9 +62,7 @@ def test_portable_is_right_in_every_runtime_installed(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", ["tag", "forecast", "one target", "season", "hybrid", "streaming", "plain"]
-)
+@pytest.mark.parametrize("kind", ["tag", "forecast", "season", "hybrid", "streaming", "plain"])
 def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
     if kind in ("streaming", "plain"):
         model = test_streaming.make_model(task="tag")
@@ -77,8 +75,7 @@ def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
     else:
         configs = test_forecast_export.CONFIGS
         changes = {
-            "forecast": configs["known, static"],
-            "one target": {"targets": 1},
+            "forecast": {**configs["known, static"], "targets": 1},
             "season": configs["season, revin"],
         }[kind]
         model = test_forecast_export.model_of(**changes)
@@ -108,12 +105,9 @@ def test_the_silent_error_is_caught_with_its_size(tmp_path):
     words = ["verify", str(tmp_path), "--onnx", str(path), "--runtimes"]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 1
-    lines = [line for line in shown.stdout.splitlines() if "openvino" in line]
-    assert any("[x] openvino" in line and "max difference" in line for line in lines)
+    found = re.findall(r"\[x\] openvino .* max difference (\S+)", shown.stdout)
+    assert any(float(difference) > 0.01 for difference in found)
     assert "[✓] onnxruntime" in shown.stdout
-    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
-    wrong = [row["difference"] for row in found["rows"] if row["runtime"] == "openvino"]
-    assert max(difference for difference in wrong if difference) > 0.01
     if "mnn" in INSTALLED:
         assert "[x] mnn" in shown.stdout
 
