@@ -23,11 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lstm_compile.bench.machine import machine
 from lstm_compile.config import ModelConfig
-from lstm_compile.data.sequences import Batch
-from lstm_compile.model import forward, init_params, trainable
-from lstm_compile.training.config import TrainingConfig
+from lstm_compile.model.batch import Batch
+from lstm_compile.model.model import forward, init_params, trainable
+from lstm_compile.training.processes import ALONE, Team, together
+from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.step import adam_update, clip_by_norm, init_adam, train_step
-from lstm_compile.training.team import ALONE, Team, together
 
 ROWS, TIME, FEATURES, HIDDEN, CLASSES = 128, 512, 64, 128, 10
 CONFIG = ModelConfig(

@@ -16,12 +16,12 @@ import onnxruntime
 import torch
 
 from lstm_compile.bench.machine import machine
-from lstm_compile.checkpoint import Model, numbered_schema
 from lstm_compile.config import ModelConfig
-from lstm_compile.export.int8 import quantize
-from lstm_compile.export.onnx import to_onnx
 from lstm_compile.export.runtime import Inputs, ask, open_session
-from lstm_compile.model import init_params
+from lstm_compile.export.write.int8 import quantize
+from lstm_compile.export.write.onnx import to_onnx
+from lstm_compile.model.checkpoint import Model, numbered_schema
+from lstm_compile.model.model import init_params
 
 ROUNDS = 41
 FEATURES, CLASSES = 13, 10

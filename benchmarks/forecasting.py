@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-from lstm_compile.baselines import fit_ridge
-from lstm_compile.checkpoint import load_model
-from lstm_compile.export.evaluation import evaluate_file
-from lstm_compile.forecast.scaling import target_deviation, target_mean
-from lstm_compile.forecast.windows import Windows, split_windows
-from lstm_compile.training.series import windows_of
+from lstm_compile.data.series.windows import Windows, split_windows
+from lstm_compile.evaluation.baselines import fit_ridge
+from lstm_compile.export.use.evaluate_file import evaluate_file
+from lstm_compile.model.checkpoint import load_model
+from lstm_compile.tasks.series_scaler import target_deviation, target_mean
+from lstm_compile.training.prepare_series import windows_of
 
 SEEDS = range(5)
 HERE = Path(__file__).parent
@@ -63,7 +63,7 @@ def airline() -> dict[str, object]:
 
 def zero_network(run: Path) -> float:
     """MAE of a model whose network says 0: what its transforms give alone."""
-    from lstm_compile.checkpoint import save_model
+    from lstm_compile.model.checkpoint import save_model
 
     model = load_model(run)
     params = {
@@ -103,9 +103,9 @@ def defaults(data: str) -> dict[str, object]:
 
 def shared_linear(run: Path, data: str) -> float:
     """Standardised MSE of the least-squares map from context to horizon, one for all targets."""
-    from lstm_compile.data.columns import TableOptions
-    from lstm_compile.data.series import read_series
-    from lstm_compile.data.series_table import Shares
+    from lstm_compile.data.series.reader import read_series
+    from lstm_compile.data.series.series_table import Shares
+    from lstm_compile.data.tables.columns import TableOptions
 
     model = load_model(run)
     table = read_series(

@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from lstm_compile.checkpoint import load_model
 from lstm_compile.config import ModelConfig
-from lstm_compile.inspection import count_parameters
-from lstm_compile.model import param_shapes
+from lstm_compile.model.checkpoint import load_model
+from lstm_compile.model.header import count_parameters
+from lstm_compile.model.model import param_shapes
 
 HERE = Path(__file__).parent
 BUNDLED = ["japanese-vowels", "airline"]

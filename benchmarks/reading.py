@@ -19,7 +19,7 @@ ROWS, FEATURES, STEPS, GROUP = 10_000_000, 13, 100, 1_000_000
 READ = """
 import re, sys, time
 import pyarrow.csv, pyarrow.json, pyarrow.parquet
-from lstm_compile.data.long import read_long
+from lstm_compile.data.tables.long import read_long
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024

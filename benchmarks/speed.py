@@ -13,10 +13,10 @@ from itertools import groupby
 from pathlib import Path
 
 from lstm_compile.bench.cases import Case, grid
-from lstm_compile.bench.config import BenchConfig
-from lstm_compile.bench.report import Row, summary
+from lstm_compile.bench.figures import BenchRow, summary
+from lstm_compile.bench.settings import BenchConfig
 from lstm_compile.devices import find_device
-from lstm_compile.export.bench import run_bench
+from lstm_compile.export.use.benchmark import run_bench
 from lstm_compile.files import to_json, write_atomically
 
 FOLDER = Path(__file__).parent
@@ -34,13 +34,13 @@ def measure(words: list[str], config: BenchConfig) -> None:
             keep(FOLDER / f"speed-{device}.json", report.to_dict(), report.rows)
 
 
-def show(rows: list[Row]) -> None:
+def show(rows: list[BenchRow]) -> None:
     """One line a case and mode."""
     found = ", ".join(f"{row.backend} {row.median_ms:.2f} ms" for row in rows)
     print(f"{rows[0].mode}, {rows[0].case.name}: {found}", flush=True)
 
 
-def keep(path: Path, report: dict, rows: list[Row]) -> None:
+def keep(path: Path, report: dict, rows: list[BenchRow]) -> None:
     """Put new rows in the place of old ones of the same case."""
     cases = {row.case for row in rows}
     old = [row for row in read(path) if row.case not in cases]
@@ -50,15 +50,15 @@ def keep(path: Path, report: dict, rows: list[Row]) -> None:
     write_atomically(path, (json.dumps(json.loads(to_json(report)), indent=1) + "\n").encode())
 
 
-def read(path: Path) -> list[Row]:
+def read(path: Path) -> list[BenchRow]:
     """The rows of a file; none where there is no file."""
     if not path.exists():
         return []
     rows = json.loads(path.read_text("utf-8"))["rows"]
-    return [Row(**{**row, "case": Case(**row["case"])}) for row in rows]
+    return [BenchRow(**{**row, "case": Case(**row["case"])}) for row in rows]
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[BenchRow]) -> str:
     """Ratios to the faster nn.LSTM form in Markdown, those above 1 in bold."""
     heads = [f"{mode}: {name}" for mode, names in SHOWN.items() for name in names]
     titles = ["B, T, D, H", "layers", "directions", "lengths", "precision", *heads]
@@ -79,7 +79,7 @@ def cell(ratio: float | None) -> str:
     return f"**{ratio:.2f}**" if round(ratio, 2) > 1 else f"{ratio:.2f}"
 
 
-def plot(rows: list[Row], path: Path) -> None:
+def plot(rows: list[BenchRow], path: Path) -> None:
     """Every ratio by case, on a logarithmic scale; below 1 is faster than nn.LSTM."""
     import matplotlib as mpl
     from matplotlib import pyplot

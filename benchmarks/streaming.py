@@ -18,9 +18,9 @@ import numpy as np
 import onnxruntime
 
 from lstm_compile import ModelConfig, init_params
-from lstm_compile.checkpoint import Model, numbered_schema
 from lstm_compile.export.runtime import Streams, open_streams
-from lstm_compile.export.streaming import to_streaming
+from lstm_compile.export.write.streaming import to_streaming
+from lstm_compile.model.checkpoint import Model, numbered_schema
 
 FEATURES, HIDDEN, STREAMS = 16, 64, 1000
 ROUNDS, CALLS = 15, 500

@@ -7,13 +7,13 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from lstm_compile.bench.cases import Case, Precision, grid, own_case
-from lstm_compile.bench.config import BenchConfig
+from lstm_compile.bench.settings import BenchConfig
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
 from lstm_compile.cli.options import flags_of, values_of
 
 if TYPE_CHECKING:
-    from lstm_compile.bench.report import Report, Row
+    from lstm_compile.bench.figures import BenchReport, BenchRow
 
 QUICK_SECONDS = 1.0  # for a case and mode
 HEAD = ("median ms", "p95 ms", "sequences/s", "ratio", "compile s", "peak MiB")
@@ -62,9 +62,9 @@ def command(
         cases = [own_case(own, given)]
     out = output.console(as_json)
     with signals_stop(ctx):
-        from lstm_compile.cache import use_local_cache
         from lstm_compile.devices import find_device
-        from lstm_compile.export.bench import run_bench
+        from lstm_compile.export.use.benchmark import run_bench
+        from lstm_compile.recurrence.cache import use_local_cache
 
         use_local_cache()
 
@@ -88,7 +88,7 @@ def _is_given(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) != ParameterSource.DEFAULT
 
 
-def _show(out: Console, rows: "list[Row]") -> None:
+def _show(out: Console, rows: "list[BenchRow]") -> None:
     """The table of a case in a mode."""
     out.print("[bold]" + f"{'':12}" + "".join(f"{title:>12}" for title in HEAD))
     for row in rows:
@@ -97,7 +97,7 @@ def _show(out: Console, rows: "list[Row]") -> None:
         out.print(f"{row.backend:12}{cells}  {row.choice}".rstrip(), style=style, markup=False)
 
 
-def _cells(row: "Row") -> list[str]:
+def _cells(row: "BenchRow") -> list[str]:
     return [
         f"{row.median_ms:.3f}",
         f"{row.p95_ms:.3f}",
@@ -108,7 +108,7 @@ def _cells(row: "Row") -> list[str]:
     ]
 
 
-def _end(out: Console, report: "Report") -> None:
+def _end(out: Console, report: "BenchReport") -> None:
     from lstm_compile.bench.machine import described
 
     output.lines(

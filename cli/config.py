@@ -8,8 +8,8 @@ from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import config_option, given_of, settings_flags, task_option
 from lstm_compile.config import Task
-from lstm_compile.settings import complete, resolve
-from lstm_compile.training.document import to_explained_toml
+from lstm_compile.training.config_file import to_explained_toml
+from lstm_compile.training.defaults import complete, resolve
 
 
 @click.command(cls=Command)

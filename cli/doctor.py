@@ -9,7 +9,7 @@ from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, Failure
 
 if TYPE_CHECKING:
-    from lstm_compile.export.doctor import Check
+    from lstm_compile.export.use.doctor import Check
 
 
 @click.command(cls=Command)
@@ -20,8 +20,8 @@ def command(as_json: bool) -> None:
     Each is tried on a small problem, and a failure comes with what to do about it. Exits with 1 if
     something fails that nothing works without.
     """
-    from lstm_compile.cache import use_local_cache
-    from lstm_compile.export.doctor import examine
+    from lstm_compile.export.use.doctor import examine
+    from lstm_compile.recurrence.cache import use_local_cache
 
     out = output.console(as_json)
     with warnings.catch_warnings():

@@ -9,12 +9,12 @@ import click
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import OF_TRAINING, flags_of, values_of
-from lstm_compile.data.columns import TableOptions
-from lstm_compile.runs import MODEL_FILE
+from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.model.run_folder import MODEL_FILE
 
 if TYPE_CHECKING:
-    from lstm_compile.data.roles import Roles
-    from lstm_compile.data.series_roles import SeriesRoles
+    from lstm_compile.data.series.series_roles import SeriesRoles
+    from lstm_compile.data.tables.roles import Roles
 
 
 @click.command(cls=Command)
@@ -45,8 +45,8 @@ def command(
     are those that the model was trained on where no flag says otherwise; left out, the bundled data
     set that the model was trained on.
     """
-    from lstm_compile.export.evaluation import evaluate_file
-    from lstm_compile.runs import newest_run
+    from lstm_compile.export.use.evaluate_file import evaluate_file
+    from lstm_compile.model.run_folder import newest_run
 
     source = model or newest_run()
     table = TableOptions(**values_of(TableOptions, options))

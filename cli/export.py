@@ -10,10 +10,10 @@ from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 
 if TYPE_CHECKING:
-    from lstm_compile.export.int8 import Int8Report
     from lstm_compile.export.names import Profile
-    from lstm_compile.export.onnx import ExportReport
-    from lstm_compile.export.streaming import Cells
+    from lstm_compile.export.write.int8 import Int8Report
+    from lstm_compile.export.write.onnx import ExportReport
+    from lstm_compile.export.write.streaming import Cells
 
 
 @click.command(cls=Command)
@@ -54,9 +54,9 @@ def command(
     if not onnx:
         raise click.UsageError("nothing to write: add --onnx")
     _check(profile, int8, data, streaming, cells)
-    from lstm_compile.checkpoint import model_file
     from lstm_compile.export import export_int8, export_onnx, export_streaming
-    from lstm_compile.runs import newest_run
+    from lstm_compile.model.checkpoint import model_file
+    from lstm_compile.model.run_folder import newest_run
 
     source = model_file(run or newest_run())
     target = path or source.with_name(_file_name(profile, int8, streaming))

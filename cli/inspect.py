@@ -10,8 +10,8 @@ import click
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import flags_of
-from lstm_compile.data.columns import TableOptions
-from lstm_compile.data.shipped import SERIES
+from lstm_compile.data.bundled_files import SERIES
+from lstm_compile.data.tables.columns import TableOptions
 
 SHOWN = 12  # a line names no more
 BAR = 40  # widest bar of the histogram
@@ -30,7 +30,7 @@ def command(source: str, as_json: bool, **options: Any) -> None:
     classes, columns that are constant, equal or seem to hold the answer; of text its characters and
     what training would do. Of a model: names, shapes, figures and where it came from.
     """
-    from lstm_compile.export.inspection import inspect_source
+    from lstm_compile.export.use.inspect import inspect_source
 
     asked = TableOptions(**options)
     found = inspect_source(source, asked)

@@ -11,11 +11,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import click
 
 from lstm_compile.config import ModelConfig, Task
-from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.errors import InputError
-from lstm_compile.runs import CONFIG_FILE
-from lstm_compile.settings import SECTIONS
-from lstm_compile.training.config import TrainingConfig
+from lstm_compile.model.run_folder import CONFIG_FILE
+from lstm_compile.training.defaults import SECTIONS
+from lstm_compile.training.settings import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TEXTS = ("data", "test", "task")

@@ -10,17 +10,17 @@ import click
 from rich.console import Console
 
 from lstm_compile.files import to_json
-from lstm_compile.wording import baselines as baselines
-from lstm_compile.wording import columns as columns
-from lstm_compile.wording import command as command
-from lstm_compile.wording import metric as metric
-from lstm_compile.wording import metrics as metrics
-from lstm_compile.wording import result as result
-from lstm_compile.wording import rows_of as rows_of
-from lstm_compile.wording import size as size
+from lstm_compile.formatting import baselines as baselines
+from lstm_compile.formatting import columns as columns
+from lstm_compile.formatting import command as command
+from lstm_compile.formatting import metric as metric
+from lstm_compile.formatting import metrics as metrics
+from lstm_compile.formatting import result as result
+from lstm_compile.formatting import rows_of as rows_of
+from lstm_compile.formatting import size as size
 
 if TYPE_CHECKING:
-    from lstm_compile.export.report import ParityReport
+    from lstm_compile.export.proof.parity_report import ParityReport
 
 
 def console(json_wanted: bool) -> Console:

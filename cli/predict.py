@@ -9,10 +9,10 @@ import click
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import OF_TRAINING, flags_of
-from lstm_compile.data.columns import TableOptions
+from lstm_compile.data.tables.columns import TableOptions
 
 if TYPE_CHECKING:
-    from lstm_compile.export.predict import Predictions
+    from lstm_compile.export.use.predict_file import Predictions
 
 SHOWN = 6  # a line names no more columns
 
@@ -36,7 +36,7 @@ def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -
     """
     from rich.progress import Progress
 
-    from lstm_compile.export.predict import check_output, predict_file, write_predictions
+    from lstm_compile.export.use.predict_file import check_output, predict_file, write_predictions
 
     began = perf_counter()
     check_output(path, model, data)

@@ -19,12 +19,12 @@ from lstm_compile.cli.options import (
     task_option,
 )
 from lstm_compile.config import Task
-from lstm_compile.runs import CONFIG_FILE, MODEL_FILE, REPORT_FILE
-from lstm_compile.settings import resolve
+from lstm_compile.model.run_folder import CONFIG_FILE, MODEL_FILE, REPORT_FILE
+from lstm_compile.training.defaults import resolve
 
 if TYPE_CHECKING:
-    from lstm_compile.training.job import Job
     from lstm_compile.training.loop import Epoch
+    from lstm_compile.training.prepare import Job
     from lstm_compile.training.run import Outcome
 
 
@@ -72,11 +72,11 @@ def command(
     settings = resolve(data, task, **given_of(ctx, options))
     with ExitStack() as work:
         work.enter_context(signals_stop(ctx))
-        from lstm_compile.cache import use_local_cache
-        from lstm_compile.training.account import beginning, ending, times, way_on
-        from lstm_compile.training.job import RunFinishedError, prepare
+        from lstm_compile.recurrence.cache import use_local_cache
+        from lstm_compile.training.prepare import RunFinishedError, prepare
+        from lstm_compile.training.processes import together
         from lstm_compile.training.run import help_run, run
-        from lstm_compile.training.team import together
+        from lstm_compile.training.summary import beginning, ending, times, way_on
 
         use_local_cache()
         team = work.enter_context(together(settings.training.device))

@@ -12,7 +12,7 @@ from lstm_compile.cli.options import config_option, given_of, settings_flags, ta
 from lstm_compile.config import Task
 
 if TYPE_CHECKING:
-    from lstm_compile.tuning.study import Plan, Tuned
+    from lstm_compile.tuning.study import StudyPlan, Tuned
 
 STUDIES = Path("studies")
 
@@ -66,8 +66,8 @@ def command(
     """
     out = output.console(as_json)
     with signals_stop(ctx):
-        from lstm_compile.cache import use_local_cache
-        from lstm_compile.data.folders import plain_name
+        from lstm_compile.data.tables.folders import plain_name
+        from lstm_compile.recurrence.cache import use_local_cache
         from lstm_compile.tuning.space import read_space
         from lstm_compile.tuning.study import plan_of, require_optuna, tune
 
@@ -90,7 +90,7 @@ def command(
         output.print_json(_summary(tuned))
 
 
-def _begin(out: Console, plan: "Plan", folder: Path) -> None:
+def _begin(out: Console, plan: "StudyPlan", folder: Path) -> None:
     from lstm_compile.tuning.space import shown
 
     output.lines(
@@ -113,8 +113,8 @@ def line(study: Any, trial: Any) -> str:
 
 
 def _end(out: Console, tuned: "Tuned") -> None:
-    from lstm_compile.tuning.report import cell
     from lstm_compile.tuning.study import BEST_FILE, REPORT_FILE
+    from lstm_compile.tuning.study_report import cell
 
     best, path = tuned.best, tuned.folder / BEST_FILE
     counts = ", ".join(f"{count} {state}" for state, count in tuned.counts.items())
@@ -129,7 +129,7 @@ def _end(out: Console, tuned: "Tuned") -> None:
 
 
 def _summary(tuned: "Tuned") -> dict[str, Any]:
-    from lstm_compile.tuning.report import importances
+    from lstm_compile.tuning.study_report import importances
 
     best = tuned.best
     return {

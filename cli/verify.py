@@ -25,10 +25,10 @@ def command(run: Path | None, path: Path | None, everywhere: bool, as_json: bool
     OpenVINO, tract, OpenCV, MNN, IREE and onnx's reference evaluator that are installed, on rows
     of different lengths.
     """
-    from lstm_compile.checkpoint import model_file
     from lstm_compile.export import verify_onnx
-    from lstm_compile.export.reading import is_streaming
-    from lstm_compile.runs import ONNX_FILE, newest_run, own_file
+    from lstm_compile.export.proof.onnx_file import is_streaming
+    from lstm_compile.model.checkpoint import model_file
+    from lstm_compile.model.run_folder import ONNX_FILE, newest_run, own_file
 
     source = model_file(run or newest_run())
     beside = own_file(source.parent, ONNX_FILE) if path is None else None

@@ -7,22 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lstm_compile.export.int8 import export_int8 as export_int8
-    from lstm_compile.export.onnx import ExportReport as ExportReport
-    from lstm_compile.export.onnx import export_onnx as export_onnx
-    from lstm_compile.export.parity import verify_onnx as verify_onnx
-    from lstm_compile.export.report import ParityReport as ParityReport
-    from lstm_compile.export.streaming import export_streaming as export_streaming
-    from lstm_compile.export.translation import translation_table as translation_table
+    from lstm_compile.export.proof.parity import verify_onnx as verify_onnx
+    from lstm_compile.export.proof.parity_report import ParityReport as ParityReport
+    from lstm_compile.export.write.int8 import export_int8 as export_int8
+    from lstm_compile.export.write.onnx import ExportReport as ExportReport
+    from lstm_compile.export.write.onnx import export_onnx as export_onnx
+    from lstm_compile.export.write.streaming import export_streaming as export_streaming
+    from lstm_compile.export.write.translation import translation_table as translation_table
 
 _HOMES = {
-    "ExportReport": "onnx",
-    "ParityReport": "report",
-    "export_int8": "int8",
-    "export_onnx": "onnx",
-    "export_streaming": "streaming",
-    "translation_table": "translation",
-    "verify_onnx": "parity",
+    "ExportReport": "write.onnx",
+    "ParityReport": "proof.parity_report",
+    "export_int8": "write.int8",
+    "export_onnx": "write.onnx",
+    "export_streaming": "write.streaming",
+    "translation_table": "write.translation",
+    "verify_onnx": "proof.parity",
 }
 
 __all__ = sorted(_HOMES)

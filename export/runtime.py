@@ -85,7 +85,7 @@ class ModelError(ValueError):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
 
-class Schema(NamedTuple):
+class FileSchema(NamedTuple):
     """The names of features, and of either classes or targets, in the model's order.
 
     `series` is of a forecasting model: `kind` and `step` of its clock, `known` and `calendar`
@@ -119,7 +119,7 @@ class OnnxModel:
     """
 
     task: str
-    schema: Schema
+    schema: FileSchema
     metadata: dict[str, str]
     session: Any
 
@@ -975,7 +975,7 @@ def _checked(session: Any) -> OnnxModel:
     return OnnxModel(task, schema, metadata, session)
 
 
-def _described(session: Any) -> tuple[str, Schema, dict[str, str]]:
+def _described(session: Any) -> tuple[str, FileSchema, dict[str, str]]:
     """Task, schema and metadata of a file whose interface is as it should be."""
     metadata = _metadata(session)
     if metadata.get("format") != FORMAT:
@@ -1001,7 +1001,7 @@ def _metadata(session: Any) -> dict[str, str]:
         raise ModelError("its metadata are not UTF-8; export it again") from error
 
 
-def _schema(metadata: Mapping[str, str]) -> Schema:
+def _schema(metadata: Mapping[str, str]) -> FileSchema:
     values = from_json(metadata, "schema")
     try:
         lists = [[*values[name]] for name in ("features", "classes", "targets")]
@@ -1016,10 +1016,12 @@ def _schema(metadata: Mapping[str, str]) -> Schema:
     if not all(isinstance(name, str) for names in lists for name in names):
         raise ModelError("metadata `schema` must hold lists of strings; export it again")
     features, classes, targets, *_ = map(tuple, lists)
-    return Schema(features, classes, targets, series, vocabulary)
+    return FileSchema(features, classes, targets, series, vocabulary)
 
 
-def _check_interface(session: Any, task: str, schema: Schema, metadata: Mapping[str, str]) -> None:
+def _check_interface(
+    session: Any, task: str, schema: FileSchema, metadata: Mapping[str, str]
+) -> None:
     expected = {
         **(
             {INPUT: ("tensor(float)", 3, len(schema.features))}
@@ -1082,7 +1084,7 @@ def _size(config: Mapping[str, Any], name: str) -> int:
     return size
 
 
-def _labels(task: str, schema: Schema, found: npt.NDArray[Any]) -> list[str]:
+def _labels(task: str, schema: FileSchema, found: npt.NDArray[Any]) -> list[str]:
     classes = schema.classes
     if not classes:
         raise ModelError(f"labels are of tasks classify and tag; the task of this file is {task}")

@@ -9,34 +9,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lstm_compile.calibration import calibrate as calibrate
-    from lstm_compile.cell import LSTMState as LSTMState
-    from lstm_compile.checkpoint import load_model as load_model
-    from lstm_compile.checkpoint import save_model as save_model
-    from lstm_compile.choice import explain_backend as explain_backend
     from lstm_compile.config import ModelConfig as ModelConfig
     from lstm_compile.data.padded import from_padded as from_padded
-    from lstm_compile.model import forward as forward
-    from lstm_compile.model import init_params as init_params
-    from lstm_compile.module import LSTM as LSTM
-    from lstm_compile.stack import lstm as lstm
-    from lstm_compile.training.config import TrainingConfig as TrainingConfig
+    from lstm_compile.model.checkpoint import load_model as load_model
+    from lstm_compile.model.checkpoint import save_model as save_model
+    from lstm_compile.model.model import forward as forward
+    from lstm_compile.model.model import init_params as init_params
+    from lstm_compile.recurrence.autotune import explain_backend as explain_backend
+    from lstm_compile.recurrence.calibrate import calibrate as calibrate
+    from lstm_compile.recurrence.cell import LSTMState as LSTMState
+    from lstm_compile.recurrence.function import lstm as lstm
+    from lstm_compile.recurrence.module import LSTM as LSTM
     from lstm_compile.training.loop import fit as fit
+    from lstm_compile.training.settings import TrainingConfig as TrainingConfig
 
 _HOMES = {
-    "LSTM": "module",
-    "LSTMState": "cell",
+    "LSTM": "recurrence.module",
+    "LSTMState": "recurrence.cell",
     "ModelConfig": "config",
-    "TrainingConfig": "training.config",
-    "calibrate": "calibration",
-    "explain_backend": "choice",
+    "TrainingConfig": "training.settings",
+    "calibrate": "recurrence.calibrate",
+    "explain_backend": "recurrence.autotune",
     "fit": "training.loop",
-    "forward": "model",
+    "forward": "model.model",
     "from_padded": "data.padded",
-    "init_params": "model",
-    "load_model": "checkpoint",
-    "lstm": "stack",
-    "save_model": "checkpoint",
+    "init_params": "model.model",
+    "load_model": "model.checkpoint",
+    "lstm": "recurrence.function",
+    "save_model": "model.checkpoint",
 }
 
 __all__ = sorted(_HOMES)

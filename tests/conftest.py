@@ -17,7 +17,7 @@ os.environ.setdefault(  # torch's own default
 
 import torch
 
-from lstm_compile.export.answers import full_precision
+from lstm_compile.export.proof.engines import full_precision
 
 TRACING = {
     "test_forecast_export",

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 
 from hostile import mutated, originals
 from opening import FORMATS, Refused, open_file

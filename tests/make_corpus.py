@@ -13,10 +13,10 @@ from pyarrow import csv, feather, parquet
 from safetensors.torch import save_file
 
 from lstm_compile import ModelConfig, init_params, save_model
-from lstm_compile.baselines import Baseline, to_tensors
-from lstm_compile.checkpoint import Model, numbered_schema
-from lstm_compile.export.onnx import to_onnx
-from lstm_compile.export.streaming import to_streaming
+from lstm_compile.evaluation.baselines import Baseline, to_tensors
+from lstm_compile.export.write.onnx import to_onnx
+from lstm_compile.export.write.streaming import to_streaming
+from lstm_compile.model.checkpoint import Model, numbered_schema
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 SMALL = {"hidden_size": 3, "num_layers": 1}

@@ -113,7 +113,9 @@ def test_the_program_runs_in_the_root_of_the_checkout():
 
 
 def test_pytest_runs_in_the_root_of_the_checkout():
-    done = run(sys.executable, "-m", "pytest", "tests/test_sequences.py", "-q", "-k", "moves_every")
+    done = run(
+        sys.executable, "-m", "pytest", "tests/data/test_sequences.py", "-q", "-k", "moves_every"
+    )
     assert done.returncode == 0, done.stdout
     assert "1 passed" in done.stdout
 
@@ -137,8 +139,8 @@ def test_every_public_name_resolves(package):
         "lstm_compile",
         "lstm_compile.config",
         "lstm_compile.data.schema",
-        "lstm_compile.runs",
-        "lstm_compile.training.config",
+        "lstm_compile.model.run_folder",
+        "lstm_compile.training.settings",
         "lstm_compile.export",
         "lstm_compile.export.names",
         "lstm_compile.cli",

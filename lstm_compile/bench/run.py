@@ -8,7 +8,7 @@ from itertools import product
 import torch
 
 from lstm_compile.bench.cases import Case, Mode, lengths_of
-from lstm_compile.bench.config import BenchConfig
+from lstm_compile.bench.figures import BenchReport, BenchRow, rows_of
 from lstm_compile.bench.machine import machine
 from lstm_compile.bench.memory import Peak, peak, supported
 from lstm_compile.bench.problem import (
@@ -20,15 +20,15 @@ from lstm_compile.bench.problem import (
     step_of,
     tf32,
 )
-from lstm_compile.bench.report import Report, Row, rows_of
+from lstm_compile.bench.settings import BenchConfig
 from lstm_compile.bench.timing import interleave
-from lstm_compile.compiling import can_compile
 from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import InputError
+from lstm_compile.recurrence.inductor import can_compile
 
 ONNXRUNTIME = ("inference", "cpu", "fp32")
 OnCase = Callable[[Case, Mode], None]
-OnRows = Callable[[list[Row]], None]
+OnRows = Callable[[list[BenchRow]], None]
 
 
 def run_bench(
@@ -38,7 +38,7 @@ def run_bench(
     backends: Sequence[str] = (),
     on_case: OnCase = lambda case, mode: None,
     on_rows: OnRows = lambda rows: None,
-) -> Report:
+) -> BenchReport:
     """Measure every case in every mode; Ctrl-C ends it with what was measured so far.
 
     Args:
@@ -57,7 +57,7 @@ def run_bench(
     _check(cases, config, contestants, backends, device)
     wanted = {name: contestants[name] for name in contestants if name in (backends or contestants)}
     with cpu_threads(config.threads or torch.get_num_threads()):
-        report = Report(machine=machine(device), settings=asdict(config))
+        report = BenchReport(machine=machine(device), settings=asdict(config))
         try:
             for case, mode in product(cases, config.modes):
                 fitting = _fitting(wanted, case, mode, device, bool(backends), report.skipped)
@@ -123,7 +123,7 @@ def _measure(
     mode: Mode,
     config: BenchConfig,
     device: torch.device,
-) -> list[Row]:
+) -> list[BenchRow]:
     problem = build(case, device, mode, config.seed)
     with tf32(case.precision == "tf32"):
         steps = {

@@ -17,7 +17,7 @@ FEWEST, SLOWEST_FEWEST = 5, 2  # rounds, whatever they cost
 SLOW = 8.0  # times the fastest
 
 
-class Plan(NamedTuple):
+class RoundPlan(NamedTuple):
     """How often a step runs: `calls` one after another in each of `rounds` rounds."""
 
     rounds: int
@@ -95,12 +95,12 @@ def interleave(
     return timings
 
 
-def _plans(estimates: Mapping[str, float], repeats: int, seconds: float) -> dict[str, Plan]:
+def _plans(estimates: Mapping[str, float], repeats: int, seconds: float) -> dict[str, RoundPlan]:
     share, fastest = seconds / len(estimates), min(estimates.values())
     plans = {}
     for name, estimate in estimates.items():
         calls = min(MOST_CALLS, max(1, round(BLOCK / estimate)))
         fewest = SLOWEST_FEWEST if estimate > SLOW * fastest else FEWEST
         rounds = max(fewest, int(share / (calls * estimate)))
-        plans[name] = Plan(min(repeats, rounds), calls)
+        plans[name] = RoundPlan(min(repeats, rounds), calls)
     return plans

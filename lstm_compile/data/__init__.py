@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from lstm_compile.data.batches import stratified_split as stratified_split
     from lstm_compile.data.bundled import BUNDLED as BUNDLED
     from lstm_compile.data.bundled import load_dataset as load_dataset
-    from lstm_compile.data.columns import TableOptions as TableOptions
     from lstm_compile.data.readers import read_sequences as read_sequences
     from lstm_compile.data.schema import Schema as Schema
-    from lstm_compile.data.sequences import Batch as Batch
     from lstm_compile.data.sequences import Sequences as Sequences
     from lstm_compile.data.sequences import fingerprint as fingerprint
     from lstm_compile.data.sequences import gather as gather
+    from lstm_compile.data.tables.columns import TableOptions as TableOptions
+    from lstm_compile.model.batch import Batch as Batch
 
 _HOMES = {
     "BUNDLED": "bundled",
     "Batch": "sequences",
     "Schema": "schema",
     "Sequences": "sequences",
-    "TableOptions": "columns",
+    "TableOptions": "tables.columns",
     "bucketed_batches": "batches",
     "fingerprint": "sequences",
     "gather": "sequences",

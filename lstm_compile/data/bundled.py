@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from os import PathLike, fspath
 
-from lstm_compile.data.columns import TableOptions
-from lstm_compile.data.files import BUNDLED as BUNDLED
-from lstm_compile.data.files import Part, locate
 from lstm_compile.data.readers import read_sequences
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.data.tables.read import BUNDLED as BUNDLED
+from lstm_compile.data.tables.read import Part, locate
 
 
 def load_dataset(

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lstm_compile.config import LM, Task
-from lstm_compile.data.roles import Roles
 from lstm_compile.data.schema import Schema, Vocabulary
-from lstm_compile.data.textfiles import BLOCK, count_characters, find_texts, texts_of
+from lstm_compile.data.tables.roles import Roles
+from lstm_compile.data.text_files import BLOCK, count_characters, find_texts, texts_of
 from lstm_compile.errors import InputError
 
 Tokens = Literal["char", "byte"]

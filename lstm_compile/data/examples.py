@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lstm_compile.config import Task
-from lstm_compile.data.roles import Roles
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.sequences import Batch
-from lstm_compile.data.series_roles import SeriesRoles
+from lstm_compile.data.series.series_roles import SeriesRoles
+from lstm_compile.data.tables.roles import Roles
+from lstm_compile.model.batch import Batch
 
 
 class Examples(Protocol):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.errors import InputError
-from lstm_compile.lengths import check_lengths, valid_mask
+from lstm_compile.recurrence.lengths import check_lengths, valid_mask
 
 
 def from_padded(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Sequences:

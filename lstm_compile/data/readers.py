@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lstm_compile.data.columns import TableOptions
-from lstm_compile.data.files import read_table
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Sequences
-from lstm_compile.data.table import Table, check_schema, encode_labels, own_schema
+from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.data.tables.read import read_table
+from lstm_compile.data.tables.table import Table, check_schema, encode_labels, own_schema
 
 
 def read_sequences(

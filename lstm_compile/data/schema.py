@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.config import checked_keys
-from lstm_compile.data.clock import CALENDAR, Clock, Kind, calendar_names
+from lstm_compile.data.series.clock import CALENDAR, Clock, Kind, calendar_names
 from lstm_compile.errors import InputError
 
 BYTES = 256

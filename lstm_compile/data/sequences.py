@@ -3,14 +3,14 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lstm_compile.config import Task
-from lstm_compile.data.roles import Roles
 from lstm_compile.data.schema import Schema, Vocabulary
+from lstm_compile.data.tables.roles import Roles
+from lstm_compile.model.batch import Batch
 
 IGNORED = -100  # the label of padded steps, as in torch's cross_entropy
 
@@ -81,7 +81,7 @@ class Sequences:
         steps = torch.arange(int(lengths.sum()), device=lengths.device)
         return steps + shifts.repeat_interleave(lengths)
 
-    def gather(self, indices: Tensor, time: int | None = None) -> "Batch":
+    def gather(self, indices: Tensor, time: int | None = None) -> Batch:
         """Cut a padded batch; see `gather`."""
         return gather(self, indices, time)
 
@@ -95,44 +95,6 @@ class Sequences:
         return replace(
             self, x=self.x.to(device), offsets=self.offsets.to(device), y=self.y.to(device)
         )
-
-
-class Given(NamedTuple):
-    """What a forecasting model may be given beside its window; None where it takes none.
-
-    Attributes:
-        known_future: float32 (batch, horizon, known), covariates of the steps to forecast.
-        static: int64 (batch, statics), codes of categories.
-        series_location: float32 (batch, levels), in the units of targets and past covariates.
-        series_scale: float32 (batch, levels), above 0.
-    """
-
-    known_future: Tensor | None = None
-    static: Tensor | None = None
-    series_location: Tensor | None = None
-    series_scale: Tensor | None = None
-
-
-class Batch(NamedTuple):
-    """Padded sequences.
-
-    Attributes:
-        x: float32 (batch, time, features), or int64 tokens (batch, time); exactly 0 from each
-            sequence's length on.
-        lengths: int64 (batch,), valid steps of each.
-        y: int64 (batch,), int64 (batch, time) with `IGNORED` in the padding, float32 (batch,
-            targets), or (batch, horizon, targets) with NaN where nobody knows.
-        given: for `forecast`.
-        unit: (batch, targets), what errors are measured in; None is the scaler's unit.
-        resets: bool (batch, time), before which steps the state is set back to zeros; None: never.
-    """
-
-    x: Tensor
-    lengths: Tensor
-    y: Tensor
-    given: Given = Given()
-    unit: Tensor | None = None
-    resets: Tensor | None = None
 
 
 def gather(sequences: Sequences, indices: Tensor, time: int | None = None) -> Batch:

@@ -9,17 +9,18 @@ from torch import Generator, Tensor
 
 from lstm_compile.config import Task
 from lstm_compile.data.batches import MAX_POOL_BATCHES
-from lstm_compile.data.roles import Roles
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.sequences import Batch, Sequences
-from lstm_compile.data.survey import Progress, Survey
-from lstm_compile.scaling import Moments, moments_of
+from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.tables.roles import Roles
+from lstm_compile.data.tables.survey import Progress, Survey
+from lstm_compile.model.batch import Batch
+from lstm_compile.model.scaling import Moments, moments_of
 
 FLOAT = 4  # bytes
 BLOCK = 1 << 16  # rows that float64 is made of at once
 
 
-class Plan(NamedTuple):
+class EpochPlan(NamedTuple):
     """What an epoch takes, and in which order; the same for any number of processes.
 
     Attributes:
@@ -88,7 +89,7 @@ class Stream:
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
-    def plan(self, batch_size: int, generator: Generator, most: int = 0) -> Plan:
+    def plan(self, batch_size: int, generator: Generator, most: int = 0) -> EpochPlan:
         """The pools and batches of an epoch.
 
         Units are shuffled and put together to pools, rows shuffled within each pool, and rows of
@@ -114,7 +115,7 @@ class Stream:
         for part in rows.split(window):
             ranked = part[lengths[part].argsort(stable=True)].split(batch_size)
             batches += [ranked[i] for i in torch.randperm(len(ranked), generator=generator)]
-        return Plan(pools, batches)
+        return EpochPlan(pools, batches)
 
     def _pools(self, units: list[int]) -> list[list[int]]:
         """As many units one after the other as fit into memory together."""

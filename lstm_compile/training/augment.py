@@ -6,9 +6,10 @@ Random numbers are drawn on the CPU, so that a run repeats on every device. Padd
 import torch
 from torch import Generator, Tensor
 
-from lstm_compile.data.sequences import IGNORED, Batch
-from lstm_compile.scaling import Scaler
-from lstm_compile.training.config import TrainingConfig
+from lstm_compile.data.sequences import IGNORED
+from lstm_compile.model.batch import Batch
+from lstm_compile.model.scaling import Scaler
+from lstm_compile.training.settings import TrainingConfig
 
 
 def augment(batch: Batch, scaler: Scaler, training: TrainingConfig, generator: Generator) -> Batch:

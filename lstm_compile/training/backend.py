@@ -5,13 +5,13 @@ from math import ceil
 
 import torch
 
-from lstm_compile.calibration import calibrate, vendor_seconds
-from lstm_compile.choice import CLEARLY
-from lstm_compile.compiling import can_compile
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.stream import Stream
-from lstm_compile.training.config import TrainingConfig
+from lstm_compile.recurrence.autotune import CLEARLY
+from lstm_compile.recurrence.calibrate import calibrate, vendor_seconds
+from lstm_compile.recurrence.inductor import can_compile
+from lstm_compile.training.settings import TrainingConfig
 
 # Compiling takes some 20 seconds, measuring a few, and what they find is a gain of tenths at most.
 WORTH_COMPILING = 300.0  # seconds in the recurrence

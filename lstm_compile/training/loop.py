@@ -11,22 +11,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lstm_compile.calibration import fastest_threads
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.stream import Stream
 from lstm_compile.devices import cpu_threads, fitting_threads, keep_freed_memory
-from lstm_compile.model import Params
-from lstm_compile.tasks import Metrics, metrics, training_loss
-from lstm_compile.training.config import LARGEST_SEED, TrainingConfig
-from lstm_compile.training.passes import Course, class_weights_of, seeded, steps
-from lstm_compile.training.prediction import predict_all as predict_all
+from lstm_compile.evaluation.perplexity import score_text, text_metrics, window_of
+from lstm_compile.evaluation.predict import predict_all as predict_all
+from lstm_compile.model.model import Params
+from lstm_compile.recurrence.calibrate import fastest_threads
+from lstm_compile.tasks.scoring import Metrics, metrics, training_loss
+from lstm_compile.training.epoch import Course, class_weights_of, seeded, steps
+from lstm_compile.training.processes import team
+from lstm_compile.training.settings import LARGEST_SEED, TrainingConfig
 from lstm_compile.training.state import Epoch as Epoch
 from lstm_compile.training.state import Progress, begin, set_global_random
 from lstm_compile.training.step import plateau_factor
-from lstm_compile.training.team import team
-from lstm_compile.training.text import score_text, text_metrics, window_of
 
 OnProgress = Callable[[Progress], None]
 

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.series.windows import Windows
 from lstm_compile.data.stream import Stream
 from lstm_compile.errors import InputError
-from lstm_compile.forecast.windows import Windows
 
 Held = TypeVar("Held", Sequences, Windows, Corpus)
 

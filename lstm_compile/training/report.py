@@ -4,23 +4,23 @@ from collections.abc import Callable, Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from lstm_compile import wording
-from lstm_compile.chart import line_chart
-from lstm_compile.data.columns import CHOICES
-from lstm_compile.data.text import SHOWN_NAMES, listing
+from lstm_compile import formatting
+from lstm_compile.data.listing import SHOWN_NAMES, listing
+from lstm_compile.data.tables.columns import CHOICES
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError, reason
-from lstm_compile.evaluation import HEADLINE, Evaluation
+from lstm_compile.evaluation.evaluate import HEADLINE, Evaluation
 from lstm_compile.files import write_atomically
-from lstm_compile.inspection import count_parameters
-from lstm_compile.page import page, table
-from lstm_compile.runs import REPORT_FILE
-from lstm_compile.settings import complete, resolve
-from lstm_compile.training.account import beginning, ending, times, way_on
-from lstm_compile.training.document import table_of
-from lstm_compile.training.job import Job
+from lstm_compile.model.header import count_parameters
+from lstm_compile.model.run_folder import REPORT_FILE
+from lstm_compile.training.charts import line_chart
+from lstm_compile.training.config_file import table_of
+from lstm_compile.training.defaults import complete, resolve
 from lstm_compile.training.loop import Epoch, Fit
-from lstm_compile.training.saving import SETTLED
+from lstm_compile.training.page import page, table
+from lstm_compile.training.prepare import Job
+from lstm_compile.training.resume import SETTLED
+from lstm_compile.training.summary import beginning, ending, times, way_on
 
 if TYPE_CHECKING:
     from lstm_compile.training.run import Outcome
@@ -39,7 +39,7 @@ def write_report(job: Job, outcome: "Outcome", note: Callable[[str], None]) -> N
 
 def report(job: Job, outcome: "Outcome") -> bytes:
     """One HTML page that needs nothing beside it."""
-    evaluation, rows = outcome.evaluation, wording.rows_of(job.config.task)
+    evaluation, rows = outcome.evaluation, formatting.rows_of(job.config.task)
     commands = "\n".join(text for _, text in way_on(job, outcome))
     return page(
         f"{job.data}: training of task {job.config.task}",
@@ -89,7 +89,10 @@ def _by_target(evaluation: Evaluation) -> Iterable[str]:
 def _metrics_table(title: str, rows: dict[str, dict[str, float]], marked: str = "") -> str:
     names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
     cells = [
-        (row, *(wording.metric(name, figures[name]) if name in figures else "" for name in names))
+        (
+            row,
+            *(formatting.metric(name, figures[name]) if name in figures else "" for name in names),
+        )
         for row, figures in rows.items()
     ]
     return table(cells, (title, *names), marked)
@@ -105,7 +108,7 @@ def _charts(job: Job, fit: Fit) -> Iterable[str]:
     shown = [epoch for epoch in fit.epochs if epoch.validation]
     if shown:
         name = _headline(job, shown[0])
-        factor, unit = (100, ", %") if name in wording.PERCENT else (1, "")
+        factor, unit = (100, ", %") if name in formatting.PERCENT else (1, "")
         curve = [(epoch.epoch, factor * epoch.validation[name]) for epoch in shown]
         yield line_chart(name + unit, {"validation": curve}, "epoch", best)
 
@@ -123,7 +126,7 @@ def _epochs(fit: Fit) -> str:
             str(epoch.epoch),
             f"{epoch.train_loss:.4f}",
             f"{epoch.validation_loss:.4f}" if epoch.validation else "",
-            *(wording.metric(name, epoch.validation[name]) for name in metrics),
+            *(formatting.metric(name, epoch.validation[name]) for name in metrics),
             f"{epoch.learning_rate:.2g}",
             f"{epoch.seconds:.1f}",
         )
@@ -169,7 +172,7 @@ def _means(job: Job, outcome: "Outcome") -> Iterable[tuple[str, str]]:
     """What the run was done with."""
     params, versions = outcome.model.params, outcome.model.training["versions"]
     count = count_parameters({name: list(value.shape) for name, value in params.items()})
-    size = wording.of_bytes(sum(value.nbytes for value in params.values()))
+    size = formatting.of_bytes(sum(value.nbytes for value in params.values()))
     return [
         ("time", times(outcome)),
         ("size", f"{count:,} parameters, {size}"),

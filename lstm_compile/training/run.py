@@ -11,23 +11,22 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lstm_compile.baselines import Baseline, fit_baselines, to_tensors
-from lstm_compile.cache import compile_seconds
-from lstm_compile.checkpoint import Model, save_model, to_device
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
+from lstm_compile.data.series.windows import Windows
 from lstm_compile.data.stream import Stream
 from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import InputError, RunError
-from lstm_compile.evaluation import Evaluation, evaluate
+from lstm_compile.evaluation.backtest import backtest, headline_of
+from lstm_compile.evaluation.baselines import Baseline, fit_baselines, to_tensors
+from lstm_compile.evaluation.evaluate import Evaluation, evaluate
+from lstm_compile.evaluation.forecast_baselines import fit_forecast_baselines
+from lstm_compile.evaluation.perplexity import score_text, window_of
+from lstm_compile.evaluation.text_baselines import evaluate_text, fit_text_baselines
 from lstm_compile.files import remove_unfinished, write_atomically
-from lstm_compile.forecast.backtest import backtest, headline_of
-from lstm_compile.forecast.baselines import fit_forecast_baselines
-from lstm_compile.forecast.scaling import target_deviation
-from lstm_compile.forecast.windows import Windows
-from lstm_compile.locking import locked
-from lstm_compile.model import Params
-from lstm_compile.runs import (
+from lstm_compile.model.checkpoint import Model, save_model, to_device
+from lstm_compile.model.model import Params
+from lstm_compile.model.run_folder import (
     BASELINES_FILE,
     CONFIG_FILE,
     LAST_FILE,
@@ -35,11 +34,17 @@ from lstm_compile.runs import (
     MODEL_FILE,
     REPORT_FILE,
 )
+from lstm_compile.recurrence.cache import compile_seconds
+from lstm_compile.tasks.series_scaler import target_deviation
 from lstm_compile.training.backend import settle_backend
-from lstm_compile.training.feeding import within_reach
-from lstm_compile.training.job import Job, Parts
+from lstm_compile.training.batches import within_reach
+from lstm_compile.training.locking import locked
 from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
-from lstm_compile.training.record import (
+from lstm_compile.training.prepare import Job, Parts
+from lstm_compile.training.processes import PeerLostError, team
+from lstm_compile.training.report import write_report
+from lstm_compile.training.resume import Keeper, save_progress
+from lstm_compile.training.run_files import (
     about_run,
     catch_up,
     loss_of,
@@ -50,13 +55,8 @@ from lstm_compile.training.record import (
     write_metrics,
     write_settings,
 )
-from lstm_compile.training.report import write_report
-from lstm_compile.training.saving import Keeper, save_progress
 from lstm_compile.training.state import on_device
-from lstm_compile.training.team import PeerLostError, team
-from lstm_compile.training.text import score_text, window_of
-from lstm_compile.training.textual import evaluate_text, fit_text_baselines
-from lstm_compile.training.warm import initial_params
+from lstm_compile.training.warm_start import initial_params
 
 FILES = (  # that a run writes
     MODEL_FILE,

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lstm_compile.cell import LSTMState
-from lstm_compile.model import Params, trainable
-from lstm_compile.tasks import Metrics
-from lstm_compile.training.config import TrainingConfig
+from lstm_compile.model.model import Params, trainable
+from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.tasks.scoring import Metrics
+from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.step import AdamState, init_adam
 
 

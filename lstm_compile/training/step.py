@@ -7,14 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lstm_compile.cell import LSTMState
 from lstm_compile.config import ModelConfig
-from lstm_compile.data.sequences import Batch
 from lstm_compile.devices import autocast
-from lstm_compile.model import Params, forward, trainable
-from lstm_compile.tasks import row_weight, training_loss
-from lstm_compile.training.config import TrainingConfig
-from lstm_compile.training.team import ALONE, Team
+from lstm_compile.model.batch import Batch
+from lstm_compile.model.model import Params, forward, trainable
+from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.tasks.scoring import row_weight, training_loss
+from lstm_compile.training.processes import ALONE, Team
+from lstm_compile.training.settings import TrainingConfig
 
 PLATEAU_FACTOR = 0.5
 PLATEAU_SHARE = 2  # of `patience`: the rate falls once before training is given up

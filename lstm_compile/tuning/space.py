@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.errors import InputError
-from lstm_compile.training.config import TrainingConfig
+from lstm_compile.training.settings import TrainingConfig
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}
 
@@ -27,13 +27,13 @@ class Range:
 
 
 @dataclass(frozen=True)
-class Choice:
+class OneOf:
     """One of some values."""
 
     values: tuple[Any, ...]
 
 
-Space = dict[str, Range | Choice]  # by field
+Space = dict[str, Range | OneOf]  # by field
 
 ENCODER: Space = {
     "hidden_size": Range(16, 128, log=True, whole=True),
@@ -41,11 +41,11 @@ ENCODER: Space = {
     "dropout": Range(0.0, 0.5),
     "head_dropout": Range(0.0, 0.5),
     "learning_rate": Range(5e-4, 2e-2, log=True),
-    "batch_size": Choice((16, 32, 64)),
+    "batch_size": OneOf((16, 32, 64)),
 }
-SEQUENCES: Space = {**ENCODER, "bidirectional": Choice((True, False))}
-POOLINGS = Choice(("last", "mean", "max", "attention"))
-SCALINGS = Choice(("standard", "minmax"))
+SEQUENCES: Space = {**ENCODER, "bidirectional": OneOf((True, False))}
+POOLINGS = OneOf(("last", "mean", "max", "attention"))
+SCALINGS = OneOf(("standard", "minmax"))
 SPACES: dict[str, Space] = {
     "classify": {
         **SEQUENCES,
@@ -59,14 +59,14 @@ SPACES: dict[str, Space] = {
         **ENCODER,
         "num_layers": Range(1, 2, whole=True),
         "context": Range(24, 192, log=True, whole=True),
-        "scaling": Choice(("standard", "last", "mean", "revin")),
+        "scaling": OneOf(("standard", "last", "mean", "revin")),
     },
     "lm": {
         **{name: ENCODER[name] for name in ("dropout", "head_dropout", "learning_rate")},
         "hidden_size": Range(64, 512, log=True, whole=True),
         "num_layers": Range(1, 2, whole=True),
-        "embedding_size": Choice((32, 64, 128)),
-        "unroll": Choice((64, 128, 256)),
+        "embedding_size": OneOf((32, 64, 128)),
+        "unroll": OneOf((64, 128, 256)),
     },
 }
 
@@ -110,19 +110,19 @@ def read_space(path: Path) -> Space:
     return space
 
 
-def shown(part: Range | Choice) -> str:
+def shown(part: Range | OneOf) -> str:
     """`16 to 128 (log)` or `last, mean`."""
-    if isinstance(part, Choice):
+    if isinstance(part, OneOf):
         return ", ".join(map(str, part.values))
     return f"{part.low:g} to {part.high:g}{' (log)' if part.log else ''}"
 
 
-def _part(name: str, value: Any) -> Range | Choice:
+def _part(name: str, value: Any) -> Range | OneOf:
     hint = get_type_hints(SECTIONS[section_of(name)])[name]
     if isinstance(value, list) and value:
         values = tuple(tuple(each) if isinstance(each, list) else each for each in value)
         _check(name, *values)
-        return Choice(values)
+        return OneOf(values)
     if isinstance(value, dict) and {"low", "high"} <= set(value) <= {"low", "high", "log"}:
         low, high, log = value["low"], value["high"], value.get("log", False)
         if hint not in (int, float) or not isinstance(log, bool):

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from lstm_compile.config import Task
 from lstm_compile.errors import InputError, RunError, reason
 from lstm_compile.files import write_atomically
-from lstm_compile.runs import REPORT_FILE as REPORT_FILE
-from lstm_compile.settings import resolve
-from lstm_compile.tuning.space import Choice, Range, Space, default_space, section_of
+from lstm_compile.model.run_folder import REPORT_FILE as REPORT_FILE
+from lstm_compile.training.defaults import resolve
+from lstm_compile.tuning.space import OneOf, Range, Space, default_space, section_of
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
-    from lstm_compile.training.job import Job
     from lstm_compile.training.loop import Epoch
+    from lstm_compile.training.prepare import Job
 
 Pruner = Literal["median", "hyperband", "none"]
 DATABASE, BEST_FILE = "study.db", "best.toml"
@@ -48,7 +48,7 @@ TRIES = 3  # of settings whose process was killed
 WAIT = 60  # seconds for a database that another process writes to
 
 
-class Plan(NamedTuple):
+class StudyPlan(NamedTuple):
     """What is tuned, the same for every process of a study."""
 
     data: str
@@ -76,7 +76,7 @@ class Tuned(NamedTuple):
 
     folder: Path
     study: "Study"
-    plan: Plan
+    plan: StudyPlan
 
     @property
     def best(self) -> "FrozenTrial":
@@ -100,7 +100,7 @@ def plan_of(
     table: dict[str, Any] | None = None,
     metric: str | None = None,
     test: str | None = None,
-) -> Plan:
+) -> StudyPlan:
     """Read the data once, to see that the fixed settings fit them and what the task is.
 
     Args:
@@ -125,11 +125,11 @@ def plan_of(
     if metric not in (None, *METRICS[found]):
         raise InputError(f"metric must be one of {', '.join(METRICS[found])}; got {metric!r}")
     space = default_space(found, fixed) if space is None else space
-    return Plan(data, space, *kept, found, metric or METRICS[found][0], test)
+    return StudyPlan(data, space, *kept, found, metric or METRICS[found][0], test)
 
 
 def tune(
-    plan: Plan,
+    plan: StudyPlan,
     folder: Path,
     *,
     trials: int = 20,
@@ -189,7 +189,7 @@ def require_optuna() -> None:
 
 
 def _open(
-    plan: Plan, folder: Path, pruner: str, storage: str | None, heartbeat: int, seed: int
+    plan: StudyPlan, folder: Path, pruner: str, storage: str | None, heartbeat: int, seed: int
 ) -> "Study":
     require_optuna()
     import optuna
@@ -280,7 +280,7 @@ def _job(
     training: dict[str, Any],
     table: dict[str, Any],
 ) -> "Job":
-    from lstm_compile.training.job import plan_job
+    from lstm_compile.training.prepare import plan_job
 
     settings = resolve(data, task, model, training, table)
     return plan_job(
@@ -289,11 +289,11 @@ def _job(
     )  # fmt: skip
 
 
-def _value(trial: "Trial", plan: Plan) -> float:
+def _value(trial: "Trial", plan: StudyPlan) -> float:
     """Train once, and give the best validation figure."""
     from optuna import TrialPruned
 
-    from lstm_compile.training.document import to_toml
+    from lstm_compile.training.config_file import to_toml
     from lstm_compile.training.run import fit_job
 
     drawn = {name: _draw(trial, name, part) for name, part in plan.space.items()}
@@ -320,8 +320,8 @@ def _value(trial: "Trial", plan: Plan) -> float:
     return max(values) if plan.direction == "maximize" else min(values)
 
 
-def _draw(trial: "Trial", name: str, part: Range | Choice) -> Any:
-    if isinstance(part, Choice):
+def _draw(trial: "Trial", name: str, part: Range | OneOf) -> Any:
+    if isinstance(part, OneOf):
         keys = [json.dumps(value) for value in part.values]  # lists are no values to optuna
         return part.values[keys.index(trial.suggest_categorical(name, keys))]
     if part.whole:
@@ -330,7 +330,7 @@ def _draw(trial: "Trial", name: str, part: Range | Choice) -> Any:
 
 
 def _write(tuned: Tuned) -> None:
-    from lstm_compile.tuning.report import report
+    from lstm_compile.tuning.study_report import report
 
     complete = [trial for trial in tuned.study.trials if trial.value is not None]
     if any(trial.state.name == "COMPLETE" for trial in complete):

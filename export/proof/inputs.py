@@ -1,0 +1,145 @@
+"""The inputs on which runtimes are compared: sizes, lengths and values in the user's own units."""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from lstm_compile.export import names
+from lstm_compile.export.runtime import Inputs, Lengths
+from lstm_compile.model.checkpoint import Model
+
+Kind = Literal["full", "mixed", "zero", "one", "junk"]
+
+BATCHES = (1, 3, 32)
+TIMES = (1, 2, 17, 61)
+SEED = 20_240_229
+JUNK = 12_345.0
+LARGEST = 10.0  # logarithm of a target; larger ones are not of this world
+
+
+class ParityCase(NamedTuple):
+    """One input: `full` rows all last `time` steps, `mixed` rows 0 to `time`, others 0 or 1.
+
+    The padding is NaN; `junk` is `mixed` with large numbers there, which show how far they reach.
+    """
+
+    batch: int
+    time: int
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"B={self.batch} T={self.time} {self.kind}"
+
+
+def all_cases() -> list[ParityCase]:
+    """Every batch and time with full and mixed lengths, every batch with lengths 0 and 1."""
+    grid = [
+        ParityCase(batch, time, kind)
+        for kind in ("full", "mixed")
+        for batch in BATCHES
+        for time in TIMES
+    ]
+    return grid + [ParityCase(batch, 17, kind) for kind in ("zero", "one") for batch in BATCHES]
+
+
+def ragged_cases() -> list[ParityCase]:
+    """Two batches and times with lengths below the time, 1 and 0, NaN or numbers behind them."""
+    grid = [
+        ParityCase(batch, time, kind)
+        for batch in (2, 5)
+        for time in (7, 33)
+        for kind in ("mixed", "junk")
+    ]
+    return grid + [ParityCase(2, 7, kind) for kind in ("full", "one", "zero")]
+
+
+def draw(case: ParityCase, model: Model, padding: float = float("nan")) -> Inputs:
+    """Every input of the model's file, `x` with `padding` behind each row's end.
+
+    Values are what training saw as far as the scaler knows: of zero mean and unit deviation after
+    `standard` scaling, in [0, 1] after `minmax`. The same case and sizes give the same values.
+    """
+    config = model.config
+    padding = JUNK if case.kind == "junk" else padding
+    seed = (SEED, case.batch, case.time, get_args(Kind).index(case.kind))
+    random = np.random.default_rng(seed)
+    if config.vocabulary_size:
+        return _tokens(case, config.vocabulary_size, random, padding)
+    x = _values(model, random, (case.batch, case.time, config.input_size))
+    lengths = _lengths(case, random)
+    inputs = {names.INPUT: x.astype(np.float32), names.LENGTHS: lengths}
+    if config.task == "forecast":
+        inputs |= _given(model, random, case)
+    inputs[names.INPUT][np.arange(case.time) >= lengths[:, None]] = padding
+    return inputs
+
+
+def _tokens(case: ParityCase, size: int, random: np.random.Generator, padding: float) -> Inputs:
+    tokens, lengths = random.integers(0, size, (case.batch, case.time)), _lengths(case, random)
+    nowhere = size + SEED if np.isnan(padding) else size + int(padding)
+    tokens[np.arange(case.time) >= lengths[:, None]] = nowhere
+    return {names.TOKENS: tokens, names.LENGTHS: lengths}
+
+
+def _values(model: Model, random: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    config = model.config
+    uniform = config.scaling == "minmax"
+    scaled = random.random(shape) if uniform else random.standard_normal(shape)
+    scale, shift = (
+        model.params[f"scaler.{part}"].double().cpu().numpy() for part in ("scale", "shift")
+    )
+    x = scaled if config.scaling == "none" else scaled * scale + shift
+    if config.task == "forecast":
+        x[..., : config.output_size] = _targets(model, random, x[..., : config.output_size])
+    return x
+
+
+def _targets(model: Model, random: np.random.Generator, z: Any) -> Any:
+    """Targets whose logarithms, or differences to a season before, are `z`."""
+    config, (mean, deviation) = model.config, target_statistics(model)
+    if config.season and z.ndim == 3:
+        level = np.array(mean) + np.array(deviation) * random.standard_normal(
+            (len(z), 1, z.shape[2])
+        )
+        level = np.sign(level) * np.log1p(np.abs(level)) if config.log1p else level
+        for start in range(0, z.shape[1], config.season):
+            season = z[:, start : start + config.season]
+            before = z[:, start - config.season : start] if start else level
+            season += before[:, : season.shape[1]] if start else level
+    return np.sign(z) * np.expm1(np.minimum(np.abs(z), LARGEST)) if config.log1p else z
+
+
+def target_statistics(model: Model) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each target in training, as far as the model's file tells."""
+    size = model.config.output_size
+    found = model.training.get("target_mean"), model.training.get("target_deviation")
+    mean, deviation = (values if values else None for values in found)
+    scale, shift = (
+        model.params[f"scaler.{part}"][:size].double().cpu().tolist() for part in ("scale", "shift")
+    )
+    return mean or shift, deviation or scale
+
+
+def _given(model: Model, random: np.random.Generator, case: ParityCase) -> Inputs:
+    config = model.config
+    levels = config.level_size
+    drawn = _values(model, random, (case.batch, config.steps_out, config.input_size))
+    location = _values(model, random, (case.batch, config.input_size))[:, :levels]
+    codes = [random.integers(0, size, case.batch) for size in config.static_sizes]
+    found: Inputs = {
+        names.KNOWN_FUTURE: drawn[..., levels : levels + config.known_size].astype(np.float32),
+        names.STATIC: np.stack(codes, 1) if codes else np.zeros((case.batch, 0), np.int64),
+        names.SERIES_LOCATION: location.astype(np.float32),
+        names.SERIES_SCALE: np.exp(random.standard_normal((case.batch, levels))).astype(np.float32)
+        * model.params["scaler.scale"][:levels].float().cpu().numpy(),
+    }
+    return {name: found[name] for name in config.given}
+
+
+def _lengths(case: ParityCase, random: np.random.Generator) -> Lengths:
+    if case.kind not in ("mixed", "junk"):
+        return np.full(case.batch, {"full": case.time, "zero": 0, "one": 1}[case.kind], np.int64)
+    lengths = random.integers(0, case.time + 1, case.batch, dtype=np.int64)
+    lengths[0] = case.time if case.batch > 1 else (case.time + 1) // 2
+    lengths[1:2] = 0
+    return lengths

@@ -1,0 +1,67 @@
+"""`run_bench` with ONNX Runtime among those who compute."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lstm_compile.bench.cases import Case
+from lstm_compile.bench.figures import BenchReport
+from lstm_compile.bench.problem import CONTESTANTS, Contestant, Forward, Problem
+from lstm_compile.bench.run import OnCase, OnRows
+from lstm_compile.bench.run import run_bench as run_torch_bench
+from lstm_compile.bench.settings import BenchConfig
+from lstm_compile.export.names import BATCH, INPUT, LENGTHS, TIME
+from lstm_compile.export.runtime import open_session
+from lstm_compile.export.write.graph import simplify
+from lstm_compile.export.write.onnx import quiet
+from lstm_compile.export.write.translation import translation_table
+from lstm_compile.recurrence.function import lstm
+
+
+def run_bench(
+    cases: Sequence[Case],
+    config: BenchConfig,
+    backends: Sequence[str] = (),
+    on_case: OnCase = lambda case, mode: None,
+    on_rows: OnRows = lambda rows: None,
+) -> BenchReport:
+    """As `lstm_compile.bench.run.run_bench`, `onnxruntime` included."""
+    return run_torch_bench(cases, config, ALL, backends, on_case, on_rows)
+
+
+def onnxruntime_forward(problem: Problem) -> Forward:
+    """The stack alone in the portable form that `lstm-compile export` writes, lengths an input.
+
+    As many threads as torch has; inputs and outputs are NumPy arrays.
+    """
+    session = open_session(_portable(problem.module), threads=torch.get_num_threads())
+    inputs = {INPUT: problem.x.numpy(), LENGTHS: problem.host_lengths.numpy()}
+    return lambda: session.run(None, inputs)[0]
+
+
+ALL: Mapping[str, Contestant] = {**CONTESTANTS, "onnxruntime": onnxruntime_forward}
+
+
+class _Stack(nn.Module):
+    def __init__(self, module: nn.LSTM) -> None:
+        super().__init__()
+        self.lstm = module
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return lstm(dict(self.lstm.named_parameters()), x, lengths, backend="vendor")[0]
+
+
+def _portable(module: nn.LSTM) -> bytes:
+    # sizes of 2 or more: torch.export takes a size of 1 for a constant
+    example = torch.zeros(3, 5, module.input_size), torch.tensor([5, 2, 0])
+    batch, time = (torch.export.Dim(name, min=1) for name in (BATCH, TIME))
+    shapes = ({0: batch, 1: time}, {0: batch})
+    with quiet():
+        program = torch.export.export(_Stack(module).eval(), example, dynamic_shapes=shapes)
+        translated = torch.onnx.export(
+            program, dynamo=True, verbose=False, optimize=False, external_data=False,
+            custom_translation_table=translation_table(),
+        )  # fmt: skip
+    assert translated is not None
+    return bytes(simplify(translated.model, []).SerializeToString())

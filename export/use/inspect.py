@@ -1,0 +1,274 @@
+"""What stands behind a name: data, a run folder, a `.safetensors` or an `.onnx` file.
+
+Loads no torch, and onnx only for an `.onnx` file.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lstm_compile.data.profile import profile
+from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.data.tables.folders import is_table, is_text
+from lstm_compile.data.tables.read import BUNDLED, SERIES, locate, read_table
+from lstm_compile.data.tables.roles import Roles
+from lstm_compile.data.tables.table import Table
+from lstm_compile.data.text_files import count_characters, find_texts
+from lstm_compile.errors import InputError
+from lstm_compile.files import from_json
+from lstm_compile.model.header import (
+    count_parameters,
+    described,
+    inspect_run,
+    inspect_safetensors,
+)
+from lstm_compile.model.run_folder import MODEL_FILE
+from lstm_compile.training.defaults import resolve
+
+if TYPE_CHECKING:
+    from onnx import ValueInfoProto
+
+
+def inspect_source(name: str, options: TableOptions | None = None) -> dict[str, Any]:
+    """What stands behind a name, as `--json` prints it.
+
+    Args:
+        name: a bundled data set, of which the training part is taken, a file of sequences, a run
+            folder, a `.safetensors` or an `.onnx` file; or text.
+        options: the columns of a long table.
+
+    Returns:
+        `kind` (`data`, `series`, `text`, `run`, `safetensors` or `onnx`) and what the function of
+        that kind gives.
+
+    Raises:
+        InputError: nothing there, or it cannot be read.
+    """
+    path = Path(name)
+    if name in BUNDLED:
+        return {"kind": "data"} | inspect_data(name, options)
+    if (path / MODEL_FILE).exists():
+        return {"kind": "run", **inspect_run(path)}
+    if path.suffix == ".safetensors":
+        return {"kind": "safetensors", **inspect_safetensors(path)}
+    if path.suffix == ".onnx":
+        return {"kind": "onnx", **inspect_onnx(path)}
+    return {"kind": "data"} | inspect_data(name, options)
+
+
+def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
+    """Series to forecast, whatever is missing in them.
+
+    Returns:
+        `kind` (`series`), `path`, `series` (how many), `rows`, `step`, `from` and `to`, `lengths`
+        (min, median, max), `missing` (values of each column that no row has), `targets`,
+        `features`, `season` (steps) and `columns` (one line).
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    import numpy as np
+
+    from lstm_compile.data.series.reader import read_series  # loads pyarrow
+
+    options = replace(
+        options, gaps=options.gaps or "forward", duplicates=options.duplicates or "last"
+    )
+    table = read_series(path, options)
+    stamps = [str(stamp) for stamp in table.stamps(np.sort(table.ticks)[[0, -1]])]
+    counts = dict(zip(table.roles.values, table.missing.sum(0).tolist(), strict=True))
+    return {
+        "kind": "series",
+        "path": path,
+        "series": len(table.lengths),
+        "rows": len(table.x),
+        "step": table.info.clock.name,
+        "season": table.info.clock.season,
+        "from": stamps[0],
+        "to": stamps[1],
+        "lengths": {
+            "min": int(table.lengths.min()),
+            "median": float(np.median(table.lengths)),
+            "max": int(table.lengths.max()),
+        },
+        "missing": {name: count for name, count in counts.items() if count},
+        "targets": list(table.schema.targets),
+        "features": list(table.schema.features),
+        "columns": table.roles.description,
+    }
+
+
+def inspect_text(path: str) -> dict[str, Any]:
+    """Text files, as task `lm` reads them.
+
+    Returns:
+        `kind` (`text`), `path`, `documents`, `bytes`, `characters`, `vocabulary` (how often each
+        character occurs, from the most frequent on), and `training`: what `train` would do, with
+        `characters` to train on and to validate, `steps` an epoch and `epochs`.
+
+    Raises:
+        InputError: no such file, an empty one, or text that is not UTF-8.
+    """
+    files = find_texts(path)
+    counts = count_characters(files)
+    characters = counts.total()
+    training = resolve(path, "lm").training
+    validated = math.ceil(training.validation * characters)
+    known = characters - validated
+    return {
+        "kind": "text",
+        "path": path,
+        "documents": len(files),
+        "bytes": sum(file.stat().st_size for file in files),
+        "characters": characters,
+        "vocabulary": dict(counts.most_common()),
+        "training": {
+            "train": known,
+            "validation": validated,
+            "steps": max(1, -(-known // (training.batch_size * training.unroll))),
+            "epochs": training.epochs,
+        },
+    }
+
+
+def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, Any]:
+    """A data set, whatever is missing in it.
+
+    Returns:
+        `path`, `part` (of a bundled one), `columns` (of a long table: `id`, `time`, `target` as
+        lists of names, which roles were `inferred`, and what was `left_out` with its kind),
+        `unlabelled` (why no label could be read, else None), and the fields of `Profile`; of series
+        to forecast what `inspect_series` gives, of text files what `inspect_text` gives.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if is_text(name):
+        return inspect_text(name)
+    path, asked = locate(name, "train"), options or TableOptions()
+    if name in SERIES or asked.given_for_series:
+        return inspect_series(str(path), asked)
+    try:
+        table, unlabelled = _read(path, asked)
+    except InputError as error:
+        return _one_series(path, asked, error)
+    missing = {}
+    if table.roles is not None:
+        from lstm_compile.data.tables.missing import count_missing  # loads pyarrow
+
+        missing = count_missing(path, table.roles)
+    return {
+        "path": str(path),
+        "part": "train" if name in BUNDLED else None,
+        "columns": _columns(table.roles) if table.roles else None,
+        "unlabelled": unlabelled,
+        **profile(table, missing).to_dict(),
+    }
+
+
+def _one_series(path: Path, options: TableOptions, error: InputError) -> dict[str, Any]:
+    """What `inspect_series` gives of a table without an id column; else raises `error`."""
+    if options.id or not is_table(path):
+        raise error
+    try:
+        return inspect_series(str(path), options)
+    except InputError:
+        raise error from None
+
+
+def _columns(roles: Roles) -> dict[str, Any]:
+    return {
+        "id": [] if roles.id is None else [roles.id],
+        "time": [] if roles.time is None else [roles.time],
+        "target": list(roles.target),
+        "inferred": list(roles.inferred),
+        "left_out": dict(roles.left_out),
+    }
+
+
+def _read(path: Path, options: TableOptions) -> tuple[Table, str | None]:
+    """The table, its gaps filled; and why it was read without labels, if it was."""
+    if is_table(path) and options.missing in (None, "error"):
+        options = replace(options, missing="zero")
+    try:
+        return read_table(path, options), None
+    except InputError as error:
+        try:
+            return read_table(path, options, labelled=False), str(error)
+        except InputError:
+            raise error from None  # what training would say
+
+
+def inspect_onnx(path: Path) -> dict[str, Any]:
+    """A checked ONNX file of this package.
+
+    Returns:
+        `path`, `bytes`, what of the metadata `described` does not give (see
+        `metadata.schema.json`), `opset`, `ir_version`, what `described` gives, `inputs` and
+        `outputs` (types and shapes), `parameters` and `nodes` (by operator).
+
+    Raises:
+        InputError: what `read_onnx` refuses, or metadata that are not of this package.
+    """
+    import onnx
+
+    from lstm_compile.export import names
+    from lstm_compile.export.proof.onnx_file import read_onnx
+
+    file = read_onnx(path)
+    model = onnx.load_model_from_string(file.data)
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    known = ("_scale", "_zero_point")  # of int8 weights; constants have no dot
+    weights = {n: shape for n, shape in shapes.items() if "." in n and not n.endswith(known)}
+    return {
+        "path": str(path),
+        "bytes": len(file.data),
+        **{key: file.metadata.get(key) for key in names.PLAIN_KEYS},
+        **_form(path, file.metadata),
+        "opset": model.opset_import[0].version,
+        "ir_version": model.ir_version,
+        **described(path, file.metadata),
+        "inputs": {value.name: _tensor(value) for value in model.graph.input},
+        "outputs": {value.name: _tensor(value) for value in model.graph.output},
+        "parameters": count_parameters(weights),
+        "nodes": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
+    }
+
+
+def _form(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What the metadata say of state and quantisation, where they say anything."""
+    from lstm_compile.export import names
+
+    found = {}
+    for key in names.FORM_KEYS:
+        if key in metadata:
+            found[key] = from_json(metadata[key], f"{path}: metadata `{key}`")
+    state = found.get(names.STATE_KEY, {"tensors": {}}).get("tensors")
+    quantized = found.get(names.QUANTIZATION_KEY, {"weights": "", "error": 0.0})
+    fits = (
+        isinstance(state, dict)
+        and all(isinstance(pair, dict) for pair in state.values())
+        and all("from" in pair and _is_number(pair.get("initial")) for pair in state.values())
+        and "weights" in quantized
+        and _is_number(quantized.get("error"))
+    )
+    if not fits:
+        raise InputError(f"{path}: metadata of its form are damaged; export it again")
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _tensor(value: "ValueInfoProto") -> dict[str, Any]:
+    from onnx import TensorProto
+
+    found = value.type.tensor_type
+    return {
+        "type": TensorProto.DataType.Name(found.elem_type).lower(),
+        "shape": [size.dim_param or size.dim_value for size in found.shape.dim],
+    }

@@ -1,0 +1,1 @@
+"""What makes ONNX files of a model."""

@@ -1,0 +1,128 @@
+"""The `ort` form: LSTM nodes of both directions that are given `sequence_lens`, as int32.
+
+The fastest in ONNX Runtime, and right nowhere else: other runtimes ignore `sequence_lens` without a
+word. `translation` writes the portable form.
+"""
+
+from typing import Any
+
+import onnx_ir as ir
+from onnx import TensorProto
+from onnxscript import opset17 as op
+
+from lstm_compile.export.write.translation import (
+    RECURRENCE,
+    Table,
+    Value,
+    check_module,
+    initial_state,
+    ints,
+    is_zeros,
+    lstm_node,
+    model_table,
+    node_weights,
+    steps,
+    zero,
+)
+
+BATCH_FIRST = (2, 0, 1, 3)  # of Y (time, directions, batch, H)
+
+
+def ort_table(finite: bool = False) -> Table:
+    """As `model_table`, for ONNX Runtime alone; `finite` for nodes that read the padding."""
+    return {**model_table(), RECURRENCE: _finite if finite else recurrence}
+
+
+def recurrence(
+    x: Value,
+    lengths: Value,
+    resets: Value,
+    weight_ih: Value,
+    weight_hh: Value,
+    bias: Value,
+    h0: Value,
+    c0: Value,
+    reverse: bool,
+    backend: str,  # noqa: ARG001 (how torch computes, not what)
+    chunk: int,  # noqa: ARG001
+) -> tuple[Value, Value, Value]:
+    """One layer and direction; arguments and results as in `lstm_compile.recurrence.operator`.
+
+    Raises:
+        InputError: the module is not in float32, or it sets states back.
+    """
+    check_module(x, resets)
+    weights = node_weights(weight_ih, weight_hh, bias)
+    initial_h, initial_c = (
+        None if is_zeros(state) else initial_state(state, x) for state in (h0, c0)
+    )
+    sizes = None if lengths is None else op.Cast(lengths, to=TensorProto.INT32)
+    direction = "reverse" if reverse else "forward"
+    y, h, c = lstm_node(x, weights, initial_h, initial_c, sizes, direction)
+    return y, _final(h, lengths, h0), _final(c, lengths, c0)
+
+
+def _finite(x: Value, lengths: Value, *others: Any) -> tuple[Value, Value, Value]:
+    """`recurrence` with zeros in the padding: an int8 node takes its scale from all it is given."""
+    valid = op.Unsqueeze(op.Less(steps(x), op.Unsqueeze(lengths, ints(1))), ints(2))
+    return recurrence(op.Where(valid, x, zero()), lengths, *others)
+
+
+def _final(state: Value, lengths: Value, initial: Value) -> Value:
+    """The node's last state (1, batch, H) as (batch, H); of a row of length 0 the initial one."""
+    last = op.Squeeze(state, ints(0))
+    if lengths is None or is_zeros(initial):  # the node gives such rows zeros
+        return last
+    return op.Where(op.Less(ints(0), op.Unsqueeze(lengths, ints(1))), last, initial)
+
+
+def merge_directions(model: ir.Model) -> None:
+    """Let the two nodes of a bidirectional layer be one, in place."""
+    forward: dict[ir.Value | None, ir.Node] = {}
+    for node in [node for node in model.graph if node.op_type == "LSTM"]:
+        source = _producer(node.inputs[0]).inputs[0]  # of the Transpose before it
+        if node.attributes["direction"].as_string() == "forward":
+            forward[source] = node
+        else:
+            _merge(model.graph, forward.pop(source), node)
+    model.graph.sort()
+
+
+def _merge(graph: ir.Graph, forward: ir.Node, reverse: ir.Node) -> None:
+    tape = ir.tape.Tape()
+    x, *pairs = zip(forward.inputs, reverse.inputs, strict=True)
+    weights = [tape.op("Concat", pair, {"axis": 0}) for pair in pairs[:3]]
+    states = [tape.op("Concat", pair, {"axis": 0}) if all(pair) else None for pair in pairs[4:]]
+    size = forward.attributes["hidden_size"].as_int()
+    y, *finals = tape.op_multi_out(
+        "LSTM",
+        [x[0], *weights, forward.inputs[4], *states],
+        {"direction": "bidirectional", "hidden_size": size},
+        num_outputs=3,
+    )
+    by_row = tape.op("Transpose", [y], {"perm": BATCH_FIRST})
+    shape = tape.op("Constant", [], {"value_ints": [0, 0, 2 * size]})
+    side_by_side = tape.op("Reshape", [by_row, shape])
+    ir.convenience.replace_all_uses_with(_concatenated(forward), side_by_side)
+    read = zip(forward.outputs[1:], reverse.outputs[1:], strict=True)  # there may be none
+    for final, olds in zip(finals, read, strict=False):
+        parts = tape.op_multi_out("Split", [final], {"axis": 0}, num_outputs=2)
+        for old, part in zip(olds, parts, strict=True):
+            ir.convenience.replace_all_uses_with(old, part)
+    graph.insert_after(reverse, tape.nodes)
+
+
+def _concatenated(node: ir.Node) -> ir.Value:
+    """What joins the steps of both directions: Y goes through Squeeze, Transpose and Concat."""
+    value = node.outputs[0]
+    for kind in ("Squeeze", "Transpose", "Concat"):
+        (user,) = value.consumers()
+        assert user.op_type == kind
+        value = user.outputs[0]
+    return value
+
+
+def _producer(value: ir.Value | None) -> ir.Node:
+    node = None if value is None else value.producer()
+    assert node is not None
+    return node

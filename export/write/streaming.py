@@ -1,0 +1,195 @@
+"""The streaming file: one step or a chunk at a time, with the state as input and output.
+
+It is written from the same program as the sequence file, without lengths: who feeds it holds the
+state, and passes the initial one (zeros) where a sequence begins.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Literal
+
+import onnx
+from onnxscript import opset17 as op
+from torch import Tensor
+
+from lstm_compile.config import POOLED, WINDOW_SCALINGS, ModelConfig
+from lstm_compile.errors import InputError
+from lstm_compile.export import names
+from lstm_compile.export.proof.selftest import streaming_selftest
+from lstm_compile.export.proof.streaming_parity import verify_streaming
+from lstm_compile.export.write.onnx import (
+    ExportReport,
+    Form,
+    Program,
+    build,
+    check_target,
+    metadata,
+    proven,
+    report_of,
+    reshaped,
+    write_beside,
+)
+from lstm_compile.export.write.translation import (
+    RECURRENCE,
+    Table,
+    Value,
+    ints,
+    is_zeros,
+    model_table,
+)
+from lstm_compile.model.checkpoint import Model, load_model
+from lstm_compile.model.model import predict_on
+from lstm_compile.recurrence.cell import LSTMState
+
+Cells = Literal["node", "plain"]
+NODE: Cells = "node"
+
+
+def export_streaming(
+    model: Model | str | Path,
+    path: str | Path,
+    cells: Cells = NODE,
+    runtimes: Sequence[str] | None = None,
+) -> ExportReport:
+    """Write the streaming file of a model, with its parity report and self-test beside it.
+
+    Args:
+        model: the model, or the path of its run folder or safetensors file.
+        path: the file to write; an earlier one is replaced.
+        cells: `node` for one LSTM operator a layer, or `plain` for MatMul, Sigmoid and Tanh, which
+            runtimes without an LSTM operator load; that file takes one step a call.
+        runtimes: which to compare, as in `verify_onnx`.
+
+    Raises:
+        InputError: the model cannot be read or streamed, or the file cannot be written there.
+        RunError: the model cannot be translated, or a runtime disagrees; nothing was written.
+    """
+    began, path = perf_counter(), Path(path)
+    check_target(path)
+    model = model if isinstance(model, Model) else load_model(model)
+    check_streamable(model.config)
+    example = streaming_selftest(model, cells == "plain")
+    data = to_streaming(model, cells, example).SerializeToString(deterministic=True)
+    with proven(path, data, lambda file: verify_streaming(model, file, runtimes)) as parity:
+        beside = write_beside(path.parent, f"{path.stem}.", parity, example)
+    return report_of(path, data, began, parity, beside)
+
+
+def check_streamable(config: ModelConfig) -> None:
+    """Refuse a model that needs a whole sequence, or its end, before it can answer.
+
+    Raises:
+        InputError: says what needs it, and what to train instead.
+    """
+    if reason := _why_not(config):
+        raise InputError(f"this model cannot run step by step: {reason}")
+
+
+def _why_not(config: ModelConfig) -> str:
+    if config.bidirectional:
+        return "it reads each sequence from its end too; train with --no-bidirectional"
+    if config.transformer_layers:
+        return (
+            "its Transformer blocks look back at all steps before; train with "
+            "--transformer-layers 0, or export without --streaming and pass all steps at each call"
+        )
+    if config.task in POOLED and config.pooling != "last":
+        return f"pooling {config.pooling} reads all steps at once; train with --pooling last"
+    if config.scaling in ("series", *WINDOW_SCALINGS):
+        return f"scaling {config.scaling} needs the whole window; train with --scaling standard"
+    if config.task == "forecast" and config.linear:
+        return "its linear path reads the whole window; train with --no-linear"
+    if config.season:
+        return "season reads steps long past; train with --season 0"
+    return ""
+
+
+def to_streaming(model: Model, cells: Cells = NODE, example: str | None = None) -> onnx.ModelProto:
+    """The model as one graph with its state as input and output.
+
+    Args:
+        model: the model.
+        cells: as for `export_streaming`.
+        example: its self-test, for the metadata to hold its digest; made if None.
+
+    Raises:
+        InputError: the model cannot be streamed.
+    """
+    config = model.config
+    check_streamable(config)
+    output, shape = names.output_of(config)
+    inputs, state = names.streaming_inputs_of(config), names.state_of(config)
+    if cells == "plain":
+        shape = _one_step(shape)
+        inputs = {name: (kind, _one_step(sizes)) for name, (kind, sizes) in inputs.items()}
+    form = Form(
+        inputs=inputs,
+        outputs={output: shape, **dict.fromkeys(names.NEXT_STATE, state)},
+        program=_Stepwise(model),
+        metadata=_metadata(model, cells, example),
+        reshaped=reshaped(model),
+        table=_plain_table() if cells == "plain" else model_table(),
+    )
+    return build(model, form)
+
+
+def _one_step(shape: list[str | int]) -> list[str | int]:
+    return [1 if size == names.TIME else size for size in shape]
+
+
+def _metadata(model: Model, cells: Cells, example: str | None) -> dict[str, str]:
+    """Those of the sequence file, and which output feeds which input, and what it is at first."""
+    example = example or streaming_selftest(model, cells == "plain")
+    state = {
+        name: {"from": after, "shape": names.state_of(model.config), "initial": 0.0}
+        for name, after in zip(names.STATE, names.NEXT_STATE, strict=True)
+    }
+    return {
+        **metadata(model, example),
+        "inputs": json.dumps(list(names.streaming_inputs_of(model.config))),
+        "outputs": json.dumps([names.OUTPUTS[model.config.task], *names.NEXT_STATE]),
+        names.STATE_KEY: json.dumps({"cells": cells, "tensors": state}),
+    }
+
+
+class _Stepwise(Program):
+    """`predict` of a chunk of steps, all valid, from a state."""
+
+    def forward(
+        self, x: Tensor, h: Tensor, c: Tensor, *given: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        answer, state = predict_on(
+            self.params, self.config, x, None, LSTMState(h, c), given=self.given(given)
+        )
+        return answer, *state
+
+
+def _plain_table() -> Table:
+    return {**model_table(), RECURRENCE: _plain_cell}
+
+
+def _plain_cell(
+    x: Value,
+    lengths: Value,  # noqa: ARG001 (all steps are valid)
+    resets: Value,  # noqa: ARG001 (who feeds the file passes the state)
+    weight_ih: Value,
+    weight_hh: Value,
+    bias: Value,
+    h0: Value,
+    c0: Value,
+    reverse: bool,  # noqa: ARG001 (there is one step)
+    backend: str,  # noqa: ARG001
+    chunk: int,  # noqa: ARG001
+) -> tuple[Value, Value, Value]:
+    """One step of one layer, `lstm_compile.recurrence.cell.lstm_step` word for word."""
+    step = op.Squeeze(x, ints(1))
+    gates = op.MatMul(step, op.Transpose(weight_ih, perm=[1, 0]))
+    gates = op.Add(gates, op.MatMul(h0, op.Transpose(weight_hh, perm=[1, 0])))
+    gates = gates if is_zeros(bias) else op.Add(gates, bias)
+    size = int(weight_hh.shape[1])
+    i, f, g, o = (op.Slice(gates, ints(k * size), ints((k + 1) * size), ints(1)) for k in range(4))
+    c = op.Add(op.Mul(op.Sigmoid(f), c0), op.Mul(op.Sigmoid(i), op.Tanh(g)))
+    h = op.Mul(op.Sigmoid(o), op.Tanh(c))
+    return op.Unsqueeze(h, ints(1)), h, c

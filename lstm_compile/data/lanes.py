@@ -1,0 +1,108 @@
+"""Text in lanes: each row of a batch reads on where the same row of the batch before stopped.
+
+What is read are pairs, a token and the next of its document. All pairs are cut into as many parts
+of one size as there are lanes. Where a document begins inside a chunk, the chunk says so, and the
+state is set back: nothing is told, or known, across the end of a document.
+
+Source: truncated back-propagation through time, Williams and Peng 1990; the lanes are those of
+Zaremba et al. 2014, section 4.1.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lstm_compile.data.corpus import Corpus
+from lstm_compile.data.sequences import IGNORED
+from lstm_compile.model.batch import Batch
+from lstm_compile.recurrence.cell import LSTMState
+
+
+class Chunk(NamedTuple):
+    """Steps of every lane.
+
+    Attributes:
+        batch: `x` int64 tokens (lanes, time), 0 in the padding; `y` the token after each; `resets`
+            where a document begins, None where none does.
+        fresh: bool (lanes,), which lanes begin anew.
+    """
+
+    batch: Batch
+    fresh: Tensor
+
+
+def chunks(corpus: Corpus, lanes: int, time: int, done: int = 0) -> Iterator[Chunk]:
+    """Every pair of a token and the next of its document, once.
+
+    Args:
+        corpus: on the CPU.
+        lanes: rows of a batch; a lane that is through has length 0.
+        time: most steps of a chunk.
+        done: chunks at the start that are left out.
+    """
+    edges = _edges(corpus, lanes)
+    for start in range(done * time, int(np.diff(edges).max()), time):
+        pair = edges[:-1] + start
+        batch = _cut(corpus, pair, (edges[1:] - pair).clip(0, time))
+        begins = torch.zeros(lanes, 1).bool() if batch.resets is None else batch.resets
+        yield Chunk(batch, begins[:, 0] | (start == 0))
+
+
+def places_at(corpus: Corpus, lanes: int, time: int, number: int) -> Tensor:
+    """Where in the text each lane stands as chunk 0, 1, ... begins, int64 (lanes,)."""
+    pairs = _pairs(corpus)
+    pair = (_edges(corpus, lanes)[:-1] + number * time).clip(max=pairs[-1] - 1)
+    return torch.from_numpy(pair + np.searchsorted(pairs, pair, side="right") - 1)
+
+
+def steps_of(corpus: Corpus, lanes: int, time: int) -> int:
+    """How many chunks there are, at least 1."""
+    return max(1, -(-int(np.diff(_edges(corpus, lanes)).max()) // time))
+
+
+def carried(state: LSTMState | None, fresh: Tensor | None) -> LSTMState | None:
+    """The state that a chunk begins from: zeros where a lane begins anew."""
+    if state is None or fresh is None:
+        return None
+    keep = ~fresh.to(state.h.device)[:, None]
+    return LSTMState(*(torch.where(keep, part, 0.0) for part in state))
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch of tokens on the device of a model; `lengths` stay on the CPU."""
+    if device.type == "cpu":
+        return batch
+    resets = None if batch.resets is None else batch.resets.to(device)
+    return batch._replace(x=batch.x.to(device), y=batch.y.to(device), resets=resets)
+
+
+def _pairs(corpus: Corpus) -> np.ndarray:
+    """The number of each document's first pair, and that of all: one less than tokens in each."""
+    starts = corpus.starts.numpy()
+    found: np.ndarray = starts - np.arange(len(starts))
+    return found
+
+
+def _edges(corpus: Corpus, lanes: int) -> np.ndarray:
+    """The number of each lane's first pair, and that of all."""
+    found: np.ndarray = np.arange(lanes + 1) * _pairs(corpus)[-1] // lanes
+    return found
+
+
+def _cut(corpus: Corpus, first: np.ndarray, lengths: np.ndarray) -> Batch:
+    """`lengths` pairs of each lane, from its `first` on."""
+    step, begins = np.arange(lengths.max()), _pairs(corpus)
+    is_valid = step < lengths[:, None]
+    pair = np.where(is_valid, first[:, None] + step, 0)
+    document = np.searchsorted(begins, pair, side="right") - 1
+    resets = is_valid & (pair == begins[document])
+    place, padding = torch.from_numpy(pair + document), torch.from_numpy(~is_valid)
+    return Batch(
+        corpus.tokens[place].long().masked_fill(padding, 0),
+        torch.from_numpy(lengths),
+        corpus.tokens[place + 1].long().masked_fill(padding, IGNORED),
+        resets=torch.from_numpy(resets) if resets.any() else None,
+    )

@@ -1,0 +1,187 @@
+"""Time stamps as whole steps: which step a table has, and which stamp a step is. Loads no torch."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_compile.data.tables.columns import CALENDAR as CALENDAR
+from lstm_compile.errors import InputError
+
+Kind = Literal["number", "fixed", "months", "month-ends"]
+Ticks = NDArray[Any]  # int64, or float64 for numbers with fractions
+
+HOUR = 3_600_000_000_000  # of nanoseconds
+DAY = 24 * HOUR
+CLOSE = 1e-6  # of a step: how far fractional times may lie from it
+DAYS_OF_WEEK, WEEKS_OF_YEAR, MONTHS_OF_YEAR = 7, 52, 12
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What one step of a table is.
+
+    Attributes:
+        kind: `number` (the time column holds numbers), `fixed` (a number of nanoseconds), `months`
+            (the same day and time of a month) or `month-ends` (its last day).
+        step: in units of the column, in nanoseconds, or in months.
+
+    Raises:
+        InputError: an unknown kind or a step that is not above 0.
+    """
+
+    kind: Kind
+    step: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or not self.step > 0:
+            raise InputError(f"Clock: no such step: {self.kind} {self.step!r}")
+
+    @property
+    def season(self) -> int:
+        """Steps of the season that its step suggests: 24 hours, 7 days, 12 months; else 1."""
+        if self.kind == "number":
+            return 1
+        if self.kind in ("months", "month-ends"):
+            return int(MONTHS_OF_YEAR // self.step) if MONTHS_OF_YEAR % self.step == 0 else 1
+        if self.step < DAY:
+            return int(DAY // self.step) if DAY % self.step == 0 else 1
+        return {DAY: DAYS_OF_WEEK, DAYS_OF_WEEK * DAY: WEEKS_OF_YEAR}.get(int(self.step), 1)
+
+    @property
+    def name(self) -> str:
+        """The step as a person says it: `1 hour`, `3 months`, `0.5`."""
+        if self.kind == "number":
+            return f"{self.step:g}"
+        if self.kind in ("months", "month-ends"):
+            return _counted(self.step, "month")
+        units = {"day": DAY, "hour": HOUR, "minute": HOUR // 60, "second": HOUR // 3600}
+        unit = next((name for name, size in units.items() if self.step % size == 0), None)
+        return _counted(self.step / units[unit], unit) if unit else f"{self.step:g} nanoseconds"
+
+    def ticks(self, times: NDArray[Any]) -> Ticks:
+        """Times on a scale where steps are equal: months, nanoseconds or the numbers themselves.
+
+        Raises:
+            InputError: dates where the clock has numbers, or the reverse.
+        """
+        is_date = times.dtype.kind == "M"
+        if is_date == (self.kind == "number"):
+            found, expected = ("dates", "numbers") if is_date else ("numbers", "dates")
+            raise InputError(f"the times are {found}, but the model was trained on {expected}")
+        if self.kind in ("months", "month-ends"):
+            return times.astype("M8[M]").astype(np.int64)
+        return times.astype("M8[ns]").astype(np.int64) if is_date else times
+
+    def stamps(self, ticks: Ticks, like: np.datetime64 | None = None) -> NDArray[Any]:
+        """The times of ticks: datetime64[s or ns], or numbers.
+
+        Args:
+            ticks: as `ticks` gives them.
+            like: for `months`, any stamp of the table: its day and time of the month are taken.
+        """
+        if self.kind == "number":
+            return ticks
+        if self.kind == "fixed":
+            found = ticks.astype("M8[ns]")
+        elif self.kind == "month-ends":
+            found = (ticks + 1).astype("M8[M]").astype("M8[D]") - np.timedelta64(1, "D")
+        else:
+            offset = (
+                _in_month(np.asarray([like]))[0] if like is not None else np.timedelta64(0, "ns")
+            )
+            found = ticks.astype("M8[M]").astype("M8[ns]") + offset
+        seconds = found.astype("M8[s]")
+        return seconds if (seconds == found).all() else found
+
+    def features(self, span: float) -> tuple[str, ...]:
+        """Which of `CALENDAR` tell the steps of a table apart.
+
+        Args:
+            span: ticks of the training part; a month of the year must be seen twice to be learned.
+        """
+        if self.kind == "number":
+            return ()
+        if self.kind in ("months", "month-ends"):
+            return ("month",) if self.step < MONTHS_OF_YEAR and span >= 24 else ()
+        lengths = {"hour": DAY, "weekday": 7 * DAY, "month": 365 * DAY}
+        return tuple(n for n, size in lengths.items() if self.step < size and span >= 2 * size)
+
+
+def infer_clock(times: NDArray[Any], is_next: NDArray[np.bool_]) -> Clock:
+    """The clock of a table whose rows are in order.
+
+    The step is the most frequent distance between two rows that follow each other.
+
+    Args:
+        times: numbers or datetime64 (rows,), sorted within each series.
+        is_next: bool (rows - 1,), whether a row belongs to the series of the row before.
+
+    Raises:
+        InputError: no series has two rows.
+    """
+    if not is_next.any():
+        raise InputError("no series has two rows, so no step can be inferred")
+    if times.dtype.kind != "M":
+        return Clock("number", _most_frequent(np.diff(times)[is_next]))
+    months, offsets = times.astype("M8[M]").astype(np.int64), _in_month(times)
+    steps = np.diff(months)[is_next]
+    if (steps > 0).all() and (offsets == offsets[0]).all():
+        return Clock("months", _most_frequent(steps))
+    days = times.astype("M8[D]")
+    if (steps > 0).all() and _is_month_end(days) and (times == days).all():
+        return Clock("month-ends", _most_frequent(steps))
+    return Clock("fixed", _most_frequent(np.diff(times.astype("M8[ns]").astype(np.int64))[is_next]))
+
+
+def whole_steps(distance: Ticks, step: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Distances in steps, int64, and which of them are no whole number of steps."""
+    count = np.rint(distance / step).astype(np.int64)
+    return count, np.abs(distance - count * step) > CLOSE * step
+
+
+def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.float32]:
+    """Sine and cosine of each of `names`, float32 (stamps, 2 * names): hour, weekday, month.
+
+    Args:
+        stamps: datetime64 (stamps,).
+        names: of `CALENDAR`; the hour counts its minutes too, Monday is weekday 0.
+    """
+    if not names:
+        return np.zeros((len(stamps), 0), np.float32)
+    days, months = stamps.astype("M8[D]"), stamps.astype("M8[M]").astype(np.int64)
+    shares = {
+        "hour": (stamps - days) / np.timedelta64(1, "D"),
+        "weekday": (days.astype(np.int64) + 3) % 7 / 7,  # day 0 was a Thursday
+        "month": months % 12 / 12,
+    }
+    angles = [2 * np.pi * shares[name] for name in names]
+    columns = [function(angle) for angle in angles for function in (np.sin, np.cos)]
+    return np.stack(columns, 1).astype(np.float32)
+
+
+def calendar_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """What the columns of `calendar_columns` are called: `hour_sin`, `hour_cos`, ..."""
+    return tuple(f"{name}_{part}" for name in names for part in ("sin", "cos"))
+
+
+def _counted(count: float, unit: str) -> str:
+    return f"{count:g} {unit}{'' if count == 1 else 's'}"
+
+
+def _most_frequent(steps: NDArray[Any]) -> float:
+    steps = steps[steps > 0]
+    if steps.dtype.kind == "f":
+        steps = np.array([float(f"{step:.9g}") for step in steps[: 1 << 16]])  # rounding differs
+    values, counts = np.unique(steps, return_counts=True)
+    value = values[counts.argmax()]
+    return float(value) if steps.dtype.kind == "f" else int(value)
+
+
+def _in_month(times: NDArray[Any]) -> Any:
+    return times.astype("M8[ns]") - times.astype("M8[M]").astype("M8[ns]")
+
+
+def _is_month_end(days: NDArray[Any]) -> bool:
+    return bool(((days + np.timedelta64(1, "D")).astype("M8[M]") > days.astype("M8[M]")).all())

@@ -1,0 +1,167 @@
+"""Rows of series at equal steps: duplicates made one, steps without a row found, gaps filled."""
+
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_compile.data.series.clock import Clock, Ticks, whole_steps
+from lstm_compile.data.tables.columns import Duplicates
+from lstm_compile.errors import InputError
+
+MOST_STEPS = 20  # a row, beyond which a stamp is taken for a mistake
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+# row of the table, what was found, what was expected, how to mend it
+Refuse = Callable[[int, str, str, str], NoReturn]
+
+
+class GridRows(NamedTuple):
+    """Rows of series one after the other, sorted by time.
+
+    Attributes:
+        x: float32 (rows, columns), NaN where a cell is missing.
+        ticks: (rows,), see `Clock.ticks`.
+        lengths: int64 (series,).
+        table_rows: int64 (rows,), where each came from.
+    """
+
+    x: Floats
+    ticks: Ticks
+    lengths: Ints
+    table_rows: Ints
+
+    @property
+    def is_next(self) -> NDArray[np.bool_]:
+        """Whether each row but the first is of the series of the row before, bool (rows - 1,)."""
+        same = np.ones(max(0, len(self.x) - 1), bool)
+        same[self.lengths.cumsum()[:-1] - 1] = False
+        return same
+
+
+def merge_duplicates(rows: GridRows, how: Duplicates, refuse: Refuse) -> GridRows:
+    """One row a series and time.
+
+    Args:
+        rows: sorted; of equal times the last is the last of the files.
+        how: `error`, `mean` (over the cells that hold a number) or `last`.
+        refuse: raises for a row of the table.
+
+    Raises:
+        InputError: two rows of a series at one time, and `how` is `error`.
+    """
+    is_again = rows.is_next & (rows.ticks[1:] == rows.ticks[:-1])
+    if not is_again.any():
+        return rows
+    if how == "error":
+        again = int(np.flatnonzero(is_again)[0]) + 1
+        refuse(
+            int(rows.table_rows[again]),
+            f"the time of another row of its series again ({int(is_again.sum())} such rows in all)",
+            "one row a time",
+            "choose --duplicates mean or last",
+        )
+    starts = np.concatenate(([0], np.flatnonzero(~is_again) + 1))
+    last = np.concatenate((starts[1:], [len(rows.x)])) - 1
+    x = rows.x[last] if how == "last" else _means(rows.x, starts)
+    ends = np.searchsorted(last, rows.lengths.cumsum() - 1) + 1
+    return GridRows(x, rows.ticks[last], np.diff(ends, prepend=0), rows.table_rows[last])
+
+
+def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tuple[GridRows, int]:
+    """A row for every step between the first and the last of each series, NaN where none was.
+
+    Args:
+        rows: of different times within each series.
+        clock: what a step is.
+        may_fill: whether steps without a row are allowed.
+        refuse: raises for a row of the table.
+
+    Returns:
+        The rows, those that are new with the table row of the one before, and how many are new.
+
+    Raises:
+        InputError: a distance that is no whole number of steps, or a missing step.
+    """
+    steps, is_broken = whole_steps(np.diff(rows.ticks), clock.step)
+    steps, is_broken = np.where(rows.is_next, steps, 1), is_broken & rows.is_next
+    for index in np.flatnonzero(is_broken)[:1]:
+        distance = float(rows.ticks[index + 1] - rows.ticks[index])
+        refuse(
+            int(rows.table_rows[index + 1]),
+            f"a time {Clock(clock.kind, distance).name} after the row before",
+            f"whole steps of {clock.name}",
+            "bring the rows to equal steps first",
+        )
+    missing = int((steps - 1).sum())
+    if not missing:
+        return rows, 0
+    worst = int(steps.argmax())
+    if not may_fill or missing > MOST_STEPS * len(rows.x):
+        first = worst if may_fill else int((steps > 1).argmax())
+        refuse(
+            int(rows.table_rows[first + 1]),
+            f"a time {steps[first]} steps after the row before (steps missing in all: {missing})",
+            f"one step of {clock.name}",
+            "mend the stamp or drop the row" if may_fill
+            else "fill gaps with --gaps forward, linear or indicate",
+        )  # fmt: skip
+    place = np.concatenate(([0], steps.cumsum()))
+    x = np.full((place[-1] + 1, rows.x.shape[1]), np.nan, np.float32)
+    x[place] = rows.x
+    source = np.repeat(np.arange(len(place)), np.diff(place, append=place[-1] + 1))
+    ticks = rows.ticks[source] + (np.arange(len(x)) - place[source]) * clock.step
+    ends = place[rows.lengths.cumsum() - 1] + 1
+    grid = GridRows(
+        x, ticks.astype(rows.ticks.dtype), np.diff(ends, prepend=0), rows.table_rows[source]
+    )
+    return grid, missing
+
+
+def fill_linear(x: Floats, lengths: Ints, parts: Ints) -> None:
+    """Replace NaN between two values by the line between them, in place.
+
+    Gaps at the ends of a series or across the border of two parts stay.
+
+    Args:
+        x: float32 (rows, columns), the series one after the other.
+        lengths: int64 (series,).
+        parts: int64 (rows,), which part of the data a row is in.
+    """
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    index = np.arange(len(x))
+    for column in x.T:
+        is_gap = np.isnan(column)
+        before = np.maximum.accumulate(np.where(is_gap, -1, index))
+        after = np.minimum.accumulate(np.where(is_gap, len(x), index)[::-1])[::-1]
+        gaps = np.flatnonzero(is_gap & (before >= 0) & (after < len(x)))
+        low, high = before[gaps], after[gaps]
+        kept = (owner[low] == owner[high]) & (parts[low] == parts[high])
+        gaps, low, high = gaps[kept], low[kept], high[kept]
+        share = ((gaps - low) / (high - low)).astype(np.float32)
+        column[gaps] = column[low] + (column[high] - column[low]) * share
+
+
+def _means(x: Floats, starts: Ints) -> Floats:
+    result = np.empty((len(starts), x.shape[1]), np.float32)
+    for index, column in enumerate(x.T):
+        is_there = np.isfinite(column)
+        total = np.add.reduceat(np.where(is_there, column, 0).astype(np.float64), starts)
+        count = np.add.reduceat(is_there.astype(np.int64), starts)
+        result[:, index] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return result
+
+
+def check_some(place: str, x: Floats, names: tuple[str, ...]) -> None:
+    """Refuse a column without any number.
+
+    Raises:
+        InputError: names it.
+    """
+    for name, column in zip(names, x.T, strict=True):
+        if not np.isfinite(column).any():
+            raise InputError(
+                f"{place}, column {name!r}: found no number in any row, expected a series of them; "
+                "name another column"
+            )

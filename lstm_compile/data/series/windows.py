@@ -1,0 +1,271 @@
+"""Windows of series: a context and the steps after it, found by index in the flat rows."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lstm_compile.config import Task
+from lstm_compile.data.schema import Schema
+from lstm_compile.data.series.history import History
+from lstm_compile.data.series.series_roles import SeriesRoles
+from lstm_compile.data.series.series_table import SeriesTable
+from lstm_compile.errors import InputError
+from lstm_compile.model.batch import Batch, Given
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+class Shape(NamedTuple):
+    """The sizes of a window."""
+
+    context: int  # most steps before the origin
+    horizon: int
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows into the flat rows of series; window i forecasts rows from `origins[i]` on.
+
+    Attributes:
+        x: float32 (rows, features), finite, the series one after the other.
+        is_unknown: bool (rows, targets), True where a target was filled: neither learned nor
+            measured.
+        starts: int64 (windows,), the first row of each context.
+        origins: int64 (windows,), the first row to forecast.
+        series: int64 (windows,), whose.
+        statics: int64 (series, statics).
+        shape: context and horizon.
+        table: the series these are windows of; on the CPU, whatever the tensors are on.
+        history: for the inputs `series_location` and `series_scale`; None where nobody wants them.
+    """
+
+    x: Tensor
+    is_unknown: Tensor
+    starts: Tensor
+    origins: Tensor
+    series: Tensor
+    statics: Tensor
+    shape: Shape
+    table: SeriesTable
+    history: History | None = None
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Steps of each context, int64 (windows,)."""
+        return self.origins - self.starts
+
+    @property
+    def y(self) -> Tensor:
+        """What is to be forecast, float32 (windows, horizon, targets); NaN where nobody knows."""
+        return self._truth(self.origins)
+
+    @property
+    def unit(self) -> Tensor | None:
+        """What a target's error is measured in, (windows, targets), where that is by series."""
+        targets = len(self.schema.targets)
+        return self.history.at(self.origins, self.series)[1][:, :targets] if self.history else None
+
+    @property
+    def task(self) -> Task:
+        """`forecast`."""
+        return "forecast"
+
+    @property
+    def schema(self) -> Schema:
+        """The names, as a trained model carries them."""
+        return self.table.schema
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """One name a feature."""
+        return self.schema.features
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """One name a target."""
+        return self.schema.targets
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def roles(self) -> SeriesRoles:
+        """The columns of the table."""
+        return self.table.roles
+
+    def digest(self) -> str:
+        """The sha256 of the names and of all rows up to the last that is forecast."""
+        stop = int(self.origins.max()) + self.shape.horizon
+        parts = (self.table.ticks[:stop], self.table.x[:stop], self.table.lengths)
+        digest = hashlib.sha256(self.schema.to_json().encode())
+        for part in parts:
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
+
+    def select(self, indices: Tensor) -> "Windows":
+        """The windows at `indices`, int64 (count,), on the same rows."""
+        return replace(
+            self,
+            starts=self.starts[indices],
+            origins=self.origins[indices],
+            series=self.series[indices],
+        )
+
+    def to(self, device: torch.device | str) -> "Windows":
+        """The same windows with all tensors on `device`."""
+        names = ("x", "is_unknown", "starts", "origins", "series", "statics")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, **moved, history=self.history and self.history.to(device))
+
+    def gather(self, indices: Tensor, time: int | None = None) -> Batch:
+        """Cut a padded batch out of the flat rows, by indexing alone.
+
+        Args:
+            indices: int64 (batch,), on the device of the rows.
+            time: steps to pad to; None looks the longest context up.
+        """
+        starts, origins = self.starts[indices], self.origins[indices]
+        lengths = origins - starts
+        steps = torch.arange(time or max(1, int(lengths.max())), device=starts.device)
+        is_valid = steps < lengths[:, None]
+        x = self.x[torch.where(is_valid, starts[:, None] + steps, 0)]
+        x = x.masked_fill(~is_valid[..., None], 0.0)
+        given = self._given(origins, self.series[indices])
+        unit = given.series_scale
+        unit = None if unit is None else unit[:, : len(self.schema.targets)]
+        return Batch(x, lengths, self._truth(origins), given, unit)
+
+    def _given(self, origins: Tensor, series: Tensor) -> Given:
+        info = self.table.info
+        known = self._horizon(self.x, origins)[..., known_columns(self.schema)]
+        location, scale = self.history.at(origins, series) if self.history else (None, None)
+        return Given(
+            known if info.known_features else None,
+            self.statics[series] if info.statics else None,
+            location,
+            scale,
+        )
+
+    def _truth(self, origins: Tensor) -> Tensor:
+        targets = self._horizon(self.x[:, : len(self.schema.targets)], origins)
+        return targets.masked_fill(self._horizon(self.is_unknown, origins), torch.nan)
+
+    def _horizon(self, rows: Tensor, origins: Tensor) -> Tensor:
+        return rows[origins[:, None] + torch.arange(self.shape.horizon, device=origins.device)]
+
+
+def known_columns(schema: Schema) -> slice:
+    """Where in `x` the columns of `known_future` stand."""
+    assert schema.series is not None
+    stop = len(schema.features) - schema.series.indicator
+    return slice(stop - len(schema.series.known_features), stop)
+
+
+def all_windows(table: SeriesTable, shape: Shape, by_series: bool = False) -> Windows:
+    """Every window whose horizon lies within its series and holds a known target.
+
+    A context is as long as `shape.context` where the series is long enough for twice as much;
+    before that it may be as short as half of what there is. No window begins after a step that a
+    line was drawn through: what stands there is known only later.
+
+    Args:
+        table: the series.
+        shape: context and horizon.
+        by_series: whether a model with `scaling` `series` will be asked.
+    """
+    targets = len(table.schema.targets)
+    unknown = table.missing[:, :targets]
+    origins, owners, starts = _origins(table, shape)
+    known = np.concatenate(([0], (~unknown).any(1).cumsum()))
+    keep = known[origins + shape.horizon] > known[origins]
+    keep &= known[origins] > known[starts]
+    if table.roles.gaps == "linear":
+        keep &= ~table.missing[origins - 1].any(1)
+    rows = torch.from_numpy(table.x)
+    levels = targets + len(table.roles.options.features)
+    return Windows(
+        rows,
+        torch.from_numpy(unknown),
+        torch.from_numpy(starts[keep]),
+        torch.from_numpy(origins[keep]),
+        torch.from_numpy(owners[keep]),
+        torch.from_numpy(table.statics),
+        shape,
+        table,
+        History.of(rows[:, :levels], torch.from_numpy(table.starts)) if by_series else None,
+    )
+
+
+def _origins(table: SeriesTable, shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of origins, their series and where their contexts start, int64 (windows,) each."""
+    room = table.history - shape.horizon  # the last origin of each series
+    first = np.minimum(shape.context, np.maximum(room // 2, 1))
+    count = np.maximum(room - first + 1, 0)
+    owners = np.repeat(np.arange(len(count)), count)
+    step = np.arange(len(owners)) - np.repeat(count.cumsum() - count, count) + first[owners]
+    begin = table.starts[owners]
+    return begin + step, owners, begin + np.maximum(step - shape.context, 0)
+
+
+def split_windows(windows: Windows) -> dict[str, Windows]:
+    """The windows of each part: `train`, `validation`, `known` (both and those across), `test`.
+
+    All that a window forecasts lies in its part; its context may reach back into the part before.
+    """
+    parts = torch.from_numpy(windows.table.split.part_of(windows.table.ticks))
+    begin, end = parts[windows.origins], parts[windows.origins + windows.shape.horizon - 1]
+    chosen: Mapping[str, Tensor] = {
+        "train": end == TRAIN,
+        "validation": (begin == VALIDATION) & (end == VALIDATION),
+        "known": end <= VALIDATION,
+        "test": begin == TEST,
+    }
+    return {name: windows.select(mask.nonzero()[:, 0]) for name, mask in chosen.items()}
+
+
+def thinned(windows: Windows, stride: int = 1, most: int = 0) -> Windows:
+    """Every `stride`-th window, and of these at most `most` (0: all), at equal distances."""
+    indices = torch.arange(0, len(windows), stride)
+    if most and len(indices) > most:
+        indices = indices[torch.linspace(0, len(indices) - 1, most).round().long()]
+    return windows.select(indices)
+
+
+def require(windows: Windows, part: str) -> Windows:
+    """The same windows.
+
+    Raises:
+        InputError: there is none.
+    """
+    if len(windows):
+        return windows
+    raise InputError(
+        f"{windows.table.place}: no window of {windows.shape.horizon} steps lies in the {part} "
+        "part; take a smaller --horizon, other shares (--validation, --test-share) or a longer "
+        "table"
+    )
+
+
+def check_lengths(table: SeriesTable, horizon: int) -> None:
+    """Refuse series that no window fits into.
+
+    Raises:
+        InputError: names the first, and its first row.
+    """
+    for series in np.flatnonzero(table.history <= horizon)[:1]:
+        begin = table.stamps(table.ticks[table.starts[series:][:1]])[0]
+        raise InputError(
+            f"{table.name(series)}, from {begin} on: {table.history[series]} steps with a target, "
+            f"expected more than the horizon of {horizon}; take a smaller --horizon or leave the "
+            "series out"
+        )

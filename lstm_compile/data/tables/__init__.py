@@ -1,0 +1,1 @@
+"""Readers of long tables and of files of sequences."""

@@ -1,0 +1,207 @@
+"""The `.ts` text format of sktime and the UCR and UEA archives.
+
+Comments start with `#`; the header is `@key value` lines up to `@data`; then one case a line:
+dimensions parted by `:`, the values of a dimension by `,`, the class or target last. Source:
+https://www.sktime.net/en/stable/api_reference/file_specifications/ts.html
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_compile.config import MAX_SIZE
+from lstm_compile.data.tables.encoding import check_utf8
+from lstm_compile.data.tables.table import Table
+from lstm_compile.errors import InputError
+
+LONGEST_LINE = 1 << 24  # characters
+MISSING = ("?", "nan", "")
+LARGEST = float(np.finfo(np.float32).max)
+Line = tuple[int, str]  # its number from 1, and its text
+Keys = dict[str, tuple[int, list[str]]]  # each header key's line number and values
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the `@` lines say: dimensions (None: ask the first case), and what comes last."""
+
+    dimensions: int | None
+    is_regression: bool
+    classes: tuple[str, ...] | None
+
+
+def read_ts(path: Path, labelled: bool = True) -> Table:
+    """Read a `.ts` file.
+
+    Args:
+        path: an existing text file.
+        labelled: False leaves the class or target of each case alone.
+
+    Returns:
+        Its content; `features` is None because the format has no names for them.
+
+    Raises:
+        InputError: not in the format, or a value is missing; names the file and the line.
+    """
+    lines = _read_lines(path)
+    header, at = _read_header(path, lines)
+    dimensions, parsed, last = header.dimensions, [], list[Line]()
+    for number, text in lines:  # one by one: nothing is kept of a file that is wrong at once
+        dimensions = dimensions or text.count(":")
+        if dimensions > MAX_SIZE:
+            raise InputError(f"{path}: {dimensions} dimensions, expected at most {MAX_SIZE}")
+        parsed.append(_parse_case(path, (number, text), dimensions))
+        last.append((number, text.rpartition(":")[2].strip()))
+    if not parsed:
+        raise InputError(f"{path}, line {at}: no case follows `@data`")
+    return Table(
+        path=path,
+        x=np.concatenate(parsed),
+        lengths=np.array([len(case) for case in parsed], dtype=np.int64),
+        y=_parse_y(path, header, last) if labelled else np.zeros((len(last), 0), np.float32),
+        classes=header.classes,
+        lines=[number for number, _ in last],
+    )
+
+
+def _read_lines(path: Path) -> Iterator[Line]:
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, text in enumerate(_bounded(path, file), 1):
+                line = text.strip()
+                if line and not line.startswith("#"):
+                    yield number, line
+    except UnicodeDecodeError as error:
+        check_utf8(path)
+        raise InputError(f"{path}: not a text file in UTF-8") from error
+
+
+def _bounded(path: Path, file: TextIO) -> Iterator[str]:
+    for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), ""), 1):
+        if len(line) > LONGEST_LINE:
+            raise InputError(
+                f"{path}, line {number}: longer than {LONGEST_LINE} characters; expected a case a "
+                "line, is a line break lost?"
+            )
+        yield line
+
+
+def _read_header(path: Path, lines: Iterator[Line]) -> tuple[Header, int]:
+    """The header, and the line of its end."""
+    keys: Keys = {}
+    for number, line in lines:
+        if not line.startswith("@"):
+            raise InputError(f"{path}, line {number}: expected `@key value` before `@data`")
+        key, *values = line[1:].split() or [""]
+        if key.lower() == "data":
+            return _parse_header(path, keys), number
+        keys[key.lower()] = (number, values)
+    raise InputError(f"{path}: no `@data` line, so this is not a complete .ts file")
+
+
+def _parse_header(path: Path, keys: Keys) -> Header:
+    if _is_true(keys, "timestamps"):
+        raise InputError(
+            f"{path}, line {keys['timestamps'][0]}: `@timeStamps true` is not supported; "
+            f"write the values at equal steps, without time stamps"
+        )
+    is_regression, is_classification = _is_true(keys, "targetlabel"), _is_true(keys, "classlabel")
+    if is_regression == is_classification:
+        raise InputError(
+            f"{path}: the header needs `@classLabel true` or `@targetlabel true`, and only one"
+        )
+    classes = tuple(keys["classlabel"][1][1:]) if is_classification else ()
+    return Header(_parse_dimensions(path, keys), is_regression, classes or None)
+
+
+def _is_true(keys: Keys, key: str) -> bool:
+    _, values = keys.get(key, (0, []))
+    return [value.lower() for value in values[:1]] == ["true"]
+
+
+def _parse_dimensions(path: Path, keys: Keys) -> int | None:
+    if "dimensions" not in keys:
+        return 1 if _is_true(keys, "univariate") else None
+    number, values = keys["dimensions"]
+    if len(values) == 1 and re.fullmatch("[1-9][0-9]{0,8}", values[0]):
+        return int(values[0])
+    raise InputError(
+        f"{path}, line {number}: `@dimensions` must be a whole number above 0, "
+        f"found {' '.join(values)!r}"
+    )
+
+
+def _parse_case(path: Path, case: Line, dimensions: int) -> NDArray[np.float32]:
+    """One case as float32 (steps, dimensions)."""
+    number, text = case
+    series = text.split(":")[:-1]
+    if len(series) != dimensions or not series:
+        raise InputError(
+            f"{path}, line {number}: expected {max(dimensions, 1)} dimensions and a label, parted "
+            f"by `:`, found {len(series)} dimensions; is the line cut off?"
+        )
+    values = [_parse_series(path, number, *item) for item in enumerate(series, 1)]
+    for dimension, steps in enumerate(values, 1):
+        if len(steps) != len(values[0]):
+            raise InputError(
+                f"{path}, line {number}, dimension {dimension}: {len(steps)} steps, but dimension "
+                f"1 has {len(values[0])}; all dimensions of a case need the same steps"
+            )
+    return np.array(values, dtype=np.float32).T
+
+
+def _parse_series(path: Path, number: int, dimension: int, text: str) -> list[float]:
+    try:
+        values = list(map(float, text.split(",")))
+    except ValueError:
+        values = []
+    if values and all(map(_fits, values)) and "_" not in text:
+        return values
+    step, found = _first_bad(text)
+    place = f"{path}, line {number}, dimension {dimension}, step {step}"
+    if found.lower() in MISSING:
+        raise InputError(f"{place}: missing value {found!r}; fill the gap or drop the case first")
+    raise InputError(f"{place}: expected a finite float32 number, found {found!r}")
+
+
+def _fits(value: float) -> bool:
+    return abs(value) <= LARGEST  # false for NaN
+
+
+def _is_good(text: str) -> bool:
+    try:
+        return _fits(float(text)) and "_" not in text  # float() takes 1_000 for 1000
+    except ValueError:
+        return False
+
+
+def _first_bad(text: str) -> tuple[int, str]:
+    values = [value.strip() for value in text.split(",")]
+    return next((s, value) for s, value in enumerate(values, 1) if not _is_good(value))
+
+
+def _parse_y(path: Path, header: Header, last: list[Line]) -> list[str] | NDArray[np.float32]:
+    return _parse_targets(path, last) if header.is_regression else _parse_labels(path, last)
+
+
+def _parse_labels(path: Path, last: list[Line]) -> list[str]:
+    for number, label in last:
+        if not label:
+            raise InputError(f"{path}, line {number}: no class after the last `:`")
+    return [label for _, label in last]
+
+
+def _parse_targets(path: Path, last: list[Line]) -> NDArray[np.float32]:
+    for number, text in last:
+        if not _is_good(text):
+            raise InputError(
+                f"{path}, line {number}: expected one finite number after the last `:`, "
+                f"found {text!r}"
+            )
+    return np.array([[float(text)] for _, text in last], dtype=np.float32)

@@ -1,0 +1,226 @@
+"""Cells of Arrow arrays as NumPy numbers, times and codes; what cannot be one is named."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from lstm_compile.data.tables.columns import Kind
+
+GAPS = ("", "na", "n/a", "#n/a", "null", "none", "nan", "?", "-")  # in text, whatever the case
+_MONTH = r"^\s*\d{4}-\d\d\s*$"
+_DATE = r"^\d{4}-\d\d(-\d\d)?([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?$"
+_NUMBER = r"(?i)^\s*([-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?|nan|true|false)\s*$"
+
+
+class CellError(Exception):
+    """A cell that is not what its column should hold.
+
+    Attributes:
+        index: its row in the array.
+        found: what it holds, ready to print.
+        expected: what was wanted.
+    """
+
+    def __init__(self, index: int, found: str, expected: str) -> None:
+        super().__init__(f"found {found}, expected {expected}")
+        self.index, self.found, self.expected = index, found, expected
+
+
+def kind_of(kind: Any) -> Kind:
+    """What cells of an Arrow type are good for."""
+    if pa.types.is_dictionary(kind):
+        return kind_of(kind.value_type)
+    if is_date(kind):
+        return "date"
+    if str(kind) in ("string", "large_string", "string_view"):
+        return "text"
+    checks = ("is_boolean", "is_integer", "is_floating", "is_decimal", "is_null")
+    return "number" if any(getattr(pa.types, check)(kind) for check in checks) else "other"
+
+
+def is_date(kind: Any) -> bool:
+    """Whether an Arrow type is a moment, a day, a time of day or a duration."""
+    return bool(pa.types.is_temporal(kind))
+
+
+def is_number(cells: Any) -> Any:
+    """Which texts are numbers, or true or false, as an Arrow array of bool."""
+    return pc.match_substring_regex(cells, _NUMBER)
+
+
+def type_of_text(cells: Any) -> Any:
+    """What most of the texts that are not empty look like: float64, a timestamp or text."""
+    filled = cells.drop_null()
+    if 2 * (pc.sum(is_number(filled)).as_py() or 0) >= len(filled):
+        return pa.float64()
+    dates = pc.sum(pc.match_substring_regex(filled, _DATE)).as_py()
+    return pa.timestamp("ns") if 2 * dates >= len(filled) else pa.string()
+
+
+def to_floats(cells: Any) -> NDArray[Any]:
+    """Numbers, float32 or float64 (rows,), NaN where a cell is empty.
+
+    Raises:
+        CellError: a cell is no number.
+    """
+    cells = _plain(cells)
+    kind = kind_of(cells.type)
+    if kind == "text":
+        return _texts_to_floats(cells)
+    if kind != "number":
+        raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "a number")
+    if not pa.types.is_floating(cells.type) or pa.types.is_float16(cells.type):
+        if pa.types.is_boolean(cells.type):
+            cells = cells.cast(pa.uint8())
+        try:
+            cells = cells.cast(pa.float64(), safe=False)
+        except pa.ArrowException as error:
+            raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "a number") from error
+    return np.asarray(cells.fill_null(np.nan).to_numpy(zero_copy_only=False))
+
+
+def to_texts(cells: Any) -> list[str | None]:
+    """Texts, None where a cell is empty.
+
+    Raises:
+        CellError: the column is not of text.
+    """
+    cells = _plain(cells)
+    if kind_of(cells.type) != "text" and cells.null_count < len(cells):
+        raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "text")
+    return list(cells.to_pylist())
+
+
+def to_times(cells: Any) -> NDArray[Any]:
+    """Moments that sort in order: int64 or float64 (rows,), or datetime64 for dates.
+
+    Raises:
+        CellError: a cell is empty, infinite, or neither a number nor a date.
+    """
+    cells = _plain(cells)
+    if cells.null_count:
+        raise CellError(_first(cells.is_null()), "an empty cell", "a time")
+    kind = kind_of(cells.type)
+    if kind == "text":
+        return _texts_to_times(cells)
+    if kind == "other" or pa.types.is_boolean(cells.type):
+        raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "a number or a date")
+    if pa.types.is_timestamp(cells.type) or pa.types.is_date(cells.type):
+        return np.asarray(cells.to_numpy(zero_copy_only=False))
+    if pa.types.is_time32(cells.type):
+        cells = cells.cast(pa.int32())
+    wide = not pa.types.is_floating(cells.type) and not pa.types.is_decimal(cells.type)
+    values = _cast(cells, pa.int64() if wide else pa.float64(), "a time")
+    return _finite(np.asarray(values.to_numpy(zero_copy_only=False)))
+
+
+def to_codes(cells: Any, known: dict[Any, int], key: Callable[[Any], Any]) -> NDArray[np.int32]:
+    """The code of each cell in `known`, int32 (rows,); new cells get the next codes.
+
+    Raises:
+        CellError: a cell is empty, or of a type that is no name.
+    """
+    encoded = to_names(cells).dictionary_encode()  # in order of first appearance
+    values = map(key, encoded.dictionary.to_pylist())
+    codes = np.array([known.setdefault(value, len(known)) for value in values], dtype=np.int32)
+    numbers: NDArray[np.int32] = codes[encoded.indices.to_numpy()]
+    return numbers
+
+
+def to_names(cells: Any) -> Any:
+    """Cells that name something, an Arrow array whose cells can be compared.
+
+    Raises:
+        CellError: a cell is empty, or of a type that is no name.
+    """
+    cells = _plain(cells)
+    if pa.types.is_floating(cells.type):
+        cells = pc.if_else(pc.is_nan(cells), None, cells)
+    if cells.null_count:
+        raise CellError(_first(cells.is_null()), "an empty cell", "a value")
+    if kind_of(cells.type) == "other":
+        raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "text or a number")
+    return cells.cast(pa.string()) if is_date(cells.type) else cells  # Python knows no nanoseconds
+
+
+def _plain(cells: Any) -> Any:
+    return cells.dictionary_decode() if pa.types.is_dictionary(cells.type) else cells
+
+
+def _texts_to_floats(cells: Any) -> NDArray[Any]:
+    try:
+        parsed = cells.cast(pa.float64())
+    except pa.ArrowException:
+        lower = pc.utf8_lower(pc.utf8_trim_whitespace(cells))
+        bare = pc.if_else(pc.is_in(lower, pa.array(GAPS, cells.type)), None, lower)
+        for word, digit in (("true", "1"), ("false", "0")):
+            bare = pc.if_else(pc.equal(bare, word), digit, bare)
+        parsed = _cast(bare, pa.float64(), "a number", cells)
+    values = np.asarray(parsed.fill_null(np.nan).to_numpy(zero_copy_only=False))
+    for index in np.flatnonzero(np.isinf(values)):
+        if "inf" not in str(cells[index]).lower():
+            raise CellError(int(index), _shown(cells, int(index)), "a number within float32")
+    return values
+
+
+def _texts_to_times(cells: Any) -> NDArray[Any]:
+    if pc.all(pc.match_substring_regex(cells, _MONTH)).as_py():
+        cells = pc.binary_join_element_wise(pc.utf8_trim_whitespace(cells), "01", "-")
+    kinds = [pa.int64(), pa.float64(), pa.timestamp("ns"), pa.timestamp("ns", "UTC")]
+    for kind in kinds:
+        try:
+            return _finite(np.asarray(cells.cast(kind).to_numpy(zero_copy_only=False)))
+        except pa.ArrowException:
+            continue
+    fits = [kind for kind in kinds if _casts(cells.slice(0, 1), kind)] or kinds[2:3]
+    _cast(cells, fits[-1] if fits[-1] != kinds[0] else kinds[1], "a number or an ISO 8601 date")
+    raise CellError(0, _shown(cells, 0), "numbers or ISO 8601 dates, one kind in all rows")
+
+
+def _cast(cells: Any, kind: Any, expected: str, raw: Any = None) -> Any:
+    try:
+        return cells.cast(kind)
+    except pa.ArrowException as error:
+        index = _first_bad(cells, kind)
+        raise CellError(index, _shown(cells if raw is None else raw, index), expected) from error
+
+
+def _first_bad(cells: Any, kind: Any) -> int:
+    """Bisect for the first cell that cannot be cast; there is one."""
+    low, high = 0, len(cells)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (
+            (middle, high) if _casts(cells.slice(low, middle - low), kind) else (low, middle)
+        )
+    return low
+
+
+def _casts(cells: Any, kind: Any) -> bool:
+    try:
+        cells.cast(kind)
+    except pa.ArrowException:
+        return False
+    return True
+
+
+def _finite(times: NDArray[Any]) -> NDArray[Any]:
+    if times.dtype.kind == "f" and not np.isfinite(times).all():
+        index = int(np.flatnonzero(~np.isfinite(times))[0])
+        raise CellError(index, str(times[index]), "a finite time")
+    return times
+
+
+def _first(mask: Any) -> int:
+    return int(np.flatnonzero(mask.to_numpy(zero_copy_only=False))[0])
+
+
+def _shown(cells: Any, index: int) -> str:
+    if is_date(cells.type):
+        cells = cells.cast(pa.string())
+    text = repr(cells[index].as_py())
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,1 @@
+"""How good a model is: predictions, baselines, backtests, perplexity and verdicts."""

@@ -1,0 +1,177 @@
+"""A rolled origin over the test part: how good forecasts are, beside baselines on the same windows.
+
+Sums are kept, not forecasts, so that memory does not grow with the number of windows.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lstm_compile.config import ModelConfig
+from lstm_compile.data.series.windows import Windows
+from lstm_compile.evaluation.baselines import Baseline
+from lstm_compile.evaluation.bootstrap import paired_interval
+from lstm_compile.evaluation.evaluate import Evaluation, best_of, verdict
+from lstm_compile.evaluation.forecast_baselines import forecasts_of
+from lstm_compile.model.forecaster import middle_of
+from lstm_compile.tasks.forecast_losses import pinball
+from lstm_compile.tasks.scoring import Metrics
+
+BLOCK = 1024  # windows at once
+MODEL = ""  # the model among the names of baselines
+Predict = Callable[[Windows], Tensor]
+
+
+class ForecastScores:
+    """Running sums of what forecasts missed by, one of each target and step ahead.
+
+    Args:
+        config: the architecture.
+        units: float64 (targets,), the deviation of each target in training.
+    """
+
+    def __init__(self, config: ModelConfig, units: Tensor) -> None:
+        self.config, self.units = config, units
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+        self.rows: dict[str, list[Tensor]] = {"mase": [], "scaled_mse": []}  # of each window
+
+    def add(self, forecast: Tensor, y: Tensor, naive_error: Tensor) -> None:
+        """Add windows.
+
+        Args:
+            forecast: (windows, horizon, targets(, quantiles)).
+            y: (windows, horizon, targets), NaN where nobody knows.
+            naive_error: (windows, targets), see `naive_errors`.
+        """
+        y = y.double()
+        forecast = forecast.double()
+        if forecast.dim() == 4:
+            self._add_quantiles(forecast, y)
+            forecast = forecast[..., middle_of(self.config.quantiles)]
+        error = forecast - y
+        size, both = error.abs(), forecast.abs() + y.abs()
+        values = {
+            "mae": size,
+            "rmse": error.square(),
+            "scaled_mse": (error / self.units).square(),
+            "mase": size / naive_error[:, None],
+            "mape": torch.where(y != 0, size / y.abs(), torch.nan),
+            "smape": torch.where(both == 0, 0.0, 2 * size / both),
+        }
+        for name, value in values.items():
+            self._sum(name, value)
+        for name, rows in self.rows.items():
+            rows.append(values[name].flatten(1).nanmean(1))
+
+    def _add_quantiles(self, forecast: Tensor, y: Tensor) -> None:
+        q = self.config.quantiles
+        self._sum("pinball", pinball(forecast - y[..., None], q))
+        if len(q) > 1:
+            inside = (y >= forecast[..., 0]) & (y <= forecast[..., -1])
+            self._sum("coverage", torch.where(y.isnan(), torch.nan, inside.double()))
+
+    def _sum(self, name: str, values: Tensor) -> None:
+        is_there = values.isfinite()
+        total, count = torch.where(is_there, values, 0.0).sum(0), is_there.sum(0)
+        self.sums[name] = self.sums.get(name, 0) + total
+        self.counts[name] = self.counts.get(name, 0) + count
+
+    def metrics(self, pick: Any = slice(None)) -> Metrics:
+        """Means over steps and targets, of those that `pick` names in (horizon, targets)."""
+        found = {}
+        for name, total in self.sums.items():
+            count = self.counts[name][pick].sum()
+            mean = float(total[pick].sum() / count) if count else float("nan")
+            found[name] = mean**0.5 if name == "rmse" else mean
+        return found
+
+    def details(self, targets: tuple[str, ...]) -> dict[str, Any]:
+        """The metrics of each target, and of each step ahead of each target."""
+        steps = range(len(self.sums["mae"]))
+        return {
+            name: {
+                **self.metrics((slice(None), index)),
+                "steps": [self.metrics((step, index)) for step in steps],
+            }
+            for index, name in enumerate(targets)
+        }
+
+
+def backtest(
+    predict: Predict,
+    config: ModelConfig,
+    windows: Windows,
+    baselines: Mapping[str, Baseline],
+    units: Tensor,
+    headline: str = "scaled_mse",
+) -> Evaluation:
+    """Compare forecasts with the truth and with baselines.
+
+    Args:
+        predict: (windows, horizon, targets(, quantiles)) of windows.
+        config: of the model that predicts.
+        windows: on the CPU; at least one.
+        baselines: fitted on training data; may be empty. Rules come on top.
+        units: (targets,), the deviation of each target in training.
+        headline: `scaled_mse` or `mase`, what the verdict is about.
+    """
+    season = config.season or windows.table.info.clock.season
+    scores: dict[str, ForecastScores] = {}
+    errors = naive_errors(windows, season)
+    for start in range(0, len(windows), BLOCK):
+        block = windows.select(torch.arange(start, min(start + BLOCK, len(windows))))
+        y, naive = block.y, errors[block.series]
+        for name, forecast in ((MODEL, predict(block)), *forecasts_of(baselines, block, season)):
+            scores.setdefault(name, ForecastScores(config, units.double())).add(forecast, y, naive)
+    own, others = scores.pop(MODEL), {name: found.metrics() for name, found in scores.items()}
+    best = best_of(config.task, others, headline)
+    size = max(1, windows.shape.horizon)
+    ours, theirs = (_in_blocks(torch.cat(s.rows[headline]), size) for s in (own, scores[best]))
+    interval = paired_interval(ours, theirs, lambda mean: -mean)
+    figures = own.metrics()
+    return Evaluation(
+        config.task,
+        len(windows),
+        figures,
+        others,
+        verdict(config.task, figures, others, interval, headline),
+        interval,
+        {
+            "targets": own.details(windows.targets),
+            "baselines": {name: found.details(windows.targets) for name, found in scores.items()},
+        },
+    )
+
+
+def headline_of(loss: str) -> str:
+    """The metric of the verdict on a model trained with `loss`: a mean for mse, a median else."""
+    return "scaled_mse" if loss == "mse" else "mase"
+
+
+def naive_errors(windows: Windows, season: int) -> Tensor:
+    """The mean error of the seasonal naive rule before the test part, float64 (series, targets).
+
+    What MASE divides by; of all rows where a series has none before, and 1 where that error is 0.
+    Source: Hyndman and Koehler 2006.
+    """
+    table, targets = windows.table, len(windows.targets)
+    known = torch.from_numpy(table.split.part_of(table.ticks) < 2)
+    found = torch.ones(len(table.lengths), targets, dtype=torch.float64)
+    for series, (start, length) in enumerate(zip(table.starts, table.lengths, strict=True)):
+        rows = slice(int(start), int(start + length))
+        x = windows.x[rows, :targets].double()
+        x = torch.where(windows.is_unknown[rows], torch.nan, x)
+        for part in (x[known[rows]], x):
+            mean = (part[season:] - part[:-season]).abs().nanmean(0)
+            if mean.isfinite().all():
+                found[series] = torch.where(mean > 0, mean, 1.0)
+                break
+    return found
+
+
+def _in_blocks(scores: Tensor, size: int) -> Tensor:
+    """Means of blocks of windows in order: those that overlap are not seen as independent."""
+    return torch.stack([block.nanmean() for block in scores.split(size)])

@@ -1,0 +1,152 @@
+"""What a forecast must beat: rules that need no training, and ridge regression on the windows."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from lstm_compile.data.series.windows import Windows, thinned
+from lstm_compile.evaluation.baselines import RIDGE_ON_WINDOWS, Baseline, LinearSums, moments, ridge
+
+PENALTIES = (1.0, 10.0, 100.0, 1000.0)
+MOST_WINDOWS = 16_384  # that ridge regression is fitted on
+HELD_OUT = 0.2  # share of windows that choose the penalty where there is no validation part
+BLOCK = 1024
+Rule = Callable[[Windows, int], Tensor]
+
+
+def naive(windows: Windows, season: int = 1) -> Tensor:  # noqa: ARG001 (as all rules)
+    """The last value, float32 (windows, horizon, targets)."""
+    last = windows.x[windows.origins - 1, : len(windows.targets)]
+    return last[:, None].expand(-1, windows.shape.horizon, -1)
+
+
+def seasonal_naive(windows: Windows, season: int) -> Tensor:
+    """The value one season before, or the last one where the series is shorter than that."""
+    return _seasons_ago(windows, season, 1)
+
+
+def seasonal_ratio(windows: Windows, season: int) -> Tensor:
+    """The last season times its growth over the one before; growth 1 where that is not known."""
+    last, before = (_sum_of_season(windows, season, seasons).clamp(min=0) for seasons in (0, 1))
+    first = _starts(windows)
+    is_known = (windows.origins - 2 * season >= first)[:, None] & (before > 0)
+    growth = torch.where(is_known, last / before.where(before > 0, 1.0), 1.0)[:, None]
+    ahead = torch.arange(windows.shape.horizon) // season + 1
+    return seasonal_naive(windows, season) * growth ** ahead[:, None]
+
+
+RULES: dict[str, Rule] = {
+    "naive": naive,
+    "seasonal naive": seasonal_naive,
+    "seasonal ratio": seasonal_ratio,
+}
+
+
+def rules_for(season: int) -> dict[str, Rule]:
+    """The rules that a season of so many steps allows; 1 is no season."""
+    return RULES if season > 1 else {"naive": naive}
+
+
+def window_features(windows: Windows) -> Tensor:
+    """All features of the context but the calendar's, and known covariates of the horizon.
+
+    Args:
+        windows: on the CPU.
+
+    Returns:
+        float64 (windows, columns), in the features' units; a context that is too short is led by
+        its first step. The calendar of the past is that of the horizon, shifted.
+    """
+    calendar = 2 * len(windows.table.info.calendar)
+    count = len(windows.features) - windows.table.info.indicator
+    columns = [*range(count - calendar), *range(count, len(windows.features))]
+    steps = torch.arange(-windows.shape.context, 0)
+    rows = torch.maximum(windows.origins[:, None] + steps, windows.starts[:, None])
+    parts = [windows.x[rows][..., columns].flatten(1)]
+    known = windows.gather(torch.arange(len(windows))).given.known_future
+    if known is not None:
+        parts.append(known.flatten(1))
+    return torch.cat(parts, 1).double()
+
+
+def fit_forecast_baselines(
+    known: Windows, train: Windows, validation: Windows | None = None
+) -> dict[str, Baseline]:
+    """Ridge regression of the whole horizon on the same inputs; rules need no fitting.
+
+    Targets that are not known count as the values that filled them.
+
+    Args:
+        known: what the figures are fitted on, on the CPU.
+        train: what the penalty is tried on.
+        validation: what it is chosen by, of `PENALTIES`; None takes the end of `train`.
+    """
+    if validation is None:
+        train, validation = _cut_by_time(train)
+    tried, total = (_moments(thinned(part, most=MOST_WINDOWS)) for part in (train, known))
+    judged = thinned(validation, most=BLOCK)
+    features, truth = window_features(judged), _filled(judged)
+    scale = truth.std(0, correction=0).clamp(min=1e-12)
+
+    def loss(l2: float) -> float:
+        fitted = ridge(tried, l2)
+        error = (features @ fitted.weight + fitted.bias - truth) / scale
+        return float(error.square().mean())
+
+    return {RIDGE_ON_WINDOWS: ridge(total, min(PENALTIES, key=loss))}
+
+
+def forecasts_of(
+    baselines: Mapping[str, Baseline], windows: Windows, season: int
+) -> Iterator[tuple[str, Tensor]]:
+    """What each rule and each fitted baseline says, (windows, horizon, targets) each."""
+    for name, rule in rules_for(season).items():
+        yield name, rule(windows, season)
+    for name, baseline in baselines.items():
+        flat = window_features(windows) @ baseline.weight + baseline.bias
+        yield name, flat.unflatten(1, (windows.shape.horizon, len(windows.targets)))
+
+
+def _cut_by_time(windows: Windows) -> tuple[Windows, Windows]:
+    """The windows before a time, and those after it that choose; all for both if that leaves none.
+
+    None of the first forecasts a step that one of the second does.
+    """
+    ticks = torch.from_numpy(windows.table.ticks)
+    begin, end = (ticks[windows.origins + step] for step in (0, windows.shape.horizon - 1))
+    cut = begin.sort().values[int(len(windows) * (1 - HELD_OUT))]
+    parts = [windows.select(mask.nonzero()[:, 0]) for mask in (end < cut, begin >= cut)]
+    return (parts[0], parts[1]) if len(parts[0]) else (windows, windows)
+
+
+def _filled(windows: Windows) -> Tensor:
+    rows = windows.origins[:, None] + torch.arange(windows.shape.horizon)
+    return windows.x[rows][..., : len(windows.targets)].flatten(1).double()
+
+
+def _moments(windows: Windows) -> LinearSums:
+    """Summed up block by block: all features at once would be large."""
+    blocks = (
+        windows.select(torch.arange(start, min(start + BLOCK, len(windows))))
+        for start in range(0, len(windows), BLOCK)
+    )
+    return moments((window_features(block), _filled(block)) for block in blocks)
+
+
+def _starts(windows: Windows) -> Tensor:
+    """The first row of each window's series."""
+    return torch.from_numpy(windows.table.starts)[windows.series]
+
+
+def _seasons_ago(windows: Windows, season: int, seasons: int) -> Tensor:
+    ahead = torch.arange(windows.shape.horizon)
+    rows = windows.origins[:, None] + ahead % season - seasons * season
+    rows = torch.where(rows >= _starts(windows)[:, None], rows, windows.origins[:, None] - 1)
+    return windows.x[rows][..., : len(windows.targets)]
+
+
+def _sum_of_season(windows: Windows, season: int, seasons: int) -> Tensor:
+    """Sums over the season that ended so many seasons before each origin, (windows, targets)."""
+    rows = windows.origins[:, None] - seasons * season - torch.arange(1, season + 1)
+    return windows.x[rows.clamp(min=0)][..., : len(windows.targets)].sum(1)

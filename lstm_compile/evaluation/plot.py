@@ -1,0 +1,98 @@
+"""Forecasts against the truth as a picture, with matplotlib (the extra `plot`)."""
+
+import io
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lstm_compile.config import ModelConfig
+from lstm_compile.data.series.windows import Windows, thinned
+from lstm_compile.errors import InputError
+from lstm_compile.evaluation.backtest import Predict
+from lstm_compile.files import write_atomically
+from lstm_compile.model.forecaster import middle_of
+
+SUFFIXES = (".png", ".svg", ".pdf")
+WINDOWS = 4  # shown, at equal distances
+TARGETS = 6  # shown
+FEW = 6  # steps ahead up to which each has a dot
+PAST = 3  # horizons of the context that are shown
+
+
+def check_plot(path: Path) -> None:
+    """Refuse a picture that cannot be drawn, before any work is done.
+
+    Raises:
+        InputError: matplotlib is not installed, another suffix, or no folder to write in.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{path}: a plot must end in {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    if find_spec("matplotlib") is None:
+        raise InputError("plots need matplotlib; pip install 'lstm-compile[plot]'")
+
+
+def plot_forecasts(path: Path, predict: Predict, config: ModelConfig, windows: Windows) -> None:
+    """Draw a few windows: what stood before, what came, and what was forecast, with its band.
+
+    Args:
+        path: `.png`, `.svg` or `.pdf`; written whole or not at all.
+        predict: (windows, horizon, targets(, quantiles)) of windows.
+        config: of the model that predicts.
+        windows: on the CPU; some of them, at equal distances, are shown.
+
+    Raises:
+        InputError: what `check_plot` refuses.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+
+    shown = thinned(windows, most=WINDOWS)
+    targets = windows.targets[:TARGETS]
+    forecasts = predict(shown)
+    figure = Figure(figsize=(4.5 * len(shown), 2.8 * len(targets)), layout="constrained")
+    grid = figure.subplots(len(targets), len(shown), squeeze=False)
+    for row, name in enumerate(targets):
+        for column in range(len(shown)):
+            axes = grid[row][column]
+            _draw(axes, shown, column, row, forecasts[column, :, row], config)
+            axes.set_title(_title(shown, column, name), fontsize=9)
+    lines = grid[0][0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=len(lines[0]), fontsize=8)
+    sink = io.BytesIO()
+    figure.savefig(sink, format=path.suffix.lower()[1:], dpi=110)
+    write_atomically(path, sink.getvalue())
+
+
+def _draw(
+    axes: Any,
+    windows: Windows,
+    index: int,
+    target: int,
+    forecast: Tensor,
+    config: ModelConfig,
+) -> None:
+    origin, horizon = int(windows.origins[index]), windows.shape.horizon
+    begin = max(int(windows.starts[index]), origin - PAST * horizon)
+    stamps = windows.table.stamps(windows.table.ticks[begin : origin + horizon])
+    before, ahead = stamps[: origin - begin], stamps[origin - begin :]
+    marker = "." if horizon <= FEW else ""  # a line of one point is not seen
+    axes.plot(before, windows.x[begin:origin, target], marker, ls="-", color="0.5", label="before")
+    axes.plot(ahead, windows.y[index, :, target], marker, ls="-", color="black", label="truth")
+    if config.quantiles:
+        q = config.quantiles
+        band = f"{q[0]:g} to {q[-1]:g}"
+        axes.fill_between(
+            ahead, forecast[:, 0], forecast[:, -1], color="C0", alpha=0.25, label=band
+        )
+        forecast = forecast[:, middle_of(q)]
+    axes.plot(ahead, forecast, marker, ls="-", color="C0", label="forecast")
+    axes.tick_params(axis="x", rotation=30, labelsize=7)
+
+
+def _title(windows: Windows, index: int, target: str) -> str:
+    ids = windows.table.ids
+    return f"{ids[int(windows.series[index])]}: {target}" if ids else target

@@ -1,1 +1,0 @@
-"""Forecasting: windows of series, the model round the LSTM stack, baselines and backtests."""

@@ -1,0 +1,59 @@
+"""How figures, sizes and commands are written for people. Loads no torch."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lstm_compile.data.series.series_roles import SeriesRoles
+    from lstm_compile.data.tables.roles import Roles
+    from lstm_compile.evaluation.evaluate import Evaluation
+
+PERCENT = ("accuracy", "macro_f1", "mape", "smape", "coverage")
+
+
+def rows_of(task: str) -> str:
+    """What the rows of a task are called."""
+    return {"forecast": "windows", "lm": "characters"}.get(task, "sequences")
+
+
+def metric(name: str, value: float) -> str:
+    """A metric as a person reads it: `99.33 %`, or four digits."""
+    return f"{100 * value:.2f} %" if name in PERCENT else f"{value:.4g}"
+
+
+def metrics(values: dict[str, float]) -> str:
+    """All metrics on one line."""
+    return ", ".join(f"{name} {metric(name, value)}" for name, value in values.items())
+
+
+def result(evaluation: "Evaluation") -> str:
+    """The metrics of a model, and on how many rows."""
+    return f"{metrics(evaluation.metrics)} ({evaluation.rows} {rows_of(evaluation.task)})"
+
+
+def baselines(values: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
+    """One line a baseline."""
+    return [("baseline", f"{name}: {metrics(scores)}") for name, scores in values.items()]
+
+
+def columns(roles: "Roles | SeriesRoles | None") -> list[tuple[str, str]]:
+    """What each column of a long table is; nothing for other data."""
+    return [("columns", roles.description)] if roles else []
+
+
+def size(path: Path) -> str:
+    """A file's size, `541 kB`."""
+    return of_bytes(path.stat().st_size)
+
+
+def of_bytes(count: int) -> str:
+    """A number of bytes, `541 kB`."""
+    if count < 1000:
+        return f"{count} bytes"
+    return f"{count / 1000:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
+
+
+def command(name: str, path: Path, *more: str) -> str:
+    """A command of this program to paste, whatever the path holds."""
+    return " ".join(["lstm-compile", name, shlex.quote(str(path)), *more])

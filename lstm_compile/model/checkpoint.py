@@ -1,0 +1,210 @@
+"""The trained artefact: one safetensors file with its config, schema and provenance."""
+
+import json
+from collections.abc import Mapping, Sized
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lstm_compile.config import CLASSES, LM, ModelConfig
+from lstm_compile.data.listing import numbered
+from lstm_compile.data.schema import BYTES, Schema, SeriesSchema, Vocabulary
+from lstm_compile.errors import InputError
+from lstm_compile.files import from_json, write_atomically
+from lstm_compile.model.archive import open_archive, with_short_header
+from lstm_compile.model.model import Params, param_shapes
+from lstm_compile.model.run_folder import MODEL_FILE, own_file
+
+FORMAT = "lstm_compile"
+FORMAT_VERSION = "1"
+
+
+class Model(NamedTuple):
+    """What one file holds."""
+
+    params: Params  # float32, as `param_shapes(config)` names and shapes them
+    config: ModelConfig
+    schema: Schema
+    training: dict[str, Any]  # data fingerprint, seed, epochs, metrics, versions, duration
+
+
+def save_model(
+    path: str | Path,
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    schema: Schema | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write one safetensors file, whole or not at all.
+
+    Args:
+        path: the file.
+        params: every tensor of `param_shapes(config)`, on any device; stored as float32.
+        config: the architecture.
+        schema: names of features and classes or targets; numbered names if None.
+        training: provenance, anything JSON can hold.
+
+    Raises:
+        InputError: params do not fit the config, names are too many or too long, or the file cannot
+            be written.
+    """
+    _check_shapes({name: tuple(value.shape) for name, value in params.items()}, config)
+    schema = schema or numbered_schema(config)
+    _check_schema(schema, config)
+    tensors = {name: value.detach().float().cpu().contiguous() for name, value in params.items()}
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "config": config.to_json(),
+        "schema": schema.to_json(),
+        "training": json.dumps(dict(training or {}), sort_keys=True),
+    }
+    write_atomically(Path(path), with_short_header(save(tensors, metadata)))
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a model from its file or run folder.
+
+    The header is checked against the config before any tensor is read; nothing is unpickled.
+
+    Raises:
+        InputError: no such file, not a safetensors file, not one of this package, or tensors that
+            do not fit the config; the message names each.
+    """
+    file = model_file(path)
+    with open_archive(file, "pt") as archive:
+        try:
+            return _read(archive)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
+
+
+def _read(archive: Any) -> Model:
+    metadata = _checked_metadata(archive.metadata() or {})
+    config = ModelConfig.from_json(metadata["config"])
+    slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
+    _check_shapes({name: tuple(part.get_shape()) for name, part in slices.items()}, config)
+    for name, part in slices.items():
+        if part.get_dtype() != "F32":
+            raise InputError(f"{name} must be F32, found {part.get_dtype()}; train again")
+    schema = Schema.from_json(metadata["schema"])
+    _check_schema(schema, config)
+    training = from_json(metadata["training"], "metadata `training`")
+    return Model(
+        {name: archive.get_tensor(name) for name in param_shapes(config)}, config, schema, training
+    )
+
+
+def model_file(path: str | Path) -> Path:
+    """The model file that a path to a run folder or to the file itself means.
+
+    Raises:
+        InputError: nothing there, or a folder without a model.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (file := own_file(path, MODEL_FILE)) is None:
+            raise InputError(
+                f"{path}: no {MODEL_FILE} in this folder; name a run folder, or make one with "
+                "`lstm-compile train`"
+            )
+        return file
+    if not path.is_file():
+        raise InputError(f"{path}: no such file or run folder; make one with `lstm-compile train`")
+    return path
+
+
+def to_device(params: Mapping[str, Tensor], device: torch.device | str) -> Params:
+    """The same parameters on `device`."""
+    return {name: value.to(device) for name, value in params.items()}
+
+
+def numbered_schema(config: ModelConfig) -> Schema:
+    """Names for a model whose data have none: `feature_0`, `class_0`, `target_0` and so on."""
+    names = tuple(f"feature_{index}" for index in range(config.input_size))
+    kind = "class" if config.task in CLASSES else "target"
+    outputs = tuple(f"{kind}_{index}" for index in range(config.output_size))
+    if config.task == LM:
+        return Schema(("text",), (), (), vocabulary=_numbered_vocabulary(config.vocabulary_size))
+    if config.task == "forecast":
+        names = outputs + names[config.output_size :]
+        return Schema(names, (), outputs, series=_numbered_series(config, names))
+    return Schema(names, outputs, ()) if kind == "class" else Schema(names, (), outputs)
+
+
+def _numbered_vocabulary(size: int) -> Vocabulary:
+    """Characters from `!` on; bytes where there are as many."""
+    if size == BYTES:
+        return Vocabulary("byte")
+    return Vocabulary("char", tuple(chr(ord("!") + code) for code in range(size)))
+
+
+def _numbered_series(config: ModelConfig, names: tuple[str, ...]) -> SeriesSchema:
+    known = names[config.level_size : config.level_size + config.known_size]
+    statics = tuple(f"static_{index}" for index in range(len(config.static_sizes)))
+    categories = tuple(numbered("category", size) for size in config.static_sizes)
+    indicator = len(names) > config.level_size + config.known_size
+    return SeriesSchema("number", 1, known, (), statics, categories, indicator)
+
+
+def _checked_metadata(metadata: dict[str, str]) -> dict[str, str]:
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"a safetensors file, but not one of this package (metadata format is "
+            f"{metadata.get('format')!r}, expected {FORMAT!r}); make one with `lstm-compile train`"
+        )
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"format_version is {metadata.get('format_version')!r}, this package reads "
+            f"{FORMAT_VERSION!r}; upgrade the package or train again"
+        )
+    if missing := {"config", "schema", "training"} - set(metadata):
+        raise InputError(f"metadata lacks {sorted(missing)}; train or copy it again")
+    return metadata
+
+
+def _check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig) -> None:
+    expected = param_shapes(config)
+    problems = [f"missing {name}" for name in expected.keys() - found.keys()]
+    problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} has shape {found[name]}, expected {expected[name]}"
+        for name in expected.keys() & found.keys()
+        if found[name] != expected[name]
+    ]
+    if problems:
+        raise InputError(f"tensors do not fit the config: {'; '.join(sorted(problems))}")
+
+
+def _check_schema(schema: Schema, config: ModelConfig) -> None:
+    outputs: Sized = schema.classes if config.task in CLASSES else schema.targets
+    tokens = 0 if schema.vocabulary is None else len(schema.vocabulary)
+    if tokens != config.vocabulary_size:
+        raise InputError(
+            f"schema has a vocabulary of {tokens}, the config one of {config.vocabulary_size}"
+        )
+    if config.task == LM and schema.vocabulary is not None:
+        outputs = schema.vocabulary
+    found, expected = (len(schema.features), len(outputs)), (config.input_size, config.output_size)
+    if found != expected:
+        raise InputError(
+            f"schema names {found[0]} features and {found[1]} outputs, the config has "
+            f"{expected[0]} and {expected[1]}"
+        )
+    if (config.task == "forecast") != (schema.series is not None):
+        raise InputError(f"schema does not fit task {config.task}; train again")
+    if schema.series is not None:
+        _check_series(schema.series, config)
+
+
+def _check_series(series: SeriesSchema, config: ModelConfig) -> None:
+    found = len(series.known_features), tuple(map(len, series.categories))
+    expected = config.known_size, config.static_sizes
+    if found != expected:
+        raise InputError(
+            f"schema names {found[0]} known covariates and {found[1]} categories, the config has "
+            f"{expected[0]} and {expected[1]}"
+        )

@@ -1,0 +1,161 @@
+"""The forecasting network: an LSTM over the window, a small decoder for each step to forecast.
+
+With c the pooled states (and what was taken out of the window, and embeddings of statics), k_h the
+known covariates of step h, and w the targets' window:
+
+    d_h = W_h c + b_h                                     a vector of its own for each step
+    y_h = W_y relu(W_d [d_h, k_h] + b_d) + b_y + sum_t L_ht w_t
+
+The last sum is the linear path, one for all targets. Source: the decoder of TiDE, Das et al. 2023,
+section 4, with an LSTM as the encoder.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout, linear, relu
+
+from lstm_compile.config import ModelConfig
+from lstm_compile.model.batch import Given
+from lstm_compile.model.encoder import encode
+from lstm_compile.model.last_steps import last_steps
+from lstm_compile.model.pooling import pool
+from lstm_compile.model.window_scaling import Frame, enter, leave, scaled_known
+from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+
+STEP_SIZE = 16  # numbers that tell one step to forecast from another
+MAX_EMBEDDING = 16
+
+
+def embedding_size(categories: int) -> int:
+    """Numbers that stand for a category: half as many as there are categories, at most 16."""
+    return min(MAX_EMBEDDING, (categories + 1) // 2)
+
+
+def input_size(config: ModelConfig) -> int:
+    """Columns that the first LSTM layer reads."""
+    return config.input_size + sum(map(embedding_size, config.static_sizes))
+
+
+def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor but those of the scaler, the LSTM and the pooling."""
+    hidden, steps = config.hidden_size, config.steps_out
+    outputs = config.output_size * max(1, len(config.quantiles))
+    context = config.width + sum(map(embedding_size, config.static_sizes))
+    context += config.level_size * _taken(config)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"embedding.{index}.weight": (count, embedding_size(count))
+        for index, count in enumerate(config.static_sizes)
+    }
+    shapes["decoder.steps.weight"] = (steps * STEP_SIZE, context)
+    shapes["decoder.steps.bias"] = (steps * STEP_SIZE,)
+    shapes["decoder.hidden.weight"] = (hidden, STEP_SIZE + config.known_size)
+    shapes["decoder.hidden.bias"] = (hidden,)
+    shapes["head.weight"] = (outputs, hidden)
+    shapes["head.bias"] = (outputs,)
+    if config.linear:
+        shapes["linear.weight"] = (steps, config.context)
+    return shapes
+
+
+def forecast(
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    x: Tensor,
+    lengths: Tensor | None,
+    given: Given,
+    state: LSTMState | None = None,
+    *,
+    training: bool = False,
+    backend: Backend = "auto",
+    chunk: int = DEFAULT_CHUNK,
+) -> tuple[Tensor, LSTMState]:
+    """Raw windows in, raw forecasts out; arguments as in `lstm_compile.forward`.
+
+    Returns:
+        (batch, steps_out, targets), or (batch, steps_out, targets, quantiles), rising in its last
+        dimension; and the LSTM's final state.
+    """
+    ends = lengths
+    if ends is None:
+        ends = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
+    steps, frame = enter(params, config, x, ends, given)
+    static = _embed(params, given.static)
+    entering = steps
+    if static is not None:
+        entering = torch.cat([steps, static[:, None].expand(-1, steps.shape[1], -1)], -1)
+    states, state = encode(
+        params, config, entering, lengths, state, training=training, backend=backend, chunk=chunk
+    )
+    pooled = pool(states, lengths, config.pooling, params.get("pooling.weight"))
+    context = torch.cat(
+        [pooled, *_summary(frame, config), *([] if static is None else [static])], -1
+    )
+    y = _decode(params, config, context, given.known_future, training)
+    if config.linear:
+        window = last_steps(steps[..., : config.output_size], ends, config.context)
+        y = y + (params["linear.weight"] @ window)[..., None]
+    return leave(frame, config, _rising(y, config)), state
+
+
+def _embed(params: Mapping[str, Tensor], static: Tensor | None) -> Tensor | None:
+    if static is None:
+        return None
+    tables = [params[f"embedding.{index}.weight"] for index in range(static.shape[1])]
+    return torch.cat([table[static[:, index]] for index, table in enumerate(tables)], -1)
+
+
+def _taken(config: ModelConfig) -> int:
+    """How many numbers a level gave up, which the decoder is told."""
+    return {"last": 1, "mean": 1, "revin": 2}.get(config.scaling, 0)
+
+
+def _summary(frame: Frame, config: ModelConfig) -> list[Tensor]:
+    parts = [frame.location, frame.deviation.log()][: _taken(config)]
+    return [part[:, 0] for part in parts]
+
+
+def _decode(
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    context: Tensor,
+    known: Tensor | None,
+    training: bool,
+) -> Tensor:
+    """(batch, steps_out, targets, quantiles or 1)."""
+
+    def layer(name: str, value: Tensor) -> Tensor:
+        value = dropout(value, config.head_dropout, training)
+        return linear(value, params[f"{name}.weight"], params[f"{name}.bias"])
+
+    hidden = layer("decoder.steps", context).unflatten(1, (config.steps_out, STEP_SIZE))
+    if known is not None:
+        hidden = torch.cat([hidden, scaled_known(params, config, known)], -1)
+    y = layer("head", relu(layer("decoder.hidden", hidden)))
+    outputs: Tensor = y.unflatten(2, (config.output_size, max(1, len(config.quantiles))))
+    return outputs
+
+
+def _rising(y: Tensor, config: ModelConfig) -> Tensor:
+    """Quantiles that never cross: the middle one, and steps above 0 away from it."""
+    parts = list(y.unbind(-1))
+    if not config.quantiles:
+        return parts[0]
+    middle = middle_of(config.quantiles)
+    for index in range(middle + 1, len(parts)):
+        parts[index] = parts[index - 1] + _above_zero(parts[index])
+    for index in range(middle - 1, -1, -1):
+        parts[index] = parts[index + 1] - _above_zero(parts[index])
+    return torch.stack(parts, -1)
+
+
+def _above_zero(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), in operators that every runtime has."""
+    return torch.where(x > 0, x, 0.0) + (-x.abs()).exp().log1p()
+
+
+def middle_of(quantiles: tuple[float, ...]) -> int:
+    """Which quantile stands for the forecast: the one nearest to the median."""
+    return min(range(len(quantiles)), key=lambda index: abs(quantiles[index] - 0.5))

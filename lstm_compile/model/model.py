@@ -1,0 +1,250 @@
+"""The model as pure functions of a flat dict of tensors: scaler, LSTM stack, pooling, head.
+
+Transformer blocks may stand between LSTM stack and pooling.
+
+For `tag` there is no pooling: the head reads every step.
+
+Its keys are those of the saved file: `lstm.weight_ih_l0` ..., `transformer.0.norm1.weight` ... for
+Transformer blocks, `head.weight`, `head.bias`, `pooling.weight` for learned attention,
+`scaler.shift`, `scaler.scale`, and the same of `target_scaler` for regression. For forecasting what
+stands between pooling and forecast is in `lstm_compile.model.forecaster`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout, embedding, linear
+
+from lstm_compile.config import CLASSES, POOLED, STEPWISE, ModelConfig
+from lstm_compile.errors import InputError
+from lstm_compile.model.batch import Given
+from lstm_compile.model.encoder import encode, encoder_shapes, initial
+from lstm_compile.model.forecaster import decoder_shapes, forecast, input_size
+from lstm_compile.model.pooling import pool
+from lstm_compile.model.rollout import roll_out
+from lstm_compile.model.scaling import Scaler
+from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.recurrence.lengths import valid_mask, zero_padding
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+
+Params = dict[str, Tensor]
+NOTHING = Given()
+FROZEN = ("scaler.", "target_scaler.")
+ENCODER = ("lstm.",)
+DENSE = ("head.", "decoder.", "embedding.")
+
+
+def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor of a model, in the order of computation."""
+    first = config.embedding_size if config.vocabulary_size else input_size(config)
+    shapes = _entry_shapes(config) | encoder_shapes(config, first)
+    if config.pooling == "attention" and config.task in POOLED:
+        shapes["pooling.weight"] = (config.width,)
+    if config.task == "forecast":
+        return {**shapes, **decoder_shapes(config)}
+    if not config.tie:
+        shapes["head.weight"] = (config.output_size, config.width)
+    shapes["head.bias"] = (config.output_size,)
+    if config.task == "regress":
+        shapes["target_scaler.shift"] = shapes["target_scaler.scale"] = (config.output_size,)
+    return shapes
+
+
+def _entry_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Of what stands before the LSTM stack."""
+    if config.vocabulary_size:
+        return {"embedding.weight": (config.vocabulary_size, config.embedding_size)}
+    return {"scaler.shift": (config.input_size,), "scaler.scale": (config.input_size,)}
+
+
+def init_params(config: ModelConfig, seed: int) -> Params:
+    """Fresh float32 parameters on the CPU; the same seed gives the same tensors.
+
+    Input and head weights are Glorot-uniform (Glorot and Bengio 2010), each gate on its own;
+    recurrent weights are orthogonal gate by gate (Saxe et al. 2014); biases are zero but for the
+    forget gate's, whose `bias_ih` is 1 (Jozefowicz et al. 2015); attention scores start equal, and
+    the linear path of a forecast at nothing. Scalers start as the identity, Transformer blocks as
+    `transformer.initial_of_block` says.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {name: _initial(name, shape, generator) for name, shape in param_shapes(config).items()}
+
+
+def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    if name.startswith(("lstm.", "transformer.")):
+        return initial(name, shape, generator)
+    if name.endswith("scaler.scale"):
+        return torch.ones(shape)
+    tensor = torch.zeros(shape)
+    if name.startswith(DENSE) and name.endswith(".weight"):
+        torch.nn.init.xavier_uniform_(tensor, generator=generator)
+    return tensor
+
+
+def trainable(params: Mapping[str, Tensor], freeze: str = "none") -> Params:
+    """The parameters that gradients move; scaler statistics are not among them.
+
+    Args:
+        params: see `param_shapes`.
+        freeze: `encoder` leaves the LSTM stack out as well: pooling and head remain.
+    """
+    fixed = FROZEN + ENCODER if freeze == "encoder" else FROZEN
+    return {name: value for name, value in params.items() if not name.startswith(fixed)}
+
+
+def scaler_of(params: Mapping[str, Tensor], name: str) -> Scaler:
+    """The scaler stored under `name`: `scaler` or `target_scaler`; of tokens the identity."""
+    if f"{name}.shift" not in params:
+        some = params["head.bias"]
+        return Scaler(some.new_zeros(1), some.new_ones(1))
+    return Scaler(params[f"{name}.shift"], params[f"{name}.scale"])
+
+
+def forward(
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    x: Tensor,
+    lengths: Tensor | None = None,
+    state: LSTMState | None = None,
+    *,
+    resets: Tensor | None = None,
+    given: Given = NOTHING,
+    training: bool = False,
+    backend: Backend = "auto",
+    chunk: int = DEFAULT_CHUNK,
+) -> tuple[Tensor, LSTMState]:
+    """Run the model on padded sequences in the user's own units.
+
+    Args:
+        params: see `param_shapes`; all of one dtype and device.
+        config: the architecture.
+        x: (batch, time, input_size), or int64 tokens (batch, time) for a model with a vocabulary.
+        lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
+        state: initial state of the LSTM stack, zeros if None.
+        resets: (batch, time) bool, before which steps the state is set back to zeros, for `tag` and
+            `lm`; None: never.
+        given: for `forecast`, what `config.given` names.
+        training: whether dropout acts.
+        backend: as in `lstm_compile.lstm`.
+        chunk: as in `lstm_compile.lstm`.
+
+    Returns:
+        the prediction (batch, output_size): logits for `classify`, values in the user's units for
+        `regress`; for `tag` and `lm` logits (batch, time, output_size), 0 in the padding;
+        what `forecast.network.forecast` gives for `forecast`; and the LSTM stack's final state.
+
+    Raises:
+        InputError: shapes, dtypes or lengths that do not fit.
+    """
+    if resets is not None and config.task not in STEPWISE:
+        raise InputError(
+            f"resets are for tasks {' and '.join(STEPWISE)}, not {config.task}; cut the sequences"
+        )
+    if config.task == "forecast":
+        _check_given(config, given)
+        if given.known_future is not None:  # a recursive model takes one step at a time
+            given = given._replace(known_future=given.known_future[:, : config.steps_out])
+        return forecast(
+            params, config, x, lengths, given, state,
+            training=training, backend=backend, chunk=chunk,
+        )  # fmt: skip
+    entered = _entered(params, config, x, lengths)
+    steps, state = encode(
+        params, config, entered, lengths, state,
+        resets=resets, training=training, backend=backend, chunk=chunk,
+    )  # fmt: skip
+    lengths = None if lengths is None else lengths.to(x.device)
+    if config.task in POOLED:
+        steps = pool(steps, lengths, config.pooling, params.get("pooling.weight"))
+    prediction = linear(
+        dropout(steps, config.head_dropout, training),
+        params["embedding.weight" if config.tie else "head.weight"],
+        params["head.bias"],
+    )
+    if config.task in STEPWISE:
+        prediction = zero_padding(prediction, lengths)
+    if config.task == "regress" and config.target_scaling != "none":
+        prediction = scaler_of(params, "target_scaler").invert(prediction)
+    return prediction, state
+
+
+def _entered(
+    params: Mapping[str, Tensor], config: ModelConfig, x: Tensor, lengths: Tensor | None
+) -> Tensor:
+    """What the first layer reads: scaled features, or the embedding of tokens."""
+    if not config.vocabulary_size:
+        return scaler_of(params, "scaler").apply(x) if config.scaling != "none" else x
+    if x.dim() != 2 or x.dtype != torch.int64:
+        raise InputError(f"tokens must be int64 (batch, time), got {x.dtype} {tuple(x.shape)}")
+    if lengths is not None:  # whatever stands in the padding
+        x = torch.where(valid_mask(lengths.to(x.device), x.shape[1]), x, 0)
+    return embedding(x, params["embedding.weight"])
+
+
+def predict(
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    x: Tensor,
+    lengths: Tensor | None = None,
+    *,
+    given: Given = NOTHING,
+    backend: Backend = "auto",
+    chunk: int = DEFAULT_CHUNK,
+) -> Tensor:
+    """What the model's ONNX file answers, (batch, output_size).
+
+    Class probabilities for `classify`, for `tag` those of every step (batch, time, output_size),
+    0 in the padding, for `lm` logits of every step; values in the user's units for `regress`; for
+    `forecast` (batch, steps_out, targets(, quantiles)); arguments as in `forward`.
+    """
+    options: dict[str, Any] = {"given": given, "backend": backend, "chunk": chunk}
+    return predict_on(params, config, x, lengths, **options)[0]
+
+
+def predict_on(
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    x: Tensor,
+    lengths: Tensor | None = None,
+    state: LSTMState | None = None,
+    **options: Any,
+) -> tuple[Tensor, LSTMState]:
+    """What `predict` gives, from an initial state, and the state to go on with."""
+    prediction, state = forward(params, config, x, lengths, state, **options)
+    if config.task in CLASSES:
+        prediction = prediction.softmax(-1)
+    if config.task == "tag" and lengths is not None:
+        prediction = zero_padding(prediction, lengths.to(prediction.device))
+    return prediction, state
+
+
+def complete(
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    x: Tensor,
+    lengths: Tensor,
+    *,
+    given: Given = NOTHING,
+    backend: Backend = "auto",
+    chunk: int = DEFAULT_CHUNK,
+) -> Tensor:
+    """`forward`'s prediction, and with the decoder `recursive` that of the whole horizon."""
+
+    def once(x: Tensor, lengths: Tensor, given: Given) -> Tensor:
+        options: dict[str, Any] = {"given": given, "backend": backend, "chunk": chunk}
+        return forward(params, config, x, lengths, **options)[0]
+
+    if config.task == "forecast" and config.decoder == "recursive":
+        return roll_out(once, config, x, lengths, given)
+    return once(x, lengths, given)
+
+
+def _check_given(config: ModelConfig, given: Given) -> None:
+    found = {name for name, value in given._asdict().items() if value is not None}
+    if found != set(config.given):
+        raise InputError(
+            f"given must hold {', '.join(config.given) or 'nothing'} for this model, found "
+            f"{', '.join(sorted(found)) or 'nothing'}"
+        )

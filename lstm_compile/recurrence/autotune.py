@@ -1,0 +1,194 @@
+"""What `auto` takes: the backend that was measured fastest, and a rule where nothing was measured.
+
+Measurements are those of `recurrence.calibrate`, kept in the user's cache folder. A call never
+compiles on its own: `compiled` is taken only where its graphs are there already.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lstm_compile.errors import InputError
+from lstm_compile.files import to_json, write_atomically
+from lstm_compile.recurrence.cache import cache_dir, private_folder
+from lstm_compile.recurrence.chunk import backward_chunk, infer_chunk, record_chunk
+from lstm_compile.recurrence.inductor import can_compile, has_compiled
+from lstm_compile.recurrence.lengths import extremes
+from lstm_compile.recurrence.weights import read_layers
+
+FILE = "calibration.json"
+CLEARLY = 0.95  # of the vendor's time: less is within the noise of measuring
+
+
+class Work(NamedTuple):
+    """What decides which backend is fastest; sizes are rounded up to powers of two."""
+
+    device: str  # "cpu, 2 threads", or the name of a GPU
+    dtype: str
+    training: bool
+    ragged: bool  # whether lengths differ
+    batch: int
+    time: int
+    input_size: int
+    hidden_size: int
+
+    def __str__(self) -> str:
+        """All of it in one line."""
+        mode = "training" if self.training else "inference"
+        lengths = "mixed lengths" if self.ragged else "full lengths"
+        sizes = f"B{self.batch} T{self.time} D{self.input_size} H{self.hidden_size}"
+        return f"{self.device}, {self.dtype}, {mode}, {lengths}, {sizes}"
+
+
+class Measured(NamedTuple):
+    """Median times of one layer and direction, in milliseconds, and what compiling took."""
+
+    vendor: float
+    compiled: float
+    chunk: int
+    compile_seconds: float
+
+
+class BackendChoice(NamedTuple):
+    """A backend and why it was taken."""
+
+    backend: Literal["vendor", "compiled"]
+    chunk: int
+    reason: str
+    work: Work
+    measured: Measured | None = None
+
+    def __str__(self) -> str:
+        """`vendor, nothing was measured ...`, in one line."""
+        line = f"{self.backend}, {self.reason} ({self.work})"
+        if self.measured is None:
+            return line
+        ours, theirs, _, seconds = self.measured[1], self.measured[0], *self.measured[2:]
+        return f"{line}: compiled {ours:.3g} ms, vendor {theirs:.3g} ms, compiling {seconds:.1f} s"
+
+
+def work_of(
+    weight_hh: Tensor, input_size: int, batch: int, time: int, *, ragged: bool, training: bool
+) -> Work:
+    """The bucket of one call."""
+    return Work(
+        _device_name(weight_hh.device, torch.get_num_threads()),
+        str(weight_hh.dtype).removeprefix("torch."),
+        training,
+        ragged,
+        _power_of_two(batch),
+        _power_of_two(time),
+        _power_of_two(input_size),
+        _power_of_two(weight_hh.shape[1]),
+    )
+
+
+def _power_of_two(size: int) -> int:
+    return 1 << max(0, size - 1).bit_length()
+
+
+@cache
+def _device_name(device: torch.device, threads: int) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {threads} thread{'s' * (threads > 1)}"
+
+
+def choose(work: Work, weight_hh: Tensor, chunk: int) -> BackendChoice:
+    """What `auto` takes for a call of this kind with these weights."""
+    measured = measurements().get(work)
+    if measured is None:
+        return BackendChoice("vendor", chunk, "the rule where nothing was measured", work)
+    if not can_compile(weight_hh.device.type):
+        return BackendChoice("vendor", chunk, "there is no compiler here", work)
+    if measured.compiled > CLEARLY * measured.vendor:
+        return BackendChoice("vendor", chunk, "measured no slower", work, measured)
+    if not _graphs_are_here(work.training, weight_hh, measured.chunk):
+        why = "the other is faster, but not compiled in this process"
+        return BackendChoice("vendor", chunk, why, work, measured)
+    return BackendChoice("compiled", measured.chunk, "measured faster", work, measured)
+
+
+def _graphs_are_here(training: bool, weight_hh: Tensor, chunk: int) -> bool:
+    functions = (record_chunk, backward_chunk) if training else (infer_chunk,)
+    key = (weight_hh.shape[1], weight_hh.dtype, weight_hh.device, chunk)
+    return all(has_compiled(function, *key) for function in functions)
+
+
+def explain_backend(
+    params: Mapping[str, Tensor],
+    batch: int,
+    time: int,
+    lengths: Tensor | None = None,
+    *,
+    training: bool = False,
+    chunk: int = 8,
+) -> BackendChoice:
+    """What `lstm(params, x, lengths, backend="auto")` would take, and why.
+
+    Args:
+        params: as in `lstm`; their device counts, and their dtype or autocast's.
+        batch: rows of x.
+        time: steps of x.
+        lengths: (batch,) int64, or None where every step is valid.
+        training: whether gradients are asked for.
+        chunk: steps unrolled in one graph, as in `lstm`.
+
+    Raises:
+        InputError: parameters that are not those of an LSTM.
+    """
+    first = read_layers(params)[0][0]
+    kind = first.weight_hh.device.type
+    if torch.is_autocast_enabled(kind):
+        first = first.to(torch.get_autocast_dtype(kind))
+    least, most = (time, time) if lengths is None else extremes(lengths.cpu())
+    work = work_of(
+        first.weight_hh, first.weight_ih.shape[1], batch, most,
+        ragged=least != most, training=training,
+    )  # fmt: skip
+    return choose(work, first.weight_hh, chunk)
+
+
+def remember(work: Work, measured: Measured) -> None:
+    """Keep a measurement for this process and, in the user's cache folder, for later ones."""
+    measurements()[work] = measured
+    rows = [{**work._asdict(), **found._asdict()} for work, found in measurements().items()]
+    try:
+        path = private_folder("") / FILE
+        write_atomically(path, to_json({"versions": _versions(), "measured": rows}).encode())
+    except (OSError, RuntimeError, InputError) as error:  # RuntimeError: no home folder
+        warnings.warn(f"the calibration is not kept: {error}", stacklevel=2)
+
+
+@cache
+def measurements() -> dict[Work, Measured]:
+    """What was measured here with these versions."""
+    try:
+        found = json.loads(_file().read_text("utf-8"))
+        rows = found["measured"] if found["versions"] == _versions() else []
+        return {_read(Work, row): _read(Measured, row) for row in rows}
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError):
+        return {}  # none yet, or of another format: measured again when asked for
+
+
+def _read(kind: Any, row: Mapping[str, Any]) -> Any:
+    return kind(**{name: row[name] for name in kind._fields})
+
+
+def _file() -> Path:
+    return cache_dir() / FILE
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = metadata.version("lstm-compile")
+    except metadata.PackageNotFoundError:
+        own = "checkout"
+    return {"torch": torch.__version__, "lstm_compile": own}

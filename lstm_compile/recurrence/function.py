@@ -1,0 +1,149 @@
+"""A stack of LSTM layers as a pure function of nn.LSTM's own parameters."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lstm_compile.errors import InputError
+from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.recurrence.dispatch import run_layers
+from lstm_compile.recurrence.lengths import check_lengths
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend, check_options, recurrence
+from lstm_compile.recurrence.resets import both_states, check_resets
+from lstm_compile.recurrence.weights import Direction, read_layers
+
+
+def lstm(
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    lengths: Tensor | None = None,
+    state: tuple[Tensor, Tensor] | None = None,
+    *,
+    resets: Tensor | None = None,
+    reset_state: tuple[Tensor, Tensor] | None = None,
+    dropout: float = 0.0,
+    training: bool = False,
+    backend: Backend = "auto",
+    chunk: int = DEFAULT_CHUNK,
+) -> tuple[Tensor, LSTMState]:
+    """Run a stack of LSTM layers over padded sequences.
+
+    Args:
+        params: flat, with nn.LSTM's keys, as `dict(nn.LSTM(...).named_parameters())` gives them;
+            the number of layers, directions and biases is read off the keys.
+        x: (batch, time, input_size), in the weights' dtype; under autocast in any float dtype.
+        lengths: (batch,) int64, 0 <= length <= time, or None where every step is valid. On the
+            CPU even beside data on a device, they are read without waiting for it. What stands in
+            the padding changes nothing, NaN and inf included.
+        state: initial `LSTMState`, h and c each (num_layers * num_directions, batch, hidden_size);
+            zeros if None.
+        resets: (batch, time) bool, True where the state is set back before that step, in every
+            layer; None where it never is. Not for bidirectional stacks. What it says of the padding
+            changes nothing. Like `lengths`, it may stay on the CPU.
+        reset_state: what it is set back to, shaped as `state`; `state` itself if None. Who goes on
+            from the state of a chunk before gives here where a sequence begins.
+        dropout: probability of dropping a value between layers, in training.
+        training: whether dropout acts.
+        backend: `reference`, `compiled`, `vendor` or `auto`.
+        chunk: steps unrolled in one graph by `compiled`.
+
+    In plain eager code rows are ordered by length, and each span of time runs only those that have
+    not ended; `auto` takes what was measured to be fastest (see `explain_backend`), in traced or
+    transformed code `vendor`.
+
+    Returns:
+        output (batch, time, num_directions * hidden_size), exactly 0 at t >= length, and the state
+        after each row's last valid step; a row of length 0 hands its initial state on.
+
+    Raises:
+        InputError: parameters, shapes, dtypes, lengths or resets that do not fit together.
+    """
+    layers = read_layers(params)
+    _check_input(layers, x)
+    check_lengths(lengths, x.shape[0], x.shape[1])
+    h0, c0 = _initial_state(layers, x, state)
+    if resets is not None:
+        check_resets(resets, x.shape[0], x.shape[1], bidirectional=len(layers[0]) == 2)
+        again = state if reset_state is None else reset_state
+        reset_h, reset_c = _initial_state(layers, x, again, "reset_state")
+        h0, c0 = both_states(h0, reset_h), both_states(c0, reset_c)
+    if dtype := _autocast_dtype(x):
+        x, h0, c0 = x.to(dtype), h0.to(dtype), c0.to(dtype)
+        layers = [[one.to(dtype) for one in layer] for layer in layers]
+    dropout = dropout if training else 0.0
+    check_options(backend, chunk)
+    plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if plain:
+        backwards = (False, True)[: len(layers[0])]
+        y, h, c = run_layers(layers, x, lengths, resets, h0, c0, backwards, dropout, backend, chunk)
+        return y, LSTMState(h, c)
+    return _layer_by_layer(layers, x, lengths, resets, h0, c0, dropout, backend, chunk)
+
+
+def _layer_by_layer(
+    layers: list[list[Direction]],
+    x: Tensor,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    h0: Tensor,
+    c0: Tensor,
+    dropout: float,
+    backend: Backend,
+    chunk: int,
+) -> tuple[Tensor, LSTMState]:
+    """One operator for each layer and direction, for what traces or transforms."""
+    finals: list[tuple[Tensor, Tensor]] = []
+    for depth, layer in enumerate(layers):
+        if depth and dropout:
+            x = torch.nn.functional.dropout(x, dropout)
+        outputs = []
+        for direction, one in enumerate(layer):
+            row = len(finals)
+            output, h, c = recurrence(
+                x, lengths, one.weight_ih, one.weight_hh, one.bias, h0[row], c0[row],
+                resets=resets, reverse=direction == 1, backend=backend, chunk=chunk,
+            )  # fmt: skip
+            outputs.append(output)
+            finals.append((h, c))
+        x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+    hs, cs = zip(*finals, strict=True)
+    return x, LSTMState(torch.stack(hs), torch.stack(cs))
+
+
+def _check_input(layers: list[list[Direction]], x: Tensor) -> None:
+    weight_ih = layers[0][0].weight_ih
+    if x.dim() != 3 or x.shape[-1] != weight_ih.shape[1]:
+        raise InputError(
+            f"x must have shape (batch, time, {weight_ih.shape[1]}), got {tuple(x.shape)}"
+        )
+    if x.dtype != weight_ih.dtype and _autocast_dtype(x) is None:
+        raise InputError(f"x is {x.dtype} but the weights are {weight_ih.dtype}; convert one")
+    if x.device != weight_ih.device:
+        raise InputError(f"x is on {x.device} but the weights are on {weight_ih.device}")
+
+
+def _initial_state(
+    layers: list[list[Direction]],
+    x: Tensor,
+    state: tuple[Tensor, Tensor] | None,
+    what: str = "state",
+) -> LSTMState:
+    rows = len(layers) * len(layers[0])
+    shape = (rows, x.shape[0], layers[0][0].weight_hh.shape[1])
+    if state is None:  # two tensors: Dynamo refuses one tensor given twice to an autograd.Function
+        return LSTMState(x.new_zeros(shape), x.new_zeros(shape))
+    for name, part in zip(("h", "c"), state, strict=True):
+        if tuple(part.shape) != shape:
+            raise InputError(
+                f"{what}.{name} must have shape (num_layers * num_directions, batch, hidden_size) "
+                f"= {shape}, got {tuple(part.shape)}"
+            )
+    return LSTMState(*state)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype autocast asks for, None where it is off; float64 stays as it is, as in PyTorch."""
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+        return None
+    return torch.get_autocast_dtype(x.device.type)

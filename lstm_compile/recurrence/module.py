@@ -1,0 +1,224 @@
+"""`LSTM`: the module form, which can stand where nn.LSTM stood."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from lstm_compile.errors import InputError
+from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.recurrence.function import lstm
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+
+
+class LSTM(nn.Module):
+    """nn.LSTM's constructor, state_dict and forward, with `lengths` and a choice of backend.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional: as in
+            torch.nn.LSTM (https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html).
+        proj_size: must be 0.
+        device, dtype: of the parameters.
+        backend: the backend of every call that names none.
+        chunk: steps unrolled in one graph by the backend `compiled`.
+
+    Raises:
+        InputError: proj_size > 0, or a size or probability out of range.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: Backend = "auto",
+        chunk: int = DEFAULT_CHUNK,
+    ) -> None:
+        super().__init__()
+        if proj_size > 0:
+            raise InputError(
+                f"proj_size={proj_size} is not supported; use proj_size=0 and a Linear behind it"
+            )
+        if min(hidden_size, num_layers) < 1 or not 0 <= dropout <= 1:
+            raise InputError(
+                "hidden_size and num_layers must be at least 1 and dropout in [0, 1]; got "
+                f"hidden_size={hidden_size}, num_layers={num_layers}, dropout={dropout}"
+            )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = 0
+        self.backend: Backend = backend
+        self.chunk = chunk
+        for name, shape in self._shapes().items():
+            self.register_parameter(
+                name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            )
+        self.reset_parameters()
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        gates, directions = 4 * self.hidden_size, 2 if self.bidirectional else 1
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in range(self.num_layers):
+            width = self.hidden_size * directions if layer else self.input_size
+            for suffix in (f"l{layer}", f"l{layer}_reverse")[:directions]:
+                shapes[f"weight_ih_{suffix}"] = (gates, width)
+                shapes[f"weight_hh_{suffix}"] = (gates, self.hidden_size)
+                if self.bias:
+                    shapes[f"bias_ih_{suffix}"] = shapes[f"bias_hh_{suffix}"] = (gates,)
+        return shapes
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)), as nn.LSTM does.
+
+        The order of the draws is nn.LSTM's too, so that one seed gives both the same weights.
+        """
+        bound = 1 / math.sqrt(self.hidden_size)
+        for weight in self.parameters():
+            nn.init.uniform_(weight, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: kept for programs that call it on an nn.LSTM."""
+
+    def extra_repr(self) -> str:
+        """The constructor's arguments that differ from their defaults."""
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults: dict[str, object] = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+        }
+        defaults |= {"bidirectional": False, "backend": "auto"}
+        parts += [
+            f"{name}={getattr(self, name)}"
+            for name, default in defaults.items()
+            if getattr(self, name) != default
+        ]
+        return ", ".join(parts)
+
+    def forward(
+        self,
+        input: Any,  # noqa: A002 (nn.LSTM's name)
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        *,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+        backend: Backend | None = None,
+    ) -> tuple[Any, LSTMState]:
+        """Run the stack.
+
+        Args:
+            input: (time, batch, input_size), (batch, time, input_size) with batch_first,
+                (time, input_size) for one unbatched sequence, or a PackedSequence.
+            hx: initial state, h and c each (num_layers * num_directions, batch, hidden_size),
+                without the batch for unbatched input; zeros if None.
+            lengths: (batch,) int64 for padded input; a PackedSequence carries its own.
+            resets: bool, before which steps the state is set back to `hx`, in the layout of input:
+                (time, batch), (batch, time) with batch_first, or (time,) for unbatched input. Not
+                for bidirectional modules, nor for a PackedSequence.
+            reset_state: what it is set back to in place of `hx`, in its layout.
+            backend: in place of the module's own.
+
+        Returns:
+            output in the layout of the input, and LSTMState(h, c) in the layout of hx.
+
+        Raises:
+            InputError: shapes that do not fit, lengths beside packed or unbatched input, or resets
+                beside packed input.
+        """
+        if isinstance(input, PackedSequence):
+            _refuse("lengths", lengths, "a PackedSequence")
+            _refuse("resets", resets, "a PackedSequence")
+            return self._forward_packed(input, hx, backend)
+        if input.dim() == 2:
+            _refuse("lengths", lengths, "unbatched input")
+            hx, reset_state = _batched(hx, "state"), _batched(reset_state, "reset_state")
+            resets = None if resets is None else resets[None]
+            output, state = self._run(input[None], None, hx, backend, resets, reset_state)
+            return output[0], LSTMState(state.h[:, 0], state.c[:, 0])
+        if input.dim() != 3:
+            raise InputError(f"input must have 2 or 3 dimensions, got {tuple(input.shape)}")
+        if self.batch_first:
+            return self._run(input, lengths, hx, backend, resets, reset_state)
+        resets = None if resets is None else _transposed(resets, input)
+        x = input.transpose(0, 1)
+        output, state = self._run(x, lengths, hx, backend, resets, reset_state)
+        return output.transpose(0, 1).contiguous(), state  # nn.LSTM's can be viewed as it is
+
+    def _forward_packed(
+        self, packed: PackedSequence, hx: tuple[Tensor, Tensor] | None, backend: Backend | None
+    ) -> tuple[PackedSequence, LSTMState]:
+        order, inverse = packed.sorted_indices, packed.unsorted_indices
+        by_length = PackedSequence(packed.data, packed.batch_sizes)
+        x, lengths = pad_packed_sequence(by_length, batch_first=True)
+        if hx is not None and order is not None:
+            hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
+        output, state = self._run(x, lengths.to(x.device), hx, backend)
+        data = pack_padded_sequence(output, lengths, batch_first=True).data
+        if inverse is not None:
+            state = LSTMState(*(part.index_select(1, inverse) for part in state))
+        return PackedSequence(data, packed.batch_sizes, order, inverse), state
+
+    def _run(
+        self,
+        x: Tensor,
+        lengths: Tensor | None,
+        hx: tuple[Tensor, Tensor] | None,
+        backend: Backend | None,
+        resets: Tensor | None = None,
+        reset_state: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, LSTMState]:
+        return lstm(
+            dict(self.named_parameters()),
+            x,
+            lengths,
+            hx,
+            resets=resets,
+            reset_state=reset_state,
+            dropout=self.dropout,
+            training=self.training,
+            backend=backend or self.backend,
+            chunk=self.chunk,
+        )
+
+
+def _refuse(name: str, value: Tensor | None, what: str) -> None:
+    if value is not None:
+        raise InputError(f"{name} cannot stand beside {what}; leave it out")
+
+
+def _transposed(resets: Tensor, x: Tensor) -> Tensor:
+    if resets.shape != x.shape[:2]:
+        raise InputError(
+            f"resets must have shape (time, batch) = {tuple(x.shape[:2])} without batch_first, "
+            f"got {tuple(resets.shape)}"
+        )
+    return resets.transpose(0, 1)
+
+
+def _batched(state: tuple[Tensor, Tensor] | None, what: str) -> tuple[Tensor, Tensor] | None:
+    """The state of unbatched input as that of a batch of one."""
+    if state is None:
+        return None
+    for name, part in zip(("h", "c"), state, strict=True):
+        if part.dim() != 2:
+            raise InputError(
+                f"{what}.{name} of unbatched input must have 2 dimensions, got {tuple(part.shape)}"
+            )
+    return state[0][:, None], state[1][:, None]

@@ -1,0 +1,44 @@
+"""Backend `reference`: a plain loop over time in any dtype. The oracle of every other backend."""
+
+import torch
+from torch import Tensor
+
+from lstm_compile.recurrence.cell import accumulator, lstm_step
+from lstm_compile.recurrence.lengths import valid_mask, zero_padding
+
+
+def reference(
+    x: Tensor,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer, forward in time. Shapes as in `lstm_compile.recurrence.operator`.
+
+    Differentiable to any order and in any mode, since it is nothing but PyTorch operations.
+    """
+    projected = zero_padding(x, lengths) @ weight_ih.t() + bias
+    c0 = c0.to(accumulator(x.dtype))
+    if resets is not None:
+        resets = resets if lengths is None else resets & valid_mask(lengths, x.shape[1])
+        (h0, reset_h), (c0, reset_c) = h0.chunk(2), c0.chunk(2)
+    h, c = h0, c0
+    outputs = []
+    for t in range(x.shape[1]):
+        if resets is not None:
+            is_set_back = resets[:, t, None]
+            h, c = torch.where(is_set_back, reset_h, h), torch.where(is_set_back, reset_c, c)
+        step = lstm_step(projected[:, t], h, c, weight_hh)
+        if lengths is None:
+            h, c, output = step.h, step.c, step.h
+        else:
+            valid = (t < lengths)[:, None]
+            h, c = torch.where(valid, step.h, h), torch.where(valid, step.c, c)
+            output = torch.where(valid, step.h, 0.0)
+        outputs.append(output)
+    stacked = torch.stack(outputs, 1) if outputs else x.new_empty(x.shape[0], 0, h0.shape[1])
+    return stacked, h, c.to(x.dtype)

@@ -1,0 +1,187 @@
+"""Backend `vendor`: oneDNN or cuDNN through PyTorch's own LSTM operator, on dense rows."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lstm_compile.recurrence.first_order import mark_kernels
+from lstm_compile.recurrence.gemm import has_onednn
+from lstm_compile.recurrence.packed_rows import Carried, Packing, joined
+from lstm_compile.recurrence.weights import Direction
+from lstm_compile.recurrence.whole_rows import Whole
+
+Outputs = tuple[Tensor, Tensor, Tensor]
+
+# Saturates a sigmoid to exactly 0 or 1 in every dtype, float16 included.
+SATURATED = 1e4
+
+# What one more call of the kernel costs on each thread, as packed steps (the weights are laid out
+# anew at each call) and as multiply-adds of the forward. Fitted with 1 and 2 threads of an AVX-512
+# CPU, where one call costs the same, and a step of one row half as much with two.
+CALL_STEPS = 50
+CALL_PRODUCTS = 3e6
+
+# The gates of one call in training, in numbers: beyond, what the kernel keeps of them thrashes.
+LARGEST_CALL = 1 << 22
+# What ordering the rows of a batch costs, in calls of the kernel.
+ORDERING_CALLS = 3.0
+
+LSTM_MODE = 2  # ATen's number for this kind of recurrent network
+GRAIN = 8  # steps; a span ends at a multiple
+
+
+def spans_of(active: Sequence[int], input_size: int, hidden_size: int) -> list[tuple[int, int]]:
+    """Spans (start, steps) that waste about as much on ended rows as one more call would cost."""
+    bearable = _call_cost(input_size, hidden_size)
+    largest = LARGEST_CALL / (4 * hidden_size)
+    cuts, wasted = [0], 0
+    for step in range(GRAIN, len(active), GRAIN):
+        rows = active[cuts[-1]]
+        wasted += sum(rows - count for count in active[step - GRAIN : step])
+        saved = (rows - active[step]) * (len(active) - step)
+        if min(wasted, saved) >= bearable or (step - cuts[-1]) * rows >= largest:
+            cuts, wasted = [*cuts, step], 0
+    return [(begin, end - begin) for begin, end in zip(cuts, [*cuts[1:], len(active)], strict=True)]
+
+
+def keeps_ended_rows(
+    lengths: Tensor, longest: int, input_size: int, hidden_size: int, *, training: bool
+) -> bool:
+    """Whether running ended rows on to the end costs less than ordering rows to leave them out.
+
+    Args:
+        lengths: (batch,) on the CPU.
+        longest: of the lengths.
+        input_size: of the first layer.
+        hidden_size: of every layer.
+        training: whether the kernel keeps what a backward needs, for which one call must do.
+    """
+    if training and not fits_one_call(len(lengths), longest, hidden_size):
+        return False
+    wasted = len(lengths) * longest - int(sum(lengths.tolist()))
+    return wasted < ORDERING_CALLS * _call_cost(input_size, hidden_size)
+
+
+def _call_cost(input_size: int, hidden_size: int) -> float:
+    """What one more call of the kernel costs, in packed steps."""
+    products = 4 * hidden_size * (hidden_size + input_size)  # of one row's step
+    return torch.get_num_threads() * (CALL_STEPS + CALL_PRODUCTS / products)
+
+
+def fits_one_call(batch: int, time: int, hidden_size: int) -> bool:
+    """Whether all steps of a dense batch go into one call."""
+    return batch * time * 4 * hidden_size <= LARGEST_CALL
+
+
+def run_dense(
+    layers: Sequence[Sequence[Direction]],
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    dropout: float,
+) -> Outputs:
+    """A whole stack over rows of one length, in one call.
+
+    Args:
+        layers: the weights by layer and direction.
+        x: (batch, time, input_size), time >= 1 and batch >= 1.
+        h0: (num_layers * num_directions, batch, hidden_size).
+        c0: likewise.
+        dropout: probability of dropping a value between layers.
+
+    Returns:
+        output (batch, time, num_directions * hidden_size) and the final state, shaped as h0.
+    """
+    flat = [weight for layer in layers for one in layer for weight in one.flat()]
+    return _call(flat, x, h0, c0, len(layers), len(layers[0]) == 2, dropout, batch_first=True)
+
+
+def run_packed(
+    packing: Packing | Whole, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor
+) -> Outputs:
+    """One layer, forward in time, a call for each span.
+
+    Shapes as in `recurrence.compiled.infer`, but that the state comes in the order of the batch.
+    The library knows no lengths. A further input column that is 1 in the padding closes the input
+    gate and opens the forget gate there, so that the cell state stands still after a row's last
+    valid step; the hidden state is read off the output at that step.
+    """
+    if packing.ragged:
+        x = torch.cat([x, packing.padding], -1)
+        matrix = weights.weight_ih
+        column = _freezing_column(len(matrix) // 4, matrix.dtype, matrix.device)
+        weights = weights._replace(weight_ih=torch.cat([matrix, column], 1))
+    flat, carried, outputs = weights.flat(), Carried(h0, c0), list[Tensor]()
+    for span, part in zip(packing.spans, packing.pieces(x), strict=True):
+        y, *carried.state = _layer(flat, part, *carried.active(span.rows))
+        outputs.append(y.flatten(0, 1))
+    y = joined(outputs)
+    h, c = map(packing.restore, carried.final())
+    return y, packing.last(y, h0) if packing.ragged else h, c
+
+
+@cache
+def _freezing_column(hidden_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):
+        column = torch.zeros(4, hidden_size, dtype=dtype, device=device)
+        column[0], column[1] = -SATURATED, SATURATED
+        return column.view(-1, 1)
+
+
+def _layer(weights: list[Tensor], x: Tensor, h0: Tensor, c0: Tensor) -> Outputs:
+    """One layer and direction over x (steps, rows, width) from h0 and c0 (rows, H)."""
+    if not _is_onednns(weights, x):
+        y, h, c = _call(weights, x, h0[None], c0[None], 1, False, 0.0, batch_first=False)
+        return y, h[0], c[0]
+    # what torch.lstm would end up with, without its way there
+    tensors = (tensor.contiguous() for tensor in (x, *weights, h0, c0))
+    hidden, train = h0.shape[1], torch.is_grad_enabled()
+    run: Any = torch.mkldnn_rnn_layer  # its stub knows no unpacked arguments
+    y, h, c, _ = run(*tensors, False, [], LSTM_MODE, hidden, 1, True, False, False, train)
+    mark_kernels(y, 1)
+    return y, h, c
+
+
+def _is_onednns(weights: list[Tensor], x: Tensor) -> bool:
+    """Whether torch.lstm would hand the layer to oneDNN."""
+    fits = x.is_cpu and x.dtype == torch.float32 and len(weights) == 4 and x.numel() > 0
+    return fits and has_onednn() and torch._C._get_mkldnn_enabled()
+
+
+def _call(
+    weights: list[Tensor],
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    num_layers: int,
+    bidirectional: bool,
+    dropout: float,
+    *,
+    batch_first: bool,
+) -> Outputs:
+    if x.device.type == "cuda":
+        weights = _one_buffer(weights)
+    has_biases = len(weights) == 4 * num_layers * (2 if bidirectional else 1)
+    train = dropout > 0 or torch.is_grad_enabled()
+    y, h, c = torch.lstm(
+        x, (h0, c0), weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
+    )
+    mark_kernels(y, num_layers * (2 if bidirectional else 1))
+    return y, h, c
+
+
+def _one_buffer(weights: list[Tensor]) -> list[Tensor]:
+    """Views of one contiguous buffer in cuDNN's own layout, so that it need not copy and warn.
+
+    All weight matrices come first, in the order of layers and directions, then all biases.
+    """
+    ordered = sorted(range(len(weights)), key=lambda index: weights[index].dim() == 1)
+    flat = torch.cat([weights[index].reshape(-1) for index in ordered])
+    parts = flat.split([weights[index].numel() for index in ordered])
+    views = {
+        index: part.view(weights[index].shape) for index, part in zip(ordered, parts, strict=True)
+    }
+    return [views[index] for index in range(len(weights))]

@@ -1,0 +1,1 @@
+"""What one task does differently from another: its loss, its metrics, its answers."""

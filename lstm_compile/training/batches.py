@@ -1,0 +1,124 @@
+"""Batches on the device that works on them: cut out there, or cut on the CPU and copied ahead."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lstm_compile.data.batches import bucketed_batches
+from lstm_compile.data.examples import Examples
+from lstm_compile.model.batch import Batch
+from lstm_compile.training.processes import Team
+from lstm_compile.training.settings import TrainingConfig
+
+LARGEST_SHARE = 0.25  # of a device's free memory that data may take
+
+
+class Pass(Protocol):
+    """The batches of one epoch, and what one process of a team takes of them."""
+
+    @property
+    def batches(self) -> list[Tensor]:
+        """int64 rows of each batch, on the CPU; the same in all processes."""
+
+    def share(self, rows: Tensor) -> Tensor:
+        """The rows of a batch that this process takes; none where there are too few for all."""
+
+    def feed(self, groups: Sequence[Sequence[Tensor]]) -> Iterator[list[Batch]]:
+        """The batches of each group, on the device, in order."""
+
+
+class InMemory(NamedTuple):
+    """A pass over data in memory, whose `lengths` are on the CPU."""
+
+    data: Examples
+    lengths: Tensor
+    batches: list[Tensor]
+    team: Team
+    device: torch.device
+
+    def share(self, rows: Tensor) -> Tensor:
+        """As many as the other processes take, and as long."""
+        return self.team.share(rows, self.lengths)
+
+    def feed(self, groups: Sequence[Sequence[Tensor]]) -> Iterator[list[Batch]]:
+        """See `feed`."""
+        return feed(self.data, self.lengths, groups, self.device)
+
+
+def pass_in_memory(
+    data: Examples, training: TrainingConfig, generator: Generator, team: Team, device: torch.device
+) -> InMemory:
+    """An epoch of all rows, or of `epoch_size` drawn at random."""
+    lengths = data.lengths.cpu()
+    rows = torch.arange(len(lengths))
+    if 0 < training.epoch_size < len(lengths):
+        rows = torch.randperm(len(lengths), generator=generator)[: training.epoch_size]
+    batches = bucketed_batches(lengths[rows], training.batch_size, generator)
+    return InMemory(data, lengths, [rows[batch] for batch in batches], team, device)
+
+
+def feed(
+    data: Examples, lengths: Tensor, groups: Iterable[Sequence[Tensor]], device: torch.device
+) -> Iterator[list[Batch]]:
+    """The batches of each group, on `device`, in order.
+
+    Data on the device are cut there. Data on the CPU are cut there and copied to a CUDA device from
+    pinned memory on a stream of their own, one group ahead of the one that is worked on.
+
+    Args:
+        data: on `device` or on the CPU.
+        lengths: the data's, on the CPU.
+        groups: int64 indices of each batch, on the CPU.
+        device: where the batches are to be.
+    """
+    cut = ([gather_rows(data, lengths, indices) for indices in group] for group in groups)
+    return copied_ahead(cut, device) if data.x.device != device else cut
+
+
+def gather_rows(data: Examples, lengths: Tensor, indices: Tensor) -> Batch:
+    """The batch at `indices`, int64 on the CPU; `lengths` are the data's, on the CPU too.
+
+    Known there, the longest need not be asked of the device, which would wait for it.
+    """
+    return data.gather(indices.to(data.x.device), time=max(1, int(lengths[indices].max())))
+
+
+def within_reach(data: Examples, device: torch.device) -> Examples:
+    """The data on `device` where they take a small part of its free memory, else as they are."""
+    if device.type == "cpu":
+        return data.to(device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return data if data.x.nbytes > LARGEST_SHARE * free else data.to(device)
+
+
+def copied_ahead(groups: Iterable[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
+    """Each group on a CUDA device; the next one is under way while the caller works."""
+    stream, waiting = torch.cuda.Stream(device), None
+    for group in groups:
+        with torch.cuda.stream(stream):
+            copies = [tree_map(partial(_copied, device=device), batch) for batch in group]
+        if waiting is not None:
+            yield _arrived(*waiting)
+        waiting = copies, stream.record_event()
+    if waiting is not None:
+        yield _arrived(*waiting)
+
+
+def _copied(part: Any, device: torch.device) -> Any:
+    if not isinstance(part, Tensor):
+        return part
+    return part.pin_memory().to(device, non_blocking=True)
+
+
+def _arrived(group: list[Batch], event: torch.cuda.Event) -> list[Batch]:
+    working = torch.cuda.current_stream(group[0].x.device)
+    working.wait_event(event)
+    for batch in group:
+        for part in tree_leaves(batch):
+            if isinstance(part, Tensor):
+                part.record_stream(working)  # else its memory could be reused while it is read
+    return group

@@ -1,0 +1,86 @@
+"""Settings as TOML, which `train --config` reads back: `config.toml` of a run. Loads no torch."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, fields
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+
+from lstm_compile.config import DERIVED
+from lstm_compile.training.defaults import SECTIONS
+
+if TYPE_CHECKING:
+    from lstm_compile.training.prepare import Job
+
+Sections = Mapping[str, Mapping[str, Any]]
+
+
+def to_toml(job: "Job") -> str:
+    """The resolved settings; `train --config` reads them back."""
+    model = {k: v for k, v in job.config.to_dict().items() if k not in DERIVED}
+    task = None if job.config.task in ("classify", "regress") else job.config.task
+    sources = {"task": task, "data": job.data, "test": job.test}
+    # means are those of the data, which whoever reads this file reads again
+    table = {name: value for name, value in table_of(job).items() if name != "means"}
+    return _document(sources, {"model": model, "training": asdict(job.training), "table": table})
+
+
+def to_explained_toml(sources: Mapping[str, str | None], sections: Sections) -> str:
+    """Settings with what each is for above it; those that nobody set are comments.
+
+    Args:
+        sources: `task`, `data` and `test`; None is left out.
+        sections: what `complete` gives.
+    """
+    return _document(sources, sections, _explanations())
+
+
+def _document(
+    sources: Mapping[str, str | None],
+    sections: Sections,
+    explanations: Mapping[str, str] | None = None,
+) -> str:
+    lines = [f"{name} = {_toml_value(path)}" for name, path in sources.items() if path is not None]
+    for title, values in sections.items():
+        if values:
+            lines += ["", f"[{title}]", *_entries(values, explanations)]
+    return "\n".join(lines) + "\n"
+
+
+def _entries(values: Mapping[str, Any], explanations: Mapping[str, str] | None) -> Iterator[str]:
+    for name, value in values.items():
+        if explanations:
+            yield f"# {explanations[name]}"
+        yield f"# {name} =" if value is None else f"{name} = {_toml_value(value)}"
+
+
+def _explanations() -> dict[str, str]:
+    return {
+        field.name: _explanation(field, get_type_hints(cls)[field.name])
+        for cls in SECTIONS.values()
+        for field in fields(cls)
+        if "help" in field.metadata
+    }
+
+
+def _explanation(field: Field[Any], hint: Any) -> str:
+    choices, text = ", ".join(_choices(hint)), field.metadata["help"]
+    unset = f" Unset: {field.metadata['unset']}." if field.default in (None, ()) else ""
+    return f"{text}{f' One of: {choices}.' if choices else ''}{unset}"
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return next((found for part in get_args(hint) if (found := _choices(part))), ())
+
+
+def table_of(job: "Job") -> dict[str, Any]:
+    """The columns of a long table that the run reads, those that were inferred too."""
+    roles = job.parts.train.roles
+    found = asdict(roles.options) if roles else {}
+    return {name: value for name, value in found.items() if value not in (None, ())}
+
+
+def _toml_value(value: Any) -> str:
+    # JSON's notation is TOML's but for surrogate pairs and for DEL, which TOML wants escaped
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

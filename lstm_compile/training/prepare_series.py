@@ -1,0 +1,104 @@
+"""The parts of a forecasting run: windows of series, split by time."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from lstm_compile.config import FORECAST, ModelConfig
+from lstm_compile.data.schema import Schema
+from lstm_compile.data.series.reader import read_series
+from lstm_compile.data.series.series_table import SeriesTable, Shares
+from lstm_compile.data.series.windows import (
+    Shape,
+    Windows,
+    all_windows,
+    check_lengths,
+    require,
+    split_windows,
+    thinned,
+)
+from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.data.tables.read import locate
+from lstm_compile.training.parts import Parts, in_place_of_test
+from lstm_compile.training.settings import TrainingConfig
+
+Progress = Callable[[int, int], None]
+MOST_VALIDATED = 4096  # windows a validation, at equal distances where there are more
+
+
+def forecast_parts(
+    data: str,
+    hyper_parameters: Mapping[str, Any],
+    training: TrainingConfig,
+    test: str | None,
+    options: TableOptions | None,
+    progress: Progress | None = None,
+) -> tuple[ModelConfig, Parts]:
+    """Read the series and cut them, by time, into what is learned, validated and tested.
+
+    Args:
+        data: as for `job.prepare`.
+        hyper_parameters: fields of ModelConfig but those that the data decide.
+        training: shares of the parts, stride.
+        test: a table of other series, or of later rows, that is tested as a whole.
+        options: the columns of the table.
+        progress: called with rows done and rows in all.
+
+    Raises:
+        InputError: anything wrong with the table, or no window in a part.
+    """
+    horizon = hyper_parameters.get("horizon", ModelConfig.horizon)
+    shares = Shares(training.validation, 0.0 if test else training.test_share, horizon)
+    table = read_series(locate(data, "train"), options, split=shares, progress=progress)
+    config = config_of(table.schema, hyper_parameters)
+    check_lengths(table, config.horizon)
+    parts = split_windows(windows_of(table, config))
+    train, known = (thinned(parts[name], training.stride) for name in ("train", "known"))
+    validation = None
+    if training.validation:
+        validation = thinned(require(parts["validation"], "validation"), most=MOST_VALIDATED)
+    tested, tested_on = parts["test"], "test"
+    if test:
+        tested = test_windows(test, config, table.schema, table.roles.options)
+    elif not len(tested):
+        tested, tested_on = in_place_of_test(data, validation), "validation"
+    rows = torch.arange(len(train))
+    return config, Parts(
+        require(train, "training"), validation, tested, known, tested_on, rows, known
+    )
+
+
+def test_windows(path: str, config: ModelConfig, schema: Schema, options: TableOptions) -> Windows:
+    """All windows of a table of its own.
+
+    Raises:
+        InputError: the table does not fit the model, or holds no window.
+    """
+    table = read_series(locate(path, "test"), options, schema=schema)
+    return require(windows_of(table, config), "test")
+
+
+def windows_of(table: SeriesTable, config: ModelConfig) -> Windows:
+    """Every window of series, as a model wants them."""
+    return all_windows(table, Shape(config.context, config.horizon), config.scaling == "series")
+
+
+def config_of(schema: Schema, hyper_parameters: Mapping[str, Any]) -> ModelConfig:
+    """The architecture for series of these columns.
+
+    Raises:
+        InputError: a hyper-parameter out of range.
+    """
+    assert schema.series is not None
+    known = len(schema.series.known_features)
+    past = len(schema.features) - len(schema.targets) - known - schema.series.indicator
+    return ModelConfig(
+        task=FORECAST,
+        input_size=len(schema.features),
+        output_size=len(schema.targets),
+        past_size=past,
+        known_size=known,
+        static_sizes=tuple(map(len, schema.series.categories)),
+        **hyper_parameters,
+    )

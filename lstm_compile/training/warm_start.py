@@ -1,0 +1,133 @@
+"""What training starts from: fresh weights, fitted scalers, and what a warm start takes over."""
+
+from operator import attrgetter
+from typing import NamedTuple
+
+from lstm_compile.config import ModelConfig
+from lstm_compile.data.corpus import Corpus
+from lstm_compile.data.examples import Examples
+from lstm_compile.data.schema import Schema
+from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.series.windows import Windows
+from lstm_compile.data.stream import Stream
+from lstm_compile.errors import InputError
+from lstm_compile.model.checkpoint import Model, load_model
+from lstm_compile.model.model import ENCODER, Params, init_params, param_shapes
+from lstm_compile.model.scaling import fit_scaler
+from lstm_compile.tasks.series_scaler import fit_series_scaler
+
+
+class WarmStart(NamedTuple):
+    """What is taken from another model, and what starts afresh."""
+
+    source: str
+    taken: Params
+    fresh: tuple[str, ...]  # names of the new model's other tensors
+
+    def line(self) -> str:
+        """What a person reads, in one line."""
+        count = len(self.taken) + len(self.fresh)
+        fresh = f"; fresh are {', '.join(self.fresh)}" if self.fresh else ""
+        return f"{self.source}: {len(self.taken)} of {count} tensors taken{fresh}"
+
+
+def initial_params(
+    config: ModelConfig, seed: int, data: Examples | Stream | Corpus, warm: WarmStart | None = None
+) -> Params:
+    """Fresh weights, and scalers fitted on `data`, over valid steps only; `warm` goes before both.
+
+    Args:
+        config: the architecture.
+        seed: of the fresh weights.
+        data: what will be trained on, and nothing else; on the CPU.
+        warm: what `warm_start` gave.
+    """
+    fitted = {}
+    if isinstance(data, Windows):
+        fitted = {"scaler": fit_series_scaler(data, config)}
+    elif isinstance(data, Sequences) and not data.vocabulary:
+        fitted = {"scaler": fit_scaler(data.x, config.scaling)}
+    elif isinstance(data, Stream):
+        fitted = {"scaler": fit_scaler(data.moments, config.scaling)}
+    if isinstance(data, Sequences | Stream) and config.task == "regress":
+        fitted["target_scaler"] = fit_scaler(data.y, config.target_scaling)
+    statistics = {
+        f"{name}.{part}": value
+        for name, scaler in fitted.items()
+        for part, value in scaler._asdict().items()
+    }
+    return {**init_params(config, seed), **statistics, **(warm.taken if warm else {})}
+
+
+def warm_start(source: str, config: ModelConfig, schema: Schema, freeze: str = "none") -> WarmStart:
+    """Every tensor of the model at `source` whose name and shape fit the new one.
+
+    Three things must fit by meaning as well, or start afresh though their shapes agree. The head
+    and the target scaler, which speak of the old model's classes or targets: these must be the
+    same. The Transformer blocks, which must have as many heads. And the scaler, under which the
+    encoder learned: it is taken, and not fitted anew, where features and kind of scaling are the
+    same.
+
+    Args:
+        source: a run folder or a `.safetensors` file.
+        config: of the new model.
+        schema: of the new data.
+        freeze: `encoder` asks for every tensor of the LSTM stack.
+
+    Raises:
+        InputError: no such model, no tensor of its LSTM fits, or one to freeze does not.
+    """
+    model = load_model(source)
+    expected = param_shapes(config)
+    barred = _barred(model, config, schema)
+    taken = {
+        name: model.params[name]
+        for name, shape in expected.items()
+        if name in model.params
+        and model.params[name].shape == shape
+        and not name.startswith(barred)
+    }
+    fresh = tuple(name for name in expected if name not in taken)
+    _check_encoder(source, model.config, config, fresh, freeze)
+    return WarmStart(source, taken, fresh)
+
+
+def _barred(model: Model, config: ModelConfig, schema: Schema) -> tuple[str, ...]:
+    old, names = model.config, model.schema
+    entering = attrgetter("scaling", "log1p", "season")
+    is_same_input = (names.features, *entering(old)) == (schema.features, *entering(config))
+    outputs = (names.classes, names.targets, old.target_scaling if names.targets else None)
+    is_same_output = outputs == (
+        (schema.classes, schema.targets, config.target_scaling if schema.targets else None)
+    )
+    return (
+        *(() if is_same_input else ("scaler.",)),
+        *(() if names.vocabulary == schema.vocabulary else ("embedding.", "head.")),
+        *(() if old.heads == config.heads else ("transformer.",)),
+        *(() if is_same_output else ("head.", "target_scaler.")),
+    )
+
+
+def _check_encoder(
+    source: str, old: ModelConfig, new: ModelConfig, fresh: tuple[str, ...], freeze: str
+) -> None:
+    encoder = [name for name in param_shapes(new) if name.startswith(ENCODER)]
+    lacking = [name for name in encoder if name in fresh]
+    if len(lacking) == len(encoder) or (lacking and freeze == "encoder"):
+        which = (
+            "no tensor of its LSTM fits"
+            if len(lacking) == len(encoder)
+            else (f"to freeze the encoder all of it must fit, but {', '.join(lacking)} do not")
+        )
+        raise InputError(
+            f"{source}: {which} this model: it has {_sizes(old)}; this one {_sizes(new)}; "
+            "give both the same sizes"
+        )
+
+
+def _sizes(config: ModelConfig) -> str:
+    return (
+        f"{config.input_size} features, --hidden-size {config.hidden_size}, --num-layers "
+        f"{config.num_layers}, {'' if config.bidirectional else 'not '}bidirectional, "
+        f"{'' if config.bias else 'no '}bias"
+    )

@@ -1,0 +1,360 @@
+import csv
+import json
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from series_cases import hourly, hours, several, waves, write
+
+from lstm_compile import load_model
+from lstm_compile.cli.app import app
+from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.errors import InputError
+from lstm_compile.export.use.evaluate_file import evaluate_file
+from lstm_compile.export.use.predict_file import predict_file
+from lstm_compile.training.defaults import resolve
+
+nan = float("nan")
+QUICK = [
+    *("--task", "forecast", "--context", 8, "--horizon", 3, "--hidden-size", 6),
+    *("--epochs", 2, "--batch-size", 16, "--device", "cpu"),
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """An empty working directory: `runs/` is relative."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def invoke(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="lstm-compile")
+
+
+def ok(*args):
+    result = invoke(*args)
+    assert (result.exit_code, result.stderr) == (0, ""), result.output[-300:]
+    return result.stdout
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ok_json(*args):
+    result = invoke(*args, "--json")
+    assert result.exit_code == 0, result.stderr[-300:]
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on two series with a known and a static covariate, exported."""
+    folder = tmp_path_factory.mktemp("trained")
+    price = np.r_[waves(120, 7), waves(90, 8)]
+    path = several(folder / "t.csv", price=price)
+    table = ["--known", "price", "--static", "kind", "--quantiles", "0.1,0.5,0.9"]
+    out = ok("train", path, *QUICK, *table, "--output", folder / "run")
+    ok("export", folder / "run", "--onnx")
+    return path, folder / "run", out
+
+
+# ---- train
+
+
+def test_what_train_prints(trained):
+    path, run, out = trained
+    lines = out.splitlines()
+    assert lines[0].startswith(f"data        {path}: 4 features, target y")
+    assert "id: id (inferred); time: time (inferred); target: y (inferred)" in lines[1]
+    assert "known covariates: price; static: kind; calendar: hour; step: 1 hour" in lines[1]
+    assert "windows to train, " in lines[2]
+    for name in ("naive", "seasonal naive", "seasonal ratio", "ridge on windows"):
+        assert f"baseline    {name}: mae " in out
+    assert lines[-1] == f"next        lstm-compile export {run} --onnx"
+
+
+def test_the_config_of_a_run_trains_the_same_model(trained, here):
+    _, run, _ = trained
+    document = tomllib.loads((run / "config.toml").read_text())
+    assert document["task"] == "forecast"
+    assert document["table"]["known"] == ["price"]
+    ok("train", document["data"], "--config", run / "config.toml", "--output", "again")
+    first, second = load_model(run), load_model(here / "again")
+    assert first.config == second.config
+    assert all(value.equal(second.params[name]) for name, value in first.params.items())
+
+
+def test_a_config_file_may_leave_the_task_to_a_flag(here):
+    (here / "some.toml").write_text("[model]\nhorizon = 2\ncontext = 5\nscaling = 'last'\n")
+    path, quick = hourly(here / "t.csv"), ("--epochs", 1, "--hidden-size", 4)
+    for order in (
+        ("--config", "some.toml", "--task", "forecast"),
+        ("--task", "forecast", "--config", "some.toml"),
+    ):
+        ok("train", path, *order, *quick)
+    config = load_model(here / "runs" / "t-2").config
+    assert (config.horizon, config.context, config.scaling) == (2, 5, "last")
+    result = invoke("train", "japanese-vowels", "--config", "some.toml", *quick)
+    assert "is for task forecast" in result.stderr
+
+
+def test_a_bundled_series_brings_its_settings(here):
+    settings = resolve("airline")
+    assert (settings.task, settings.model["season"], settings.training.test_share) == (
+        *("forecast", 12, 12),
+    )
+    assert resolve("airline", model={"season": 0}).model["season"] == 0
+    assert resolve("else.csv", "forecast").training.batch_size == 64
+    assert resolve("else.csv").model == {}
+    found = ok_json("train", "airline", "--epochs", 1, "--output", "run")
+    assert (found["task"], found["rows"], found["tested_on"]) == ("forecast", 1, "test")
+    assert found["baselines"]["seasonal naive"]["mae"] == pytest.approx(47.833, abs=1e-3)
+    assert found["baselines"]["seasonal ratio"]["mae"] == pytest.approx(13.432, abs=1e-3)
+    ok("evaluate", "run")
+
+
+def test_a_test_file_is_tested_whole(here):
+    path, test = hourly(here / "t.csv", 150), hourly(here / "later.csv", 60)
+    found = ok_json("train", path, *QUICK, "--test", test, "--output", "run")
+    assert found["rows"] == 60 - 8 - 3 + 1
+    again = ok_json("evaluate", "run", test)
+    assert again["metrics"] == pytest.approx(found["metrics"])
+
+
+def test_without_a_validation_part_all_before_the_test_part_is_learned(here):
+    path, later = hourly(here / "t.csv", 150), hourly(here / "later.csv", 60)
+    out = ok("train", path, *QUICK, "--validation", 0, "--test-share", 12, "--output", "run")
+    assert "windows to train, 0 to validate, 10 to test\n" in out
+    assert "stopped     all epochs done\n" in out
+    ok("evaluate", "run")
+    found = ok_json("train", path, *QUICK, "--validation", 0, "--test", later)
+    assert (found["epochs"], found["tested_on"]) == (2, "test")
+    refused = invoke("train", path, *QUICK, "--validation", 0, "--test-share", 0)
+    assert refused.exit_code == 2
+    assert "nothing is held out to measure on; take a --validation above 0" in refused.stderr
+
+
+def test_a_recursive_model_from_end_to_end(here):
+    path = hourly(here / "t.csv", 200)
+    ok("train", path, *QUICK, "--decoder", "recursive", "--scaling", "last", "--output", "run")
+    ok("export", "run", "--onnx")
+    ours, theirs = (evaluate_file(here / "run" / name, path) for name in ("", "model.onnx"))
+    assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-4)
+    ours, theirs = (predict_file(here / "run" / name, path) for name in ("", "model.onnx"))
+    assert ours.values.shape == (1, 3, 1)
+    np.testing.assert_allclose(ours.values, theirs.values, rtol=1e-5)
+
+
+# ---- evaluate
+
+
+def test_evaluate_gives_the_figures_of_training(trained):
+    path, run, _ = trained
+    training = load_model(run).training
+    for source in (run, run / "model.onnx"):
+        found = evaluate_file(source, path)
+        assert found.metrics == pytest.approx(training["test"], rel=1e-4)
+        assert found.baselines == {
+            name: pytest.approx(values) for name, values in training["baselines"].items()
+        }
+    assert evaluate_file(run).metrics == pytest.approx(training["test"])
+
+
+def test_evaluate_prints_figures_by_target_and_step(trained):
+    path, run, _ = trained
+    found = ok_json("evaluate", run, path)
+    assert set(found) == {
+        *("task", "rows", "metrics", "baselines", "verdict", "interval", "details")
+    }
+    assert {"mae", "rmse", "mape", "smape", "mase", "pinball", "coverage"} <= set(found["metrics"])
+    steps = found["details"]["targets"]["y"]["steps"]
+    assert len(steps) == 3
+    assert set(steps[0]) == set(found["metrics"])
+    assert set(found["details"]["baselines"]) == set(found["baselines"])
+
+
+def test_evaluate_strides_and_draws(trained, here):
+    pytest.importorskip("matplotlib")
+    path, run, _ = trained
+    whole = ok_json("evaluate", run, path)["rows"]
+    out = ok("evaluate", run, path, "--stride", 5, "--plot", "plot.png")
+    assert f"({-(-whole // 5)} windows)" in out
+    assert "plot        plot.png" in out
+    assert (here / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_training_saw_is_not_tested(trained, here):
+    _, run, _ = trained
+    early = several(here / "early.csv", (60, 60), price=waves(120))
+    result = invoke("evaluate", run, early)
+    assert result.exit_code == 2
+    assert (
+        "where the test part begins; what lies before it the model was trained on" in result.stderr
+    )
+
+
+# ---- predict
+
+
+def with_future(path, known=True, count=3):
+    """The two series of `trained`, and rows for the horizon after them."""
+    lengths = (120 + count, 90 + count)
+    y = [np.r_[waves(n - count, i, 20.0 + 100 * i), [nan] * count] for i, n in enumerate(lengths)]
+    price = np.r_[waves(lengths[0], 7), waves(lengths[1], 8)]
+    if not known:
+        price[lengths[0] - 1] = nan
+    return several(path, lengths, y=np.concatenate(y), price=price)
+
+
+@pytest.mark.parametrize("name", ["", "model.onnx"])
+def test_predict_gives_the_next_horizon_of_each_series(trained, here, name):
+    _, run, _ = trained
+    out = ok("predict", run / name, with_future(here / "new.csv"), "--output", "out.csv")
+    assert "rows        6, 2 series" in out
+    found = rows_of("out.csv")
+    assert list(found[0]) == ["id", "time", "y_0.1", "y_0.5", "y_0.9"]
+    assert [row["id"] for row in found] == ["a"] * 3 + ["b"] * 3
+    assert [row["time"][:13] for row in found[:3]] == [
+        *("2020-01-06 00", "2020-01-06 01", "2020-01-06 02")
+    ]
+    assert all(float(row["y_0.1"]) <= float(row["y_0.9"]) for row in found)
+
+
+def test_a_run_and_its_onnx_file_forecast_alike(trained, here):
+    _, run, _ = trained
+    path = with_future(here / "new.csv")
+    ours, theirs = (predict_file(run / name, path).values for name in ("", "model.onnx"))
+    spread = load_model(run).training["target_deviation"][0]
+    assert np.abs(ours - theirs).max() <= 1e-5 * spread
+
+
+def test_an_onnx_file_forecasts_without_torch(trained, here):
+    _, run, _ = trained
+    with_future(here / "new.csv")
+    code = (
+        "import sys\nfrom lstm_compile.cli import main\n"
+        f"sys.argv = ['x', 'predict', {str(run / 'model.onnx')!r}]\n"
+        "sys.argv += ['new.csv', '--output', 'o.csv']\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "assert not {'torch', 'onnx'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of(here / "o.csv")) == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda path: with_future(path, known=False),
+            "row 123, column 'price': found an empty cell, NaN or infinity (1 in all), expected",
+        ),
+        (lambda path: with_future(path, count=2), "column 'price': no value for 2020-01-06T02:00"),
+        (lambda path: several(path), "no column 'price' for --known; found id, time, y, kind"),
+        (
+            lambda path: several(path, (9, 9), price=waves(18), kind=["even"] * 9 + ["new"] * 9),
+            "row 10, column 'kind': found 'new', expected one of the categories the model was trai",
+        ),
+        (
+            lambda path: several(path, (9, 9), price=waves(18), y=[*range(9), *[nan] * 9]),
+            "series 'b': found no value of y, expected at least one",
+        ),
+        (
+            lambda path: several(path, (9, 9), price=["1"] * 17 + ["dear"]),
+            "row 18, column 'price': found 'dear', expected a number",
+        ),
+        (
+            lambda path: several(path, (9, 9), price=waves(18), y=[1.0, nan, *range(16)]),
+            r"row 2, column 'y': found an empty cell, NaN or infinity",
+        ),
+    ],
+)
+def test_predict_names_what_is_wrong(trained, here, make, message):
+    _, run, _ = trained
+    result = invoke("predict", run / "model.onnx", make(here / "new.csv"), "--output", "out.csv")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert not (here / "out.csv").exists()
+
+
+def test_gaps_of_fresh_data_may_be_filled_otherwise(trained, here):
+    _, run, _ = trained
+    path = several(here / "new.csv", (9, 12), y=[1.0, nan, *range(19)], price=[*waves(21)])
+    result = invoke("predict", run, path, "--gaps", "forward", "--output", "out.csv")
+    assert "no value for" in result.stderr  # the gap is filled, the horizon is not
+
+
+# ---- bad input of train
+
+
+def short(path):
+    return several(path, (100, 3))
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "message"),
+    [
+        (
+            short,
+            (),
+            "series 'b', from 2020-01-01T00:00:00 on: 3 steps with a target, expected more",
+        ),
+        (
+            lambda path: hourly(path, 30),
+            ("--horizon", 12),
+            "no window of 12 steps lies in the training part; take a smaller --horizon",
+        ),
+        (
+            lambda path: write(path, {"time": hours(40), "y": [nan] * 40, "u": waves(40)}),
+            ("--target", "y", "--gaps", "forward"),
+            "column 'y': found no number in any row",
+        ),
+        (hourly, ("--missing", "zero"), "series have --gaps for what is missing, not --missing"),
+        (
+            hourly,
+            ("--noise", 0.1),
+            "noise is for task classify or regress or tag",
+        ),
+        (hourly, ("--class-weight", "balanced"), "class_weight must be none for task forecast"),
+        (
+            hourly,
+            ("--loss", "cross-entropy"),
+            "loss must be auto, mse or mae or huber for task fore",
+        ),
+        (
+            hourly,
+            ("--loss", "mse", "--quantiles", "0.1,0.9"),
+            "loss must be auto, pinball for quantiles; got 'mse'",
+        ),
+        (hourly, ("--quantiles", "0.1,x"), "expected numbers parted by commas, got '0.1,x'"),
+        (
+            hourly,
+            ("--calendar", "minute"),
+            "calendar must be auto, none or of hour, weekday, month",
+        ),
+    ],
+)
+def test_train_refuses_and_writes_nothing(here, make, args, message):
+    result = invoke("train", make(here / "t.csv"), *QUICK, *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr.splitlines()[-1]
+    assert not (here / "runs").exists()
+
+
+def test_options_of_series_need_the_task(here):
+    path = several(here / "t.csv")
+    result = invoke("train", path, "--gaps", "forward")
+    assert "--gaps is for series to forecast; add --task forecast" in result.stderr
+    result = invoke("train", "japanese-vowels", "--horizon", 3)
+    assert "horizon is for task forecast, the task is classify" in result.stderr
+    result = invoke("train", "japanese-vowels", "--task", "regress")
+    assert "japanese-vowels: good for task classify, not regress; leave --task out" in result.stderr
+    with pytest.raises(InputError, match="gaps must be one of error, forward, linear, indicate"):
+        TableOptions(gaps="nearest")

@@ -1,0 +1,249 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from series_cases import SMALL, do, hourly, hours, several, waves, write
+from test_forecast import windows_of
+
+from lstm_compile import ModelConfig
+from lstm_compile.data.series.series_table import Shares
+from lstm_compile.data.series.windows import split_windows
+from lstm_compile.errors import InputError
+from lstm_compile.evaluation.backtest import ForecastScores, backtest, headline_of, naive_errors
+from lstm_compile.evaluation.baselines import RIDGE_ON_WINDOWS, fit_ridge
+from lstm_compile.evaluation.forecast_baselines import (
+    fit_forecast_baselines,
+    naive,
+    rules_for,
+    seasonal_naive,
+    seasonal_ratio,
+    window_features,
+)
+from lstm_compile.evaluation.plot import plot_forecasts
+
+CONFIG = ModelConfig(task="forecast", input_size=3, output_size=1, known_size=2, **SMALL)
+
+
+# ---- rules
+
+
+def counted(tmp_path, count=40, horizon=5):
+    path = write(tmp_path / "t.csv", {"time": np.arange(count), "y": 1.0 * np.arange(count)})
+    return windows_of(path, (10, horizon))
+
+
+def test_naive_is_the_last_value(tmp_path):
+    windows = counted(tmp_path)
+    assert naive(windows)[0, :, 0].tolist() == [9.0] * 5
+
+
+def test_seasonal_naive_is_the_last_season_again(tmp_path):
+    windows = counted(tmp_path)
+    assert seasonal_naive(windows, 3)[0, :, 0].tolist() == [7, 8, 9, 7, 8]
+    assert seasonal_naive(windows, 12)[0, :, 0].tolist() == [9, 9, 0, 1, 2]  # origin is row 10
+
+
+def test_seasonal_ratio_grows_with_the_series(tmp_path):
+    windows = counted(tmp_path)
+    growth = (7 + 8 + 9) / (4 + 5 + 6)
+    expected = np.array([7, 8, 9]) * growth
+    found = seasonal_ratio(windows, 3)[0, :, 0].numpy()
+    np.testing.assert_allclose(found[:3], expected, rtol=1e-5)
+    np.testing.assert_allclose(found[3:], expected[:2] * growth, rtol=1e-5)
+    np.testing.assert_array_equal(seasonal_ratio(windows, 7)[0], seasonal_naive(windows, 7)[0])
+
+
+def test_no_season_leaves_the_last_value_alone():
+    assert list(rules_for(1)) == ["naive"]
+    assert list(rules_for(24)) == ["naive", "seasonal naive", "seasonal ratio"]
+
+
+def test_rules_do_not_look_at_other_series(tmp_path):
+    windows = windows_of(several(tmp_path / "t.csv", (60, 60)), (8, 3))
+    second = windows.select((windows.series == 1).nonzero()[:1, 0])
+    assert (seasonal_naive(second, 24) > 80).all()  # the first series is at 20
+
+
+# ---- ridge
+
+
+def test_ridge_is_fitted_on_the_inputs_of_the_model(tmp_path):
+    windows = windows_of(hourly(tmp_path / "t.csv", 300), (8, 3))
+    parts = split_windows(windows)
+    fitted = fit_forecast_baselines(parts["known"], parts["train"], parts["validation"])
+    features, known = window_features(parts["known"]), parts["known"]
+    assert features.shape == (len(known), 8 + 3 * 2)  # y, and the hour of each step ahead
+    truth = known.x[known.origins[:, None] + torch.arange(3)][..., 0].double()
+    for l2 in (1.0, 10.0, 100.0, 1000.0):
+        expected = fit_ridge(features, truth, l2)
+        if torch.allclose(fitted[RIDGE_ON_WINDOWS].weight, expected.weight, rtol=1e-6, atol=1e-9):
+            break
+    else:
+        pytest.fail("no penalty gives these weights")
+
+
+def test_without_a_validation_part_the_end_of_training_chooses_the_penalty(tmp_path):
+    windows = windows_of(hourly(tmp_path / "t.csv", 300), (8, 3))
+    train = split_windows(windows)["train"]
+    found = fit_forecast_baselines(train, train)[RIDGE_ON_WINDOWS]
+    ends = int(train.origins.sort().values[int(0.8 * len(train))])
+    before = train.select((train.origins + 3 <= ends).nonzero()[:, 0])
+    after = train.select((train.origins >= ends).nonzero()[:, 0])
+    expected = fit_forecast_baselines(train, before, after)[RIDGE_ON_WINDOWS]
+    assert found.weight.equal(expected.weight)
+    few = train.select(torch.arange(2))  # none of which lies before the other
+    assert fit_forecast_baselines(few, few)[RIDGE_ON_WINDOWS].weight.isfinite().all()
+
+
+def test_ridge_stands_constant_columns_and_large_offsets(tmp_path):
+    columns = {"time": hours(200), "y": waves(200) + 1e5, "u": [7.0] * 200}
+    windows = windows_of(write(tmp_path / "t.csv", columns), target=("y",), features=("u",))
+    parts = split_windows(windows)
+    fitted = fit_forecast_baselines(parts["known"], parts["train"], parts["validation"])
+    found = window_features(windows) @ fitted[RIDGE_ON_WINDOWS].weight
+    error = found + fitted[RIDGE_ON_WINDOWS].bias - windows.y[..., 0]
+    assert error.abs().mean() < 5
+
+
+# ---- figures
+
+
+def test_figures_are_those_of_their_definitions():
+    random = np.random.default_rng(0)
+    y, guess = random.normal(5, 2, (2, 30, 4, 2))
+    y[3, 1, 0] = np.nan
+    y[7, 0, 1] = 0.0
+    naive_error, units = random.random((30, 2)) + 1, torch.tensor([2.0, 3.0]).double()
+    scores = ForecastScores(ModelConfig(task="forecast", input_size=2, output_size=2), units)
+    for rows in (slice(0, 11), slice(11, 30)):
+        parts = (torch.from_numpy(value[rows]) for value in (guess, y, naive_error))
+        scores.add(*parts)
+    found, error = scores.metrics(), guess - y
+    nonzero = np.where(y == 0, np.nan, np.abs(y))
+    expected = {
+        "mae": np.nanmean(np.abs(error)),
+        "rmse": np.nanmean(error**2) ** 0.5,
+        "scaled_mse": np.nanmean((error / units.numpy()) ** 2),
+        "mase": np.nanmean(np.abs(error) / naive_error[:, None]),
+        "mape": np.nanmean(np.abs(error) / nonzero),
+        "smape": np.nanmean(2 * np.abs(error) / (np.abs(guess) + np.abs(y))),
+    }
+    assert found == pytest.approx(expected)
+    details = scores.details(("a", "b"))
+    assert details["b"]["steps"][2]["mae"] == pytest.approx(np.nanmean(np.abs(error[:, 2, 1])))
+    assert details["a"]["mae"] == pytest.approx(np.nanmean(np.abs(error[..., 0])))
+
+
+def test_quantiles_have_a_pinball_loss_and_a_coverage():
+    config = ModelConfig(task="forecast", input_size=1, output_size=1, quantiles=(0.1, 0.5, 0.9))
+    y = torch.randn(4000, 1, 1, generator=torch.Generator().manual_seed(0)).double()
+    forecast = torch.tensor([-1.2816, 0.0, 1.2816]).double().expand(4000, 1, 1, 3)
+    scores = ForecastScores(config, torch.ones(1).double())
+    scores.add(forecast, y, torch.ones(4000, 1))
+    found = scores.metrics()
+    assert found["coverage"] == pytest.approx(0.8, abs=0.02)
+    assert found["mae"] == pytest.approx(y.abs().mean().item())
+    error = forecast - y[..., None]
+    shares = torch.tensor([0.1, 0.5, 0.9]).double()
+    cost = torch.maximum(-shares * error, (1 - shares) * error)
+    assert found["pinball"] == pytest.approx(cost.mean().item())
+
+
+def test_mase_divides_by_the_naive_error_before_the_test_part(tmp_path):
+    y = np.where(np.arange(60) < 45, np.arange(60) % 2 * 3.0, 1e6)
+    path = write(tmp_path / "t.csv", {"time": np.arange(60), "y": y})
+    windows = windows_of(path, split=Shares(0.1, 0.25))
+    assert naive_errors(windows, 1).tolist() == [[3.0]]
+    assert naive_errors(windows, 2).tolist() == [[1.0]]  # no error at all
+
+
+def test_a_perfect_forecast_is_better_and_a_bad_one_worse(tmp_path):
+    windows = split_windows(windows_of(hourly(tmp_path / "t.csv", 400), (8, 3)))["test"]
+    for forecast, verdict in (
+        (lambda w: w.y, "better than every baseline: scaled_mse 0 against"),
+        (lambda w: w.y + 100, "worse than a baseline"),
+        (lambda w: seasonal_ratio(w, 24), "no better than a baseline"),
+    ):
+        found = backtest(forecast, CONFIG, windows, {}, torch.ones(1))
+        assert found.verdict.startswith(verdict)
+        assert found.rows == len(windows)
+        assert set(found.details["baselines"]) == set(found.baselines)
+    assert json.dumps(found.to_dict())
+
+
+def test_the_metric_that_decides_is_of_what_was_minimised():
+    assert [headline_of(loss) for loss in ("mse", "mae", "huber", "pinball")] == [
+        *("scaled_mse", "mase", "mase", "mase")
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_a_random_walk_nothing_beats_persistence(tmp_path, seed):
+    walk = 100 + np.random.default_rng(seed).normal(0, 1, 1500).cumsum()
+    path = write(tmp_path / "t.csv", {"time": hours(1500), "y": walk})
+    outcome = do(path, tmp_path / "run", {"context": 24, "scaling": "last"}, {"epochs": 3})
+    assert outcome.evaluation.verdict.startswith(("no better than a baseline", "worse than a base"))
+    assert " of naive" in outcome.evaluation.verdict or " of ridge" in outcome.evaluation.verdict
+
+
+def test_a_season_is_learned(tmp_path):
+    outcome = do(
+        hourly(tmp_path / "t.csv", 600), tmp_path / "run",
+        {"context": 24, "hidden_size": 16}, {"epochs": 12, "learning_rate": 0.02},
+    )  # fmt: skip
+    found = outcome.evaluation
+    assert found.metrics["mae"] < 0.8 * found.baselines["naive"]["mae"]
+
+
+# ---- the plot
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_forecasts_are_drawn(tmp_path, suffix):
+    pytest.importorskip("matplotlib")
+    windows = windows_of(several(tmp_path / "t.csv", (60, 60)), (8, 3))
+    config = ModelConfig(
+        task="forecast", input_size=3, output_size=1, quantiles=(0.1, 0.5, 0.9), **SMALL
+    )
+    path = tmp_path / f"plot{suffix}"
+
+    def band(some):
+        return naive(some)[..., None] + torch.tensor([-1.0, 0.0, 1.0])
+
+    plot_forecasts(path, band, config, windows)
+    begins = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
+    assert path.read_bytes().startswith(begins)
+    if suffix == ".png":
+        from matplotlib.image import imread
+
+        picture = imread(path)
+        assert picture.shape[0] > 100
+        assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 50
+
+
+def test_one_step_ahead_is_seen(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.image import imread
+
+    windows = windows_of(several(tmp_path / "t.csv", (60, 60)), (1, 1))
+    plot_forecasts(tmp_path / "p.png", lambda some: naive(some) + 1, CONFIG, windows)
+    colours = np.unique(imread(tmp_path / "p.png")[:-60].reshape(-1, 4), axis=0)  # but the legend
+    blue = colours[:, 2] - colours[:, 0] > 0.4
+    assert blue.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("plot.txt", "a plot must end in .png, .svg, .pdf"), ("no/plot.png", "there is no folder")],
+)
+def test_a_plot_that_cannot_be_written_is_refused(tmp_path, name, message):
+    windows = counted(tmp_path)
+    with pytest.raises(InputError, match=message):
+        plot_forecasts(tmp_path / name, naive, CONFIG, windows)
+
+
+def test_without_matplotlib_a_plot_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("lstm_compile.evaluation.plot.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'lstm-compile\[plot\]'"):
+        plot_forecasts(tmp_path / "p.png", naive, CONFIG, counted(tmp_path))

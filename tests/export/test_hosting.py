@@ -1,0 +1,129 @@
+"""What programs that embed a file ask of `runtime`: self-test, warm-up, threads, a quick start."""
+
+import json
+import subprocess
+import sys
+import threading
+from functools import cache
+
+import numpy as np
+import pytest
+import test_forecast_export
+import test_streaming
+import test_text
+import test_verify
+
+from lstm_compile.export import export_onnx, export_streaming
+from lstm_compile.export.proof.selftest import selftest, streaming_selftest
+from lstm_compile.export.runtime import ModelError, load, open_streams
+from lstm_compile.export.write.onnx import to_onnx
+from lstm_compile.export.write.streaming import to_streaming
+
+MODELS = {
+    "classify": lambda: test_verify.make_model(),
+    "regress": lambda: test_verify.make_model(task="regress"),
+    "tag": lambda: test_verify.make_model(task="tag"),
+    "forecast": lambda: test_forecast_export.model_of(
+        **test_forecast_export.CONFIGS["known, static"]
+    ),
+    "lm": lambda: test_text.make_model(6),
+}
+
+
+@cache
+def exported(task):
+    """A file and its self-test: a second or more each, which the tests share."""
+    model = MODELS[task]()
+    example = selftest(model)
+    return to_onnx(model, example=example).SerializeToString(), example.encode()
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_a_host_checks_itself_by_the_selftest(task):
+    data, example = exported(task)
+    assert 0 <= load(data).check(example) <= 1
+
+
+@pytest.mark.parametrize("cells", ["node", "plain"])
+def test_so_does_one_that_streams(cells):
+    model = test_streaming.make_model(task="tag")
+    example = streaming_selftest(model, cells == "plain")
+    streams = open_streams(to_streaming(model, cells, example).SerializeToString())
+    assert 0 <= streams.check(example.encode()) <= 1
+    assert len(streams) == 0
+
+
+def test_another_selftest_is_refused():
+    with pytest.raises(ModelError, match="the self-test is not this file's"):
+        load(exported("classify")[0]).check(exported("tag")[1])
+
+
+def test_a_wrong_answer_is_refused():
+    model, changed = MODELS["classify"](), json.loads(exported("classify")[1])
+    changed["cases"][1]["expected"][0][2] += 1e-3
+    example = json.dumps(changed)
+    opened = load(to_onnx(model, example=example).SerializeToString())
+    with pytest.raises(ModelError, match=r"self-test, case 1: the difference is .* the tolerance"):
+        opened.check(example.encode())
+
+
+@pytest.mark.parametrize("task", MODELS)
+def test_warm_up_answers_any_size(task):
+    opened = load(exported(task)[0])
+    assert opened.warm_up() > 0
+    assert opened.warm_up(batch=3, time=5) > 0
+
+
+def test_streams_warm_up_and_none_begins():
+    streams = open_streams(
+        to_streaming(test_streaming.make_model(task="tag")).SerializeToString(), threads=2
+    )
+    assert streams.warm_up(batch=4) > 0
+    assert len(streams) == 0
+
+
+def test_threads_may_ask_at_once():
+    model = load(exported("classify")[0])
+    random = np.random.default_rng(0)
+    questions = [[random.standard_normal((n % 9, 3))] for n in range(40)]
+    expected = [model.predict(question) for question in questions]
+    found = [None] * len(questions)
+
+    def ask(first):
+        for index in range(first, len(questions), 4):
+            found[index] = model.predict(questions[index])
+
+    workers = [threading.Thread(target=ask, args=(first,)) for first in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+START = """
+import sys
+from lstm_compile.export.runtime import load
+model = load(sys.argv[1])
+model.predict([[[0.0, 1.0, 2.0]] * 50])
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def test_it_starts_without_what_takes_long_to_load(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(exported("classify")[0])
+    done = subprocess.run(
+        [sys.executable, "-c", START, path], capture_output=True, text=True, check=True
+    )
+    slow = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "sklearn", "click", "safetensors"}
+    assert not slow & set(done.stdout.split())
+
+
+def test_files_on_disk_check_themselves(tmp_path):
+    export_onnx(MODELS["tag"](), tmp_path / "model.onnx", ["onnxruntime"])
+    load(tmp_path / "model.onnx").check(tmp_path / "selftest.json")
+    model = test_streaming.make_model(task="tag")
+    export_streaming(model, tmp_path / "streaming.onnx", runtimes=["onnxruntime"])
+    open_streams(tmp_path / "streaming.onnx").check(tmp_path / "streaming.selftest.json")

@@ -1,0 +1,145 @@
+"""The metadata of exported files, and what a host may rely on in them."""
+
+import hashlib
+import json
+from importlib.resources import files
+
+import jsonschema
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import test_forecast_export
+import test_streaming
+import test_text
+import test_verify
+
+from lstm_compile.data.schema import Schema
+from lstm_compile.export import export_onnx, export_streaming, names
+from lstm_compile.export.use.inspect import inspect_onnx
+from lstm_compile.export.write.onnx import to_onnx
+from lstm_compile.export.write.streaming import to_streaming
+
+SCHEMA = json.loads(files("lstm_compile.export").joinpath("metadata.schema.json").read_text())
+FORECAST = {**test_forecast_export.CONFIGS["known, static"]}
+FAST = ["eager", "onnxruntime"]
+
+
+def models():
+    verify, forecast = test_verify.make_model, test_forecast_export.model_of
+    yield "classify", to_onnx(verify())
+    yield "classify, ort", to_onnx(verify(), "ort")
+    yield "regress", to_onnx(verify(task="regress", target_scaling="minmax"))
+    yield "tag", to_onnx(verify(task="tag"))
+    yield "forecast", to_onnx(forecast(**FORECAST))
+    yield "lm", to_onnx(test_text.make_model(6))
+    yield "streaming", to_streaming(test_streaming.make_model(task="tag"))
+    yield "plain cells", to_streaming(test_streaming.make_model(task="tag"), "plain")
+
+
+@pytest.fixture(scope="module")
+def written():
+    return dict(models())
+
+
+def parsed(model):
+    """What `metadata.schema.json` says a host does first."""
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    return {k: json.loads(v) if v.startswith(("{", "[")) else v for k, v in found.items()}
+
+
+def test_metadata_of_every_kind_of_file_fit_the_schema(written):
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    for model in written.values():
+        jsonschema.validate(parsed(model), SCHEMA)
+        assert {entry.key for entry in model.metadata_props} >= set(names.METADATA_KEYS)
+
+
+def test_the_schema_describes_every_key(written):
+    known = {*names.METADATA_KEYS, *names.FORM_KEYS}
+    assert set(SCHEMA["properties"]) == known
+    assert {key for model in written.values() for key in parsed(model)} <= known
+    assert all(
+        "enum" in v or "const" in v or "description" in v for v in SCHEMA["properties"].values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("interface_version", "2"),
+        ("runtimes", "some"),
+        ("task", "cluster"),
+        ("selftest_sha256", "0"),
+        ("schema", {"features": []}),
+    ],
+)
+def test_the_schema_refuses_others(written, key, value):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(parsed(written["classify"]) | {key: value}, SCHEMA)
+
+
+def test_inputs_and_outputs_are_those_of_the_graph(written):
+    for model in written.values():
+        found = parsed(model)
+        assert found["inputs"] == [value.name for value in model.graph.input]
+        assert found["outputs"] == [value.name for value in model.graph.output]
+
+
+def test_the_profile_says_where_lengths_are_honoured(written):
+    assert parsed(written["classify"])["runtimes"] == "any"
+    assert parsed(written["classify, ort"])["runtimes"] == "onnxruntime"
+
+
+def test_the_file_knows_its_selftest(tmp_path):
+    report = export_onnx(test_verify.make_model(), tmp_path / "model.onnx", FAST)
+    assert [path.name for path in report.beside] == ["parity.json", "selftest.json"]
+    digest = parsed(onnx.load(tmp_path / "model.onnx"))["selftest_sha256"]
+    assert digest == hashlib.sha256((tmp_path / "selftest.json").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("cells", ["node", "plain"])
+@pytest.mark.parametrize("changes", [{"task": "tag"}, {"task": "classify", "pooling": "last"}])
+def test_any_host_can_run_the_streaming_selftest(tmp_path, cells, changes):
+    path = tmp_path / "streaming.onnx"
+    report = export_streaming(test_streaming.make_model(**changes), path, cells, FAST)
+    assert [file.name for file in report.beside] == [
+        "streaming.parity.json",
+        "streaming.selftest.json",
+    ]
+    text = (tmp_path / "streaming.selftest.json").read_bytes()
+    assert parsed(onnx.load(path))["selftest_sha256"] == hashlib.sha256(text).hexdigest()
+    example, session = json.loads(text), onnxruntime.InferenceSession(path)
+    assert {len(case["calls"]) for case in example["cases"]} == {4, 3 if cells == "node" else 6}
+    for case in example["cases"]:
+        state = {name: np.array(case[name], np.float32) for name in example["state"]}
+        for call in case["calls"]:
+            x = np.array(call["x"], np.float32)
+            answer, *after = session.run(None, {"x": x, **state})
+            state = dict(zip(example["state"], after, strict=True))
+            assert (np.abs(answer - call["expected"]) <= example["tolerance"]).all()
+        for name, after in example["state"].items():
+            assert np.abs(state[name] - case[after]).max() <= example["state_tolerance"]
+
+
+def test_inspect_shows_what_a_host_needs(tmp_path):
+    model = test_verify.make_model(task="regress", output_size=1)
+    model = model._replace(schema=Schema(("speed [km/h]", "b", "c"), (), ("force [N]",)))
+    (tmp_path / "m.onnx").write_bytes(to_onnx(model).SerializeToString())
+    found = inspect_onnx(tmp_path / "m.onnx")
+    assert (found["profile"], found["runtimes"], found["interface_version"]) == (
+        "portable",
+        "any",
+        "1",
+    )
+    assert found["schema"]["units"] == ["km/h", "", "", "N"]
+    assert len(found["selftest_sha256"]) == 64
+    (tmp_path / "s.onnx").write_bytes(
+        to_streaming(test_streaming.make_model(task="tag")).SerializeToString()
+    )
+    state = inspect_onnx(tmp_path / "s.onnx")["state"]["tensors"]
+    assert (state["h"]["from"], state["c"]["from"], state["c"]["initial"]) == (
+        "h_next",
+        "c_next",
+        0,
+    )

@@ -1,0 +1,331 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import lstm_compile.export.runtime as runtime
+from lstm_compile.config import ModelConfig
+from lstm_compile.data.schema import Schema
+from lstm_compile.export.runtime import ModelError, load
+from lstm_compile.export.write.onnx import to_onnx
+from lstm_compile.model.checkpoint import Model, numbered_schema
+from lstm_compile.model.model import init_params, predict
+
+CLASSES = ("no", "yes", "péut-être", "")
+FEATURES = ("pitch", "loudness [dB]", "x")
+
+
+def make_model(task="classify", outputs=4):
+    config = ModelConfig(task=task, input_size=3, output_size=outputs, hidden_size=5)
+    params = init_params(config, 3)
+    params["scaler.shift"] += 20.0
+    params["scaler.scale"] *= torch.tensor([0.5, 2.0, 300.0])
+    if task == "classify":
+        schema = Schema(FEATURES, CLASSES, ())
+    else:
+        schema = Schema(FEATURES, (), numbered_schema(config).targets)
+        params["target_scaler.shift"] += 70.0
+    return Model(params, config, schema, {"seed": 3})
+
+
+@pytest.fixture(scope="module", params=["classify", "regress"])
+def trained(request):
+    """A model of each task and the bytes of its file."""
+    model = make_model(request.param, 4 if request.param == "classify" else 2)
+    return model, to_onnx(model).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def data():
+    return to_onnx(make_model()).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    return load(data)
+
+
+def ragged(*lengths, seed=0, features=3):
+    generator = np.random.default_rng(seed)
+    scale, shift = np.array([0.5, 2.0, 300.0])[:features], 20.0
+    return [generator.standard_normal((n, features)) * scale + shift for n in lengths]
+
+
+def expected(model, sequences):
+    """One row at a time, by eager PyTorch."""
+    rows = []
+    for sequence in sequences:
+        x = torch.tensor(np.array(sequence), dtype=torch.float32)[None]
+        x = x if x.shape[1] else torch.zeros(1, 1, 3)
+        lengths = torch.tensor([len(sequence)])
+        rows.append(predict(model.params, model.config, x, lengths, backend="vendor")[0])
+    return torch.stack(rows).detach().numpy()
+
+
+# ---- answers
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 256])
+def test_ragged_lists_are_answered_in_their_order(trained, batch_size):
+    model, data = trained
+    sequences = ragged(5, 0, 17, 1, 9, 0, 2, 17)
+    found = load(data).predict(sequences, batch_size)
+    assert (found.dtype, found.shape) == (np.float32, (8, model.config.output_size))
+    np.testing.assert_allclose(found, expected(model, sequences), atol=1e-5, rtol=1e-6)
+    assert np.abs(found[0] - found[2]).max() > 1e-3
+
+
+def test_an_empty_list_and_sequences_without_steps(trained):
+    model, data = trained
+    ready = load(data)
+    assert ready.predict([]).shape == (0, model.config.output_size)
+    assert ready.predict([]).dtype == np.float32
+    empty = [np.zeros((0, 3))] * 2
+    np.testing.assert_allclose(ready.predict(empty), expected(model, empty), atol=1e-5)
+
+
+def test_padded_batches_answer_as_ragged_lists(trained):
+    model, data = trained
+    ready, sequences = load(data), ragged(4, 0, 7)
+    x = np.full((3, 9, 3), np.nan)
+    for row, sequence in zip(x, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    found = ready.predict_padded(x, [4, 0, 7])
+    np.testing.assert_array_equal(found, ready.predict(sequences))
+    assert ready.predict_padded(x[:0], np.zeros(0, int)).shape == (0, model.config.output_size)
+    assert ready.predict_padded(x[:, :0], [0, 0, 0]).shape == (3, model.config.output_size)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int64, np.uint8, bool])
+def test_all_types_of_numbers_are_taken(model, dtype):
+    steps = np.array([[1, 0, 1], [0, 0, 1]], dtype)
+    found = model.predict([steps, steps.tolist()])
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[:1], model.predict([steps.astype(np.float32)]))
+
+
+def test_more_threads_give_the_same_answers(data, model):
+    sequences = ragged(5, 30)
+    np.testing.assert_allclose(
+        load(data, threads=2).predict(sequences), model.predict(sequences), atol=1e-6
+    )
+
+
+# ---- what a file says
+
+
+def test_the_model_carries_its_names(trained, tmp_path):
+    model, data = trained
+    (tmp_path / "m.onnx").write_bytes(data)
+    for source in (data, tmp_path / "m.onnx", str(tmp_path / "m.onnx")):
+        ready = load(source)
+        assert ready.task == model.config.task
+        assert ready.schema == (FEATURES, model.schema.classes, model.schema.targets, None, None)
+        assert ready.outputs == model.config.output_size
+        assert ready.metadata["config"] == model.config.to_json()
+
+
+def test_labels_are_the_most_probable_classes(model):
+    probabilities = [[0.1, 0.2, 0.6, 0.1], [0.7, 0.1, 0.1, 0.1], [0, 0, 0, 1]]
+    assert model.labels(probabilities) == ["péut-être", "no", ""]
+    assert model.labels(np.zeros((0, 4))) == []
+    with pytest.raises(ModelError, match=r"probabilities must be \(rows, 4\), found \(4,\)"):
+        model.labels(probabilities[0])
+    ready = load(to_onnx(make_model("regress", 2)).SerializeToString())
+    with pytest.raises(
+        ModelError, match="labels are of tasks classify and tag; the task of this file is r"
+    ):
+        ready.labels([[1.0, 2.0]])
+
+
+# ---- wrong inputs
+
+
+def bad(value, step=1, feature=1):
+    sequence = ragged(3)[0]
+    sequence[step, feature] = value
+    return sequence
+
+
+@pytest.mark.parametrize(
+    ("sequence", "message"),
+    [
+        (np.zeros((4, 2)), r"sequence 1: 2 features, but the model was trained on 3: 'pitch', 'lo"),
+        (np.zeros(3), r"sequence 1: expected numbers of shape \(time, 3\), found float64 \(3,\)"),
+        (np.zeros((1, 4, 3)), r"sequence 1: expected numbers of shape \(time, 3\), found float64 "),
+        (np.array([["a", "b", "c"]]), r"sequence 1: expected numbers of shape .*, found <U1"),
+        (np.zeros((2, 3), complex), r"sequence 1: expected numbers of .*, found complex128 \(2, 3"),
+        ([[1, 2, 3], [1, 2]], r"sequence 1: not one array \("),
+        (
+            bad(np.nan),
+            r"sequence 1, step 1, feature 'loudness \[dB\]': expected a finite float32 n",
+        ),
+        (bad(-np.inf, 2, 0), r"sequence 1, step 2, feature 'pitch': .*, found -inf; fill the gap"),
+        (bad(1e39, 0, 2), r"sequence 1, step 0, feature 'x': .*, found 1e\+39; fill the gap first"),
+    ],
+)
+def test_a_wrong_sequence_is_refused_in_one_line(model, sequence, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        model.predict([ragged(2)[0], sequence])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_names_of_the_columns_are_checked(model):
+    sequences = ragged(3)
+    np.testing.assert_array_equal(
+        model.predict(sequences, features=list(FEATURES)), model.predict(sequences)
+    )
+    order = r"features are in another order: found 'x', 'pitch', .*; the model was trained on 'pit"
+    with pytest.raises(ModelError, match=order):
+        model.predict(sequences, features=("x", "pitch", "loudness [dB]"))
+    others = r"features are others: found 'pitch', 'x'; the model was trained on 'pitch', 'loudn"
+    with pytest.raises(ModelError, match=others):
+        model.predict(sequences, features=("pitch", "x"))
+
+
+@pytest.mark.parametrize(
+    ("x", "lengths", "message"),
+    [
+        (np.zeros((2, 4, 3)), [4, 5], r"lengths must be numbers in \[0, 4\], found 5 in row 1"),
+        (np.zeros((2, 4, 3)), [-1, 4], r"lengths must be numbers in \[0, 4\], found -1 in row 0"),
+        (np.zeros((2, 4, 3)), [4], r"expected x \(batch, time, 3\) and integer lengths \(batch,\)"),
+        (np.zeros((2, 4, 3)), [1.0, 2.0], r"found float64 \(2, 4, 3\) and float64 \(2,\)"),
+        (np.zeros((4, 3)), [4], r"expected x \(batch, time, 3\).*, found float64 \(4, 3\)"),
+        (np.zeros((2, 4, 2)), [4, 1], r"sequence 0: 2 features, but the model was trained on 3"),
+        (np.full((2, 4, 3), np.nan), [0, 1], r"sequence 1, step 0, feature 'pitch': expected a fi"),
+    ],
+)
+def test_a_wrong_padded_batch_is_refused(model, x, lengths, message):
+    with pytest.raises(ModelError, match=message):
+        model.predict_padded(x, lengths)
+
+
+def test_sizes_below_1_are_refused(model, data):
+    with pytest.raises(ModelError, match="batch_size must be at least 1, got 0"):
+        model.predict(ragged(3), 0)
+    with pytest.raises(ModelError, match="threads must be at least 1, got 0"):
+        load(data, threads=0)
+
+
+# ---- wrong files
+
+
+def changed(data, **metadata):
+    model = onnx.load_model_from_string(data)
+    for entry in model.metadata_props:
+        entry.value = metadata.get(entry.key, entry.value)
+    return model
+
+
+def bare(data):
+    model = changed(data)
+    del model.metadata_props[:]
+    return model
+
+
+def renamed(data):
+    model = changed(data)
+    model.graph.input[1].name = "sizes"
+    for node in model.graph.node:
+        node.input[:] = ["sizes" if name == "lengths" else name for name in node.input]
+    return model
+
+
+def elsewhere(data):
+    model = changed(data)
+    tensor = model.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    return model
+
+
+FEWER = Schema(FEATURES[:2], CLASSES, ()).to_json()
+WRONG_FILES = [
+    (bare, r"not exported by lstm-compile \(its metadata have no such format\)"),
+    (lambda d: changed(d, format="other"), "not exported by lstm-compile"),
+    (
+        lambda d: changed(d, interface_version="2"),
+        "interface_version is '2', this program reads '1'; export the model again or copy the new",
+    ),
+    (lambda d: changed(d, schema="{"), "metadata `schema` is damaged; export it again"),
+    (lambda d: changed(d, schema="[]"), "metadata `schema` is damaged; export it again"),
+    (
+        lambda d: changed(d, schema='{"features": [1], "classes": [], "targets": []}'),
+        "metadata `schema` must hold lists of strings; export it again",
+    ),
+    (lambda d: changed(d, task="regress"), "task 'regress' does not fit its schema; export it ag"),
+    (lambda d: changed(d, task="dream"), "task 'dream' does not fit its schema; export it again"),
+    (lambda d: changed(d, schema=FEWER), r"expected inputs and output .*3, 2\).*, found .*3, 3\)"),
+    (renamed, "expected inputs and output .*'lengths'.*, found .*'sizes'.*; export it again"),
+    (elsewhere, "a tensor lies in another file, which is refused; export it again"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG_FILES)
+def test_a_wrong_file_is_refused_in_one_line(data, tmp_path, change, message):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(change(data).SerializeToString())
+    with pytest.raises(ModelError, match=rf"m\.onnx: {message}") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not an ONNX file at all", "cut"])
+def test_a_corrupt_file_is_refused_in_one_line(data, damage):
+    with pytest.raises(
+        ModelError, match=r"^model: not a readable ONNX file \(.*copy it again$"
+    ) as c:
+        load(data[:2000] if damage == "cut" else damage)
+    assert "\n" not in str(c.value)
+
+
+def test_an_absent_file_is_refused(tmp_path):
+    message = (
+        r"no\.onnx: cannot be read \(No such file or directory\); export it first: `lstm-compile"
+    )
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path / "no.onnx")
+
+
+# ---- copied into another program
+
+BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError("blocked: " + name)
+
+sys.meta_path.insert(0, Block())
+"""
+
+
+def test_the_one_file_works_in_another_program(trained, tmp_path):
+    model, data = trained
+    shutil.copy(Path(runtime.__file__), tmp_path / "runtime.py")
+    (tmp_path / "m.onnx").write_bytes(data)
+    sequences = ragged(4, 0, 11)
+    np.savez(tmp_path / "in.npz", *sequences)
+    code = BLOCK.format(blocked=("lstm_compile", "onnx", "torch")) + (
+        "import numpy as np\n"
+        "from runtime import load\n"
+        "file = np.load('in.npz')\n"
+        "np.save('out.npy', load('m.onnx').predict([file[name] for name in file.files]))\n"
+    )
+    command = [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, '.')\n{code}"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    found = np.load(tmp_path / "out.npy")
+    np.testing.assert_allclose(found, expected(model, sequences), atol=1e-5, rtol=1e-6)
+
+
+def test_it_imports_nothing_else():
+    lines = Path(runtime.__file__).read_text("utf-8").splitlines()
+    imported = {line.split()[1] for line in lines if line.startswith(("import ", "from "))}
+    tops = {name.partition(".")[0] for name in imported}
+    assert tops - sys.stdlib_module_names == {"numpy", "onnxruntime"}
