@@ -1,7 +1,7 @@
-"""What `auto` takes: the backend that was measured fastest, and a rule where nothing was measured.
+"""Which backend `auto` takes: the one measured fastest, or `vendor` where nothing was measured.
 
-Measurements are those of `recurrence.calibrate`, kept in the user's cache folder. A call never
-compiles on its own: `compiled` is taken only where its graphs are there already.
+`recurrence.calibrate` makes the measurements; they are kept in the user's cache folder. `auto`
+never compiles: it takes `compiled` only where this process has the graphs already.
 """
 
 import json
@@ -27,7 +27,7 @@ FILE = "calibration.json"
 CLEARLY = 0.95  # of the vendor's time: less is within the noise of measuring
 
 
-class Work(NamedTuple):
+class Bucket(NamedTuple):
     """What decides which backend is fastest; sizes are rounded up to powers of two."""
 
     device: str  # "cpu, 2 threads", or the name of a GPU
@@ -47,6 +47,33 @@ class Work(NamedTuple):
         return f"{self.device}, {self.dtype}, {mode}, {lengths}, {sizes}"
 
 
+class Workload(NamedTuple):
+    """One layer and direction on one batch, in exact sizes."""
+
+    hidden_size: int
+    input_size: int
+    batch: int
+    time_steps: int  # of the longest row
+    ragged: bool  # whether lengths differ
+    training: bool  # forward and backward, or a forward without gradients
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def bucket(self) -> Bucket:
+        """The workloads that share its measurement."""
+        return Bucket(
+            _device_name(self.device, torch.get_num_threads()),
+            str(self.dtype).removeprefix("torch."),
+            self.training,
+            self.ragged,
+            _power_of_two(self.batch),
+            _power_of_two(self.time_steps),
+            _power_of_two(self.input_size),
+            _power_of_two(self.hidden_size),
+        )
+
+
 class Measured(NamedTuple):
     """Median times of one layer and direction, in milliseconds, and what compiling took."""
 
@@ -57,12 +84,12 @@ class Measured(NamedTuple):
 
 
 class BackendChoice(NamedTuple):
-    """A backend and why it was taken."""
+    """A backend, and why `auto` takes it."""
 
     backend: Literal["vendor", "compiled"]
     chunk: int
     reason: str
-    work: Work
+    work: Bucket
     measured: Measured | None = None
 
     def __str__(self) -> str:
@@ -70,24 +97,10 @@ class BackendChoice(NamedTuple):
         line = f"{self.backend}, {self.reason} ({self.work})"
         if self.measured is None:
             return line
-        ours, theirs, _, seconds = self.measured[1], self.measured[0], *self.measured[2:]
-        return f"{line}: compiled {ours:.3g} ms, vendor {theirs:.3g} ms, compiling {seconds:.1f} s"
-
-
-def work_of(
-    weight_hh: Tensor, input_size: int, batch: int, time: int, *, ragged: bool, training: bool
-) -> Work:
-    """The bucket of one call."""
-    return Work(
-        _device_name(weight_hh.device, torch.get_num_threads()),
-        str(weight_hh.dtype).removeprefix("torch."),
-        training,
-        ragged,
-        _power_of_two(batch),
-        _power_of_two(time),
-        _power_of_two(input_size),
-        _power_of_two(weight_hh.shape[1]),
-    )
+        vendor, compiled, _, seconds = self.measured
+        return (
+            f"{line}: compiled {compiled:.3g} ms, vendor {vendor:.3g} ms, compiling {seconds:.1f} s"
+        )
 
 
 def _power_of_two(size: int) -> int:
@@ -101,24 +114,25 @@ def _device_name(device: torch.device, threads: int) -> str:
     return f"{device.type}, {threads} thread{'s' * (threads > 1)}"
 
 
-def choose(work: Work, weight_hh: Tensor, chunk: int) -> BackendChoice:
-    """What `auto` takes for a call of this kind with these weights."""
-    measured = measurements().get(work)
+def choose(workload: Workload, chunk: int) -> BackendChoice:
+    """What `auto` takes for this workload."""
+    bucket = workload.bucket
+    measured = measurements().get(bucket)
     if measured is None:
-        return BackendChoice("vendor", chunk, "the rule where nothing was measured", work)
-    if not can_compile(weight_hh.device.type):
-        return BackendChoice("vendor", chunk, "there is no compiler here", work)
+        return BackendChoice("vendor", chunk, "the rule where nothing was measured", bucket)
+    if not can_compile(workload.device.type):
+        return BackendChoice("vendor", chunk, "there is no compiler here", bucket)
     if measured.compiled > CLEARLY * measured.vendor:
-        return BackendChoice("vendor", chunk, "measured no slower", work, measured)
-    if not _graphs_are_here(work.training, weight_hh, measured.chunk):
+        return BackendChoice("vendor", chunk, "measured no slower", bucket, measured)
+    if not _has_graphs(workload, measured.chunk):
         why = "the other is faster, but not compiled in this process"
-        return BackendChoice("vendor", chunk, why, work, measured)
-    return BackendChoice("compiled", measured.chunk, "measured faster", work, measured)
+        return BackendChoice("vendor", chunk, why, bucket, measured)
+    return BackendChoice("compiled", measured.chunk, "measured faster", bucket, measured)
 
 
-def _graphs_are_here(training: bool, weight_hh: Tensor, chunk: int) -> bool:
-    functions = (record_chunk, backward_chunk) if training else (infer_chunk,)
-    key = (weight_hh.shape[1], weight_hh.dtype, weight_hh.device, chunk)
+def _has_graphs(workload: Workload, chunk: int) -> bool:
+    functions = (record_chunk, backward_chunk) if workload.training else (infer_chunk,)
+    key = (workload.hidden_size, workload.dtype, workload.device, chunk)
     return all(has_compiled(function, *key) for function in functions)
 
 
@@ -149,17 +163,18 @@ def explain_backend(
     if torch.is_autocast_enabled(kind):
         first = first.to(torch.get_autocast_dtype(kind))
     least, most = (time, time) if lengths is None else extremes(lengths.cpu())
-    work = work_of(
-        first.weight_hh, first.weight_ih.shape[1], batch, most,
-        ragged=least != most, training=training,
+    weight_ih, weight_hh, *_ = first
+    workload = Workload(
+        weight_hh.shape[1], weight_ih.shape[1], batch, most,
+        ragged=least != most, training=training, device=weight_hh.device, dtype=weight_hh.dtype,
     )  # fmt: skip
-    return choose(work, first.weight_hh, chunk)
+    return choose(workload, chunk)
 
 
-def remember(work: Work, measured: Measured) -> None:
+def remember(bucket: Bucket, measured: Measured) -> None:
     """Keep a measurement for this process and, in the user's cache folder, for later ones."""
-    measurements()[work] = measured
-    rows = [{**work._asdict(), **found._asdict()} for work, found in measurements().items()]
+    measurements()[bucket] = measured
+    rows = [{**bucket._asdict(), **found._asdict()} for bucket, found in measurements().items()]
     try:
         path = private_folder("") / FILE
         write_atomically(path, to_json({"versions": _versions(), "measured": rows}).encode())
@@ -168,12 +183,12 @@ def remember(work: Work, measured: Measured) -> None:
 
 
 @cache
-def measurements() -> dict[Work, Measured]:
+def measurements() -> dict[Bucket, Measured]:
     """What was measured here with these versions."""
     try:
         found = json.loads(_file().read_text("utf-8"))
         rows = found["measured"] if found["versions"] == _versions() else []
-        return {_read(Work, row): _read(Measured, row) for row in rows}
+        return {_read(Bucket, row): _read(Measured, row) for row in rows}
     except (OSError, RuntimeError, ValueError, TypeError, KeyError):
         return {}  # none yet, or of another format: measured again when asked for
 

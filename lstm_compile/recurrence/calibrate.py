@@ -1,4 +1,4 @@
-"""Measuring which backend is fastest for a kind of call: what `auto` goes by."""
+"""Measuring which backend is fastest for a workload, so that `auto` can take it."""
 
 import time
 from collections.abc import Callable
@@ -9,17 +9,9 @@ import torch
 from torch import Tensor
 
 from lstm_compile.devices import cpu_threads
-from lstm_compile.recurrence.autotune import (
-    CLEARLY,
-    Measured,
-    Work,
-    measurements,
-    remember,
-    work_of,
-)
+from lstm_compile.recurrence.autotune import CLEARLY, Measured, Workload, measurements, remember
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK
-from lstm_compile.recurrence.vendor import Outputs
 
 ROUNDS = 7
 SECONDS = 2.0  # after which no further round begins
@@ -43,8 +35,8 @@ def calibrate(
 ) -> Measured:
     """Measure one layer and direction on both backends, in turns, and remember it for `auto`.
 
-    Compiles, and so takes some 20 seconds the first time on a machine; what was measured before
-    comes at once, but for the compilation where this process has not done it.
+    It compiles, which takes some 20 seconds the first time on a machine. A measurement made before
+    is returned without measuring again, once this process has compiled.
 
     Args:
         hidden_size: of the layer.
@@ -57,13 +49,14 @@ def calibrate(
         dtype: of weights and data.
         chunk: of `compiled`.
     """
-    step, work = _step(
-        hidden_size, input_size, batch, time_steps, ragged, training, device, dtype, chunk
+    workload = Workload(
+        hidden_size, input_size, batch, time_steps, ragged, training, torch.device(device), dtype
     )
+    step, bucket = _step(workload, chunk), workload.bucket
     began = time.perf_counter()
     step("compiled")
     first = time.perf_counter() - began
-    if (known := measurements().get(work)) and known.chunk == chunk:
+    if (known := measurements().get(bucket)) and known.chunk == chunk:
         return known
     times = _in_turns(step)
     measured = Measured(
@@ -72,36 +65,26 @@ def calibrate(
         chunk,
         max(0.0, first - median(times["compiled"])),
     )
-    remember(work, measured)
+    remember(bucket, measured)
     return measured
 
 
-def vendor_seconds(
-    hidden_size: int,
-    input_size: int,
-    batch: int,
-    time_steps: int,
-    *,
-    ragged: bool,
-    training: bool,
-    device: torch.device | str = "cpu",
-) -> float:
-    """Median seconds of the backend `vendor` on the same, of three calls after one to warm up."""
-    sizes = hidden_size, input_size, batch, time_steps, ragged, training
-    step, _ = _step(*sizes, device, torch.float32, DEFAULT_CHUNK)
+def vendor_seconds(workload: Workload) -> float:
+    """Median seconds of the backend `vendor`, of three calls after one to warm up."""
+    step = _step(workload)
     step("vendor")
     return median(_timed(lambda: step("vendor")) for _ in range(LEAST_ROUNDS))
 
 
 @cache
 def fastest_threads(hidden_size: int, input_size: int, batch: int, most: int) -> int:
-    """1 or `most`: with how many CPU threads a layer of `vendor` trains faster, measured in turns.
+    """The number of CPU threads, 1 or `most`, with which a layer of `vendor` trains faster.
 
-    More threads must be clearly faster, as other programs will want the processor too. Asked again
-    in the same process, the answer is the same.
+    Both are measured in turns. More threads must be clearly faster, as other programs need the
+    processor too. Within one process the answer stays the same.
     """
     sizes = hidden_size, input_size, batch, SHORT
-    step, _ = _step(*sizes, False, True, "cpu", torch.float32, DEFAULT_CHUNK)
+    step = _step(Workload(*sizes, ragged=False, training=True, device=torch.device("cpu")))
     times: dict[int, list[float]] = {1: [], most: []}
     for _ in range(ROUNDS):
         for count, seconds in times.items():
@@ -130,18 +113,9 @@ def _timed(step: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def _step(
-    hidden_size: int,
-    input_size: int,
-    batch: int,
-    time_steps: int,
-    ragged: bool,
-    training: bool,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    chunk: int,
-) -> tuple[Step, Work]:
-    device = torch.device(device)
+def _step(workload: Workload, chunk: int = DEFAULT_CHUNK) -> Step:
+    """One step of the workload, on random weights and data, with the backend it is called with."""
+    hidden_size, input_size, batch, time_steps, ragged, training, device, dtype = workload
     generator = torch.Generator().manual_seed(0)
     gates, scale = 4 * hidden_size, hidden_size**-0.5
     shapes: dict[str, tuple[int, ...]]
@@ -159,17 +133,12 @@ def _step(
         lengths = torch.randint(1, time_steps + 1, (batch,), generator=generator)
         lengths[0] = time_steps
 
-    def run(backend: str) -> Outputs:
-        with torch.set_grad_enabled(training):
-            y, (h, c) = lstm(params, x, lengths, backend=backend, chunk=chunk)  # type: ignore[arg-type]
-        return y, h, c
-
     def step(backend: str) -> None:
-        y, *_ = run(backend)
+        with torch.set_grad_enabled(training):
+            y, _ = lstm(params, x, lengths, backend=backend, chunk=chunk)  # type: ignore[arg-type]
         if training:
             torch.autograd.grad(y.sum(), list(params.values()))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    first = params["weight_hh_l0"]
-    return step, work_of(first, input_size, batch, time_steps, ragged=ragged, training=training)
+    return step

@@ -1,9 +1,11 @@
-"""One step of an LSTM as a pure function: the equations every backend has to meet."""
+"""One step of an LSTM as a pure function: the equations that every backend must meet."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+Outputs = tuple[Tensor, Tensor, Tensor]  # the output of all steps, then the final h and c
 
 
 class LSTMState(NamedTuple):
@@ -14,7 +16,7 @@ class LSTMState(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What one step computes: new state and the activated gates, for whoever differentiates it."""
+    """What one step computes: the new state, and the activated gates for a derivative."""
 
     h: Tensor
     c: Tensor

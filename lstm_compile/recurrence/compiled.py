@@ -1,28 +1,37 @@
 """Backend `compiled`: packed rows as chunks of K unrolled steps under torch.compile.
 
-A chunk is one graph for its hidden size, dtype and device, whatever the batch, time and input size
-are: the rows are a dynamic dimension, and the products with the input weights stay outside, as do
-those of the weight gradients, one for the whole sequence.
+A chunk is one graph for its hidden size, dtype and device, for any batch, time and input size. The
+number of rows is a dynamic dimension. The products with the input weights stay outside the graph,
+and so do the products that give the weight gradients: one for many steps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from lstm_compile.recurrence.cell import accumulator
+from lstm_compile.recurrence.cell import Outputs, accumulator
 from lstm_compile.recurrence.chunk import backward_chunk, infer_chunk, record_chunk
+from lstm_compile.recurrence.first_order import differentiates, once, refuse
 from lstm_compile.recurrence.gemm import product
-from lstm_compile.recurrence.inductor import compiled
-from lstm_compile.recurrence.packed_rows import Carried, Packing, Span, joined
-from lstm_compile.recurrence.whole_rows import Whole
-
-Outputs = tuple[Tensor, Tensor, Tensor]
-Gradients = tuple[Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]
+from lstm_compile.recurrence.inductor import compile_for
+from lstm_compile.recurrence.layout import CarriedState, Layout, Span, joined
+from lstm_compile.recurrence.weights import Direction
 
 MIN_ROWS = 2  # a batch of 1 would specialise the graph's dynamic dimension
+
+
+class LayerInputs(NamedTuple):
+    """What one layer is computed from; the spans of its layout have at least MIN_ROWS rows."""
+
+    x: Tensor  # (packed, input_size)
+    weight_ih: Tensor  # (4 * hidden_size, input_size)
+    weight_hh: Tensor  # (4 * hidden_size, hidden_size)
+    bias: Tensor  # (4 * hidden_size,)
+    h0: Tensor  # (rows, hidden_size), in packed order
+    c0: Tensor  # likewise
 
 
 class Tape(NamedTuple):
@@ -31,8 +40,8 @@ class Tape(NamedTuple):
     Their tensors have as many rows as their span.
     """
 
-    gates: list[Tensor]  # a step each: (rows, 4H)
-    cells: list[Tensor]  # K + 1 a chunk: (rows, H), the first the one it began with
+    gates: list[Tensor]  # for each step: (rows, 4H)
+    cells: list[Tensor]  # K + 1 for each chunk: (rows, H), the first the one it began with
 
 
 def chunks_of(active: Sequence[int], chunk: int) -> list[tuple[int, int]]:
@@ -40,115 +49,130 @@ def chunks_of(active: Sequence[int], chunk: int) -> list[tuple[int, int]]:
     return [(start, chunk) for start in range(0, len(active), chunk)]
 
 
-def infer(
-    packing: Packing | Whole,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-) -> Outputs:
-    """One layer, forward in time, saving nothing.
+def run_layer(layout: Layout, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
+    """One layer, forward in time.
 
     Args:
-        packing: of spans that all have one number of steps and at least MIN_ROWS rows.
+        layout: with spans that all have one number of steps and at least MIN_ROWS rows.
         x: (packed, input_size).
-        weight_ih: (4 * hidden_size, input_size).
-        weight_hh: (4 * hidden_size, hidden_size).
-        bias: (4 * hidden_size,).
+        weights: of the layer.
         h0: (rows, hidden_size), in packed order.
         c0: likewise.
 
     Returns:
         y (packed, hidden_size), anything in the padding, and the state after each row's last valid
-        step, h and c (rows, hidden_size).
+        step, h and c (batch, hidden_size), in the order of the batch.
     """
-    outputs = list[Tensor]()
-    with _plain_mode(x.device.type):
-        run = _compiled(infer_chunk, packing, weight_hh)
-        weight_hh = weight_hh.detach().contiguous()
-        carried = _carried(h0, c0)
-        for span, projected, masks in _walk(packing, x, weight_ih, bias):
-            y, c = run(projected, masks, *carried.active(span.rows), weight_hh)
-            carried.state = [y[-1], c]
-            outputs.append(y.flatten(0, 1))
-        return joined(outputs), *_final(carried, x.dtype)
+    inputs = LayerInputs(x, *weights.summed(), h0, c0)
+    if differentiates(inputs):
+        y, h, c = _Chunks.apply(layout, *inputs)  # type: ignore[no-untyped-call]
+    else:
+        y, h, c = _forward(layout, inputs, None)
+    return y, layout.restore(h), layout.restore(c)
 
 
-def record(
-    packing: Packing | Whole,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-) -> tuple[Outputs, Tape]:
-    """The same outputs as `infer`, and what `pull_back` needs."""
-    outputs, tape = list[Tensor](), Tape([], [])
+class _Chunks(torch.autograd.Function):
+    """The chunks in plain eager autograd: the forward keeps what the backward needs."""
+
+    @staticmethod
+    def forward(ctx: Any, layout: Layout, *tensors: Tensor) -> Outputs:
+        tape = Tape([], [])
+        outputs = _forward(layout, LayerInputs(*tensors), tape)
+        ctx.layout, ctx.counts = layout, [len(part) for part in tape]
+        # gates and cells are saved, not kept: autograd lets go of them right after the backward
+        ctx.save_for_backward(outputs[0], *tensors, *(step for part in tape for step in part))
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # reading saved_tensors also refuses weights that were changed in place since the forward
+        y, *saved = ctx.saved_tensors
+        inputs, steps = LayerInputs(*saved[:6]), iter(saved[6:])
+        tape = Tape(*([next(steps) for _ in range(count)] for count in ctx.counts))
+        of_x = ctx.needs_input_grad[1]
+        results = _backward(ctx.layout, inputs, y, tape, gradients, of_x=of_x)
+        return None, *once("compiled", results, (*inputs, *gradients))
+
+    @staticmethod
+    def jvp(*_: Any) -> NoReturn:
+        refuse("compiled")
+
+
+def _forward(layout: Layout, inputs: LayerInputs, tape: Tape | None) -> Outputs:
+    """Output (packed, H), h and c (rows, H); a `tape` takes what `_backward` needs."""
+    x, outputs = inputs.x, list[Tensor]()
     with _plain_mode(x.device.type):
-        run = _compiled(record_chunk, packing, weight_hh)
-        weight_hh = weight_hh.detach().contiguous()
-        carried = _carried(h0, c0)
-        for span, projected, masks in _walk(packing, x, weight_ih, bias):
+        run = _graph(infer_chunk if tape is None else record_chunk, layout, inputs.weight_hh)
+        weight_hh = inputs.weight_hh.detach().contiguous()
+        c0 = inputs.c0.to(accumulator(inputs.c0.dtype))
+        carried = CarriedState(inputs.h0.contiguous(), c0.contiguous())
+        for span, projected, masks in _walk(layout, inputs):
             h, c = carried.active(span.rows)
-            y, gates, cells = run(projected, masks, h, c, weight_hh)
-            carried.state = [y[-1], cells[-1]]
-            tape.gates.extend(gates)
-            tape.cells.extend([c, *cells])
+            if tape is None:
+                y, last_c = run(projected, masks, h, c, weight_hh)
+            else:
+                y, gates, cells = run(projected, masks, h, c, weight_hh)
+                tape.gates.extend(gates)
+                tape.cells.extend([c, *cells])
+                last_c = cells[-1]
+            carried.state = [y[-1], last_c]
             outputs.append(y.flatten(0, 1))
-        return (joined(outputs), *_final(carried, x.dtype)), tape
+        # copied, as the tape and y may share the memory of the state
+        h, c = (part.to(x.dtype, copy=True) for part in carried.final())
+        return joined(outputs), h, c
 
 
-def pull_back(
-    packing: Packing | Whole,
-    tape: Tape,
+def _walk(layout: Layout, inputs: LayerInputs) -> Iterator[tuple[Span, list[Tensor], list[Tensor]]]:
+    """Each span with its steps' shares of the gates, from one product, and their masks."""
+    parts = inputs.x.split([span.size for span in layout.spans])
+    masks = layout.pieces(~layout.padding)
+    for span, part, mask in zip(layout.spans, parts, masks, strict=True):
+        shares = product(part, inputs.weight_ih, inputs.bias).view(span.steps, span.rows, -1)
+        yield span, list(shares.unbind()), list(mask.unbind())
+
+
+def _backward(
+    layout: Layout,
+    inputs: LayerInputs,
     y: Tensor,
-    x: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    h0: Tensor,
-    grad_y: Tensor,
-    grad_h: Tensor,
-    grad_c: Tensor,
+    tape: Tape,
+    gradients: Sequence[Tensor],
     *,
     of_x: bool,
-) -> Gradients:
-    """Gradients of x, weight_ih, weight_hh, bias, h0 and c0 from those of `record`'s outputs.
-
-    That of x is None without `of_x`.
-    """
-    with _plain_mode(x.device.type):
-        sums = _Sums(packing.spans, x, y, weight_ih, weight_hh, h0, of_x=of_x)
-        last = [part.to(accumulator(x.dtype)).contiguous() for part in (grad_h, grad_c)]
-        found = [part[:0] for part in last]
-        run = _compiled(backward_chunk, packing, weight_hh)
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `inputs` from those of the outputs; that of x is None without `of_x`."""
+    weight_hh, dtype, spans = inputs.weight_hh, inputs.x.dtype, layout.spans
+    grad_y, *grad_state = gradients
+    with _plain_mode(inputs.x.device.type):
+        sums = _Sums(spans, inputs, y, of_x=of_x)
+        final = [part.to(accumulator(dtype)).contiguous() for part in grad_state]
+        state = [part[:0] for part in final]
+        run = _graph(backward_chunk, layout, weight_hh)
         transposed = weight_hh.t().contiguous()
-        chunk = packing.spans[0].steps
-        masks = packing.pieces(~packing.padding)
-        upstream = packing.pieces(grad_y.detach().contiguous())
-        for number in reversed(range(len(packing.spans))):
+        chunk = spans[0].steps
+        masks = layout.pieces(~layout.padding)
+        upstream = layout.pieces(grad_y.detach().contiguous())
+        for number in reversed(range(len(spans))):
             first = number * chunk
-            steps, *found = run(
+            steps, *state = run(
                 list(upstream[number].unbind()),
-                *_grown(found, last, packing.spans[number].rows),
+                *_with_joining(state, final, spans[number].rows),
                 list(masks[number].unbind()),
                 tape.gates[first : first + chunk],
                 tape.cells[first + number : first + number + chunk + 1],
                 transposed,
             )
             sums.add(number, steps)
-        grad_h, grad_c = _grown(found, last, len(grad_h))
-        return (*sums.total(), grad_h.to(x.dtype), grad_c.to(x.dtype))
+        grad_h0, grad_c0 = _with_joining(state, final, len(final[0]))
+        return *sums.total(), grad_h0.to(dtype), grad_c0.to(dtype)
 
 
-def _grown(found: list[Tensor], last: list[Tensor], rows: int) -> list[Tensor]:
-    """The first `rows` gradients (rows, H): as found, and at their last step of those that join."""
-    begin = len(found[0])
+def _with_joining(state: list[Tensor], final: list[Tensor], rows: int) -> list[Tensor]:
+    """Gradients of the state of the first `rows`; rows that end here join with their `final`."""
+    begin = len(state[0])
     if begin == rows:
-        return found
-    return [torch.cat([one, other[begin:rows]]) for one, other in zip(found, last, strict=True)]
+        return state
+    return [torch.cat([one, last[begin:rows]]) for one, last in zip(state, final, strict=True)]
 
 
 class _Sums:
@@ -161,38 +185,31 @@ class _Sums:
     BLOCK = 1 << 21  # numbers
 
     def __init__(
-        self,
-        spans: Sequence[Span],
-        x: Tensor,
-        y: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        h0: Tensor,
-        *,
-        of_x: bool,
+        self, spans: Sequence[Span], inputs: LayerInputs, y: Tensor, *, of_x: bool
     ) -> None:
-        self.spans, self.x, self.y, self.weight_ih, self.h0 = spans, x, y, weight_ih, h0
-        self.grad_x = torch.empty_like(x) if of_x else None
-        self.grad_ih, self.grad_hh = torch.zeros_like(weight_ih), torch.zeros_like(weight_hh)
-        self.grad_bias = weight_ih.new_zeros(weight_ih.shape[0])
-        self.begin = self.end = len(x)
+        self.spans, self.inputs, self.y = spans, inputs, y
+        self.grad_x = torch.empty_like(inputs.x) if of_x else None
+        self.grad_ih = torch.zeros_like(inputs.weight_ih)
+        self.grad_hh = torch.zeros_like(inputs.weight_hh)
+        self.grad_bias = inputs.weight_ih.new_zeros(inputs.weight_ih.shape[0])
+        self.begin = self.end = len(inputs.x)
         self.gates: list[Tensor] = []
         self.before: list[Tensor] = []  # the hidden state before each step
 
     def add(self, number: int, steps: list[Tensor]) -> None:
-        """Take in the gradients of chunk `number`'s gates; the last chunk first."""
+        """Add the gradients of chunk `number`'s gates; the last chunk comes first."""
         span = self.spans[number]
         end, self.begin = self.begin, self.begin - span.size
         self.gates[:0] = steps
         self.before[:0] = [self._start(number), self.y[self.begin : end - span.rows]]
-        if (self.end - self.begin) * len(self.weight_ih) >= self.BLOCK:
+        if (self.end - self.begin) * len(self.inputs.weight_ih) >= self.BLOCK:
             self._flush()
 
     def _start(self, number: int) -> Tensor:
-        """The hidden state (rows, H) that the chunk beginning at `begin` began with."""
+        """The hidden state (rows, H) before the chunk, whose first packed step is `begin`."""
         rows = self.spans[number].rows
         if number == 0:
-            return self.h0[:rows]
+            return self.inputs.h0[:rows]
         last = self.begin - self.spans[number - 1].rows
         return self.y[last : last + rows]
 
@@ -206,8 +223,8 @@ class _Sums:
             return
         gates, block = torch.cat(self.gates), slice(self.begin, self.end)
         if self.grad_x is not None:
-            self.grad_x[block] = product(gates, self.weight_ih.t())
-        self.grad_ih += product(self.x[block].t(), gates.t()).t()
+            self.grad_x[block] = product(gates, self.inputs.weight_ih.t())
+        self.grad_ih += product(self.inputs.x[block].t(), gates.t()).t()
         self.grad_hh += product(torch.cat(self.before).t(), gates.t()).t()
         self.grad_bias += gates.sum(0)
         self.gates, self.before, self.end = [], [], self.begin
@@ -225,28 +242,7 @@ def _plain_mode(device_type: str) -> Iterator[None]:
         yield
 
 
-def _carried(h0: Tensor, c0: Tensor) -> Carried:
-    return Carried(h0.contiguous(), c0.to(accumulator(c0.dtype)).contiguous())
-
-
-def _final(carried: Carried, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The state as the caller gets it, in memory of its own: the tape and y may share the other."""
-    h, c = carried.final()
-    return h.to(dtype, copy=True), c.to(dtype, copy=True)
-
-
-def _walk(
-    packing: Packing | Whole, x: Tensor, weight_ih: Tensor, bias: Tensor
-) -> Iterator[tuple[Span, list[Tensor], list[Tensor]]]:
-    """Each span with its steps' shares of the gates, from one product, and their masks."""
-    parts = x.split([span.size for span in packing.spans])
-    masks = packing.pieces(~packing.padding)
-    for span, part, mask in zip(packing.spans, parts, masks, strict=True):
-        shares = product(part, weight_ih, bias).view(span.steps, span.rows, -1)
-        yield span, list(shares.unbind()), list(mask.unbind())
-
-
-def _compiled(function: Any, packing: Packing | Whole, weight_hh: Tensor) -> Callable[..., Any]:
+def _graph(function: Any, layout: Layout, weight_hh: Tensor) -> Callable[..., Any]:
     """The chunk's one graph, for any number of rows."""
-    steps = packing.spans[0].steps
-    return compiled(function, weight_hh.shape[1], weight_hh.dtype, weight_hh.device, steps)
+    steps = layout.spans[0].steps
+    return compile_for(function, weight_hh.shape[1], weight_hh.dtype, weight_hh.device, steps)

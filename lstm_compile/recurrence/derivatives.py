@@ -1,7 +1,7 @@
 """The recurrence under torch.compile, torch.export and torch.func: the operator and its gradient.
 
-The operator saves its inputs only, and computes the rest again in its backward. What has no second
-order refuses it; nothing is ever silently zero.
+The operator saves its inputs only, and computes the rest again in its backward. Where there is no
+second derivative, asking for it raises an error; no derivative is ever silently zero.
 """
 
 # ruff: noqa: D102 (the methods are those of autograd.Function)
@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lstm_compile.recurrence.dispatch import Outputs, run_eager
+from lstm_compile.recurrence.cell import Outputs
+from lstm_compile.recurrence.dispatch import run_eager
 from lstm_compile.recurrence.first_order import FIRST_ORDER_ONLY, refuse
 
 TENSORS = 8  # how many of the operator's inputs are tensors; the others are options
@@ -22,7 +23,7 @@ VMAP_OF_GRADIENT = (
 
 
 def run_traced(*inputs: Any) -> Outputs:
-    """The operator inside torch.compile or torch.export, under whatever transforms are at work."""
+    """The operator inside torch.compile or torch.export, under any torch.func transforms."""
     if not torch._C._are_functorch_transforms_active():
         return Traced.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     backend, transforms = inputs[-2], _transforms()
@@ -38,7 +39,7 @@ def run_traced(*inputs: Any) -> Outputs:
 
 
 def _transforms() -> tuple[str, ...]:
-    """The torch.func transforms at work, from the outermost in."""
+    """The active torch.func transforms, the outermost first."""
     return tuple(level.key().name for level in torch._C._functorch.get_interpreter_stack() or ())
 
 
@@ -52,14 +53,14 @@ def run_transformed(*inputs: Any) -> Outputs:
 
 
 def _gradients(function: Any, ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    grad_x, *others = function(*gradients, *ctx.saved_tensors, *ctx.options)
-    return grad_x, None, None, *others, None, None, None
+    grad_x, *grad_others = function(*gradients, *ctx.saved_tensors, *ctx.options)
+    return grad_x, None, None, *grad_others, None, None, None
 
 
 class Traced(torch.autograd.Function):
     """The operator with its backward, for torch.compile, torch.export and torch.func."""
 
-    # Dynamo tells from the number of named parameters that there is no ctx among them
+    # Dynamo counts named parameters to tell that ctx is not among them: *inputs would not do
     @staticmethod
     def forward(
         x: Tensor,
@@ -94,7 +95,7 @@ class Traced(torch.autograd.Function):
 
 
 class _Transformed(Traced):
-    """The same under torch.func, refusing what it cannot do; Dynamo takes no such Function."""
+    """The same under torch.func: raises where it has no derivative. Dynamo takes no such Function."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,7 +1,6 @@
-"""Derivatives of first order only, refused by name beyond.
+"""First derivatives only: a second order or forward mode raises an error that says what to use.
 
-The kernels' own backward cannot be differentiated. A second order raises, as does forward mode,
-and says which backend can; nothing is ever silently zero.
+The kernels' own backward cannot be differentiated. No derivative is ever silently zero.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ FIRST_ORDER_ONLY = (
     "use backend='reference' for second order and forward mode"
 )
 # the nodes that torch.lstm leaves in the graph for oneDNN and cuDNN
-NEAR = 40  # nodes a kernel are looked at: further off, the graph is the caller's
+NEAR = 40  # nodes to look at for each kernel: further off, the graph is the caller's
 _KERNELS = ("MkldnnRnnLayerBackward", "CudnnRnnBackward")
 
 
@@ -27,18 +26,23 @@ def differentiates(tensors: Sequence[Tensor]) -> bool:
 
 
 def refuse_forward_mode(tensors: Sequence[Tensor], backend: str) -> None:
-    """Raise where any of them is a dual number."""
+    """Raise where any of them carries a forward-mode derivative."""
     if torch.autograd.forward_ad._current_level < 0:
         return
-    if any(torch.autograd.forward_ad.unpack_dual(each).tangent is not None for each in tensors):
+    if any(map(is_dual, tensors)):
         refuse(backend)
 
 
-def mark_kernels(output: Tensor, count: int) -> None:
-    """Let the gradients of the `count` kernels that `output` comes from refuse a second order.
+def is_dual(tensor: Tensor) -> bool:
+    """Whether it carries a forward-mode derivative."""
+    return torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
 
-    Hooks on the graph's own nodes cost a tenth of a Function around a call. Where no kernel ran
-    but PyTorch's own operations, they have their own second order.
+
+def mark_kernels(output: Tensor, count: int) -> None:
+    """Make the gradients of the `count` kernels behind `output` refuse a second order.
+
+    Hooks on the graph's own nodes cost a tenth of a Function around a call. Where PyTorch ran its
+    own operations in place of a kernel, these have a second order, and stay as they are.
     """
     waiting, looked_at = [output.grad_fn], 0
     while waiting and count and looked_at < NEAR * count:
@@ -58,7 +62,7 @@ def _refuse_second_order(
 
 
 def refuse(backend: str) -> NoReturn:
-    """Name the backend that can do what was asked."""
+    """Raise, and name the backend that can do what was asked."""
     raise RuntimeError(FIRST_ORDER_ONLY.format(backend))
 
 
@@ -78,7 +82,7 @@ class _Once(torch.autograd.Function):
 def once(
     backend: str, gradients: tuple[Tensor | None, ...], anchors: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients, tied to the `anchors` they depend on by a node that refuses a second order."""
+    """The gradients, through a node that depends on the `anchors` and refuses a second order."""
     if not torch.is_grad_enabled():
         return gradients
     present = [gradient for gradient in gradients if gradient is not None]

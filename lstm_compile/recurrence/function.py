@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from lstm_compile.errors import InputError
-from lstm_compile.recurrence.cell import LSTMState
-from lstm_compile.recurrence.dispatch import run_layers
+from lstm_compile.recurrence.cell import LSTMState, Outputs
+from lstm_compile.recurrence.dispatch import OperatorInputs, run_layers
 from lstm_compile.recurrence.lengths import check_lengths
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend, check_options, recurrence
 from lstm_compile.recurrence.resets import both_states, check_resets
+from lstm_compile.recurrence.stack import Call, RunLayer, run_stack
 from lstm_compile.recurrence.weights import Direction, read_layers
 
 
@@ -34,23 +35,23 @@ def lstm(
             the number of layers, directions and biases is read off the keys.
         x: (batch, time, input_size), in the weights' dtype; under autocast in any float dtype.
         lengths: (batch,) int64, 0 <= length <= time, or None where every step is valid. On the
-            CPU even beside data on a device, they are read without waiting for it. What stands in
+            CPU, even beside data on a device, they are read without waiting for it. The content of
             the padding changes nothing, NaN and inf included.
         state: initial `LSTMState`, h and c each (num_layers * num_directions, batch, hidden_size);
             zeros if None.
         resets: (batch, time) bool, True where the state is set back before that step, in every
-            layer; None where it never is. Not for bidirectional stacks. What it says of the padding
-            changes nothing. Like `lengths`, it may stay on the CPU.
-        reset_state: what it is set back to, shaped as `state`; `state` itself if None. Who goes on
-            from the state of a chunk before gives here where a sequence begins.
+            layer; None where it never is. Not for bidirectional stacks. Values in the padding
+            change nothing. Like `lengths`, it may stay on the CPU.
+        reset_state: the state after a reset, shaped as `state`; `state` itself if None. Where
+            `state` comes from an earlier chunk, give here the state that a sequence begins with.
         dropout: probability of dropping a value between layers, in training.
         training: whether dropout acts.
         backend: `reference`, `compiled`, `vendor` or `auto`.
         chunk: steps unrolled in one graph by `compiled`.
 
-    In plain eager code rows are ordered by length, and each span of time runs only those that have
-    not ended; `auto` takes what was measured to be fastest (see `explain_backend`), in traced or
-    transformed code `vendor`.
+    In plain eager code rows are ordered by length, and each span of time runs only the rows that
+    have not ended. There `auto` takes the backend that was measured to be fastest (see
+    `explain_backend`); in traced or transformed code it takes `vendor`.
 
     Returns:
         output (batch, time, num_directions * hidden_size), exactly 0 at t >= length, and the state
@@ -73,42 +74,22 @@ def lstm(
         layers = [[one.to(dtype) for one in layer] for layer in layers]
     dropout = dropout if training else 0.0
     check_options(backend, chunk)
+    backwards = (False, True)[: len(layers[0])]
+    call = Call(layers, x, lengths, resets, h0, c0, backwards, dropout, backend, chunk)
     plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-    if plain:
-        backwards = (False, True)[: len(layers[0])]
-        y, h, c = run_layers(layers, x, lengths, resets, h0, c0, backwards, dropout, backend, chunk)
-        return y, LSTMState(h, c)
-    return _layer_by_layer(layers, x, lengths, resets, h0, c0, dropout, backend, chunk)
+    y, h, c = run_layers(call) if plain else run_stack(call, _by_operator(call))
+    return y, LSTMState(h, c)
 
 
-def _layer_by_layer(
-    layers: list[list[Direction]],
-    x: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    dropout: float,
-    backend: Backend,
-    chunk: int,
-) -> tuple[Tensor, LSTMState]:
-    """One operator for each layer and direction, for what traces or transforms."""
-    finals: list[tuple[Tensor, Tensor]] = []
-    for depth, layer in enumerate(layers):
-        if depth and dropout:
-            x = torch.nn.functional.dropout(x, dropout)
-        outputs = []
-        for direction, one in enumerate(layer):
-            row = len(finals)
-            output, h, c = recurrence(
-                x, lengths, one.weight_ih, one.weight_hh, one.bias, h0[row], c0[row],
-                resets=resets, reverse=direction == 1, backend=backend, chunk=chunk,
-            )  # fmt: skip
-            outputs.append(output)
-            finals.append((h, c))
-        x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
-    hs, cs = zip(*finals, strict=True)
-    return x, LSTMState(torch.stack(hs), torch.stack(cs))
+def _by_operator(call: Call) -> RunLayer:
+    """One operator for each layer and direction, in traced or transformed code."""
+
+    def run(x: Tensor, weights: Direction, h0: Tensor, c0: Tensor, backward: bool) -> Outputs:
+        lengths, resets, options = call.lengths, call.resets, (backward, call.backend, call.chunk)
+        inputs = OperatorInputs(x, lengths, resets, *weights.summed(), h0, c0, *options)
+        return recurrence(inputs)
+
+    return run
 
 
 def _check_input(layers: list[list[Direction]], x: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
+def compile_for(function: FunctionType, *key: Any) -> Callable[..., Any]:
     """`function` of tensors and lists of tensors, compiled once per key, for any number of rows.
 
     Rows are the last dimension but one of every tensor except the last argument, and at least 2.
@@ -25,7 +25,7 @@ def compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
 
 
 def has_compiled(function: Callable[..., Any], *key: Any) -> bool:
-    """Whether `compiled` was called with these in this process, and ran."""
+    """Whether `compile_for` was called with these in this process, and its result ran."""
     return (function, *key, torch.get_num_threads()) in _RAN
 
 

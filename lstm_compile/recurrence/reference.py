@@ -1,27 +1,27 @@
-"""Backend `reference`: a plain loop over time in any dtype. The oracle of every other backend."""
+"""Backend `reference`: a plain loop over time in any dtype, to which all others are compared."""
 
 import torch
 from torch import Tensor
 
-from lstm_compile.recurrence.cell import accumulator, lstm_step
+from lstm_compile.recurrence.cell import Outputs, accumulator, lstm_step
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
+from lstm_compile.recurrence.weights import Direction
 
 
 def reference(
     x: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias: Tensor,
+    weights: Direction,
     h0: Tensor,
     c0: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer, forward in time. Shapes as in `lstm_compile.recurrence.operator`.
+    lengths: Tensor | None,
+    resets: Tensor | None,
+) -> Outputs:
+    """One layer, forward in time. Shapes as in `lstm_compile.recurrence.dispatch.OperatorInputs`.
 
     Differentiable to any order and in any mode, since it is nothing but PyTorch operations.
     """
-    projected = zero_padding(x, lengths) @ weight_ih.t() + bias
+    weight_hh = weights.weight_hh
+    projected = zero_padding(x, lengths) @ weights.weight_ih.t() + weights.bias
     c0 = c0.to(accumulator(x.dtype))
     if resets is not None:
         resets = resets if lengths is None else resets & valid_mask(lengths, x.shape[1])

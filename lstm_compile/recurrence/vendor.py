@@ -7,13 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lstm_compile.recurrence.cell import Outputs
 from lstm_compile.recurrence.first_order import mark_kernels
 from lstm_compile.recurrence.gemm import has_onednn
-from lstm_compile.recurrence.packed_rows import Carried, Packing, joined
+from lstm_compile.recurrence.layout import CarriedState, Layout, joined
 from lstm_compile.recurrence.weights import Direction
-from lstm_compile.recurrence.whole_rows import Whole
-
-Outputs = tuple[Tensor, Tensor, Tensor]
 
 # Saturates a sigmoid to exactly 0 or 1 in every dtype, float16 included.
 SATURATED = 1e4
@@ -24,7 +22,7 @@ SATURATED = 1e4
 CALL_STEPS = 50
 CALL_PRODUCTS = 3e6
 
-# The gates of one call in training, in numbers: beyond, what the kernel keeps of them thrashes.
+# The gates of one call in training, in numbers: beyond this size, what the kernel keeps thrashes.
 LARGEST_CALL = 1 << 22
 # What ordering the rows of a batch costs, in calls of the kernel.
 ORDERING_CALLS = 3.0
@@ -34,7 +32,7 @@ GRAIN = 8  # steps; a span ends at a multiple
 
 
 def spans_of(active: Sequence[int], input_size: int, hidden_size: int) -> list[tuple[int, int]]:
-    """Spans (start, steps) that waste about as much on ended rows as one more call would cost."""
+    """Spans (start, steps): where ended rows waste as much as one more call costs, time is cut."""
     bearable = _call_cost(input_size, hidden_size)
     largest = LARGEST_CALL / (4 * hidden_size)
     cuts, wasted = [0], 0
@@ -50,14 +48,14 @@ def spans_of(active: Sequence[int], input_size: int, hidden_size: int) -> list[t
 def keeps_ended_rows(
     lengths: Tensor, longest: int, input_size: int, hidden_size: int, *, training: bool
 ) -> bool:
-    """Whether running ended rows on to the end costs less than ordering rows to leave them out.
+    """Whether it costs less to run ended rows to the end than to order rows and leave them out.
 
     Args:
         lengths: (batch,) on the CPU.
         longest: of the lengths.
         input_size: of the first layer.
         hidden_size: of every layer.
-        training: whether the kernel keeps what a backward needs, for which one call must do.
+        training: whether the kernel keeps what a backward needs; all must then fit one call.
     """
     if training and not fits_one_call(len(lengths), longest, hidden_size):
         return False
@@ -99,28 +97,25 @@ def run_dense(
     return _call(flat, x, h0, c0, len(layers), len(layers[0]) == 2, dropout, batch_first=True)
 
 
-def run_packed(
-    packing: Packing | Whole, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor
-) -> Outputs:
-    """One layer, forward in time, a call for each span.
+def run_layer(layout: Layout, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
+    """One layer, forward in time, one call for each span. Shapes as in `compiled.run_layer`.
 
-    Shapes as in `recurrence.compiled.infer`, but that the state comes in the order of the batch.
     The library knows no lengths. A further input column that is 1 in the padding closes the input
     gate and opens the forget gate there, so that the cell state stands still after a row's last
     valid step; the hidden state is read off the output at that step.
     """
-    if packing.ragged:
-        x = torch.cat([x, packing.padding], -1)
+    if layout.ragged:
+        x = torch.cat([x, layout.padding], -1)
         matrix = weights.weight_ih
         column = _freezing_column(len(matrix) // 4, matrix.dtype, matrix.device)
         weights = weights._replace(weight_ih=torch.cat([matrix, column], 1))
-    flat, carried, outputs = weights.flat(), Carried(h0, c0), list[Tensor]()
-    for span, part in zip(packing.spans, packing.pieces(x), strict=True):
+    flat, carried, outputs = weights.flat(), CarriedState(h0, c0), list[Tensor]()
+    for span, part in zip(layout.spans, layout.pieces(x), strict=True):
         y, *carried.state = _layer(flat, part, *carried.active(span.rows))
         outputs.append(y.flatten(0, 1))
     y = joined(outputs)
-    h, c = map(packing.restore, carried.final())
-    return y, packing.last(y, h0) if packing.ragged else h, c
+    h, c = map(layout.restore, carried.final())
+    return y, layout.last(y, h0) if layout.ragged else h, c
 
 
 @cache

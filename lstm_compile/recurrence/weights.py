@@ -28,20 +28,24 @@ class Direction(NamedTuple):
             return self.weight_ih.new_zeros(self.weight_ih.shape[0])
         return self.bias_ih if self.bias_hh is None else self.bias_ih + self.bias_hh
 
+    def summed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Both matrices, and one bias."""
+        return self.weight_ih, self.weight_hh, self.bias
+
     def flat(self) -> list[Tensor]:
         """As torch.lstm takes them: two matrices, and two biases where there are any."""
         matrices = [self.weight_ih, self.weight_hh]
         if self.bias_ih is None:
             return matrices
-        other = torch.zeros_like(self.bias_ih) if self.bias_hh is None else self.bias_hh
-        return [*matrices, self.bias_ih, other]
+        bias_hh = torch.zeros_like(self.bias_ih) if self.bias_hh is None else self.bias_hh
+        return [*matrices, self.bias_ih, bias_hh]
 
     def to(self, dtype: torch.dtype) -> "Direction":
         """The same weights in another dtype."""
         return Direction(*(tensor.to(dtype) for tensor in self.tensors()))
 
     def tensors(self) -> list[Tensor]:
-        """Those that are there."""
+        """The weights, without those that are None."""
         return [tensor for tensor in self if tensor is not None]
 
 
@@ -56,8 +60,8 @@ def read_layers(params: Mapping[str, Tensor]) -> list[list[Direction]]:
     Raises:
         InputError: unknown, missing or misshapen parameters; projections (proj_size > 0).
     """
-    layout_of = _layout if torch.compiler.is_compiling() else _known_layout  # Dynamo has no caches
-    depth, suffixes, has_bias = layout_of(tuple(params))
+    read_keys = _read_keys if torch.compiler.is_compiling() else _read_known  # Dynamo has no caches
+    depth, suffixes, has_bias = read_keys(tuple(params))
     hidden_size = _get(params, "weight_hh_l0").shape[-1]
     width, layers = _get(params, "weight_ih_l0").shape[-1], []
     for layer in range(depth):
@@ -67,8 +71,8 @@ def read_layers(params: Mapping[str, Tensor]) -> list[list[Direction]]:
     return layers
 
 
-def _layout(keys: tuple[str, ...]) -> tuple[int, tuple[str, ...], bool]:
-    """How many layers there are, the suffixes of a layer's directions, and whether biases."""
+def _read_keys(keys: tuple[str, ...]) -> tuple[int, tuple[str, ...], bool]:
+    """The number of layers, the suffixes of a layer's directions, and whether there are biases."""
     if not keys:
         raise InputError("params is empty; expected nn.LSTM's keys, such as weight_ih_l0")
     parsed = []
@@ -83,7 +87,7 @@ def _layout(keys: tuple[str, ...]) -> tuple[int, tuple[str, ...], bool]:
     return depth, suffixes, any(key.startswith("bias") for key in keys)
 
 
-_known_layout = lru_cache(_layout)
+_read_known = lru_cache(_read_keys)
 
 
 def _direction(

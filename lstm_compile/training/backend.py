@@ -8,7 +8,7 @@ import torch
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.stream import Stream
-from lstm_compile.recurrence.autotune import CLEARLY
+from lstm_compile.recurrence.autotune import CLEARLY, Workload
 from lstm_compile.recurrence.calibrate import calibrate, vendor_seconds
 from lstm_compile.recurrence.inductor import can_compile
 from lstm_compile.training.settings import TrainingConfig
@@ -35,7 +35,7 @@ def settle_backend(
     longest = int(train.lengths.max())
     sizes = config.hidden_size, config.input_size, training.batch_size, longest
     ragged = int(train.lengths.min()) != longest
-    once = vendor_seconds(*sizes, ragged=ragged, training=True, device=device)
+    once = vendor_seconds(Workload(*sizes, ragged=ragged, training=True, device=device))
     steps = training.epochs * ceil(len(train) / training.batch_size)
     total = once * steps * config.num_layers * config.num_directions
     if total < WORTH_COMPILING:

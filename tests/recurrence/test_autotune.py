@@ -9,7 +9,7 @@ from cases import make_params
 from lstm_compile import calibrate, explain_backend, lstm
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence import autotune, inductor
-from lstm_compile.recurrence.autotune import Measured, remember, work_of
+from lstm_compile.recurrence.autotune import Measured, Workload, remember
 from lstm_compile.recurrence.cache import cache_dir
 
 FAST = Measured(vendor=2.0, compiled=1.0, chunk=2, compile_seconds=5.0)
@@ -31,7 +31,8 @@ def params():
 
 def work(params, **changes):
     sizes = {"batch": 4, "time": 9, "ragged": False, "training": False} | changes
-    return work_of(params["weight_hh_l0"], 3, sizes.pop("batch"), sizes.pop("time"), **sizes)
+    sizes["time_steps"] = sizes.pop("time")
+    return Workload(5, 3, **sizes, device=params["weight_hh_l0"].device).bucket
 
 
 def compile_here(params):

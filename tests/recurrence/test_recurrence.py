@@ -33,6 +33,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lstm_compile import lstm
 from lstm_compile.errors import InputError
+from lstm_compile.recurrence.dispatch import OperatorInputs
 from lstm_compile.recurrence.inductor import can_compile
 from lstm_compile.recurrence.operator import recurrence
 
@@ -162,7 +163,7 @@ def test_gradcheck_of_one_layer_in_full(backend, reverse):
     )
 
     def function(x, *others):
-        return recurrence(x, data.lengths, *others, reverse=reverse, backend=backend, chunk=2)
+        return recurrence(OperatorInputs(x, data.lengths, None, *others, reverse, backend, 2))
 
     assert torch.autograd.gradcheck(function, leaves)
 
@@ -176,19 +177,22 @@ def test_reverse_is_forward_on_reversed_rows(reverse, lengths, dtype):
     rows = [5] * 3 if lengths is None else lengths
     arguments = [data.params[f"{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih")]
     state = data.state[0][0], data.state[1][0]
-    y, h, c = recurrence(
-        data.x, data.lengths, *arguments, *state, reverse=reverse, backend="reference"
-    )
+    options = reverse, "reference", 2
+    y, h, c = recurrence(OperatorInputs(data.x, data.lengths, None, *arguments, *state, *options))
     for row, length in enumerate(rows):
         order = list(range(length))[:: -1 if reverse else 1]
-        one = recurrence(
+        inputs = OperatorInputs(
             data.x[row : row + 1, order],
+            None,
             None,
             *arguments,
             state[0][row : row + 1],
             state[1][row : row + 1],
-            backend="reference",
+            False,
+            "reference",
+            2,
         )
+        one = recurrence(inputs)
         assert torch.allclose(y[row, order], one[0][0], atol=TOLERANCES[dtype].value)
         assert torch.allclose(h[row], one[1][0], atol=TOLERANCES[dtype].value)
         assert torch.allclose(c[row], one[2][0], atol=TOLERANCES[dtype].value)

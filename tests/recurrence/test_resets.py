@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from lstm_compile import LSTM, LSTMState, ModelConfig, forward, init_params, lstm
 from lstm_compile.errors import InputError
 from lstm_compile.export import translation_table
+from lstm_compile.recurrence.dispatch import OperatorInputs
 from lstm_compile.recurrence.operator import recurrence
 from lstm_compile.recurrence.packed_rows import pack_rows
 from lstm_compile.recurrence.resets import cut_rows
@@ -418,7 +419,7 @@ def test_bidirectional_models_refuse(backend):
     weights = [value for name, value in module.named_parameters() if name.endswith("l0")][:3]
     h, c = torch.zeros(2, 2, 4, 5)
     with pytest.raises(InputError, match="resets need a model of one direction"):
-        recurrence(x, None, *weights, h, c, resets=torch.ones(2, 4) > 0, reverse=True)
+        recurrence(OperatorInputs(x, None, torch.ones(2, 4) > 0, *weights, h, c, True, backend, 2))
 
 
 def test_the_module_refuses_resets_of_another_layout_and_of_packed_input():
