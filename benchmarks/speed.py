@@ -12,9 +12,8 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-from lstm_compile.bench.cases import Case, grid
+from lstm_compile.bench.cases import BenchConfig, Case, grid
 from lstm_compile.bench.figures import BenchRow, summary
-from lstm_compile.bench.settings import BenchConfig
 from lstm_compile.devices import find_device
 from lstm_compile.export.use.benchmark import run_bench
 from lstm_compile.files import to_json, write_atomically

@@ -6,8 +6,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from lstm_compile.bench.cases import Case, Precision, grid, own_case
-from lstm_compile.bench.settings import BenchConfig
+from lstm_compile.bench.cases import BenchConfig, Case, Precision, grid, own_case
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
 from lstm_compile.cli.options import flags_of, values_of

@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lstm_compile.bench.cases import Case
+from lstm_compile.bench.cases import BenchConfig, Case
 from lstm_compile.bench.figures import BenchReport
+from lstm_compile.bench.measure import OnCase, OnRows
+from lstm_compile.bench.measure import run_bench as run_torch_bench
 from lstm_compile.bench.problem import CONTESTANTS, Contestant, Forward, Problem
-from lstm_compile.bench.run import OnCase, OnRows
-from lstm_compile.bench.run import run_bench as run_torch_bench
-from lstm_compile.bench.settings import BenchConfig
 from lstm_compile.export.names import BATCH, INPUT, LENGTHS, TIME
 from lstm_compile.export.runtime import open_session
 from lstm_compile.export.write.graph import simplify
@@ -26,7 +25,7 @@ def run_bench(
     on_case: OnCase = lambda case, mode: None,
     on_rows: OnRows = lambda rows: None,
 ) -> BenchReport:
-    """As `lstm_compile.bench.run.run_bench`, `onnxruntime` included."""
+    """As `lstm_compile.bench.measure.run_bench`, `onnxruntime` included."""
     return run_torch_bench(cases, config, ALL, backends, on_case, on_rows)
 
 

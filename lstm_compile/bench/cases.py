@@ -1,4 +1,4 @@
-"""What is measured: sizes, lengths and precision. Loads no torch."""
+"""What is measured, and how: sizes, lengths, precision, rounds. Loads no torch."""
 
 import random
 from collections.abc import Collection, Iterator, Sequence
@@ -23,6 +23,7 @@ SIZES = (  # batch, time, input, hidden
 )
 WIDE = ((64, 128, 64, 512), (64, 128, 64, 1024))  # on CUDA, where they fit
 LARGEST = 1 << 20
+LARGEST_SEED = (1 << 63) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +65,44 @@ class Case:
 
     @property
     def recurrent_steps(self) -> int:
-        """Steps that have to wait for each other, or at least for their layer."""
+        """Steps that run one after the other, over all layers and directions."""
         return self.time * self.layers * (2 if self.bidirectional else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Everything about a measurement that is not a case; each field is a flag of `bench`.
+
+    Raises:
+        InputError: a value is of the wrong type or out of range.
+    """
+
+    mode: Literal["both", "inference", "training"] = option("both", "What to measure.")
+    repeats: int = option(30, "Most rounds, each in a random order of the backends.", 1, 100_000)
+    seconds: float = option(8.0, "To spend on one case and mode, about.", 0.0, 1e6)
+    memory: bool = option(False, "Measure peak memory too, each step in a process of its own.")
+    device: str = option("auto", "cpu, cuda, cuda:N, or auto.")
+    threads: int = option(0, "CPU threads; 0 takes as many as torch does.", 0, 1024)
+    seed: int = option(0, "Seed of weights, batch, lengths and order.", 0, LARGEST_SEED)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes to measure."""
+        return tuple(mode for mode in MODES if self.mode in ("both", mode))
 
 
 def grid(
     device_type: str, *, quick: bool = False, precision: Precision | None = None
 ) -> list[Case]:
-    """The cases that are measured where none is asked for.
+    """The cases that are measured unless one is asked for.
 
     Args:
         device_type: `cpu`, or `cuda`: wider layers and every precision.
         quick: a subset that takes about a minute.
-        precision: this one only.
+        precision: only this one.
     """
     if quick:
         kinds = ("uniform", "full")
@@ -99,24 +125,24 @@ def _product(
         )  # fmt: skip
 
 
-def own_case(case: Case, given: Collection[str]) -> Case:
-    """`case`, with batch and time of its file of lengths where they are not `given`.
+def own_case(case: Case, fixed: Collection[str]) -> Case:
+    """`case` with batch and time as its file of lengths has them, but for the `fixed` ones.
 
     Raises:
         InputError: the file cannot be read, or holds no lengths.
     """
     if case.lengths in ("full", "uniform"):
         return case
-    found = read_lengths(case.lengths)
-    batch = case.batch if "batch" in given else len(found)
-    return replace(case, batch=batch, time=case.time if "time" in given else max(found))
+    lengths = read_lengths(case.lengths)
+    batch = case.batch if "batch" in fixed else len(lengths)
+    return replace(case, batch=batch, time=case.time if "time" in fixed else max(lengths))
 
 
 def lengths_of(case: Case, seed: int) -> list[int]:
     """The length of each row.
 
-    The longest of `uniform` is `time`: batches are trimmed to their longest row. From a file as
-    many are drawn as the batch has rows, unless it has as many.
+    The longest of `uniform` is `time`, as batches are trimmed to their longest row. A file with one
+    length for each row is taken in its order; else the rows' lengths are drawn from it.
 
     Raises:
         InputError: the case's file cannot be read, or a length in it is beyond `time`.
@@ -128,17 +154,17 @@ def lengths_of(case: Case, seed: int) -> list[int]:
         drawn = [draw.randint(1, case.time) for _ in range(case.batch)]
         drawn[drawn.index(max(drawn))] = case.time
         return drawn
-    found = read_lengths(case.lengths)
-    if max(found) > case.time:
+    lengths = read_lengths(case.lengths)
+    if max(lengths) > case.time:
         raise InputError(
-            f"{case.lengths}: the longest length is {max(found)}, beyond --time {case.time}; "
+            f"{case.lengths}: the longest length is {max(lengths)}, beyond --time {case.time}; "
             "give a larger --time"
         )
-    return found if len(found) == case.batch else draw.choices(found, k=case.batch)
+    return lengths if len(lengths) == case.batch else draw.choices(lengths, k=case.batch)
 
 
 def read_lengths(path: str) -> list[int]:
-    """The lengths in a text file, one whole number a line; blank lines are left out.
+    """The lengths in a text file, one whole number a line; blank lines are skipped.
 
     Raises:
         InputError: not a readable file, a line that is no whole number from 1, or no line.
@@ -150,10 +176,10 @@ def read_lengths(path: str) -> list[int]:
             f"lengths must be uniform, full or a file with one length a line; {path!r} cannot be "
             f"read ({getattr(error, 'strerror', None) or 'not text'})"
         ) from error
-    found = [_length(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not found:
+    lengths = [_length(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not lengths:
         raise InputError(f"{path}: no lengths; expected one whole number a line")
-    return found
+    return lengths
 
 
 def _length(path: str, number: int, line: str) -> int:

@@ -1,10 +1,11 @@
 """K steps of the cell unrolled, forward and backward: the pure functions that get compiled.
 
-All steps look the same to the compiler, which then generates and compiles the code of one: what
-belongs to a step comes and goes as a tensor of its own, never as a slice at the step's offset.
-Lists hold K tensors of n rows: `projected` (n, 4H) the input's share of the gates, `masks` (n, 1)
-True where a step is valid; `h` and `c` (n, H) are the state the chunk begins with. The backward is
-derived by hand from the equations of `lstm_compile.recurrence.cell`.
+All steps look the same to the compiler, which then generates and compiles the code of one. For
+this, the data of each step are tensors of their own, never slices at the step's offset. Lists hold
+K tensors of n rows: `projected` (n, 4H) is the input's share of the gates, `masks` (n, 1) is True
+where a step is valid. `h` and `c` (n, H) are the state before the chunk, `c` in the accumulator's
+dtype; `weight` is W_hh (4H, H). The backward is derived by hand from the equations of
+`lstm_compile.recurrence.cell`.
 """
 
 import torch
@@ -38,15 +39,7 @@ def _unroll(
 def infer_chunk(
     projected: Steps, masks: Steps, h: Tensor, c: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """K steps: the hidden states (K, n, H) and the last cell state (n, H).
-
-    Args:
-        projected: K times (n, 4H).
-        masks: K times (n, 1) bool.
-        h: (n, H).
-        c: (n, H), in the accumulator's dtype.
-        weight: W_hh, (4H, H).
-    """
+    """K steps: the hidden states (K, n, H) and the last cell state (n, H)."""
     hidden, _, cells = _unroll(projected, masks, h, c, weight)
     return torch.stack(hidden), cells[-1]
 
@@ -68,7 +61,7 @@ def backward_chunk(
     cells: Steps,
     weight: Tensor,
 ) -> tuple[Steps, Tensor, Tensor]:
-    """Gradients of the K pre-activations (n, 4H) and of the state the chunk began with.
+    """Gradients of the K pre-activations (n, 4H) and of the state before the chunk.
 
     Args:
         grad_y: K times (n, H).
@@ -76,7 +69,7 @@ def backward_chunk(
         grad_c: likewise.
         masks: K times (n, 1) bool.
         gates: K times (n, 4H), activated.
-        cells: K + 1 times (n, H), from the state the chunk began with.
+        cells: K + 1 times (n, H), the first one before the chunk.
         weight: W_hh transposed, (H, 4H).
     """
     out: Steps = []

@@ -52,16 +52,9 @@ def chunks_of(active: Sequence[int], chunk: int) -> list[tuple[int, int]]:
 def run_layer(layout: Layout, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
     """One layer, forward in time.
 
-    Args:
-        layout: with spans that all have one number of steps and at least MIN_ROWS rows.
-        x: (packed, input_size).
-        weights: of the layer.
-        h0: (rows, hidden_size), in packed order.
-        c0: likewise.
-
-    Returns:
-        y (packed, hidden_size), anything in the padding, and the state after each row's last valid
-        step, h and c (batch, hidden_size), in the order of the batch.
+    The arguments have the shapes of `LayerInputs`; the spans of `layout` all have one number of
+    steps. Returns the output (packed, hidden_size), with anything in the padding, and the state h
+    and c (batch, hidden_size) after each row's last valid step, in the order of the batch.
     """
     inputs = LayerInputs(x, *weights.summed(), h0, c0)
     if differentiates(inputs):

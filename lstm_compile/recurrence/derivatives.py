@@ -95,7 +95,7 @@ class Traced(torch.autograd.Function):
 
 
 class _Transformed(Traced):
-    """The same under torch.func: raises where it has no derivative. Dynamo takes no such Function."""
+    """The same under torch.func, raising for other derivatives; Dynamo takes no such Function."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -4,7 +4,7 @@ In eager code the forward may keep what the backward needs. Backends other than 
 first-order reverse-mode derivatives only, and raise beyond.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,12 +20,11 @@ from lstm_compile.recurrence.first_order import differentiates, refuse_forward_m
 from lstm_compile.recurrence.inductor import can_compile
 from lstm_compile.recurrence.layout import Layout
 from lstm_compile.recurrence.lengths import extremes, reverse_within_length
-from lstm_compile.recurrence.packed_rows import CutTime, pack_rows
 from lstm_compile.recurrence.reference import reference
-from lstm_compile.recurrence.resets import Segments, begin, cut_rows
+from lstm_compile.recurrence.resets import begin, cut_rows
+from lstm_compile.recurrence.rows import Rows, pack_rows, whole_rows
 from lstm_compile.recurrence.stack import Call, RunLayer, run_stack
 from lstm_compile.recurrence.weights import Direction
-from lstm_compile.recurrence.whole_rows import whole_rows
 
 # one layer, forward in time: from the layout, packed x, weights, h0 and c0
 RunPacked = Callable[[Layout, Tensor, Direction, Tensor, Tensor], Outputs]
@@ -56,15 +55,6 @@ def run_eager(*inputs: Any) -> Outputs:
         Call(layers, one.x, one.lengths, one.resets, *state, backwards, 0.0, *one[-2:])
     )
     return y, h[0], c[0]
-
-
-class _Rows(NamedTuple):
-    """What runs side by side: the rows of the batch, or the segments that resets cut them into."""
-
-    lengths: Tensor | None  # int64 on the CPU; None: every step is valid
-    shortest: int  # of the lengths
-    longest: int
-    segments: Segments | None
 
 
 def run_layers(call: Call) -> Outputs:
@@ -101,25 +91,26 @@ def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False)
 
 
-def _rows_of(call: Call) -> _Rows:
+def _rows_of(call: Call) -> Rows:
     """The rows or segments of a call; lengths on a device were not checked, and are clamped."""
-    (batch, time), lengths = call.x.shape[:2], call.lengths
+    x, lengths, (batch, time) = call.x, call.lengths, call.x.shape[:2]
     if lengths is not None and lengths.device.type != "cpu":
         lengths = lengths.cpu().clamp(0, time)
     if batch == 0:
-        return _Rows(lengths, 0, 0, None)
-    shortest, longest = (time, time) if lengths is None else extremes(lengths)
+        shortest = longest = 0
+    else:
+        shortest, longest = (time, time) if lengths is None else extremes(lengths)
+    rows = Rows(lengths, shortest, longest, (batch, time), x.device, any(call.backwards))
     if call.resets is None or longest == 0:
-        return _Rows(lengths, shortest, longest, None)
-    segments = cut_rows(_or_full(lengths, call.x), call.resets.cpu())
-    return _Rows(segments.lengths, *extremes(segments.lengths), segments)
+        return rows
+    segments = cut_rows(rows.ends(), call.resets.cpu())
+    shortest, longest = extremes(segments.lengths)
+    return rows._replace(
+        lengths=segments.lengths, shortest=shortest, longest=longest, segments=segments
+    )
 
 
-def _or_full(lengths: Tensor | None, x: Tensor) -> Tensor:
-    return torch.full((x.shape[0],), x.shape[1]) if lengths is None else lengths
-
-
-def _workload(call: Call, rows: _Rows, training: bool) -> Workload:
+def _workload(call: Call, rows: Rows, training: bool) -> Workload:
     weight = call.layers[0][0].weight_hh
     return Workload(
         weight.shape[1], call.x.shape[2], call.h0.shape[1], rows.longest,
@@ -144,30 +135,30 @@ def _by_steps(call: Call) -> Outputs:
     return run_stack(call, _both_ways(run, partial(reverse_within_length, lengths=lengths)))
 
 
-def _by_chunks(call: Call, rows: _Rows, chunk: int) -> Outputs:
+def _by_chunks(call: Call, rows: Rows, chunk: int) -> Outputs:
     """Compiled chunks: rows stay in their order where all end at once, else ordered by length."""
-    cut = partial(compiled.chunks_of, chunk=chunk)
-    batch, min_rows = len(call.x), compiled.MIN_ROWS
-    if rows.shortest == rows.longest and rows.segments is None and batch >= min_rows:
-        layout = _in_own_order(call, rows, cut([batch] * rows.longest))
+    cut, batch = partial(compiled.chunks_of, chunk=chunk), len(call.x)
+    all_end_at_once = rows.shortest == rows.longest and rows.segments is None
+    if all_end_at_once and batch >= compiled.MIN_ROWS:
+        layout: Layout = whole_rows(rows, cut([batch] * rows.longest))
     else:
-        layout = _ordered_by_length(call, rows, cut, min_rows)
+        layout = pack_rows(rows, cut, min_rows=compiled.MIN_ROWS)
     return _in_layout(call, layout, compiled.run_layer)
 
 
-def _by_vendor(call: Call, rows: _Rows, training: bool) -> Outputs:
+def _by_vendor(call: Call, rows: Rows, training: bool) -> Outputs:
     """The vendor's kernel: one call for all, one call a layer on rows in their order, or spans."""
     batch, input_size, hidden_size = len(call.x), call.x.shape[2], call.h0.shape[2]
     longest, is_cut = rows.longest, call.h0.shape[1] > batch
     if rows.shortest == longest and not is_cut:
         if not training or vendor.fits_one_call(batch, longest, hidden_size):
             return _dense(call, longest)
-    elif not is_cut:
-        lengths = _or_full(rows.lengths, call.x)
-        if vendor.keeps_ended_rows(lengths, longest, input_size, hidden_size, training=training):
-            return _in_layout(call, _in_own_order(call, rows, [(0, longest)]), vendor.run_layer)
+    elif not is_cut and vendor.keeps_ended_rows(
+        rows.ends(), longest, input_size, hidden_size, training=training
+    ):
+        return _in_layout(call, whole_rows(rows, [(0, longest)]), vendor.run_layer)
     cut = partial(vendor.spans_of, input_size=input_size, hidden_size=hidden_size)
-    return _in_layout(call, _ordered_by_length(call, rows, cut), vendor.run_layer)
+    return _in_layout(call, pack_rows(rows, cut), vendor.run_layer)
 
 
 def _dense(call: Call, longest: int) -> Outputs:
@@ -175,23 +166,9 @@ def _dense(call: Call, longest: int) -> Outputs:
     x, time = call.x, call.x.shape[1]
     x = x if longest == time else x[:, :longest]
     alone = tuple(call.backwards) == (True,)
-    x = x.flip(1) if alone else x
-    y, h, c = vendor.run_dense(call.layers, x, call.h0, call.c0, call.dropout)
+    y, h, c = vendor.run_stack(call._replace(x=x.flip(1) if alone else x))
     y = y.flip(1) if alone else y
     return y if longest == time else pad(y, (0, 0, 0, time - longest)), h, c
-
-
-def _in_own_order(call: Call, rows: _Rows, spans: Sequence[tuple[int, int]]) -> Layout:
-    lengths, time, device = _or_full(rows.lengths, call.x), call.x.shape[1], call.x.device
-    mirror = any(call.backwards)
-    return whole_rows(lengths, rows.shortest, rows.longest, time, device, spans, mirror=mirror)
-
-
-def _ordered_by_length(call: Call, rows: _Rows, cut: CutTime, min_rows: int = 1) -> Layout:
-    return pack_rows(
-        _or_full(rows.lengths, call.x), call.x.shape[1], call.x.device, cut,
-        min_rows=min_rows, mirror=any(call.backwards), segments=rows.segments,
-    )  # fmt: skip
 
 
 def _in_layout(call: Call, layout: Layout, run: RunPacked) -> Outputs:

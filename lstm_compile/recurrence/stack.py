@@ -41,7 +41,8 @@ def run_stack(call: Call, run: RunLayer) -> Outputs:
         output with num_directions * hidden_size features, otherwise shaped as `call.x`, and the
         final state, each (num_layers * num_directions, batch, hidden_size).
     """
-    x, states = call.x, list[list[Tensor]]()
+    x = call.x
+    states: list[list[Tensor]] = []
     for depth, layer in enumerate(call.layers):
         if depth and call.dropout:
             x = torch.nn.functional.dropout(x, call.dropout)

@@ -11,6 +11,7 @@ from lstm_compile.recurrence.cell import Outputs
 from lstm_compile.recurrence.first_order import mark_kernels
 from lstm_compile.recurrence.gemm import has_onednn
 from lstm_compile.recurrence.layout import CarriedState, Layout, joined
+from lstm_compile.recurrence.stack import Call
 from lstm_compile.recurrence.weights import Direction
 
 # Saturates a sigmoid to exactly 0 or 1 in every dtype, float16 included.
@@ -74,27 +75,11 @@ def fits_one_call(batch: int, time: int, hidden_size: int) -> bool:
     return batch * time * 4 * hidden_size <= LARGEST_CALL
 
 
-def run_dense(
-    layers: Sequence[Sequence[Direction]],
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    dropout: float,
-) -> Outputs:
-    """A whole stack over rows of one length, in one call.
-
-    Args:
-        layers: the weights by layer and direction.
-        x: (batch, time, input_size), time >= 1 and batch >= 1.
-        h0: (num_layers * num_directions, batch, hidden_size).
-        c0: likewise.
-        dropout: probability of dropping a value between layers.
-
-    Returns:
-        output (batch, time, num_directions * hidden_size) and the final state, shaped as h0.
-    """
+def run_stack(call: Call) -> Outputs:
+    """A whole stack over rows of one length, in one call; at least one row and one step."""
+    layers, sizes = call.layers, (len(call.layers), len(call.layers[0]) == 2)
     flat = [weight for layer in layers for one in layer for weight in one.flat()]
-    return _call(flat, x, h0, c0, len(layers), len(layers[0]) == 2, dropout, batch_first=True)
+    return _call(flat, call.x, call.h0, call.c0, *sizes, call.dropout, batch_first=True)
 
 
 def run_layer(layout: Layout, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:

@@ -9,8 +9,7 @@ from lstm_compile import lstm
 from lstm_compile.recurrence import vendor
 from lstm_compile.recurrence.compiled import chunks_of
 from lstm_compile.recurrence.lengths import last_valid, reverse_within_length, zero_padding
-from lstm_compile.recurrence.packed_rows import pack_rows
-from lstm_compile.recurrence.whole_rows import whole_rows
+from lstm_compile.recurrence.rows import Rows, pack_rows, whole_rows
 
 CPU = torch.device("cpu")
 
@@ -19,10 +18,13 @@ def in_chunks(of):
     return lambda active: chunks_of(active, of)
 
 
+def rows_of(lengths, time):
+    shape, device = (len(lengths), time), CPU
+    return Rows(torch.tensor(lengths), min(lengths), max(lengths), shape, device, mirror=True)
+
+
 def packing_of(lengths, time, chunk=3, min_rows=1):
-    return pack_rows(
-        torch.tensor(lengths), time, CPU, in_chunks(chunk), min_rows=min_rows, mirror=True
-    )
+    return pack_rows(rows_of(lengths, time), in_chunks(chunk), min_rows=min_rows)
 
 
 @st.composite
@@ -62,7 +64,7 @@ def test_a_batch_left_in_its_order_does_the_same(batch, chunk):
     tensor = torch.tensor(lengths)
     longest = max(lengths)
     cut = [(start, min(chunk, longest - start)) for start in range(0, longest, chunk)]
-    plan = whole_rows(tensor, min(lengths), longest, time, CPU, cut, mirror=True)
+    plan = whole_rows(rows_of(lengths, time), cut)
     x = torch.randn(len(lengths), time, 2)
     clean = zero_padding(x, tensor)
     x[clean == 0] = float("nan")

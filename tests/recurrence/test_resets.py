@@ -25,8 +25,8 @@ from lstm_compile.errors import InputError
 from lstm_compile.export import translation_table
 from lstm_compile.recurrence.dispatch import OperatorInputs
 from lstm_compile.recurrence.operator import recurrence
-from lstm_compile.recurrence.packed_rows import pack_rows
 from lstm_compile.recurrence.resets import cut_rows
+from lstm_compile.recurrence.rows import Rows, pack_rows
 
 few = settings(max_examples=25, deadline=None, derandomize=True, database=None)
 own_module_warnings = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -455,11 +455,13 @@ def test_packing_undoes_itself(drawn, chunk):
     if not lengths.max():
         return
     segments = cut_rows(lengths, resets)
+    shortest, longest = int(segments.lengths.min()), int(segments.lengths.max())
+    rows = Rows(
+        segments.lengths, shortest, longest, (batch, time), torch.device("cpu"), segments=segments
+    )
     packing = pack_rows(
-        segments.lengths, time, torch.device("cpu"),
-        lambda active: [(start, chunk) for start in range(0, len(active), chunk)],
-        min_rows=2, segments=segments,
-    )  # fmt: skip
+        rows, lambda active: [(start, chunk) for start in range(0, len(active), chunk)], min_rows=2
+    )
     x = torch.arange(1.0, batch * time + 1).view(batch, time, 1)
     x[padding_of(lengths, time)] = float("nan")
     expected = x.nan_to_num(0.0)

@@ -1,13 +1,13 @@
-"""From cases to a report."""
+"""Measuring: from cases to a report."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 
 import torch
 
-from lstm_compile.bench.cases import Case, Mode, lengths_of
+from lstm_compile.bench.cases import BenchConfig, Case, Mode, lengths_of
 from lstm_compile.bench.figures import BenchReport, BenchRow, rows_of
 from lstm_compile.bench.machine import machine
 from lstm_compile.bench.memory import Peak, peak, supported
@@ -20,7 +20,6 @@ from lstm_compile.bench.problem import (
     step_of,
     tf32,
 )
-from lstm_compile.bench.settings import BenchConfig
 from lstm_compile.bench.timing import interleave
 from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import InputError
@@ -39,13 +38,13 @@ def run_bench(
     on_case: OnCase = lambda case, mode: None,
     on_rows: OnRows = lambda rows: None,
 ) -> BenchReport:
-    """Measure every case in every mode; Ctrl-C ends it with what was measured so far.
+    """Measure every case in every mode; Ctrl-C ends it and keeps what was measured so far.
 
     Args:
         cases: what to compute.
         config: how to measure.
-        contestants: who can compute, by name.
-        backends: of these names, those wanted, `reference` however long it takes; empty takes all,
+        contestants: what can compute it, by name.
+        backends: names of those wanted, `reference` however long it takes; empty takes all, and
             `reference` for short cases only.
         on_case: called before each case and mode, which may take long to compile.
         on_rows: called with its rows.
@@ -56,14 +55,16 @@ def run_bench(
     device = find_device(config.device)
     _check(cases, config, contestants, backends, device)
     wanted = {name: contestants[name] for name in contestants if name in (backends or contestants)}
+    job = _Job(wanted, config, device, by_name=bool(backends))
     with cpu_threads(config.threads or torch.get_num_threads()):
         report = BenchReport(machine=machine(device), settings=asdict(config))
         try:
             for case, mode in product(cases, config.modes):
-                fitting = _fitting(wanted, case, mode, device, bool(backends), report.skipped)
-                if fitting:
+                reasons = {name: job.why_not(name, case, mode) for name in wanted}
+                report.skipped |= {name: why for name, why in reasons.items() if why}
+                if fitting := [name for name, why in reasons.items() if not why]:
                     on_case(case, mode)
-                    rows = _measure(fitting, case, mode, config, device)
+                    rows = job.measure(fitting, case, mode)
                     report.rows += rows
                     on_rows(rows)
         except KeyboardInterrupt:
@@ -90,73 +91,51 @@ def _check(
         raise InputError("--memory needs Linux or a CUDA device; leave it out")
 
 
-def _fitting(
-    wanted: Mapping[str, Contestant],
-    case: Case,
-    mode: Mode,
-    device: torch.device,
-    by_name: bool,
-    skipped: dict[str, str],
-) -> dict[str, Contestant]:
-    """Who can compute this; the others' reasons go to `skipped`."""
-    reasons = {name: _why_not(name, case, mode, device, by_name) for name in wanted}
-    skipped |= {name: why for name, why in reasons.items() if why}
-    return {name: contestant for name, contestant in wanted.items() if not reasons[name]}
+@dataclass(frozen=True)
+class _Job:
+    """Who is measured, how and where."""
 
+    contestants: Mapping[str, Contestant]
+    config: BenchConfig
+    device: torch.device
+    by_name: bool  # whether the user named the contestants
 
-def _why_not(name: str, case: Case, mode: Mode, device: torch.device, by_name: bool) -> str:
-    if name == "onnxruntime" and (mode, device.type, case.precision) != ONNXRUNTIME:
-        return "measured in inference only, in fp32 on the CPU"
-    if name == "compiled" and not can_compile(device.type):
-        return "no C++ compiler (or, on CUDA, no Triton); install g++ or set CXX"
-    if name == "reference" and case.recurrent_steps > REFERENCE_STEPS and not by_name:
-        return (
-            f"a plain loop: only where time x layers x directions is at most {REFERENCE_STEPS}, "
-            "unless --backend reference asks for it"
-        )
-    return ""
+    def why_not(self, name: str, case: Case, mode: Mode) -> str:
+        """Why this contestant cannot be measured on this case; empty where it can."""
+        kind = self.device.type
+        if name == "onnxruntime" and (mode, kind, case.precision) != ONNXRUNTIME:
+            return "measured in inference only, in fp32 on the CPU"
+        if name == "compiled" and not can_compile(kind):
+            return "no C++ compiler (or, on CUDA, no Triton); install g++ or set CXX"
+        if name == "reference" and case.recurrent_steps > REFERENCE_STEPS and not self.by_name:
+            return (
+                f"a plain loop: only where time x layers x directions is at most {REFERENCE_STEPS},"
+                " unless --backend reference asks for it"
+            )
+        return ""
 
-
-def _measure(
-    contestants: Mapping[str, Contestant],
-    case: Case,
-    mode: Mode,
-    config: BenchConfig,
-    device: torch.device,
-) -> list[BenchRow]:
-    problem = build(case, device, mode, config.seed)
-    with tf32(case.precision == "tf32"):
-        steps = {
-            name: step_of(contestant, name, problem, mode)
-            for name, contestant in contestants.items()
-        }
-        choices: list[str] = []
+    def measure(self, names: Sequence[str], case: Case, mode: Mode) -> list[BenchRow]:
+        """The rows of these contestants."""
+        config, choices = self.config, list[str]()
+        problem = build(case, self.device, mode, config.seed)
 
         def calibrate() -> None:
-            if "auto" in contestants:
+            if "auto" in names:
                 choices.append(calibrated(problem, mode))
 
-        budget = config.repeats, config.seconds, config.seed
-        timings = interleave(steps, *budget, _synchronize(device), calibrate)
-    peaks = _peaks(contestants, case, mode, config, device) if config.memory else {}
-    return rows_of(case, mode, timings, peaks, *choices)
+        with tf32(case.precision == "tf32"):
+            steps = {name: step_of(self.contestants[name], name, problem, mode) for name in names}
+            budget = config.repeats, config.seconds, config.seed
+            timings = interleave(steps, *budget, _synchronize(self.device), calibrate)
+        peaks = {name: self._peak(name, case, mode) for name in names if config.memory}
+        return rows_of(case, mode, timings, peaks, *choices)
+
+    def _peak(self, name: str, case: Case, mode: Mode) -> Peak:
+        options = str(self.device), torch.get_num_threads(), self.config.seed
+        return peak(self.contestants[name], name, case, mode, *options)
 
 
 def _synchronize(device: torch.device) -> Callable[[], object]:
     if device.type == "cuda":
         return partial(torch.cuda.synchronize, device)
     return lambda: None
-
-
-def _peaks(
-    contestants: Mapping[str, Contestant],
-    case: Case,
-    mode: Mode,
-    config: BenchConfig,
-    device: torch.device,
-) -> dict[str, Peak]:
-    threads = torch.get_num_threads()
-    return {
-        name: peak(contestant, name, case, mode, str(device), threads, config.seed)
-        for name, contestant in contestants.items()
-    }

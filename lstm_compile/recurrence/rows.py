@@ -1,15 +1,21 @@
-"""The layout that orders rows by length: each span of time holds only the rows still active."""
+"""The two layouts of a batch: rows ordered by length, or rows left as they are.
+
+`PackedRows` orders rows by length, so that each span of time holds only the rows still active.
+`WholeRows` is taken where that gains nothing, as the rows are few or all of one length. It moves no
+row, and runs rows that have ended on as padding.
+"""
 
 # ruff: noqa: D102 (the methods are those of Layout)
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lstm_compile.recurrence.layout import Layout, Span, move
 from lstm_compile.recurrence.resets import Segments
@@ -17,6 +23,26 @@ from lstm_compile.recurrence.resets import Segments
 # from the number of active rows at each step, up to the end of the longest row, to spans
 # (start, steps); the last may reach beyond it
 CutTime = Callable[[list[int]], list[tuple[int, int]]]
+
+
+class Rows(NamedTuple):
+    """What runs side by side: the rows of a batch, or the segments that resets cut them into.
+
+    A layout of segments arranges one state for each segment, and restores the state after each
+    row's last one.
+    """
+
+    lengths: Tensor | None  # int64 on the CPU, of each row or segment; None: every step is valid
+    shortest: int  # of the lengths
+    longest: int  # likewise
+    shape: tuple[int, int]  # (batch, time), padding included
+    device: torch.device  # of the data
+    mirror: bool = False  # whether the packed steps will be reversed
+    segments: Segments | None = None
+
+    def ends(self) -> Tensor:
+        """The lengths, also where every step is valid."""
+        return torch.full(self.shape[:1], self.shape[1]) if self.lengths is None else self.lengths
 
 
 @dataclass(slots=True)
@@ -45,30 +71,14 @@ class PackedRows(Layout):
         return state if self.rank is None else state.index_select(-2, self.rank)
 
 
-def pack_rows(
-    lengths: Tensor,
-    time: int,
-    device: torch.device,
-    cut: CutTime,
-    *,
-    min_rows: int = 1,
-    mirror: bool = False,
-    segments: Segments | None = None,
-) -> PackedRows:
-    """Lay out one batch. In numpy, whose calls cost a fraction of torch's on so few numbers.
+def pack_rows(rows: Rows, cut: CutTime, *, min_rows: int = 1) -> PackedRows:
+    """Lay out rows by length; at least one of them has a valid step.
 
-    Args:
-        lengths: int64 (batch,) on the CPU, batch >= 1, at least one of them above 0; with
-            `segments` their lengths.
-        time: padded steps of the batch.
-        device: of the data.
-        cut: where to cut time into spans.
-        min_rows: spans with fewer active rows run this many; the surplus rows are padding.
-        mirror: whether the packed steps will be reversed.
-        segments: parts of rows, which then run side by side in place of the rows. `arrange` takes
-            one state for each segment, `restore` gives the state after each row's last segment.
+    It is computed in numpy, whose calls cost a fraction of torch's on so few numbers. Spans with
+    fewer active rows than `min_rows` run that many; the surplus rows are padding.
     """
-    length = lengths.numpy()
+    (_, time), segments, to = rows.shape, rows.segments, partial(_to, device=rows.device)
+    length = rows.ends().numpy()
     counts = (len(length) - np.cumsum(np.bincount(length))[:-1]).tolist()
     spans = tuple(Span(start, steps, max(counts[start], min_rows)) for start, steps in cut(counts))
     begins = _begins(spans)
@@ -79,7 +89,7 @@ def pack_rows(
         order, rank, ordered = _ordered(length, min_rows)
         own = False
     first = order * time if segments is None else segments.first(time)[order]
-    source, padding, opposite = _sources(begins, ordered, first, mirror)
+    source, padding, opposite = _sources(begins, ordered, first, rows.mirror)
     if segments is None:
         target, outside = _targets(begins, length, rank, time)
     else:
@@ -87,7 +97,6 @@ def pack_rows(
         length, rank = length[segments.last], rank[segments.last]
     source[padding] = 0
     final = np.where(length > 0, begins[np.maximum(length - 1, 0)] + rank, 0)
-    to = partial(_to, device=device)
     return PackedRows(
         spans,
         to(padding[:, None]),
@@ -100,7 +109,7 @@ def pack_rows(
         to(_where(outside)),
         to(None if own else order),
         to(None if own and segments is None else rank),
-        (len(length), time),
+        rows.shape,
     )
 
 
@@ -159,3 +168,56 @@ def _targets_of_segments(source: Any, padding: Any, size: int) -> Any:
     target, outside = np.zeros(size, np.int64), np.ones(size, bool)
     target[source[packed]], outside[source[packed]] = packed, False
     return target, outside
+
+
+@dataclass(slots=True)
+class WholeRows(Layout):
+    """Spans that each hold all rows of the batch."""
+
+    longest: int  # steps of the longest row; the spans may reach beyond
+    time: int  # padded steps of the batch
+
+    def pack(self, x: Tensor) -> Tensor:
+        rows = x[:, : self.longest].transpose(0, 1).flatten(0, 1)
+        if missing := len(self.padding) - len(rows):
+            rows = pad(rows, (0, 0, 0, missing))
+        return rows if self.blank is None else rows.index_fill(0, self.blank, 0.0)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        if self.blank is not None:
+            # without autograd nothing else holds what a kernel returned: fill it in place
+            alone = not (torch.is_grad_enabled() and packed.requires_grad)
+            packed = (packed.index_fill_ if alone else packed.index_fill)(0, self.blank, 0.0)
+        y = packed.view(-1, self.spans[0].rows, packed.shape[-1])[: self.longest].transpose(0, 1)
+        missing = self.time - self.longest
+        return pad(y, (0, 0, 0, missing)) if missing else y
+
+
+def whole_rows(rows: Rows, spans: Sequence[tuple[int, int]]) -> WholeRows:
+    """Lay out a batch as it stands, in spans (start, steps); at least one row has a valid step.
+
+    Where all lengths are equal, the spans may reach beyond them.
+    """
+    batch, lengths = rows.shape[0], rows.ends()
+    all_spans = [Span(start, steps, batch) for start, steps in spans]
+    step, row = torch.arange(sum(span.steps for span in all_spans))[:, None], torch.arange(batch)
+    padding = step >= lengths
+    last = lengths - 1
+    opposite = None
+    if rows.mirror:
+        opposite = torch.where(padding, step, last - step).mul_(batch).add_(row).flatten()
+    final = (last if rows.shortest else last.clamp_(min=0)).mul_(batch).add_(row)
+
+    def to(part: Tensor) -> Tensor:
+        return part if rows.device.type == "cpu" else part.to(rows.device, non_blocking=True)
+
+    return WholeRows(
+        all_spans,
+        to(padding.view(-1, 1)),
+        None if rows.shortest == rows.longest else to(padding.view(-1).nonzero().view(-1)),
+        None if opposite is None else to(opposite),
+        to(final),
+        None if rows.shortest else to((lengths == 0)[:, None]),
+        rows.longest,
+        rows.shape[1],
+    )
