@@ -1,4 +1,4 @@
-"""The figures as rows, and what they come to."""
+"""The figures as rows, and their summary."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,54 +13,31 @@ from lstm_compile.bench.timing import Timing
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRow:
-    """One backend on one case in one mode.
-
-    Attributes:
-        case: what was computed.
-        mode: `inference` or `training`.
-        backend: who computed it.
-        median_ms: milliseconds of a call, the first one not counted.
-        p95_ms: the 95th percentile of the same.
-        sequences_per_second: rows of the batch over the median.
-        ratios: this median over each nn.LSTM form's, by its name; from interleaved rounds.
-        ratio: the same over the faster nn.LSTM form; None where none was measured.
-        compile_seconds: what the first call took longer than the median one.
-        rounds: in which it took part.
-        peak_mib: peak memory of a step, where it was asked for.
-        choice: what `auto` took and why; empty for others.
-    """
+    """One backend on one case in one mode."""
 
     case: Case
     mode: Mode
     backend: str
-    median_ms: float
-    p95_ms: float
-    sequences_per_second: float
-    ratios: dict[str, float]
-    ratio: float | None
-    compile_seconds: float
-    rounds: int
-    peak_mib: float | None = None
-    choice: str = ""
+    median_ms: float  # milliseconds of a call, the first one not counted
+    p95_ms: float  # the 95th percentile of the same
+    sequences_per_second: float  # rows of the batch over the median
+    ratios: dict[str, float]  # median over each nn.LSTM form's, by its name; interleaved rounds
+    ratio: float | None  # the same over the faster nn.LSTM form; None where none was measured
+    compile_seconds: float  # what the first call took longer than the median one
+    rounds: int  # in which it ran
+    peak_mib: float | None = None  # peak memory of a step; None where it was not measured
+    choice: str = ""  # what `auto` took and why; empty for others
 
 
 @dataclass(kw_only=True)
 class BenchReport:
-    """All rows, where they were measured, and what was left out.
+    """All rows, where they were measured, and what was left out."""
 
-    Attributes:
-        machine: as `machine` gives it.
-        settings: what was asked for.
-        rows: in the order of measuring.
-        skipped: why a backend was not measured, by its name.
-        stopped: whether a signal ended it early.
-    """
-
-    machine: dict[str, Any]
-    settings: dict[str, Any]
-    rows: list[BenchRow] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    stopped: bool = False
+    machine: dict[str, Any]  # as `machine` gives it
+    settings: dict[str, Any]  # the `BenchConfig`
+    rows: list[BenchRow] = field(default_factory=list)  # in the order of measuring
+    skipped: dict[str, str] = field(default_factory=dict)  # why not measured, by backend
+    stopped: bool = False  # whether a signal ended it early
 
     def to_dict(self) -> dict[str, Any]:
         """The whole report as JSON has it, `summary` included."""
@@ -84,7 +61,7 @@ def rows_of(
     best = min(rivals, key=lambda name: rivals[name].median, default=None)
     rows = []
     for name, timing in timings.items():
-        ratios = {rival: timing.ratio(other) for rival, other in rivals.items()}
+        ratios = {rival: timing.ratio(theirs) for rival, theirs in rivals.items()}
         rows.append(
             BenchRow(
                 case=case,
@@ -107,7 +84,7 @@ def rows_of(
 def summary(rows: Iterable[BenchRow]) -> list[dict[str, Any]]:
     """Geometric means and the worst of the ratios, by mode, kind of lengths, precision and backend.
 
-    Batches of one row are left out of the means and not of the worst.
+    The means leave out batches of one row; the worst does not.
     """
     groups: dict[tuple[str, ...], list[BenchRow]] = {}
     for row in rows:

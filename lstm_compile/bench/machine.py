@@ -1,4 +1,4 @@
-"""The machine in general terms: what a reader needs to judge the figures."""
+"""The machine in general terms, so that a reader can judge the figures."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ VENDORS = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, cores, threads, device and the versions of what computes."""
     return {
-        "device": _device_name(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cores": _cores(),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -24,20 +24,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def described(found: dict[str, Any]) -> str:
+def described(facts: dict[str, Any]) -> str:
     """What `machine` gives, in one line."""
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    device = "" if found["device"] == "cpu" else f"{found['device']}, "
-    cores = f"{found['cores']} cores ({found['processor']}), {found['threads']} threads"
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    device = "" if facts["device"] == "cpu" else f"{facts['device']}, "
+    cores = f"{facts['cores']} cores ({facts['processor']}), {facts['threads']} threads"
     return f"{device}{cores}, {versions}"
 
 
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
 def _cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """The cores that this process may use, or all where the system does not tell."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -53,10 +49,10 @@ def _processor() -> str:
 
 
 def _versions(device: torch.device) -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
     if device.type == "cuda":
-        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     try:
-        return {**found, "onnxruntime": metadata.version("onnxruntime")}
+        return {**versions, "onnxruntime": metadata.version("onnxruntime")}
     except metadata.PackageNotFoundError:
-        return found
+        return versions

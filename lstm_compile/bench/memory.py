@@ -1,4 +1,4 @@
-"""Peak memory of one step, measured in a process of its own: a high-water mark hides what was."""
+"""Peak memory of one step, in a process of its own: a high-water mark hides what came before."""
 
 import ctypes
 import gc
@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 
 from lstm_compile.bench.cases import Case, Mode
-from lstm_compile.bench.problem import Contestant, Step, build, step_of, tf32
-from lstm_compile.devices import cpu_threads
+from lstm_compile.bench.problem import Contestant, Step, build, step_of
+from lstm_compile.devices import cpu_threads, tf32
 from lstm_compile.errors import RunError
 
 STATUS = Path("/proc/self/status")
@@ -66,8 +66,8 @@ def peak(
 
 @contextmanager
 def _ctrl_c_ignored() -> Iterator[None]:
-    """A process started in here leaves Ctrl-C to the one that waits for it."""
-    if current_thread() is not main_thread():  # only that one may set handlers
+    """A process started in here ignores Ctrl-C; the process that waits for it handles it."""
+    if current_thread() is not main_thread():  # only the main thread may set handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -108,16 +108,16 @@ def _high_water(step: Step, device: torch.device) -> _Mark:
 
 
 def _give_back() -> None:
-    """Return freed memory to the system, and let the high-water mark begin anew."""
+    """Return freed memory to the system, and reset the high-water mark."""
     gc.collect()
     with suppress(OSError, AttributeError):  # a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
-    with suppress(OSError):  # not permitted: the mark is then that of the whole process
+    with suppress(OSError):  # not permitted: the mark then covers the whole process
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(name: str) -> float:
-    # not getrusage: a new process takes ru_maxrss over from the one that started it
+    # not getrusage: a new process inherits ru_maxrss from the process that started it
     match = re.search(rf"{name}:\s+(\d+) kB", STATUS.read_text())
     return int(match[1]) / 1024 if match else 0.0
 

@@ -1,7 +1,7 @@
-"""A case made of tensors, and who can compute it."""
+"""A case made of tensors, and the contestants that compute it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import lstm_compile
 from lstm_compile.bench.cases import Case, Mode, lengths_of
+from lstm_compile.devices import autocast
 from lstm_compile.recurrence.autotune import explain_backend
 from lstm_compile.recurrence.calibrate import calibrate
 from lstm_compile.recurrence.inductor import can_compile
@@ -39,11 +40,9 @@ class Problem(NamedTuple):
         """nn.LSTM's parameters under its own names."""
         return dict(self.module.named_parameters())
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[object]:
         """What a forward runs in."""
-        if self.case.precision != "bf16":
-            return nullcontext()
-        return torch.autocast(self.x.device.type, torch.bfloat16)
+        return autocast(self.x.device, self.case.precision)
 
 
 Contestant = Callable[[Problem], Forward]
@@ -82,25 +81,22 @@ def _padded(problem: Problem) -> Forward:
 
 
 def _packed(problem: Problem) -> Forward:
+    x, lengths = problem.x, problem.host_lengths
+
     def forward() -> Tensor:
-        packed = pack_padded_sequence(
-            problem.x, problem.host_lengths, batch_first=True, enforce_sorted=False
-        )
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         output, _ = problem.module(packed)
-        time = problem.x.shape[1]
-        return pad_packed_sequence(output, True, total_length=time)[0]
+        return pad_packed_sequence(output, True, total_length=x.shape[1])[0]
 
     return forward
 
 
-# `compiled` before `auto`: what both compile is counted where it is asked for by name
+# `compiled` before `auto`: the time that both need to compile is counted for `compiled`
+_OWN: tuple[Backend, ...] = ("vendor", "compiled", "auto", "reference")
 CONTESTANTS: Mapping[str, Contestant] = {
     "padded": _padded,
     "packed": _packed,
-    "vendor": partial(_backend, name="vendor"),
-    "compiled": partial(_backend, name="compiled"),
-    "auto": partial(_backend, name="auto"),
-    "reference": partial(_backend, name="reference"),
+    **{name: partial(_backend, name=name) for name in _OWN},
 }
 
 
@@ -110,29 +106,24 @@ def step_of(contestant: Contestant, name: str, problem: Problem, mode: Mode) -> 
     The loss is the sum of squares over valid steps. nn.LSTM over padded rows needs a mask for it;
     the others give zeros in the padding.
     """
-    forward = contestant(problem)
-    if mode == "inference":
-        return partial(_infer, problem, forward)
+    forward, params = contestant(problem), list(problem.params.values())
     mask = problem.mask if name == "padded" else None
-    return partial(_train, problem, forward, mask, list(problem.params.values()))
 
+    def infer() -> object:
+        with torch.no_grad(), problem.autocast():
+            return forward()
 
-def _infer(problem: Problem, forward: Forward) -> object:
-    with torch.no_grad(), problem.autocast():
-        return forward()
+    def train() -> tuple[Tensor, ...]:
+        with problem.autocast():
+            output = forward()
+        output = output if mask is None else torch.where(mask, output, 0.0)
+        return torch.autograd.grad(output.float().square().sum(), params)
 
-
-def _train(
-    problem: Problem, forward: Forward, mask: Tensor | None, params: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    with problem.autocast():
-        output = forward()
-    output = output if mask is None else torch.where(mask, output, 0.0)
-    return torch.autograd.grad(output.float().square().sum(), params)
+    return infer if mode == "inference" else train
 
 
 def calibrated(problem: Problem, mode: Mode) -> str:
-    """Measure for `auto` what this case needs; what it then takes and why, in one line."""
+    """Calibrate `auto` for this case; returns what it then takes and why, in one line."""
     case, device, training = problem.case, problem.x.device, mode == "training"
     least, longest = extremes(problem.host_lengths)
     if can_compile(device.type):
@@ -146,15 +137,3 @@ def calibrated(problem: Problem, mode: Mode) -> str:
             problem.params, case.batch, case.time, problem.host_lengths, training=training
         )
     return str(choice)
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Let CUDA's matrix products and cuDNN use TF32, or not; cuDNN would by default."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -1,4 +1,4 @@
-"""Interleaved timing: on a machine that others use too, ratios hold where times do not."""
+"""Interleaved timing: on a busy machine, ratios of times hold where times do not."""
 
 import gc
 import random
@@ -27,7 +27,7 @@ class RoundPlan(NamedTuple):
 class Timing(NamedTuple):
     """Seconds of each call."""
 
-    first: float  # what is compiled, loaded or calibrated is in it
+    first: float  # of the first call, with all compiling, loading and calibrating
     rounds: list[list[float]]
 
     @property
@@ -45,9 +45,9 @@ class Timing(NamedTuple):
         """Seconds that the first call took longer than later ones."""
         return max(0.0, self.first - self.median)
 
-    def ratio(self, other: "Timing") -> float:
-        """Its time over the other's: the median over the rounds in which both ran."""
-        pairs = zip(self.rounds, other.rounds, strict=False)
+    def ratio(self, rival: "Timing") -> float:
+        """The own time over the `rival`'s: the median over the rounds in which both ran."""
+        pairs = zip(self.rounds, rival.rounds, strict=False)
         return median(median(mine) / median(its) for mine, its in pairs)
 
 
@@ -64,8 +64,8 @@ def interleave(
     Args:
         steps: what to time, by name.
         repeats: rounds at most.
-        seconds: to spend on all of them, about; each takes part in at least 5 rounds all the same,
-            one much slower than the fastest in 2.
+        seconds: to spend on all of them, about; in any case each step runs in at least 5 rounds,
+            or in 2 if it is much slower than the fastest.
         seed: of the order.
         synchronize: waits for the device; part of every call.
         after_first: called when every step has run once, and compiled what it compiles.

@@ -1,1 +1,1 @@
-"""An LSTM over padded sequences: the function, its backends, the operator that tracing meets."""
+"""An LSTM over padded sequences: the function, its backends, and the operator in traced code."""

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from lstm_compile.recurrence.lengths import extremes
 from lstm_compile.recurrence.weights import read_layers
 
 FILE = "calibration.json"
-CLEARLY = 0.95  # of the vendor's time: less is within the noise of measuring
+CLEARLY = 0.95  # of the vendor's time: a smaller gain is within the noise of measuring
 
 
 class Bucket(NamedTuple):
@@ -67,15 +66,12 @@ class Workload(NamedTuple):
             str(self.dtype).removeprefix("torch."),
             self.training,
             self.ragged,
-            _power_of_two(self.batch),
-            _power_of_two(self.time_steps),
-            _power_of_two(self.input_size),
-            _power_of_two(self.hidden_size),
+            *map(_power_of_two, (self.batch, self.time_steps, self.input_size, self.hidden_size)),
         )
 
 
 class Measured(NamedTuple):
-    """Median times of one layer and direction, in milliseconds, and what compiling took."""
+    """Median times of one layer and direction in milliseconds, and the time that compiling took."""
 
     vendor: float
     compiled: float
@@ -98,9 +94,8 @@ class BackendChoice(NamedTuple):
         if self.measured is None:
             return line
         vendor, compiled, _, seconds = self.measured
-        return (
-            f"{line}: compiled {compiled:.3g} ms, vendor {vendor:.3g} ms, compiling {seconds:.1f} s"
-        )
+        times = f"compiled {compiled:.3g} ms, vendor {vendor:.3g} ms, compiling {seconds:.1f} s"
+        return f"{line}: {times}"
 
 
 def _power_of_two(size: int) -> int:
@@ -174,7 +169,7 @@ def explain_backend(
 def remember(bucket: Bucket, measured: Measured) -> None:
     """Keep a measurement for this process and, in the user's cache folder, for later ones."""
     measurements()[bucket] = measured
-    rows = [{**bucket._asdict(), **found._asdict()} for bucket, found in measurements().items()]
+    rows = [{**bucket._asdict(), **times._asdict()} for bucket, times in measurements().items()]
     try:
         path = private_folder("") / FILE
         write_atomically(path, to_json({"versions": _versions(), "measured": rows}).encode())
@@ -184,21 +179,17 @@ def remember(bucket: Bucket, measured: Measured) -> None:
 
 @cache
 def measurements() -> dict[Bucket, Measured]:
-    """What was measured here with these versions."""
+    """The measurements made on this machine with these versions."""
     try:
-        found = json.loads(_file().read_text("utf-8"))
-        rows = found["measured"] if found["versions"] == _versions() else []
+        content = json.loads((cache_dir() / FILE).read_text("utf-8"))
+        rows = content["measured"] if content["versions"] == _versions() else []
         return {_read(Bucket, row): _read(Measured, row) for row in rows}
     except (OSError, RuntimeError, ValueError, TypeError, KeyError):
-        return {}  # none yet, or of another format: measured again when asked for
+        return {}  # none yet, or in another format: `calibrate` measures again
 
 
 def _read(kind: Any, row: Mapping[str, Any]) -> Any:
     return kind(**{name: row[name] for name in kind._fields})
-
-
-def _file() -> Path:
-    return cache_dir() / FILE
 
 
 def _versions() -> dict[str, str]:

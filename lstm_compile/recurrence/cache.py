@@ -1,6 +1,6 @@
-"""What one process leaves for the next in the user's cache folder, and what compiling took.
+"""The user's cache folder, in which later processes find compiled graphs; the time compiling took.
 
-Compiled graphs are code: they are loaded from a folder only that nobody else can write to.
+Compiled graphs are code: they are only loaded from a folder that no other user can write to.
 """
 
 import os
@@ -14,7 +14,7 @@ PRIVATE = 0o700
 
 
 def cache_dir() -> Path:
-    """The folder of this package in the user's cache; it need not be there yet.
+    """The folder of this package in the user's cache; it may not exist yet.
 
     Source: https://specifications.freedesktop.org/basedir-spec/latest/
     """
@@ -25,10 +25,10 @@ def cache_dir() -> Path:
 
 
 def use_local_cache() -> None:
-    """Let torch.compile keep its graphs in `cache_dir()`, so that a second process loads them.
+    """Have torch.compile keep its graphs in `cache_dir()`, so that a second process loads them.
 
-    For programs to call, before the first compile. TORCHINDUCTOR_CACHE_DIR goes before it. Where
-    the folder cannot be had to oneself, torch's own default stays, and a warning says why.
+    Programs call it before they first compile. TORCHINDUCTOR_CACHE_DIR takes precedence. If the
+    folder cannot be made private, torch's own default stays, and a warning says why.
     """
     if INDUCTOR in os.environ:
         return
@@ -58,13 +58,14 @@ def private_folder(name: str) -> Path:
 
 
 def _require_own(folder: Path) -> None:
-    if sys.platform == "win32":  # its folders are the user's own by inheritance
+    if sys.platform == "win32":  # there the folder inherits that it is private
         return
-    found = folder.stat()
-    if found.st_uid != os.getuid():
-        raise PermissionError(f"{folder}: it belongs to user {found.st_uid}, not {os.getuid()}")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"{folder}: others can write to it (mode {found.st_mode & 0o777:o})")
+    status = folder.stat()
+    owner, mode = status.st_uid, status.st_mode
+    if owner != os.getuid():
+        raise PermissionError(f"{folder}: it belongs to user {owner}, not {os.getuid()}")
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{folder}: others can write to it (mode {mode & 0o777:o})")
 
 
 def compile_seconds() -> float:

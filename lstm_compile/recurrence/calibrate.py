@@ -7,6 +7,7 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.nn import LSTM
 
 from lstm_compile.devices import cpu_threads
 from lstm_compile.recurrence.autotune import CLEARLY, Measured, Workload, measurements, remember
@@ -58,13 +59,8 @@ def calibrate(
     first = time.perf_counter() - began
     if (known := measurements().get(bucket)) and known.chunk == chunk:
         return known
-    times = _in_turns(step)
-    measured = Measured(
-        median(times["vendor"]) * 1e3,
-        median(times["compiled"]) * 1e3,
-        chunk,
-        max(0.0, first - median(times["compiled"])),
-    )
+    vendor, compiled = map(median, _in_turns(step).values())
+    measured = Measured(1e3 * vendor, 1e3 * compiled, chunk, max(0.0, first - compiled))
     remember(bucket, measured)
     return measured
 
@@ -117,16 +113,13 @@ def _step(workload: Workload, chunk: int = DEFAULT_CHUNK) -> Step:
     """One step of the workload, on random weights and data, with the backend it is called with."""
     hidden_size, input_size, batch, time_steps, ragged, training, device, dtype = workload
     generator = torch.Generator().manual_seed(0)
-    gates, scale = 4 * hidden_size, hidden_size**-0.5
-    shapes: dict[str, tuple[int, ...]]
-    shapes = {"weight_ih_l0": (gates, input_size), "weight_hh_l0": (gates, hidden_size)}
-    shapes |= {"bias_ih_l0": (gates,), "bias_hh_l0": (gates,)}
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
     params = {
-        name: (draw(*shape) * scale).requires_grad_(training) for name, shape in shapes.items()
+        name: (draw(*weight.shape) * hidden_size**-0.5).requires_grad_(training)
+        for name, weight in LSTM(input_size, hidden_size, device="meta").named_parameters()
     }
     x, lengths = draw(batch, time_steps, input_size), None
     if ragged:

@@ -15,21 +15,13 @@ class LSTMState(NamedTuple):
     c: Tensor
 
 
-class Step(NamedTuple):
-    """What one step computes: the new state, and the activated gates for a derivative."""
-
-    h: Tensor
-    c: Tensor
-    gates: tuple[Tensor, Tensor, Tensor, Tensor]
-
-
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype of the cell state: float32 for 16-bit inputs, else the input's own."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def lstm_step(projected: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> Step:
-    """One step of `batch` rows, in the gate order i, f, g, o of torch.nn.LSTM.
+def lstm_step(projected: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> tuple[Tensor, Tensor]:
+    """The h and c after one step of `batch` rows, in the gate order i, f, g, o of torch.nn.LSTM.
 
         i, f, g, o = split(W_ih x + b_ih + b_hh + W_hh h)
         c' = sigmoid(f) * c + sigmoid(i) * tanh(g)
@@ -47,4 +39,4 @@ def lstm_step(projected: Tensor, h: Tensor, c: Tensor, weight_hh: Tensor) -> Ste
     i, f, g, o = torch.addmm(projected, h, weight_hh.t()).to(c.dtype).chunk(4, -1)
     i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
     c = f * c + i * g
-    return Step((o * torch.tanh(c)).to(h.dtype), c, (i, f, g, o))
+    return (o * torch.tanh(c)).to(h.dtype), c

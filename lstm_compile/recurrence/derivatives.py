@@ -47,11 +47,6 @@ def _transforms() -> tuple[str, ...]:
 _transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def run_transformed(*inputs: Any) -> Outputs:
-    """The operator under torch.func in eager code."""
-    return _Transformed.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
-
-
 def _gradients(function: Any, ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     grad_x, *grad_others = function(*gradients, *ctx.saved_tensors, *ctx.options)
     return grad_x, None, None, *grad_others, None, None, None
@@ -91,11 +86,11 @@ class Traced(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> Any:
-        return loop(_Transformed.apply, info.batch_size, in_dims, inputs)
+        return loop(Transformed.apply, info.batch_size, in_dims, inputs)
 
 
-class _Transformed(Traced):
-    """The same under torch.func, raising for other derivatives; Dynamo takes no such Function."""
+class Transformed(Traced):
+    """The operator under torch.func in eager code; Dynamo takes no such Function."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -157,14 +152,10 @@ class TracedBackward(torch.autograd.Function):
 def loop(
     function: Any, size: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """Vmap as a loop: a batch of weights is a batch of different models."""
+    """Vmap as a loop over the batch, as different weights make different models."""
+    pairs = list(zip(inputs, in_dims, strict=True))
     results = [
-        function(
-            *(
-                value if dim is None else value.select(dim, index)
-                for value, dim in zip(inputs, in_dims, strict=True)
-            )
-        )
+        function(*(value if dim is None else value.select(dim, index) for value, dim in pairs))
         for index in range(size)
     ]
     outputs = tuple(torch.stack(column) for column in zip(*results, strict=True))

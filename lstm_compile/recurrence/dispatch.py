@@ -153,9 +153,7 @@ def _by_vendor(call: Call, rows: Rows, training: bool) -> Outputs:
     if rows.shortest == longest and not is_cut:
         if not training or vendor.fits_one_call(batch, longest, hidden_size):
             return _dense(call, longest)
-    elif not is_cut and vendor.keeps_ended_rows(
-        rows.ends(), longest, input_size, hidden_size, training=training
-    ):
+    elif not is_cut and vendor.keeps_ended_rows(rows, input_size, hidden_size, training=training):
         return _in_layout(call, whole_rows(rows, [(0, longest)]), vendor.run_layer)
     cut = partial(vendor.spans_of, input_size=input_size, hidden_size=hidden_size)
     return _in_layout(call, pack_rows(rows, cut), vendor.run_layer)

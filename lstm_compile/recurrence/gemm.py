@@ -1,7 +1,7 @@
-"""Products with a weight matrix, by whichever of PyTorch's kernels is fastest for them.
+"""Products with a weight matrix, by the fastest of PyTorch's kernels for them.
 
-On the CPU float32 products of PyTorch go to MKL, which on processors of other makers reaches half
-the speed of oneDNN or less. oneDNN's is the operator that Inductor itself emits for frozen weights.
+On the CPU, float32 products of PyTorch go to MKL, which on processors not made by Intel reaches
+half the speed of oneDNN or less. Inductor itself emits the oneDNN operator for frozen weights.
 """
 
 from functools import cache
@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Below this width the time goes into the call, and MKL's is shorter.
+# Below this width most of the time goes into the call, and MKL has the shorter call.
 ONEDNN_WIDTH = 96
 
 _library = torch.library.Library("lstm_compile", "FRAGMENT")
@@ -18,7 +18,7 @@ _library.define("product(Tensor x, Tensor weight) -> Tensor", tags=(torch.Tag.pt
 
 @cache
 def has_onednn() -> bool:
-    """Whether PyTorch was built with oneDNN, and offers what is used of it here."""
+    """Whether PyTorch was built with oneDNN and has the operator that is used here."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -33,24 +33,22 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def step_product(x: Tensor, weight: Tensor) -> Tensor:
-    """The same for the few rows of one step, in code that torch.compile traces."""
-    return _onednn_product(x, weight) if _pays(weight) else x @ weight.t()
+    """`product` for the few rows of one step, in code that torch.compile traces."""
+    if _pays(weight):
+        return torch.ops.lstm_compile.product(x, weight)  # type: ignore[no-any-return]
+    return x @ weight.t()
 
 
 def add_step_product(base: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """`base` (rows, out) plus that product."""
+    """`base` (rows, out) plus the product of one step."""
     if _pays(weight):
-        return base + _onednn_product(x, weight)
+        return base + step_product(x, weight)
     return torch.addmm(base, x, weight.t())
 
 
 def _pays(weight: Tensor) -> bool:
     on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
     return on_cpu and min(weight.shape) >= ONEDNN_WIDTH
-
-
-def _onednn_product(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.ops.lstm_compile.product(x, weight)  # type: ignore[no-any-return]
 
 
 @torch.library.impl(_library, "product", "CPU")

@@ -18,8 +18,8 @@ def compile_for(function: FunctionType, *key: Any) -> Callable[..., Any]:
     """`function` of tensors and lists of tensors, compiled once per key, for any number of rows.
 
     Rows are the last dimension but one of every tensor except the last argument, and at least 2.
-    All tensors are contiguous. What the key does not say must not matter: nothing else is checked
-    at a call, so that no global state of PyTorch compiles a graph again.
+    All tensors are contiguous. The key must hold everything that the graph depends on: a call
+    checks nothing else, so that no global state of PyTorch compiles a graph again.
     """
     return _compiled(function, *key, torch.get_num_threads())
 
@@ -37,21 +37,11 @@ def _compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
     # Dynamo counts recompiles per code object and gives up past a limit, so that many sizes through
     # one function would end in eager code. Each key has its own.
     name = "_".join([function.__name__, *(str(part).replace(".", "_") for part in key)])
-    copy = FunctionType(
-        function.__code__.replace(co_name=name),
-        function.__globals__,
-        name,
-        function.__defaults__,
-        function.__closure__,
-    )
+    code, values = function.__code__.replace(co_name=name), function.__globals__
+    copy = FunctionType(code, values, name, function.__defaults__, function.__closure__)
     graph = _Graph()
-    run = torch.compile(
-        copy,
-        fullgraph=True,
-        dynamic=True,
-        backend=graph.take,
-        options={"guard_filter_fn": _no_guards},
-    )
+    options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards)}
+    run = torch.compile(copy, fullgraph=True, dynamic=True, backend=graph.take, options=options)
 
     def call(*arguments: Any) -> Any:
         with graph.lock:
@@ -67,16 +57,16 @@ def _compiled(function: FunctionType, *key: Any) -> Callable[..., Any]:
 
 
 class _Graph:
-    """What Inductor made of a function, called without Dynamo's way to it.
+    """The graph that Inductor made of a function, called without Dynamo.
 
-    On the first call Dynamo does call it, and what came in and went out is recognised among the
-    function's own arguments and results. At dozens of tensors a call its bytecode takes longer than
-    small kernels do.
+    At dozens of tensors for each call, Dynamo's bytecode takes longer than small kernels do. Only
+    the first call goes through Dynamo. It shows which of the function's arguments and results are
+    the graph's inputs and outputs.
     """
 
     def __init__(self) -> None:
         self.lock = Lock()
-        self.instructions: Thread | None = None  # at work beside Dynamo
+        self.instructions: Thread | None = None  # runs while Dynamo traces
         self.run: Callable[..., Any]
         self.inputs: Sequence[Any] = ()
         self.outputs: Sequence[Any] = ()
@@ -120,12 +110,13 @@ class _Graph:
 
 @cache
 def _find_instructions() -> Thread:
-    """A thread that has Inductor find out what vector instructions the CPU has.
+    """A thread in which Inductor detects the vector instructions of the CPU.
 
     It asks child processes, one after the other: a second of waiting, in which Dynamo can work.
     """
-    # All that the thread needs, so that it imports nothing: setuptools, which the last one imports,
-    # takes a finder out of sys.meta_path, and an import beside it then misses the next one.
+    # Import here all that the thread needs, so that it imports nothing: setuptools, which the last
+    # module imports, takes a finder out of sys.meta_path, and an import in another thread then
+    # skips the next finder.
     import torch._inductor.compile_fx
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
@@ -142,15 +133,11 @@ def _flat(values: Sequence[Any]) -> list[Tensor]:
     return [leaf for value in values for leaf in (value if isinstance(value, list) else [value])]
 
 
-def _no_guards(guards: Sequence[Any]) -> list[bool]:
-    return [False] * len(guards)
-
-
 def _examples(arguments: Sequence[Any]) -> list[Any]:
     """Arguments of the same sizes to trace with; their rows are the one dynamic size.
 
-    Equal sizes are one to Dynamo where it is not told to tell them apart, and each of its own costs
-    it a second. It would also look at what views are views of.
+    Without the marks Dynamo takes equal sizes for one, and each dynamic size costs it a second. The
+    arguments are copies, as Dynamo would also examine the tensors behind views.
     """
     *by_row, weight = map(_zeros, arguments)
     for tensor in _flat(by_row):
@@ -166,16 +153,16 @@ def _zeros(value: Any) -> Any:
 
 
 def compiler() -> str:
-    """The path of the C++ compiler that Inductor takes; empty where there is none."""
+    """The path of the C++ compiler that Inductor uses; empty if there is none."""
     candidates = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
     return next(filter(None, (shutil.which(name) for name in candidates if name)), "")
 
 
 @cache
 def can_compile(device_type: str) -> bool:
-    """Whether Inductor finds what it generates code with: a C++ compiler, on CUDA Triton too.
+    """Whether Inductor finds its compilers: one for C++, and on CUDA Triton too.
 
-    Warns once where it does not.
+    Warns once if it does not.
     """
     missing = not compiler()
     if device_type == "cuda":

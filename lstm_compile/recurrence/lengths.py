@@ -16,7 +16,7 @@ def valid_mask(lengths: Tensor, time: int) -> Tensor:
 
 
 def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """`x` (batch, time, features) with exact zeros in the padding, whatever stood there."""
+    """`x` (batch, time, features) with exact zeros in the padding, NaN and inf included."""
     if lengths is None:
         return x
     return torch.where(valid_mask(lengths, x.shape[1])[..., None], x, 0.0)
@@ -36,7 +36,7 @@ def reverse_within_length(x: Tensor, lengths: Tensor | None) -> Tensor:
 def last_valid(x: Tensor, lengths: Tensor | None, default: Tensor) -> Tensor:
     """The last valid step of `x` (batch, time, features), `default` (batch, features) where none.
 
-    A gather and a `where`: what stands in the padding reaches neither value nor gradient.
+    A gather and a `where`: the padding reaches neither value nor gradient.
     """
     if x.shape[1] == 0:
         return default
@@ -72,10 +72,10 @@ def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
 
 
 def extremes(lengths: Tensor) -> tuple[int, int]:
-    """The least and the greatest of some lengths on the CPU, at least one."""
+    """The smallest and the largest of the lengths, at least one of them, on the CPU."""
     if torch._C._are_functorch_transforms_active():
         return int(lengths.min()), int(lengths.max())
-    values = lengths.tolist()  # for a batch of them Python is faster than any library
+    values = lengths.tolist()  # on so few numbers plain Python is the fastest
     return min(values), max(values)
 
 

@@ -1,5 +1,6 @@
-"""`LSTM`: the module form, which can stand where nn.LSTM stood."""
+"""`LSTM`: the module form, which can replace nn.LSTM."""
 
+import inspect
 import math
 from typing import Any
 
@@ -21,7 +22,7 @@ class LSTM(nn.Module):
             torch.nn.LSTM (https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html).
         proj_size: must be 0.
         device, dtype: of the parameters.
-        backend: the backend of every call that names none.
+        backend: of every call that does not name one.
         chunk: steps unrolled in one graph by the backend `compiled`.
 
     Raises:
@@ -65,9 +66,8 @@ class LSTM(nn.Module):
         self.backend: Backend = backend
         self.chunk = chunk
         for name, shape in self._shapes().items():
-            self.register_parameter(
-                name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            )
+            weight = torch.empty(shape, device=device, dtype=dtype)
+            self.register_parameter(name, nn.Parameter(weight))
         self.reset_parameters()
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -92,23 +92,14 @@ class LSTM(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
 
     def flatten_parameters(self) -> None:
-        """Nothing to do: kept for programs that call it on an nn.LSTM."""
+        """Do nothing: kept for programs that call it on an nn.LSTM."""
 
     def extra_repr(self) -> str:
         """The constructor's arguments that differ from their defaults."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
-        defaults: dict[str, object] = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0.0,
-        }
-        defaults |= {"bidirectional": False, "backend": "auto"}
-        parts += [
-            f"{name}={getattr(self, name)}"
-            for name, default in defaults.items()
-            if getattr(self, name) != default
-        ]
+        for name in ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "backend"):
+            value, default = getattr(self, name), _DEFAULTS[name].default
+            parts += [] if value == default else [f"{name}={value}"]
         return ", ".join(parts)
 
     def forward(
@@ -129,10 +120,10 @@ class LSTM(nn.Module):
             hx: initial state, h and c each (num_layers * num_directions, batch, hidden_size),
                 without the batch for unbatched input; zeros if None.
             lengths: (batch,) int64 for padded input; a PackedSequence carries its own.
-            resets: bool, before which steps the state is set back to `hx`, in the layout of input:
+            resets: bool, True where the state is reset to `hx` before the step, laid out as input:
                 (time, batch), (batch, time) with batch_first, or (time,) for unbatched input. Not
                 for bidirectional modules, nor for a PackedSequence.
-            reset_state: what it is set back to in place of `hx`, in its layout.
+            reset_state: the state after a reset, in place of `hx` and in its layout.
             backend: in place of the module's own.
 
         Returns:
@@ -185,17 +176,13 @@ class LSTM(nn.Module):
         reset_state: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, LSTMState]:
         return lstm(
-            dict(self.named_parameters()),
-            x,
-            lengths,
-            hx,
-            resets=resets,
-            reset_state=reset_state,
-            dropout=self.dropout,
-            training=self.training,
-            backend=backend or self.backend,
-            chunk=self.chunk,
-        )
+            dict(self.named_parameters()), x, lengths, hx, resets=resets, reset_state=reset_state,
+            dropout=self.dropout, training=self.training,
+            backend=backend or self.backend, chunk=self.chunk,
+        )  # fmt: skip
+
+
+_DEFAULTS = inspect.signature(LSTM.__init__).parameters
 
 
 def _refuse(name: str, value: Tensor | None, what: str) -> None:

@@ -17,9 +17,9 @@ from lstm_compile.recurrence.cell import Outputs
 from lstm_compile.recurrence.derivatives import (
     Traced,
     TracedBackward,
+    Transformed,
     loop,
     run_traced,
-    run_transformed,
 )
 from lstm_compile.recurrence.dispatch import OperatorInputs, run_eager
 from lstm_compile.recurrence.first_order import is_dual
@@ -56,7 +56,7 @@ def recurrence(inputs: OperatorInputs) -> Outputs:
     if torch.compiler.is_compiling():
         return run_traced(*inputs)
     if backend != "reference" and torch._C._are_functorch_transforms_active():
-        return run_transformed(*inputs)
+        return Transformed.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     return run_eager(*inputs)
 
 

@@ -20,7 +20,6 @@ def reference(
 
     Differentiable to any order and in any mode, since it is nothing but PyTorch operations.
     """
-    weight_hh = weights.weight_hh
     projected = zero_padding(x, lengths) @ weights.weight_ih.t() + weights.bias
     c0 = c0.to(accumulator(x.dtype))
     if resets is not None:
@@ -32,13 +31,13 @@ def reference(
         if resets is not None:
             is_set_back = resets[:, t, None]
             h, c = torch.where(is_set_back, reset_h, h), torch.where(is_set_back, reset_c, c)
-        step = lstm_step(projected[:, t], h, c, weight_hh)
+        new_h, new_c = lstm_step(projected[:, t], h, c, weights.weight_hh)
         if lengths is None:
-            h, c, output = step.h, step.c, step.h
+            h, c, output = new_h, new_c, new_h
         else:
             valid = (t < lengths)[:, None]
-            h, c = torch.where(valid, step.h, h), torch.where(valid, step.c, c)
-            output = torch.where(valid, step.h, 0.0)
+            h, c = torch.where(valid, new_h, h), torch.where(valid, new_c, c)
+            output = torch.where(valid, new_h, 0.0)
         outputs.append(output)
     stacked = torch.stack(outputs, 1) if outputs else x.new_empty(x.shape[0], 0, h0.shape[1])
     return stacked, h, c.to(x.dtype)

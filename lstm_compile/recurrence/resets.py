@@ -1,7 +1,7 @@
-"""Rows cut where their state is set back: each segment then runs beside the others as a row does.
+"""Rows cut where their state is reset: the segments then run side by side, as rows do.
 
-`resets` is (batch, time) bool, True where the state is set back before that step; what it says of
-the padding counts for nothing.
+`resets` is (batch, time) bool, True where the state is reset before that step. Values in the
+padding have no effect.
 """
 
 from typing import Any, NamedTuple
@@ -14,14 +14,14 @@ from lstm_compile.errors import InputError
 
 
 class Segments(NamedTuple):
-    """The segments of a batch, in the order of its rows; a row of length 0 is one of length 0.
+    """The segments of a batch, in the order of its rows; numpy int64, but for `lengths`.
 
-    All but `lengths` are numpy int64.
+    A row of length 0 is one segment of length 0.
     """
 
     lengths: Tensor  # (segments,) int64 on the CPU, steps of each
     rows: Any  # (segments,) the row that it is a part of
-    starts: Any  # (segments,) the row's step that it begins with
+    starts: Any  # (segments,) the step of the row at which it begins
     last: Any  # (batch,) the segment that ends each row
     origin: Any  # (segments,) which of 2 * batch states it begins from: see `both_states`
 
@@ -46,12 +46,12 @@ def cut_rows(lengths: Tensor, resets: Tensor) -> Segments:
 
 
 def both_states(state: Tensor, reset_state: Tensor) -> Tensor:
-    """The states (..., batch, features) that rows begin from, then those they are set back to."""
+    """The initial states (..., batch, features) of all rows, then the states after a reset."""
     return torch.cat([state, reset_state], -2)
 
 
 def begin(states: Tensor, segments: Segments) -> Tensor:
-    """What each segment begins from: (..., segments, features) of what `both_states` gave."""
+    """The initial state of each segment, (..., segments, features), out of `both_states`."""
     return states.index_select(-2, torch.from_numpy(segments.origin).to(states.device))
 
 

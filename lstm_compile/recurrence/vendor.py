@@ -11,6 +11,7 @@ from lstm_compile.recurrence.cell import Outputs
 from lstm_compile.recurrence.first_order import mark_kernels
 from lstm_compile.recurrence.gemm import has_onednn
 from lstm_compile.recurrence.layout import CarriedState, Layout, joined
+from lstm_compile.recurrence.rows import Rows
 from lstm_compile.recurrence.stack import Call
 from lstm_compile.recurrence.weights import Direction
 
@@ -46,21 +47,15 @@ def spans_of(active: Sequence[int], input_size: int, hidden_size: int) -> list[t
     return [(begin, end - begin) for begin, end in zip(cuts, [*cuts[1:], len(active)], strict=True)]
 
 
-def keeps_ended_rows(
-    lengths: Tensor, longest: int, input_size: int, hidden_size: int, *, training: bool
-) -> bool:
+def keeps_ended_rows(rows: Rows, input_size: int, hidden_size: int, *, training: bool) -> bool:
     """Whether it costs less to run ended rows to the end than to order rows and leave them out.
 
-    Args:
-        lengths: (batch,) on the CPU.
-        longest: of the lengths.
-        input_size: of the first layer.
-        hidden_size: of every layer.
-        training: whether the kernel keeps what a backward needs; all must then fit one call.
+    In training the kernel keeps what the backward needs, and all must fit one call.
     """
-    if training and not fits_one_call(len(lengths), longest, hidden_size):
+    lengths: list[int] = rows.ends().tolist()
+    if training and not fits_one_call(len(lengths), rows.longest, hidden_size):
         return False
-    wasted = len(lengths) * longest - int(sum(lengths.tolist()))
+    wasted = len(lengths) * rows.longest - sum(lengths)
     return wasted < ORDERING_CALLS * _call_cost(input_size, hidden_size)
 
 
@@ -85,9 +80,9 @@ def run_stack(call: Call) -> Outputs:
 def run_layer(layout: Layout, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
     """One layer, forward in time, one call for each span. Shapes as in `compiled.run_layer`.
 
-    The library knows no lengths. A further input column that is 1 in the padding closes the input
-    gate and opens the forget gate there, so that the cell state stands still after a row's last
-    valid step; the hidden state is read off the output at that step.
+    The library knows no lengths. One more input column, which is 1 in the padding, closes the input
+    gate and opens the forget gate there. So the cell state stays as it is after a row's last valid
+    step; the hidden state is read from the output at that step.
     """
     if layout.ragged:
         x = torch.cat([x, layout.padding], -1)
@@ -116,7 +111,7 @@ def _layer(weights: list[Tensor], x: Tensor, h0: Tensor, c0: Tensor) -> Outputs:
     if not _is_onednns(weights, x):
         y, h, c = _call(weights, x, h0[None], c0[None], 1, False, 0.0, batch_first=False)
         return y, h[0], c[0]
-    # what torch.lstm would end up with, without its way there
+    # the call that torch.lstm ends in, without its overhead
     tensors = (tensor.contiguous() for tensor in (x, *weights, h0, c0))
     hidden, train = h0.shape[1], torch.is_grad_enabled()
     run: Any = torch.mkldnn_rnn_layer  # its stub knows no unpacked arguments
@@ -126,7 +121,7 @@ def _layer(weights: list[Tensor], x: Tensor, h0: Tensor, c0: Tensor) -> Outputs:
 
 
 def _is_onednns(weights: list[Tensor], x: Tensor) -> bool:
-    """Whether torch.lstm would hand the layer to oneDNN."""
+    """Whether torch.lstm would compute the layer with oneDNN."""
     fits = x.is_cpu and x.dtype == torch.float32 and len(weights) == 4 and x.numel() > 0
     return fits and has_onednn() and torch._C._get_mkldnn_enabled()
 
@@ -144,12 +139,13 @@ def _call(
 ) -> Outputs:
     if x.device.type == "cuda":
         weights = _one_buffer(weights)
-    has_biases = len(weights) == 4 * num_layers * (2 if bidirectional else 1)
+    directions = num_layers * (2 if bidirectional else 1)
+    has_biases = len(weights) == 4 * directions
     train = dropout > 0 or torch.is_grad_enabled()
     y, h, c = torch.lstm(
         x, (h0, c0), weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
     )
-    mark_kernels(y, num_layers * (2 if bidirectional else 1))
+    mark_kernels(y, directions)
     return y, h, c
 
 
@@ -161,7 +157,5 @@ def _one_buffer(weights: list[Tensor]) -> list[Tensor]:
     ordered = sorted(range(len(weights)), key=lambda index: weights[index].dim() == 1)
     flat = torch.cat([weights[index].reshape(-1) for index in ordered])
     parts = flat.split([weights[index].numel() for index in ordered])
-    views = {
-        index: part.view(weights[index].shape) for index, part in zip(ordered, parts, strict=True)
-    }
-    return [views[index] for index in range(len(weights))]
+    by_index = dict(zip(ordered, parts, strict=True))
+    return [by_index[index].view(weight.shape) for index, weight in enumerate(weights)]
