@@ -164,7 +164,7 @@ def _dense(call: Call, longest: int) -> Outputs:
     x, time = call.x, call.x.shape[1]
     x = x if longest == time else x[:, :longest]
     alone = tuple(call.backwards) == (True,)
-    y, h, c = vendor.run_stack(call._replace(x=x.flip(1) if alone else x))
+    y, h, c = vendor.run_dense(call._replace(x=x.flip(1) if alone else x))
     y = y.flip(1) if alone else y
     return y if longest == time else pad(y, (0, 0, 0, time - longest)), h, c
 

@@ -16,7 +16,7 @@ def valid_mask(lengths: Tensor, time: int) -> Tensor:
 
 
 def zero_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
-    """`x` (batch, time, features) with exact zeros in the padding, NaN and inf included."""
+    """`x` (batch, time, features) with exact zeros in place of all padding."""
     if lengths is None:
         return x
     return torch.where(valid_mask(lengths, x.shape[1])[..., None], x, 0.0)

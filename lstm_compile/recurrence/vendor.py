@@ -70,7 +70,7 @@ def fits_one_call(batch: int, time: int, hidden_size: int) -> bool:
     return batch * time * 4 * hidden_size <= LARGEST_CALL
 
 
-def run_stack(call: Call) -> Outputs:
+def run_dense(call: Call) -> Outputs:
     """A whole stack over rows of one length, in one call; at least one row and one step."""
     layers, sizes = call.layers, (len(call.layers), len(call.layers[0]) == 2)
     flat = [weight for layer in layers for one in layer for weight in one.flat()]
