@@ -85,7 +85,7 @@ def _check(
     for case in cases:
         lengths_of(case, config.seed)
         if case.precision == "tf32" and device.type != "cuda":
-            raise InputError("precision tf32 is one of CUDA devices; use fp32 or bf16 on the CPU")
+            raise InputError("precision tf32 needs a CUDA device; use fp32 or bf16 on the CPU")
     if config.memory and not supported(device.type):
         raise InputError("--memory needs Linux or a CUDA device; leave it out")
 

@@ -120,7 +120,7 @@ def choose(workload: Workload, chunk: int) -> BackendChoice:
     if measured.compiled > CLEARLY * measured.vendor:
         return BackendChoice("vendor", chunk, "measured no slower", bucket, measured)
     if not _has_graphs(workload, measured.chunk):
-        why = "the other is faster, but not compiled in this process"
+        why = "compiled is faster, but its graphs are not compiled in this process"
         return BackendChoice("vendor", chunk, why, bucket, measured)
     return BackendChoice("compiled", measured.chunk, "measured faster", bucket, measured)
 

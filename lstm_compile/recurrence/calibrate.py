@@ -17,7 +17,7 @@ from lstm_compile.recurrence.operator import DEFAULT_CHUNK
 ROUNDS = 7
 SECONDS = 2.0  # after which no further round begins
 LEAST_ROUNDS = 3
-SHORT = 32  # steps, enough to tell how threads wait for each other at each
+SHORT = 32  # steps: enough to measure how long threads wait for each other in each step
 
 Step = Callable[[str], None]
 

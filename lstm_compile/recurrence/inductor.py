@@ -86,13 +86,13 @@ class _Graph:
         return self.outputs
 
     def learn(self, arguments: Sequence[Any], results: Sequence[Any]) -> None:
-        """Where the graph's inputs come from, and where its outputs go."""
+        """Note which argument each input of the graph is, and which output each result is."""
         places = {id(leaf): place for place, leaf in enumerate(_flat(arguments))}
         # an input that is no tensor is the number of rows
         self.sources = [places.get(id(value)) for value in self.inputs]
-        found = {id(value): place for place, value in enumerate(self.outputs)}
+        places = {id(value): place for place, value in enumerate(self.outputs)}
         self.targets = [
-            [found[id(value)] for value in each] if isinstance(each, list) else found[id(each)]
+            [places[id(value)] for value in each] if isinstance(each, list) else places[id(each)]
             for each in results
         ]
         self.inputs = self.outputs = ()

@@ -130,8 +130,8 @@ class LSTM(nn.Module):
             output in the layout of the input, and LSTMState(h, c) in the layout of hx.
 
         Raises:
-            InputError: shapes that do not fit, lengths beside packed or unbatched input, or resets
-                beside packed input.
+            InputError: shapes that do not fit, lengths with packed or unbatched input, or resets
+                with packed input.
         """
         if isinstance(input, PackedSequence):
             _refuse("lengths", lengths, "a PackedSequence")
@@ -187,7 +187,7 @@ _DEFAULTS = inspect.signature(LSTM.__init__).parameters
 
 def _refuse(name: str, value: Tensor | None, what: str) -> None:
     if value is not None:
-        raise InputError(f"{name} cannot stand beside {what}; leave it out")
+        raise InputError(f"{name} cannot be combined with {what}; leave it out")
 
 
 def _transposed(resets: Tensor, x: Tensor) -> Tensor:

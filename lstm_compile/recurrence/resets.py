@@ -65,8 +65,8 @@ def check_resets(resets: Tensor | None, batch: int, time: int, *, bidirectional:
         return
     if bidirectional:
         raise InputError(
-            "resets need a model of one direction: one that reads from the end has no state to go "
-            "on with; cut the sequences there, or use bidirectional=False"
+            "resets need a model of one direction: a direction that reads from the end cannot "
+            "go on from a state; cut the sequences there, or use bidirectional=False"
         )
     if tuple(resets.shape) != (batch, time):
         raise InputError(

@@ -341,7 +341,7 @@ def test_a_signal_keeps_what_was_measured():
     [
         (TINY, FAST, ["fastest"], "backend must be one of padded, packed, .*; got 'fastest'"),
         (TINY, replace(FAST, device="tpu"), [], "device must be cpu, cuda"),
-        (replace(TINY, precision="tf32"), FAST, [], "precision tf32 is one of CUDA devices"),
+        (replace(TINY, precision="tf32"), FAST, [], "precision tf32 needs a CUDA device"),
         (replace(TINY, lengths="nowhere"), FAST, [], "'nowhere' cannot be read"),
     ],
 )
@@ -450,7 +450,7 @@ def test_quick_takes_few_cases(monkeypatch):
         (["--hidden", "x"], "'x' is not a valid integer"),
         (["--backend", "fastest"], "'fastest' is not one of"),
         (["--lengths", "nowhere.txt"], "'nowhere.txt' cannot be read (No such file or directory)"),
-        (["--precision", "tf32", "--device", "cpu"], "precision tf32 is one of CUDA devices"),
+        (["--precision", "tf32", "--device", "cpu"], "precision tf32 needs a CUDA device"),
         (["--repeats", "0"], "repeats must be at least 1, got 0"),
         (["--seconds", "nan"], "seconds must be at least 0.0, got nan"),
         (["--device", "cuda:99"], "device cuda:99 is not here"),

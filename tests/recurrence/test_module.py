@@ -328,11 +328,11 @@ PACKED = pack_padded_sequence(torch.zeros(2, 2, 3), torch.tensor([2, 1]), batch_
     [
         (
             (PACKED, None, torch.tensor([1, 2])),
-            "lengths cannot stand beside a PackedSequence; leave it out",
+            "lengths cannot be combined with a PackedSequence; leave it out",
         ),
         (
             (torch.zeros(4, 3), None, torch.tensor([4])),
-            "lengths cannot stand beside unbatched input; leave it out",
+            "lengths cannot be combined with unbatched input; leave it out",
         ),
         ((torch.zeros(3),), r"input must have 2 or 3 dimensions, got \(3,\)"),
         (

@@ -427,7 +427,7 @@ def test_the_module_refuses_resets_of_another_layout_and_of_packed_input():
     with pytest.raises(InputError, match=r"\(time, batch\) = \(4, 2\) without batch_first, got"):
         module(x, resets=torch.zeros(2, 4, dtype=torch.bool))
     packed = pack_padded_sequence(x, torch.tensor([4, 2]))
-    with pytest.raises(InputError, match="resets cannot stand beside a PackedSequence"):
+    with pytest.raises(InputError, match="resets cannot be combined with a PackedSequence"):
         module(packed, resets=torch.zeros(4, 2, dtype=torch.bool))
 
 
