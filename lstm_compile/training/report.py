@@ -1,33 +1,32 @@
-"""`report.html`: what a run learned from, how that went and what it is worth, for people."""
+"""`report.html`: what a run learned from, how training went and what the model is worth."""
 
-from collections.abc import Callable, Iterable
-from html import escape
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from lstm_compile import formatting
 from lstm_compile.data.listing import SHOWN_NAMES, listing
 from lstm_compile.data.tables.columns import CHOICES
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError, reason
-from lstm_compile.evaluation.evaluate import HEADLINE, Evaluation
+from lstm_compile.evaluation.evaluate import HEADLINE
 from lstm_compile.files import write_atomically
 from lstm_compile.model.header import count_parameters
 from lstm_compile.model.run_folder import REPORT_FILE
 from lstm_compile.training.charts import line_chart
 from lstm_compile.training.config_file import table_of
 from lstm_compile.training.defaults import complete, resolve
-from lstm_compile.training.loop import Epoch, Fit
-from lstm_compile.training.page import page, table
-from lstm_compile.training.prepare import Job
-from lstm_compile.training.resume import SETTLED
-from lstm_compile.training.summary import beginning, ending, times, way_on
+from lstm_compile.training.job import Job, Outcome
+from lstm_compile.training.pages import render_page
+from lstm_compile.training.resume import CHOSEN_BY_RUN
+from lstm_compile.training.state import Epoch, Fit
+from lstm_compile.training.summary import describe_end, describe_start, describe_time, next_commands
 
-if TYPE_CHECKING:
-    from lstm_compile.training.run import Outcome
+# rows of cells, the titles above them, and the first cell of the row that stands out
+Table = tuple[list[tuple[str, ...]], tuple[str, ...], str]
 
 
-def write_report(job: Job, outcome: "Outcome", note: Callable[[str], None]) -> None:
-    """Write the report; where that fails, `note` is told, and the run is none the worse."""
+def write_report(job: Job, outcome: Outcome, note: Callable[[str], None]) -> None:
+    """Write the report; if that fails, `note` is called and the run goes on."""
     path = job.folder / REPORT_FILE
     try:
         write_atomically(path, report(job, outcome))
@@ -37,56 +36,42 @@ def write_report(job: Job, outcome: "Outcome", note: Callable[[str], None]) -> N
         note(f"{path}: not written ({reason(error)})")
 
 
-def report(job: Job, outcome: "Outcome") -> bytes:
+def report(job: Job, outcome: Outcome) -> bytes:
     """One HTML page that needs nothing beside it."""
-    evaluation, rows = outcome.evaluation, formatting.rows_of(job.config.task)
-    commands = "\n".join(text for _, text in way_on(job, outcome))
-    return page(
-        f"{job.data}: training of task {job.config.task}",
-        [
-            f"<p><b>Verdict</b> {escape(evaluation.verdict)}</p>",
-            f"<h2>Result on the {outcome.tested_on} part, {evaluation.rows} {rows}</h2>",
-            _figures(evaluation),
-            *_by_target(evaluation),
-            "<h2>Training</h2>",
-            f'<div class="charts">{"".join(_charts(job, outcome.fit))}</div>',
-            "<details><summary>Every epoch</summary>",
-            _epochs(outcome.fit),
-            "</details>",
-            "<h2>Data</h2>",
-            table([*beginning(job), *_names(job), ("fingerprint", job.fingerprint)]),
-            "<h2>Settings that are not the default</h2>",
-            _settings(job),
-            "<h2>Run</h2>",
-            table([*ending(job, outcome), *_means(job, outcome)]),
-            "<h2>Next</h2>",
-            f"<pre>{escape(commands)}</pre>",
-        ],
-    )
-
-
-def _figures(evaluation: Evaluation) -> str:
-    rows = {"this model": evaluation.metrics, **evaluation.baselines}
-    return _metrics_table("", rows, marked="this model")
-
-
-def _by_target(evaluation: Evaluation) -> Iterable[str]:
-    """The figures of each target of a forecast, and of each step ahead of the first ones."""
+    evaluation, fit = outcome.evaluation, outcome.fit
     targets = (evaluation.details or {}).get("targets", {})
-    whole = {
+    totals = {
         name: {key: value for key, value in figures.items() if key != "steps"}
         for name, figures in targets.items()
     }
-    if len(whole) > 1:
-        yield _metrics_table("target", whole)
-    for name in list(whole)[:SHOWN_NAMES]:
-        steps = {str(ahead): step for ahead, step in enumerate(targets[name]["steps"], 1)}
-        yield f"<details><summary>{escape(name)} by step ahead</summary>"
-        yield _metrics_table("step", {"all": whole[name], **steps}, marked="all")
-        yield "</details>"
+    ours = "this model"
+    return render_page(
+        "report.html",
+        title=f"{job.data}: training of task {job.config.task}",
+        evaluation=evaluation,
+        tested_on=outcome.tested_on,
+        rows=formatting.rows_of(job.config.task),
+        figures=_metrics_table("", {ours: evaluation.metrics, **evaluation.baselines}, ours),
+        by_target=_metrics_table("target", totals) if len(totals) > 1 else (),
+        by_step={
+            name: _metrics_table("step", {"all": totals[name], **_steps(targets[name])}, "all")
+            for name in list(totals)[:SHOWN_NAMES]
+        },
+        charts=list(_charts(job, fit)),
+        epochs=_epochs(fit),
+        data=[*describe_start(job), *_names(job), ("fingerprint", job.fingerprint)],
+        settings=_settings(job),
+        run=[*describe_end(job, outcome), *_means(job, outcome)],
+        commands="\n".join(text for _, text in next_commands(job, outcome)),
+    )
 
 
-def _metrics_table(title: str, rows: dict[str, dict[str, float]], marked: str = "") -> str:
+def _steps(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a target by step ahead."""
+    return {str(ahead): step for ahead, step in enumerate(figures["steps"], 1)}
+
+
+def _metrics_table(title: str, rows: dict[str, dict[str, float]], marked: str = "") -> Table:
     names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
     cells = [
         (
@@ -95,7 +80,7 @@ def _metrics_table(title: str, rows: dict[str, dict[str, float]], marked: str = 
         )
         for row, figures in rows.items()
     ]
-    return table(cells, (title, *names), marked)
+    return cells, (title, *names), marked
 
 
 def _charts(job: Job, fit: Fit) -> Iterable[str]:
@@ -114,12 +99,12 @@ def _charts(job: Job, fit: Fit) -> Iterable[str]:
 
 
 def _headline(job: Job, epoch: Epoch) -> str:
-    """The figure of validation that decides, or the nearest to it: a forecast has no scaled one."""
+    """The validation figure nearest to the task's headline: a forecast has no scaled one."""
     name, _ = HEADLINE[job.config.task]
     return name if name in epoch.validation else next(iter(epoch.validation))
 
 
-def _epochs(fit: Fit) -> str:
+def _epochs(fit: Fit) -> Table:
     metrics = list(fit.epochs[0].validation)
     rows = [
         (
@@ -133,7 +118,7 @@ def _epochs(fit: Fit) -> str:
         for epoch in fit.epochs
     ]
     head = ("epoch", "training loss", "validation loss", *metrics, "rate", "s")
-    return table(rows, head, marked=str(fit.best.epoch) if fit.best else "")
+    return rows, head, str(fit.best.epoch) if fit.best else ""
 
 
 def _names(job: Job) -> Iterable[tuple[str, str]]:
@@ -143,23 +128,19 @@ def _names(job: Job) -> Iterable[tuple[str, str]]:
     return [(title, listing(names)) for title, names in found.items() if names]
 
 
-def _settings(job: Job) -> str:
-    """What a run of this task would not have taken by itself."""
+def _settings(job: Job) -> list[tuple[str, str, str]]:
+    """The settings that differ from the defaults of the task: name, value, default."""
     usual = complete(resolve("", job.config.task))
     taken = {"model": job.config, "training": job.training}
     rows = [
         (name, _shown(getattr(owner, name)), _shown(default))
         for title, owner in taken.items()
         for name, default in usual[title].items()
-        if getattr(owner, name) != default and name not in SETTLED
+        if getattr(owner, name) != default and name not in CHOSEN_BY_RUN
     ]
-    table_options = table_of(job)
-    rows += [
-        (name, table_options[name], "error")
-        for name in CHOICES
-        if table_options.get(name, "error") != "error"
-    ]
-    return table(rows, ("setting", "this run", "default")) if rows else "<p>None.</p>"
+    options = table_of(job)
+    choices = [(name, options.get(name, "error"), "error") for name in CHOICES]
+    return rows + [choice for choice in choices if choice[1] != "error"]
 
 
 def _shown(value: Any) -> str:
@@ -168,13 +149,13 @@ def _shown(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "none"
 
 
-def _means(job: Job, outcome: "Outcome") -> Iterable[tuple[str, str]]:
-    """What the run was done with."""
+def _means(job: Job, outcome: Outcome) -> Iterable[tuple[str, str]]:
+    """Time, size, device, seed and versions of the run."""
     params, versions = outcome.model.params, outcome.model.training["versions"]
     count = count_parameters({name: list(value.shape) for name, value in params.items()})
     size = formatting.of_bytes(sum(value.nbytes for value in params.values()))
     return [
-        ("time", times(outcome)),
+        ("time", describe_time(outcome)),
         ("size", f"{count:,} parameters, {size}"),
         ("device", f"{find_device(job.training.device)}, CPU threads: {job.training.threads}"),
         ("seed", str(job.training.seed)),

@@ -1,19 +1,14 @@
 """What a run is and how it ended, as titled lines for people."""
 
-from typing import TYPE_CHECKING
-
 from lstm_compile import formatting
 from lstm_compile.data.listing import listing
-from lstm_compile.training.prepare import Job
-from lstm_compile.training.resume import Saved
-
-if TYPE_CHECKING:
-    from lstm_compile.training.run import Outcome
+from lstm_compile.training.job import Job, Outcome
+from lstm_compile.training.resume import SavedRun
 
 Lines = list[tuple[str, str]]
 
 
-def beginning(job: Job) -> Lines:
+def describe_start(job: Job) -> Lines:
     """What the run learns from, and where it begins."""
     parts, rows = job.parts, formatting.rows_of(job.config.task)
     return [
@@ -30,8 +25,8 @@ def beginning(job: Job) -> Lines:
     ]
 
 
-def ending(job: Job, outcome: "Outcome") -> Lines:
-    """Why the run stopped, and what computed it."""
+def describe_end(job: Job, outcome: Outcome) -> Lines:
+    """Why the run stopped, and which backend computed it."""
     why = {
         "epochs": "all epochs done",
         "patience": f"no better validation loss for {job.training.patience} epochs",
@@ -44,8 +39,8 @@ def ending(job: Job, outcome: "Outcome") -> Lines:
     ]
 
 
-def way_on(job: Job, outcome: "Outcome") -> Lines:
-    """The commands to go on with."""
+def next_commands(job: Job, outcome: Outcome) -> Lines:
+    """The commands that a person may want next."""
     resume = ("resume", formatting.command("train --resume", job.folder))
     return [
         *([resume] if outcome.fit.stopped == "interrupt" else []),
@@ -53,7 +48,7 @@ def way_on(job: Job, outcome: "Outcome") -> Lines:
     ]
 
 
-def times(outcome: "Outcome") -> str:
+def describe_time(outcome: Outcome) -> str:
     """`18.4 s, 3.1 s of it compiling`."""
     compiling = outcome.compile_seconds
     return f"{outcome.seconds:.1f} s" + (
@@ -72,13 +67,13 @@ def _data(job: Job) -> str:
     return f"{job.data}: {size}{kind if schema.classes else ''}"
 
 
-def _reached(saved: Saved) -> str:
+def _reached(saved: SavedRun) -> str:
     state = saved.progress.state
-    which = "the refit's epoch" if saved.progress.again is not None else "epoch"
+    which = "epoch" if saved.progress.refit_epochs is None else "the refit's epoch"
     return f"{which} {state.epoch}, after {state.position} steps of it"
 
 
-def _refit(job: Job, outcome: "Outcome") -> str:
+def _refit(job: Job, outcome: Outcome) -> str:
     epochs = outcome.fit.best.epoch if outcome.fit.best else 0
     which = "" if outcome.tested_on == "test" else "; the figures are of the weights before it"
     rows = formatting.rows_of(job.config.task)

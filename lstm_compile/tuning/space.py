@@ -1,4 +1,4 @@
-"""Which settings are tried: ranges and choices of the fields of a model and its training.
+"""Which settings a study tries: ranges and choices for fields of the model and its training.
 
 Loads neither torch nor optuna.
 """
@@ -18,7 +18,7 @@ SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; `log` spreads them evenly over the ratios."""
+    """Numbers from `low` to `high`, both included; `log` draws them evenly on a log scale."""
 
     low: float
     high: float
@@ -72,10 +72,10 @@ SPACES: dict[str, Space] = {
 
 
 def section_of(name: str) -> str:
-    """`model` or `training`: whose field it is.
+    """The section that has a setting: `model` or `training`.
 
     Raises:
-        InputError: nobody's that can be tuned.
+        InputError: no section has it.
     """
     for title, cls in SECTIONS.items():
         if name in _tunable(cls):
@@ -85,17 +85,17 @@ def section_of(name: str) -> str:
 
 
 def default_space(task: Task, fixed: Mapping[str, Any]) -> Space:
-    """The space of a task without the settings that are fixed."""
+    """The space of a task without the fixed settings."""
     return {name: part for name, part in SPACES[task].items() if name not in fixed}
 
 
 def read_space(path: Path) -> Space:
-    """Read a space from a TOML file: a key for each setting, a list of values or a range.
+    """Read a space from a TOML file: each key is a setting, with a list of values or a range.
 
     `hidden_size = { low = 16, high = 128, log = true }`, `pooling = ["last", "mean"]`.
 
     Raises:
-        InputError: no TOML, an unknown setting, or a value that it cannot have.
+        InputError: not TOML, an unknown setting, or a value that a setting cannot have.
     """
     try:
         document = tomllib.loads(path.read_text("utf-8"))
@@ -110,7 +110,7 @@ def read_space(path: Path) -> Space:
     return space
 
 
-def shown(part: Range | OneOf) -> str:
+def describe(part: Range | OneOf) -> str:
     """`16 to 128 (log)` or `last, mean`."""
     if isinstance(part, OneOf):
         return ", ".join(map(str, part.values))
@@ -139,7 +139,7 @@ def _part(name: str, value: Any) -> Range | OneOf:
 
 
 def _check(name: str, *values: Any) -> None:
-    """Refuse values that the field refuses, whatever the task."""
+    """Refuse values that the field refuses in every task."""
     for value in values:
         errors = []
         for task in get_args(Task):
