@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from lstm_compile.training.pages import render
+from lstm_compile.training.html_pages import render
 
 Point = tuple[float, float]
 WIDTH, WIDE, HEIGHT = 420, 768, 260
@@ -12,7 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 12, 48, 38  # margins around the curves
 COLOURS = ("#0072b2", "#d55e00", "#009e73")  # colour-blind people can distinguish them: Wong 2011
 LETTER = 6.5  # width
 BAR = 22  # height
-MOST_DOTS = 40  # points of a curve with a dot each
+STYLE = {"left": LEFT, "letter": LETTER, "colours": COLOURS}
 
 
 class Axis(NamedTuple):
@@ -35,17 +35,6 @@ class Axis(NamedTuple):
         step = max(step, 1.0) if whole else step
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
         return [number * step for number in range(first, last + 1)]
-
-
-class Curve(NamedTuple):
-    """One curve as it is drawn."""
-
-    name: str
-    points: Sequence[Point]
-    colour: str
-    legend: float  # the place of its name
-    has_line: bool
-    has_dots: bool
 
 
 def line_chart(
@@ -73,18 +62,12 @@ def line_chart(
     finite = {name: points for name, points in finite.items() if points}
     if not finite:
         return ""
-    drawn, legend = list[Curve](), float(LEFT)
-    for (name, points), colour in zip(finite.items(), COLOURS, strict=False):
-        has_line = name not in dotted
-        has_dots = not has_line or len(points) <= MOST_DOTS
-        drawn.append(Curve(name, points, colour, legend, has_line, has_dots))
-        legend += 34 + LETTER * len(name)
     places, values = zip(*(point for points in finite.values() for point in points), strict=True)
     x = Axis(*_span(places), LEFT, width - RIGHT)
     y = Axis(*_span(values), HEIGHT - BOTTOM, TOP)
     return render(
-        "chart.html", title=title, x=x, y=y, across=across, curves=drawn, marked=marked, bars={},
-        left=LEFT, width=width, height=HEIGHT, colours=COLOURS, whole=True,
+        "chart.html", title=title, x=x, y=y, across=across, marked=marked, curves=finite,
+        dotted=dotted, bars={}, width=width, height=HEIGHT, **STYLE,
     )  # fmt: skip
 
 
@@ -104,8 +87,8 @@ def bar_chart(title: str, bars: Mapping[str, float], across: str) -> str:
     x = Axis(0.0, 1.04 * max(bars.values()), left, WIDE - RIGHT)
     y = Axis(float(len(bars)), 0.0, bottom, TOP)
     return render(
-        "chart.html", title=title, x=x, y=y, across=across, curves=[], marked=None, bars=bars,
-        left=left, width=WIDE, height=bottom + BOTTOM, colours=COLOURS, whole=False,
+        "chart.html", title=title, x=x, y=y, across=across, marked=None, curves={},
+        dotted=(), bars=bars, width=WIDE, height=bottom + BOTTOM, **STYLE,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The steps of one epoch: draw a batch, augment it, take the step, average the weights.
 
-The way of a batch: `EpochBatches` chooses its rows and brings them to the device, `augment` changes
-them, `train_step` learns from them, and `StepChecks` stops a training that diverges.
+The way of a batch: `InMemory` or `Streamed` chooses its rows and brings them to the device,
+`augment` changes them, `train_step` learns from them, and `StepChecks` stops a training that
+diverges.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.tasks.scoring import row_weight
 from lstm_compile.training.augment import augment
 from lstm_compile.training.batches import feed
-from lstm_compile.training.epoch_batches import EpochBatches, InMemory, Streamed, blank_batch
+from lstm_compile.training.epoch_batches import InMemory, Streamed, blank_batch
 from lstm_compile.training.failures import StepChecks, explain_failure, list_rows
 from lstm_compile.training.processes import ALONE, ProcessGroup
 from lstm_compile.training.settings import TrainingConfig
@@ -37,27 +38,16 @@ from lstm_compile.training.step import (
 
 
 class TrainingContext(NamedTuple):
-    """What stays the same in all steps of a training.
-
-    Attributes:
-        config: the architecture.
-        training: how to train.
-        train: the training data, on the device of the parameters or on the CPU.
-        validation: the validation data, likewise; None: nothing is validated.
-        class_weights: float32 (classes,), in the loss; None: all classes alike.
-        row_names: int64 (len(train),), the numbers of the rows in messages; None: 0, 1, ...
-        note: called with a line that a person should see.
-        processes: share the rows of each batch.
-    """
+    """What stays the same in all steps of a training."""
 
     config: ModelConfig
     training: TrainingConfig
-    train: Examples | Stream | Corpus
-    validation: Examples | Corpus | None
-    class_weights: Tensor | None
-    row_names: Tensor | None
-    note: Callable[[str], None]
-    processes: ProcessGroup = ALONE
+    train: Examples | Stream | Corpus  # on the device of the parameters or on the CPU
+    validation: Examples | Corpus | None  # likewise; None: nothing is validated
+    class_weights: Tensor | None  # float32 (classes,), in the loss; None: all classes alike
+    row_names: Tensor | None  # int64 (len(train),), the rows in messages; None: 0, 1, ...
+    note: Callable[[str], None]  # called with a line that a person should see
+    processes: ProcessGroup = ALONE  # they share the rows of each batch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -74,21 +64,13 @@ class TrainingContext(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """What one step learns from.
+    """What one step learns from."""
 
-    Attributes:
-        batches: on the device.
-        rows: int64, the rows of `train` in all processes' batches; None for a text.
-        weight: of the step's loss in the mean over the epoch.
-        restarts: bool (lanes,), the lanes of a text that begin anew, in all processes; else None.
-        is_spare: the other processes take all rows, and these rows only give the step its shape.
-    """
-
-    batches: list[Batch]
-    rows: Tensor | None
-    weight: float = 1.0
-    restarts: Tensor | None = None
-    is_spare: bool = False
+    batches: list[Batch]  # on the device
+    rows: Tensor | None  # int64, the rows of `train` for all processes; None for a text
+    weight: float = 1.0  # of the step's loss in the mean over the epoch
+    restarts: Tensor | None = None  # bool (lanes,), the lanes of a text that begin anew
+    is_spare: bool = False  # other processes take all rows; these only give the step its shape
 
 
 def steps(context: TrainingContext, state: TrainState, factor: float = 1.0) -> Iterator[TrainState]:
@@ -128,7 +110,10 @@ def _row_inputs(
     context: TrainingContext, state: TrainState, generator: Generator
 ) -> Iterator[StepInput]:
     """The inputs of the steps that are left of an epoch of sequences or windows."""
-    training, drawn = context.training, _epoch_batches(context, generator, state.sums.device)
+    training, train = context.training, context.train
+    assert not isinstance(train, Corpus)
+    options = training, generator, context.processes, state.sums.device
+    drawn = Streamed(train, *options) if isinstance(train, Stream) else InMemory(train, *options)
     groups = _groups(drawn.batches, training.accumulate)[state.position :]
     scaler = scaler_of(state.params, "scaler")
     shares = [_own_rows(drawn, group) for group in groups]
@@ -138,22 +123,12 @@ def _row_inputs(
         yield StepInput(augmented, torch.cat(group), is_spare=is_spare)
 
 
-def _epoch_batches(
-    context: TrainingContext, generator: Generator, device: torch.device
-) -> EpochBatches:
-    train = context.train
-    assert not isinstance(train, Corpus)
-    if isinstance(train, Stream):
-        return Streamed(train, context.training, generator, context.processes, device)
-    return InMemory.draw(train, context.training, generator, context.processes, device)
-
-
 def _groups(batches: list[Tensor], size: int) -> list[list[Tensor]]:
     """The batches of each step."""
     return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
-def _own_rows(drawn: EpochBatches, group: list[Tensor]) -> list[Tensor]:
+def _own_rows(drawn: InMemory | Streamed, group: list[Tensor]) -> list[Tensor]:
     """The rows of each batch for this process; if there are none, the whole first batch."""
     shares = [drawn.share(rows) for rows in group]
     return [share for share in shares if len(share)] or group[:1]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -18,53 +17,36 @@ from lstm_compile.training.settings import TrainingConfig
 AT_ONCE = 2  # pools in memory: two neighbours, as a batch may take rows of both
 
 
-class EpochBatches(Protocol):
-    """The batches of one epoch, and what one process takes of them."""
+class InMemory:
+    """The batches of data in memory: of all rows, or of `epoch_size` rows drawn at random.
 
-    @property
-    def batches(self) -> list[Tensor]:
-        """int64 rows of each batch, on the CPU; the same in all processes."""
+    Attributes:
+        batches: int64 rows of each batch, on the CPU; the same in all processes.
+    """
 
-    def share(self, rows: Tensor) -> Tensor:
-        """The rows of a batch that this process takes; none where there are too few for all."""
-
-    def feed(self, groups: Sequence[Sequence[Tensor]]) -> Iterator[list[Batch]]:
-        """The batches of each group, on the device, in order."""
-
-
-class InMemory(NamedTuple):
-    """The batches of data in memory; `lengths` are on the CPU."""
-
-    data: Examples
-    lengths: Tensor
-    batches: list[Tensor]
-    processes: ProcessGroup
-    device: torch.device
-
-    @classmethod
-    def draw(
-        cls,
+    def __init__(
+        self,
         data: Examples,
         training: TrainingConfig,
         generator: Generator,
         processes: ProcessGroup,
         device: torch.device,
-    ) -> "InMemory":
-        """Batches of all rows, or of `epoch_size` rows drawn at random."""
-        lengths = data.lengths.cpu()
-        rows = torch.arange(len(lengths))
-        if 0 < training.epoch_size < len(lengths):
-            rows = torch.randperm(len(lengths), generator=generator)[: training.epoch_size]
-        batches = bucketed_batches(lengths[rows], training.batch_size, generator)
-        return cls(data, lengths, [rows[batch] for batch in batches], processes, device)
+    ) -> None:
+        self._data, self._processes, self._device = data, processes, device
+        self._lengths = data.lengths.cpu()
+        rows = torch.arange(len(self._lengths))
+        if 0 < training.epoch_size < len(rows):
+            rows = torch.randperm(len(rows), generator=generator)[: training.epoch_size]
+        batches = bucketed_batches(self._lengths[rows], training.batch_size, generator)
+        self.batches = [rows[batch] for batch in batches]
 
     def share(self, rows: Tensor) -> Tensor:
-        """As many rows as the other processes take, and as long ones."""
-        return self.processes.share(rows, self.lengths)
+        """The rows of a batch that this process takes; none where there are too few for all."""
+        return self._processes.share(rows, self._lengths)
 
     def feed(self, groups: Sequence[Sequence[Tensor]]) -> Iterator[list[Batch]]:
         """The batches of each group, on the device, in order."""
-        return feed(self.data, self.lengths, groups, self.device)
+        return feed(self._data, self._lengths, groups, self._device)
 
 
 class Streamed:
@@ -73,7 +55,7 @@ class Streamed:
     Each process reads its share of the units (the row groups of the files).
 
     Attributes:
-        batches: int64 rows of each batch, the same in all processes.
+        batches: int64 rows of each batch, on the CPU; the same in all processes.
     """
 
     def __init__(
@@ -138,7 +120,7 @@ class Streamed:
 
 
 class Reader:
-    """Reads pools in the order of their use; keeps `AT_ONCE` in memory, or more if a group has more.
+    """Reads pools in the order of their use; keeps `AT_ONCE` in memory, or what a group needs.
 
     Args:
         data: the stream.

@@ -50,53 +50,30 @@ class JobRequest(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The data of a run.
+    """The data of a run."""
 
-    Attributes:
-        train: what the weights are fitted on.
-        validation: what stops training and chooses the weights.
-        test: what the figures are of: the test part, else the validation part.
-        known: what the baselines are fitted on: all but `test`.
-        tested_on: "test" or "validation".
-        train_rows: int64, the rows of `train` in the data.
-        everything: what a refit learns from: all but `test`.
-    """
-
-    train: Sequences | Windows | Stream | Corpus
-    validation: Sequences | Windows | Corpus | None
-    test: Sequences | Windows | Corpus
-    known: Sequences | Windows | Corpus
-    tested_on: str
-    train_rows: Tensor
-    everything: Sequences | Windows | Stream | Corpus
+    train: Sequences | Windows | Stream | Corpus  # what the weights are fitted on
+    validation: Sequences | Windows | Corpus | None  # what stops training and chooses the weights
+    test: Sequences | Windows | Corpus  # what the figures are of: this or the validation part
+    known: Sequences | Windows | Corpus  # what the baselines are fitted on: all but `test`
+    tested_on: str  # "test" or "validation"
+    train_rows: Tensor  # int64, the rows of `train` in the data
+    everything: Sequences | Windows | Stream | Corpus  # what a refit learns from: all but `test`
 
 
 class Job(NamedTuple):
-    """A run about to begin: everything is checked, nothing written but its empty folder.
-
-    Attributes:
-        data: as in the request.
-        test: as in the request.
-        folder: of the run; `Path()` where nothing is to be written.
-        config: the architecture.
-        training: how to train.
-        parts: the data.
-        fingerprint: the sha256 of all data that training sees, validation included.
-        warm: the weights that `--init` gives.
-        saved: what a resumed run goes on from.
-        stamp: of the files in the folder, when the job was prepared.
-    """
+    """A run about to begin: everything is checked, nothing written but its empty folder."""
 
     data: str
     test: str | None
-    folder: Path
+    folder: Path  # of the run; `Path()` where nothing is to be written
     config: ModelConfig
     training: TrainingConfig
     parts: Parts
-    fingerprint: str
-    warm: WarmStart | None = None
-    saved: SavedRun | None = None
-    stamp: object = None
+    fingerprint: str  # the sha256 of all data that training sees, validation included
+    warm: WarmStart | None = None  # the weights that --init gives
+    saved: SavedRun | None = None  # what a resumed run goes on from
+    stamp: object = None  # of the files in the folder, when the job was prepared
 
     def is_stale(self) -> bool:
         """Whether another run has written to the folder since the job was prepared."""

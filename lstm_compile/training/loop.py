@@ -111,15 +111,14 @@ def refit(
     Raises:
         RunError: see `fit`.
     """
-    wanted, progress = found.best.epoch if found.best else 0, found.progress
+    progress = found.progress
     resume = None if progress.refit_epochs is None else progress
     context = _context(params, config, training, train, None, note)
     with _threads_and_generators(context, params, resume):
         if resume is None:
             state = initial_state(params, training)
             progress = progress._replace(state=state, refit_epochs=())
-        is_over = partial(_has_refitted, wanted=wanted)
-        for after in _epochs(context, progress, on_epoch, is_over):
+        for after in _epochs(context, progress, on_epoch, lambda now: now.is_refitted):
             on_progress(progress := after)
     return progress.state.weights
 
@@ -256,10 +255,6 @@ def _predict_together(params: Params, context: TrainingContext, data: Examples) 
     with torch.inference_mode():
         answers = predict_all(params, context.config, data, *options, own=own)
         return context.processes.sum(answers)
-
-
-def _has_refitted(progress: Progress, wanted: int) -> bool:
-    return len(progress.refit_epochs or ()) >= wanted
 
 
 def _ended(progress: Progress, training: TrainingConfig) -> str:

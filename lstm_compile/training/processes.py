@@ -20,6 +20,8 @@ from lstm_compile.recurrence.cell import LSTMState
 class ProcessGroup(NamedTuple):
     """The processes that train one model together, as one of them sees the group.
 
+    Methods that communicate raise PeerLostError if another process has ended.
+
     Attributes:
         rank: of this process, 0, 1, ...; process 0 writes files and prints.
         size: the number of processes.
@@ -78,33 +80,21 @@ class ProcessGroup(NamedTuple):
         return LSTMState(*self.sum(whole))
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes, the same in each; `value` is changed.
-
-        Raises:
-            PeerLostError: another process has ended.
-        """
+        """The sum over all processes, the same in each; `value` is changed."""
         if self.size > 1:
             with _peer_errors():
                 distributed.all_reduce(value)
         return value
 
     def broadcast(self, value: Tensor) -> Tensor:
-        """The tensor of process 0; `value` is changed.
-
-        Raises:
-            PeerLostError: another process has ended.
-        """
+        """The tensor of process 0; `value` is changed."""
         if self.size > 1:
             with _peer_errors():
                 distributed.broadcast(value, src=0)
         return value
 
     def broadcast_object(self, value: Any) -> Any:
-        """Any value of process 0.
-
-        Raises:
-            PeerLostError: another process has ended.
-        """
+        """Any value of process 0."""
         if self.size == 1:
             return value
         values = [value]

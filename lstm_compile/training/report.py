@@ -15,8 +15,8 @@ from lstm_compile.model.run_folder import REPORT_FILE
 from lstm_compile.training.charts import line_chart
 from lstm_compile.training.config_file import table_of
 from lstm_compile.training.defaults import complete, resolve
+from lstm_compile.training.html_pages import render_page
 from lstm_compile.training.job import Job, Outcome
-from lstm_compile.training.pages import render_page
 from lstm_compile.training.resume import CHOSEN_BY_RUN
 from lstm_compile.training.state import Epoch, Fit
 from lstm_compile.training.summary import describe_end, describe_start, describe_time, next_commands

@@ -145,8 +145,8 @@ def _check_settings(
             before = run_info[title].get(name)
             if before != value and CHOSEN_BY_RUN.get(name) != value:
                 raise InputError(
-                    f"written with {name} {before!r}, config.toml and the data say {value!r}; put it "
-                    "back, or start a new run"
+                    f"written with {name} {before!r}, config.toml and the data say {value!r}; "
+                    "put it back, or start a new run"
                 )
 
 

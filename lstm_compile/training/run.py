@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
@@ -233,13 +233,6 @@ def _fit(
     )  # fmt: skip
 
 
-Kept = TypeVar("Kept", Corpus, Stream)
-
-
-@overload
-def _near(data: Kept, job: Job) -> Kept: ...
-@overload
-def _near(data: Examples, job: Job) -> Examples: ...
 def _near(data: Any, job: Job) -> Any:
     """The data where batches are cut from them: on the device, on the CPU, or in their files."""
     if isinstance(data, Corpus | Stream):

@@ -94,6 +94,11 @@ class Progress(NamedTuple):
         return next((epoch for epoch in reversed(self.epochs) if epoch.best), None)
 
     @property
+    def is_refitted(self) -> bool:
+        """Whether the refit has done as many epochs as the fit took to its best one."""
+        return len(self.refit_epochs or ()) >= (self.best_epoch.epoch if self.best_epoch else 0)
+
+    @property
     def losses(self) -> list[float]:
         """The validation losses before this epoch; a refit goes through those of the fit again."""
         count = len(self.epochs if self.refit_epochs is None else self.refit_epochs)

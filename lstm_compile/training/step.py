@@ -155,7 +155,7 @@ def norm_of(gradients: Params) -> Tensor:
 def clip_by_norm(gradients: Params, limit: float, norm: Tensor | None = None) -> Params:
     """Scale all gradients so that their common norm is at most `limit`; 0 leaves them alone.
 
-    `norm` is what `norm_of` gives, if it is known already. Source: Pascanu, Mikolov and Bengio 2013,
+    `norm` is what `norm_of` gives, if it is known. Source: Pascanu, Mikolov and Bengio 2013,
     algorithm 1.
     """
     if not limit:

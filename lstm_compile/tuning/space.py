@@ -6,11 +6,13 @@ Loads neither torch nor optuna.
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.errors import InputError
+from lstm_compile.training.defaults import require_some_task
 from lstm_compile.training.settings import TrainingConfig
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}
@@ -141,17 +143,14 @@ def _part(name: str, value: Any) -> Range | OneOf:
 def _check(name: str, *values: Any) -> None:
     """Refuse values that the field refuses in every task."""
     for value in values:
-        errors = []
-        for task in get_args(Task):
-            try:
-                _with(task, name, value)
-            except InputError as error:
-                errors.append(error)
-        if len(errors) == len(get_args(Task)):
-            raise InputError(f"space: {errors[0]}")
+        try:
+            require_some_task(partial(_make, name, value))
+        except InputError as error:
+            raise InputError(f"space: {error}") from error
 
 
-def _with(task: Task, name: str, value: Any) -> None:
+def _make(name: str, value: Any, task: Task) -> None:
+    """Make a config with the value."""
     if section_of(name) == "training":
         TrainingConfig(**{name: value})
     else:

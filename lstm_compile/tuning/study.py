@@ -10,6 +10,7 @@ Source: https://optuna.readthedocs.io/en/stable/
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -92,8 +93,8 @@ class Tuned(NamedTuple):
     @property
     def counts(self) -> dict[str, int]:
         """The number of trials by state: `complete`, `pruned`, `fail`, `running`, `waiting`."""
-        states = [trial.state.name.lower() for trial in self.study.trials]
-        return {state: states.count(state) for state in sorted(set(states))}
+        states = Counter(trial.state.name.lower() for trial in self.study.trials)
+        return dict(sorted(states.items()))
 
 
 def plan_of(
