@@ -72,7 +72,7 @@ def command(
     with ExitStack() as work:
         work.enter_context(signals_stop(ctx))
         from lstm_compile.recurrence.cache import use_local_cache
-        from lstm_compile.training import summary
+        from lstm_compile.training import report
         from lstm_compile.training.prepare import JobRequest, RunFinishedError, prepare
         from lstm_compile.training.processes import joined_processes
         from lstm_compile.training.run import help_run, run
@@ -95,18 +95,18 @@ def command(
             help_run(job)
             return
         with _resume_command_if_stopped(out, job):
-            output.lines(out, *summary.describe_start(job))
+            output.lines(out, *report.describe_start(job))
             outcome = run(job, _epoch_printer(out), lambda text: output.lines(out, ("note", text)))
-    path, report = job.folder / MODEL_FILE, job.folder / REPORT_FILE
+    path, page = job.folder / MODEL_FILE, job.folder / REPORT_FILE
     output.lines(
         out,
-        *summary.describe_end(job, outcome),
-        ("model", f"{path} ({output.size(path)}, {summary.describe_time(outcome)})"),
-        *([("report", str(report))] if report.is_file() else []),
+        *report.describe_end(job, outcome),
+        ("model", f"{path} ({output.size(path)}, {report.describe_time(outcome)})"),
+        *([("report", str(page))] if page.is_file() else []),
         (outcome.tested_on, output.result(outcome.evaluation)),
         *output.baselines(outcome.evaluation.baselines),
         ("verdict", outcome.evaluation.verdict),
-        *summary.next_commands(job, outcome),
+        *report.next_commands(job, outcome),
     )
     if as_json:
         output.print_json(_to_json(job, outcome))

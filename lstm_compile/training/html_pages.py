@@ -6,6 +6,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from lstm_compile import formatting
+
 
 @cache
 def _environment() -> Environment:
@@ -17,8 +19,12 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"place": "{:.1f}".format, "number": "{:.6g}".format}
+    environment.filters |= {"place": "{:.1f}".format, "number": "{:.6g}".format, "metric": _metric}
     return environment
+
+
+def _metric(value: float, name: str) -> str:
+    return formatting.metric(name, value)
 
 
 def render(template: str, **values: Any) -> Markup:

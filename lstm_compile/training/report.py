@@ -1,6 +1,6 @@
-"""`report.html`: what a run learned from, how training went and what the model is worth."""
+"""What a run is, how it went and what it is worth: lines for the terminal, and `report.html`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lstm_compile import formatting
@@ -17,12 +17,58 @@ from lstm_compile.training.config_file import table_of
 from lstm_compile.training.defaults import complete, resolve
 from lstm_compile.training.html_pages import render_page
 from lstm_compile.training.job import Job, Outcome
-from lstm_compile.training.resume import CHOSEN_BY_RUN
+from lstm_compile.training.resume import CHOSEN_BY_RUN, SavedRun
 from lstm_compile.training.state import Epoch, Fit
-from lstm_compile.training.summary import describe_end, describe_start, describe_time, next_commands
 
-# rows of cells, the titles above them, and the first cell of the row that stands out
-Table = tuple[list[tuple[str, ...]], tuple[str, ...], str]
+Lines = list[tuple[str, str]]
+
+
+def describe_start(job: Job) -> Lines:
+    """What the run learns from, and where it begins."""
+    parts, rows = job.parts, formatting.rows_of(job.config.task)
+    return [
+        ("data", _data(job)),
+        *formatting.columns(parts.train.roles),
+        (
+            "parts",
+            f"{len(parts.train)} {rows} to train, {len(parts.validation or ())} to validate"
+            + (f", {len(parts.test)} to test" if parts.tested_on == "test" else ""),
+        ),
+        *([("init", job.warm.line())] if job.warm else []),
+        ("run", str(job.folder)),
+        *([("resumed", _reached(job.saved))] if job.saved else []),
+    ]
+
+
+def describe_end(job: Job, outcome: Outcome) -> Lines:
+    """Why the run stopped, and which backend computed it."""
+    why = {
+        "epochs": "all epochs done",
+        "patience": f"no better validation loss for {job.training.patience} epochs",
+        "interrupt": "stopped by a signal; the best weights so far are kept",
+    }
+    return [
+        ("stopped", why[outcome.fit.stopped]),
+        *([("refit", _refit(job, outcome))] if outcome.refitted else []),
+        ("backend", outcome.backend),
+    ]
+
+
+def next_commands(job: Job, outcome: Outcome) -> Lines:
+    """The commands that a person may want next."""
+    resume = ("resume", formatting.command("train --resume", job.folder))
+    return [
+        *([resume] if outcome.fit.stopped == "interrupt" else []),
+        ("next", formatting.command("export", job.folder, "--onnx")),
+    ]
+
+
+def describe_time(outcome: Outcome) -> str:
+    """`18.4 s, 3.1 s of it compiling`."""
+    compiling = outcome.compile_seconds
+    return f"{outcome.seconds:.1f} s" + (
+        f", {compiling:.1f} s of it compiling" if compiling else ""
+    )
 
 
 def write_report(job: Job, outcome: Outcome, note: Callable[[str], None]) -> None:
@@ -38,27 +84,26 @@ def write_report(job: Job, outcome: Outcome, note: Callable[[str], None]) -> Non
 
 def report(job: Job, outcome: Outcome) -> bytes:
     """One HTML page that needs nothing beside it."""
-    evaluation, fit = outcome.evaluation, outcome.fit
+    evaluation = outcome.evaluation
     targets = (evaluation.details or {}).get("targets", {})
     totals = {
         name: {key: value for key, value in figures.items() if key != "steps"}
         for name, figures in targets.items()
     }
-    ours = "this model"
     return render_page(
         "report.html",
         title=f"{job.data}: training of task {job.config.task}",
         evaluation=evaluation,
         tested_on=outcome.tested_on,
         rows=formatting.rows_of(job.config.task),
-        figures=_metrics_table("", {ours: evaluation.metrics, **evaluation.baselines}, ours),
-        by_target=_metrics_table("target", totals) if len(totals) > 1 else (),
+        figures={"this model": evaluation.metrics, **evaluation.baselines},
+        totals=totals,
         by_step={
-            name: _metrics_table("step", {"all": totals[name], **_steps(targets[name])}, "all")
+            name: {"all": totals[name], **_by_step(targets[name]["steps"])}
             for name in list(totals)[:SHOWN_NAMES]
         },
-        charts=list(_charts(job, fit)),
-        epochs=_epochs(fit),
+        charts=list(_charts(job, outcome.fit)),
+        fit=outcome.fit,
         data=[*describe_start(job), *_names(job), ("fingerprint", job.fingerprint)],
         settings=_settings(job),
         run=[*describe_end(job, outcome), *_means(job, outcome)],
@@ -66,21 +111,8 @@ def report(job: Job, outcome: Outcome) -> bytes:
     )
 
 
-def _steps(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a target by step ahead."""
-    return {str(ahead): step for ahead, step in enumerate(figures["steps"], 1)}
-
-
-def _metrics_table(title: str, rows: dict[str, dict[str, float]], marked: str = "") -> Table:
-    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-    cells = [
-        (
-            row,
-            *(formatting.metric(name, figures[name]) if name in figures else "" for name in names),
-        )
-        for row, figures in rows.items()
-    ]
-    return cells, (title, *names), marked
+def _by_step(steps: Iterable[Any]) -> dict[str, Any]:
+    return {str(ahead): step for ahead, step in enumerate(steps, 1)}
 
 
 def _charts(job: Job, fit: Fit) -> Iterable[str]:
@@ -102,23 +134,6 @@ def _headline(job: Job, epoch: Epoch) -> str:
     """The validation figure nearest to the task's headline: a forecast has no scaled one."""
     name, _ = HEADLINE[job.config.task]
     return name if name in epoch.validation else next(iter(epoch.validation))
-
-
-def _epochs(fit: Fit) -> Table:
-    metrics = list(fit.epochs[0].validation)
-    rows = [
-        (
-            str(epoch.epoch),
-            f"{epoch.train_loss:.4f}",
-            f"{epoch.validation_loss:.4f}" if epoch.validation else "",
-            *(formatting.metric(name, epoch.validation[name]) for name in metrics),
-            f"{epoch.learning_rate:.2g}",
-            f"{epoch.seconds:.1f}",
-        )
-        for epoch in fit.epochs
-    ]
-    head = ("epoch", "training loss", "validation loss", *metrics, "rate", "s")
-    return rows, head, str(fit.best.epoch) if fit.best else ""
 
 
 def _names(job: Job) -> Iterable[tuple[str, str]]:
@@ -161,3 +176,27 @@ def _means(job: Job, outcome: Outcome) -> Iterable[tuple[str, str]]:
         ("seed", str(job.training.seed)),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
+
+
+def _data(job: Job) -> str:
+    schema = job.parts.train.schema
+    targets = f", {'target' if len(schema.targets) == 1 else 'targets'} {listing(schema.targets)}"
+    kind = f", {len(schema.classes)} classes" if schema.classes else targets
+    if schema.vocabulary is None:
+        count = len(schema.features)
+        return f"{job.data}: {count} feature{'' if count == 1 else 's'}{kind}"
+    size = f"text, a vocabulary of {len(schema.vocabulary)} {schema.vocabulary.kind}s"
+    return f"{job.data}: {size}{kind if schema.classes else ''}"
+
+
+def _reached(saved: SavedRun) -> str:
+    state = saved.progress.state
+    which = "epoch" if saved.progress.refit_epochs is None else "the refit's epoch"
+    return f"{which} {state.epoch}, after {state.position} steps of it"
+
+
+def _refit(job: Job, outcome: Outcome) -> str:
+    epochs = outcome.fit.best.epoch if outcome.fit.best else 0
+    which = "" if outcome.tested_on == "test" else "; the figures are of the weights before it"
+    rows = formatting.rows_of(job.config.task)
+    return f"{epochs} epochs on all {len(job.parts.everything)} {rows}{which}"

@@ -29,7 +29,7 @@ def report(tuned: "Tuned") -> bytes:
         importance=bar_chart("importance of the settings", shares, across) if shares else "",
         fewest=FEWEST,
         space=[(name, describe(part)) for name, part in tuned.plan.space.items()],
-        trials=_trials(tuned, best.number if best else -1),
+        trials=[_cells(tuned, trial) for trial in tuned.study.trials],
     )
 
 
@@ -59,22 +59,16 @@ def _history(tuned: "Tuned", complete: list["FrozenTrial"]) -> str:
     return line_chart(tuned.plan.metric, curves, "trial", dotted=("trials",), width=WIDE)
 
 
-def _trials(tuned: "Tuned", best: int) -> tuple[list[tuple[str, ...]], tuple[str, ...], str]:
-    """Rows, titles, and the first cell of the best row."""
-    names = list(tuned.plan.space)
-    head = ("trial", "state", tuned.plan.metric, "s", *names, "why")
-    rows = [
-        (
-            str(trial.number),
-            trial.state.name.lower(),
-            "" if trial.value is None else f"{trial.value:.6g}",
-            f"{trial.duration.total_seconds():.1f}" if trial.duration else "",
-            *(cell(trial.params.get(name, "")) for name in names),
-            str(trial.user_attrs.get("reason", "")),
-        )
-        for trial in tuned.study.trials
-    ]
-    return rows, head, str(best)
+def _cells(tuned: "Tuned", trial: "FrozenTrial") -> tuple[Any, ...]:
+    """A row of the table of trials."""
+    return (
+        trial.number,
+        trial.state.name.lower(),
+        "" if trial.value is None else f"{trial.value:.6g}",
+        f"{trial.duration.total_seconds():.1f}" if trial.duration else "",
+        *(cell(trial.params.get(name, "")) for name in tuned.plan.space),
+        trial.user_attrs.get("reason", ""),
+    )
 
 
 def cell(value: Any) -> str:

@@ -229,19 +229,19 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path):
 # ---- pages and charts
 
 
-def page(title, rows=(), head=(), marked=""):
+def page(title, **changes):
     """The report of a study without any trial."""
-    plan = SimpleNamespace(metric="loss", direction="minimize")
-    return render_page(
-        "study.html", title=title, counts="", plan=plan, best=None, importance="", fewest=4,
-        space=[], trials=(rows, head, marked),
-    )  # fmt: skip
+    plan = SimpleNamespace(metric="loss", direction="minimize", space={"<th>": 1})
+    empty = {"counts": "", "best": None, "importance": "", "fewest": 4, "space": [], "trials": []}
+    return render_page("study.html", title=title, plan=plan, **{**empty, **changes})
 
 
 def test_a_page_escapes_its_title_and_its_cells():
-    found = Page(page(HOSTILE, [(HOSTILE, "b")], ("<th>", "&"), marked=HOSTILE).decode())
-    assert found.rows == [["<th>", "&"], [HOSTILE, "b"]]
-    assert found.text.count(HOSTILE) == 3
+    text = page(HOSTILE, counts="&", space=[(HOSTILE, "b")], trials=[(HOSTILE, "&")]).decode()
+    found = Page(text)
+    head = ["trial", "state", "loss", "s", "<th>", "why"]
+    assert found.rows == [[HOSTILE, "b"], head, [HOSTILE, "&"]]
+    assert found.text.count(HOSTILE) == 4
 
 
 def test_a_page_holds_what_is_no_text():

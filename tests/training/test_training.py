@@ -727,8 +727,8 @@ def test_an_interrupt_before_the_first_epoch_is_passed_on(tmp_path, monkeypatch)
             "test_share must be a share up to 1 or a whole number of steps, got 1",
         ),
         ({"validation": 0.95}, "validation must be at most 0.9, got 0.95"),
-        ({"validation": 0.0, "refit": True}, "refit goes by a validation part; take validation ab"),
-        ({"validation": 0.0, "schedule": "plateau"}, "schedule plateau goes by a validation part;"),
+        ({"validation": 0.0, "refit": True}, "refit needs a validation part; take validation ab"),
+        ({"validation": 0.0, "schedule": "plateau"}, "schedule plateau needs a validation part;"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
