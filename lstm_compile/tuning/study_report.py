@@ -55,7 +55,7 @@ def _history(tuned: "Tuned", complete: list["FrozenTrial"]) -> str:
     for number, value in values:
         before = best[-1][1] if best else value
         best += [(number, before), (number, better(before, value))]
-    curves = {"trials": values, "best so far": best}
+    curves = {"best so far": best, "trials": values}
     return line_chart(tuned.plan.metric, curves, "trial", dotted=("trials",), width=WIDE)
 
 
