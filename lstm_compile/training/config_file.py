@@ -19,7 +19,7 @@ def to_toml(job: "Job") -> str:
     model = {k: v for k, v in job.config.to_dict().items() if k not in DERIVED}
     task = None if job.config.task in ("classify", "regress") else job.config.task
     sources = {"task": task, "data": job.data, "test": job.test}
-    # whoever reads this file reads the data again, and their means with them
+    # without the means, which are computed anew when the data are read again
     table = {name: value for name, value in table_of(job).items() if name != "means"}
     return _to_toml(sources, {"model": model, "training": asdict(job.training), "table": table})
 

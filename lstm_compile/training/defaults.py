@@ -1,4 +1,4 @@
-"""The settings of a run that nobody gave: defaults of tasks and of bundled data. Loads no torch.
+"""The settings of a run: given ones, and defaults of tasks and bundled data. Loads no torch.
 
 The first of these that has a setting decides: flags and a config file, the bundled data set, the
 task, the defaults of the dataclasses.

@@ -43,7 +43,7 @@ class TrainingContext(NamedTuple):
     config: ModelConfig
     training: TrainingConfig
     train: Examples | Stream | Corpus  # on the device of the parameters or on the CPU
-    validation: Examples | Corpus | None  # likewise; None: nothing is validated
+    validation: Examples | Corpus | None  # the same; None: nothing is validated
     class_weights: Tensor | None  # float32 (classes,), in the loss; None: all classes alike
     row_names: Tensor | None  # int64 (len(train),), the rows in messages; None: 0, 1, ...
     note: Callable[[str], None]  # called with a line that a person should see
@@ -78,7 +78,7 @@ def steps(context: TrainingContext, state: TrainState, factor: float = 1.0) -> I
 
     Args:
         context: the data and how to train.
-        state: where to go on.
+        state: before the first of these steps.
         factor: what `plateau_factor` gives, on the learning rate.
 
     Raises:

@@ -72,7 +72,7 @@ class Job(NamedTuple):
     parts: Parts
     fingerprint: str  # the sha256 of all data that training sees, validation included
     warm: WarmStart | None = None  # the weights that --init gives
-    saved: SavedRun | None = None  # what a resumed run goes on from
+    saved: SavedRun | None = None  # the saved state that a resumed run continues
     stamp: object = None  # of the files in the folder, when the job was prepared
 
     def is_stale(self) -> bool:

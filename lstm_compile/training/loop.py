@@ -53,13 +53,13 @@ def fit(
         training: everything else, such as the number of CPU threads during training.
         train: the training data; on the device of `params`, or on the CPU, from where batches are
             copied as they are needed.
-        validation: the data that stop training and choose the weights, likewise. Without them all
-            epochs are run and the last weights kept.
+        validation: the data that stop training and choose the weights, placed like `train`. Without
+            them all epochs are run and the last weights kept.
         on_epoch: called after each epoch with its figures and its last weights.
         rows: int64 (len(train),), the numbers of the sequences of `train` in messages; None: 0, 1,
             ...
-        resume: the progress of an earlier call. Training goes on as that call would have, bit for
-            bit on the CPU with the same number of threads.
+        resume: the progress of an earlier call, which is continued: bit for bit as that call would
+            have done, on the CPU with the same number of threads.
         on_progress: called after each step and each epoch with what `resume` takes.
         note: called with a line for each skipped batch.
 
@@ -102,8 +102,8 @@ def refit(
         config: the architecture.
         training: what `found` was trained with.
         train: all training data.
-        found: gives the number of epochs; it must have a best one. A refit that its progress has
-            begun goes on.
+        found: gives the number of epochs; it must have a best one. If its progress has begun a
+            refit, that is continued.
         on_epoch: called after each epoch with its figures and its last weights.
         on_progress: called after each step and each epoch with what `resume` of `fit` takes.
         note: called with a line for each skipped batch.

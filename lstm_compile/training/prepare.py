@@ -58,15 +58,15 @@ def prepare(request: JobRequest, *, output: Path | None = None, resume: bool = F
     Args:
         request: what to train, and on which data.
         output: the run folder; runs/DATA-N if None.
-        resume: go on where the run in `output` stopped; from the start, where nothing was saved.
-            A process that `torchrun` has started in place of one that failed does so in any case.
+        resume: continue the run in `output` from its saved state, or from the start if nothing was
+            saved. A process that `torchrun` started in place of a failed one always does so.
 
     Raises:
         RunFinishedError: the run to resume is finished.
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
     data = request.data
-    output, resume = _of_first(lambda: _where_to_go_on(data, output, resume=resume))
+    output, resume = _of_first(lambda: _run_to_resume(data, output, resume=resume))
     job, training, saved = plan_job(request), request.training, None
     if resume and output:
         saved = _of_first(partial(saved_in, output, job))
@@ -122,7 +122,7 @@ def _check_training(config: ModelConfig, training: TrainingConfig) -> None:
         )
 
 
-def _where_to_go_on(data: str, output: Path | None, *, resume: bool) -> tuple[Path | None, bool]:
+def _run_to_resume(data: str, output: Path | None, *, resume: bool) -> tuple[Path | None, bool]:
     """The run folder, if it is known yet, and whether to resume the run in it."""
     if is_restarted() and not resume:
         output = output or last_run_folder(plain_name(data))

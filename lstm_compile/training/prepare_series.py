@@ -22,7 +22,7 @@ from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.read import locate
 from lstm_compile.training.job import JobRequest, Parts, in_place_of_test
 
-MOST_VALIDATED = 4096  # windows that validation takes, evenly spaced where there are more
+MOST_VALIDATED = 4096  # windows in validation, evenly spaced if there are more
 
 
 def forecast_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:

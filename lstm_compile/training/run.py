@@ -58,7 +58,7 @@ def run(
 ) -> Outcome:
     """Train, keep the best weights and the last state in the run folder, evaluate.
 
-    A saved job goes on where it was. KeyboardInterrupt saves the state and ends the run cleanly,
+    A saved job is continued. KeyboardInterrupt saves the state and ends the run cleanly,
     with the best weights; before the end of the first epoch it is passed on.
 
     Args:

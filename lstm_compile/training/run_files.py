@@ -61,12 +61,12 @@ def locked(folder: Path) -> Iterator[None]:
             f"{path}: cannot be locked ({error.strerror}); check the folder and its rights"
         ) from error
     try:
-        with suppress(OSError):  # Windows lets nobody write to a locked file
+        with suppress(OSError):  # on Windows, a locked file cannot be written
             path.write_text(f"{getpid()}\n")
         yield
     finally:
         with suppress(OSError):
-            path.unlink()  # before the release: it is nobody else's file yet
+            path.unlink()  # before the release: no other process owns it yet
         lock.release()
 
 

@@ -1,4 +1,4 @@
-"""Where a training stands: all that it goes on from, as plain values and tensors."""
+"""Where a training stands: all that is needed to continue it, as plain values and tensors."""
 
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ class TrainState(NamedTuple):
     """Where a training stands between two steps; each step maps one state to the next.
 
     Attributes:
-        params: what the next step starts from.
-        optimizer: likewise.
+        params: the parameters that the next step starts from.
+        optimizer: the state of Adam that it starts from.
         average: the averages of the learned parameters over all steps; empty without `ema`.
         carried: for task `lm` the LSTM state of every lane; None at the start of a text.
         epoch: the epoch that the next step belongs to, from 1.

@@ -108,7 +108,7 @@ def read_space(path: Path) -> Space:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if not space:
-        raise InputError(f"{path}: holds no setting; expected such as pooling = ['last', 'max']")
+        raise InputError(f"{path}: holds no setting; add one, such as pooling = ['last', 'max']")
     return space
 
 
