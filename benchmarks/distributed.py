@@ -25,7 +25,7 @@ from lstm_compile.bench.machine import machine
 from lstm_compile.config import ModelConfig
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import forward, init_params, trainable
-from lstm_compile.training.processes import ALONE, Team, together
+from lstm_compile.training.processes import ALONE, ProcessGroup, joined_processes
 from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.step import adam_update, clip_by_norm, init_adam, train_step
 
@@ -55,27 +55,27 @@ class Wrapped(nn.Module):
         return nn.functional.cross_entropy(logits, batch.y, label_smoothing=0.1)
 
 
-def batch_of(kind: str, team: Team) -> Batch:
+def batch_of(kind: str, processes: ProcessGroup) -> Batch:
     """The rows of one process; the same batch for every number of them."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, TIME + 1, (ROWS,), generator=generator)
     lengths = torch.full((ROWS,), TIME) if kind == "full" else lengths
     x = torch.randn(ROWS, TIME, FEATURES, generator=generator)
     x = x.masked_fill((torch.arange(TIME) >= lengths[:, None])[..., None], 0.0)
-    own = team.share(torch.arange(ROWS), lengths)
+    own = processes.share(torch.arange(ROWS), lengths)
     longest = int(lengths[own].max())
     y = torch.randint(CLASSES, (ROWS,), generator=generator)
     return Batch(x[own, :longest], lengths[own], y[own])
 
 
-def functional(batch: Batch, team: Team) -> Callable[[], None]:
+def functional(batch: Batch, processes: ProcessGroup) -> Callable[[], None]:
     """A step of the package, repeated."""
     params = init_params(CONFIG, 0)
     optimizer = init_adam(params)
 
     def step() -> None:
         nonlocal params, optimizer
-        args = (batch, 1e-3, CONFIG, TRAINING, None, (), None, team)
+        args = (batch, 1e-3, CONFIG, TRAINING, None, (), None, processes)
         params, optimizer, *_ = train_step(params, optimizer, *args)
 
     return step
@@ -101,11 +101,11 @@ def wrapped(batch: Batch) -> Callable[[], None]:
     return step
 
 
-def measure(kind: str, team: Team, rounds: int, steps: int) -> dict[str, list[float]]:
+def measure(kind: str, processes: ProcessGroup, rounds: int, steps: int) -> dict[str, list[float]]:
     """Seconds a step, round by round, of who takes turns."""
-    own = batch_of(kind, team)
+    own = batch_of(kind, processes)
     turns = {
-        ONE: functional(batch_of(kind, ALONE), ALONE), FLAT: functional(own, team),
+        ONE: functional(batch_of(kind, ALONE), ALONE), FLAT: functional(own, processes),
         DDP: wrapped(own),
     }  # fmt: skip
     found: dict[str, list[float]] = {name: [] for name in turns}
@@ -113,7 +113,7 @@ def measure(kind: str, team: Team, rounds: int, steps: int) -> dict[str, list[fl
         for name, step in turns.items():
             distributed.barrier()
             began = time.perf_counter()
-            if name != ONE or team.is_first:
+            if name != ONE or processes.is_first:
                 for _ in range(steps):
                     step()
             distributed.barrier()
@@ -137,9 +137,9 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     report = {}
-    with together("cpu") as team:
+    with joined_processes("cpu") as processes:
         for kind in ("full", "uniform"):
-            found = measure(kind, team, args.rounds, args.steps)
+            found = measure(kind, processes, args.rounds, args.steps)
             ratios = {
                 name: statistics.median(
                     one / other for one, other in zip(found[ONE], found[name], strict=True)
@@ -148,7 +148,7 @@ def main() -> None:
             }
             seconds = {name: statistics.median(times) for name, times in found.items()}
             report[kind] = {"seconds a step": seconds, "throughput over one process": ratios}
-    if team.is_first:
+    if processes.is_first:
         case = {"rows": ROWS, "steps": TIME, "input": FEATURES, "hidden": HIDDEN}
         text = json.dumps({"case": case, **report, **machine(torch.device("cpu"))}, indent=1)
         args.output.write_text(text + "\n")

@@ -14,7 +14,7 @@ from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.model.run_folder import CONFIG_FILE
-from lstm_compile.training.defaults import SECTIONS
+from lstm_compile.training.defaults import SECTIONS, require_some_task
 from lstm_compile.training.settings import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -24,14 +24,7 @@ OF_TRAINING = ("known", "static", "calendar")  # flags of tables that only `trai
 
 def _check_model(**values: Any) -> None:
     """Check what some task takes; the data decide the task and the sizes later."""
-    errors = []
-    for task in get_args(Task):
-        try:
-            ModelConfig(task=task, input_size=1, output_size=1, **values)
-        except InputError as error:
-            errors.append(error)
-    if len(errors) == len(get_args(Task)):
-        raise errors[0]
+    require_some_task(lambda task: ModelConfig(task=task, input_size=1, output_size=1, **values))
 
 
 CHECKS: dict[str, Callable[..., Any]] = {

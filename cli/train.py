@@ -23,9 +23,8 @@ from lstm_compile.model.run_folder import CONFIG_FILE, MODEL_FILE, REPORT_FILE
 from lstm_compile.training.defaults import resolve
 
 if TYPE_CHECKING:
-    from lstm_compile.training.loop import Epoch
-    from lstm_compile.training.prepare import Job
-    from lstm_compile.training.run import Outcome
+    from lstm_compile.training.job import Job, Outcome
+    from lstm_compile.training.state import Epoch
 
 
 @click.command(cls=Command)
@@ -73,51 +72,51 @@ def command(
     with ExitStack() as work:
         work.enter_context(signals_stop(ctx))
         from lstm_compile.recurrence.cache import use_local_cache
-        from lstm_compile.training.prepare import RunFinishedError, prepare
-        from lstm_compile.training.processes import together
+        from lstm_compile.training import report
+        from lstm_compile.training.prepare import JobRequest, RunFinishedError, prepare
+        from lstm_compile.training.processes import joined_processes
         from lstm_compile.training.run import help_run, run
-        from lstm_compile.training.summary import beginning, ending, times, way_on
 
         use_local_cache()
-        team = work.enter_context(together(settings.training.device))
+        processes = work.enter_context(joined_processes(settings.training.device))
         try:
             with output.reading(out) as progress:
-                job = prepare(
-                    data, settings.model, settings.training, test=test, output=resume or folder,
-                    table=settings.table, task=settings.task, progress=progress,
-                    resume=resume is not None,
+                request = JobRequest(
+                    data, settings.model, settings.training, test, settings.table, settings.task,
+                    progress,
                 )  # fmt: skip
-        except RunFinishedError as finished:  # no error for who resumes until that is so
+                job = prepare(request, output=resume or folder, resume=resume is not None)
+        except RunFinishedError as finished:  # no error: scripts may resume until a run is finished
             output.lines(out, ("finished", str(finished)))
-            if as_json and team.is_first:
+            if as_json and processes.is_first:
                 output.print_json({"run": str(resume), **finished.training})
             return
-        if not team.is_first:
+        if not processes.is_first:
             help_run(job)
             return
-        with _way_on(out, job):
-            output.lines(out, *beginning(job))
+        with _resume_command_if_stopped(out, job):
+            output.lines(out, *report.describe_start(job))
             outcome = run(job, _epoch_printer(out), lambda text: output.lines(out, ("note", text)))
-    path, report = job.folder / MODEL_FILE, job.folder / REPORT_FILE
+    path, page = job.folder / MODEL_FILE, job.folder / REPORT_FILE
     output.lines(
         out,
-        *ending(job, outcome),
-        ("model", f"{path} ({output.size(path)}, {times(outcome)})"),
-        *([("report", str(report))] if report.is_file() else []),
+        *report.describe_end(job, outcome),
+        ("model", f"{path} ({output.size(path)}, {report.describe_time(outcome)})"),
+        *([("report", str(page))] if page.is_file() else []),
         (outcome.tested_on, output.result(outcome.evaluation)),
         *output.baselines(outcome.evaluation.baselines),
         ("verdict", outcome.evaluation.verdict),
-        *way_on(job, outcome),
+        *report.next_commands(job, outcome),
     )
     if as_json:
-        output.print_json(_summary(job, outcome))
+        output.print_json(_to_json(job, outcome))
     if outcome.fit.stopped == "interrupt":
         ctx.exit(code_of_signal(ctx))
 
 
 @contextmanager
-def _way_on(out: Console, job: "Job") -> Iterator[None]:
-    """Where a signal ends the work before there is a model, say how it goes on."""
+def _resume_command_if_stopped(out: Console, job: "Job") -> Iterator[None]:
+    """If a signal ends the work before there is a model, print the command that resumes it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -178,7 +177,7 @@ def _plain(epoch: "Epoch") -> str:
     )
 
 
-def _summary(job: "Job", outcome: "Outcome") -> dict[str, Any]:
+def _to_json(job: "Job", outcome: "Outcome") -> dict[str, Any]:
     return {
         "run": str(job.folder),
         "seconds": round(outcome.seconds, 2),

@@ -91,13 +91,13 @@ def command(
 
 
 def _begin(out: Console, plan: "StudyPlan", folder: Path) -> None:
-    from lstm_compile.tuning.space import shown
+    from lstm_compile.tuning.space import describe
 
     output.lines(
         out,
         ("data", f"{plan.data}, task {plan.task}"),
         ("value", f"the best validation {plan.metric}, {plan.direction}d"),
-        *(("space", f"{name}: {shown(part)}") for name, part in plan.space.items()),
+        *(("space", f"{name}: {describe(part)}") for name, part in plan.space.items()),
         ("study", str(folder)),
     )
 

@@ -92,6 +92,9 @@ def test_the_wheel_holds_the_data_and_the_type_marker(wheel):
     bundled = (ROOT / "lstm_compile/data/bundled").iterdir()
     expected = {path.relative_to(ROOT).as_posix() for path in bundled}
     assert len(expected) == 7
+    templates = list((ROOT / "lstm_compile/training/templates").iterdir())
+    assert len(templates) == 5
+    expected |= {path.relative_to(ROOT).as_posix() for path in templates}
     assert expected | {"lstm_compile/py.typed"} <= wheel
 
 

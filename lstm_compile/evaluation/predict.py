@@ -14,7 +14,6 @@ from lstm_compile.model.model import Params, complete
 from lstm_compile.recurrence.lengths import valid_mask
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
 from lstm_compile.training.batches import feed
-from lstm_compile.training.processes import ALONE, Team
 
 
 def predict_all(
@@ -24,17 +23,16 @@ def predict_all(
     backend: Backend = "auto",
     chunk: int = DEFAULT_CHUNK,
     batch_size: int = 256,
-    team: Team = ALONE,
+    own: slice = slice(None),
 ) -> Tensor:
     """`complete` over a whole data set, (rows, ...), in the data's order.
 
-    Where steps are answered, the rows are all steps of all sequences, one after another. Each
-    process of a team answers for some of the rows, and all have all answers.
+    Where steps are answered, the rows are all steps of all sequences, one after another. Rows
+    outside of `own` are not answered: their answers are zeros.
     """
     lengths = data.lengths.cpu()
-    team = team if len(data) >= team.size else ALONE
-    own = torch.arange(team.rank, len(data), team.size)
-    batches = [own[indices] for indices in ordered_batches(lengths[own], batch_size)]
+    rows = torch.arange(len(data))[own]
+    batches = [rows[indices] for indices in ordered_batches(lengths[rows], batch_size)]
     groups = [[indices] for indices in batches]
     answer = partial(_answer, params, config, backend=backend, chunk=chunk)
     with torch.inference_mode():
@@ -46,7 +44,7 @@ def predict_all(
             order, count = data.steps_of(order.to(data.x.device)), len(data.x)
         whole = answers.new_zeros(count, *answers.shape[1:])
         whole[order.to(device)] = answers
-        return team.sum(whole)
+        return whole
 
 
 def _answer(

@@ -1,1 +1,1 @@
-"""Training: its settings (`config`), one step, the loop, a run with its folder."""
+"""Training: its settings, one step, the loop, and a run with its folder."""

@@ -1,6 +1,6 @@
 """Augmentation of training batches: pure functions of a batch and a generator.
 
-Random numbers are drawn on the CPU, so that a run repeats on every device. Padding stays exactly 0.
+Random numbers are drawn on the CPU, so that every device gives the same ones. Padding stays 0.
 """
 
 import torch
@@ -13,7 +13,7 @@ from lstm_compile.training.settings import TrainingConfig
 
 
 def augment(batch: Batch, scaler: Scaler, training: TrainingConfig, generator: Generator) -> Batch:
-    """Crop, add noise, drop features, in this order; what is switched off draws no number.
+    """Crop, add noise, drop features, in this order; what is off draws no random number.
 
     Args:
         batch: on any device.
@@ -35,13 +35,13 @@ def crop_time(batch: Batch, largest: float, generator: Generator) -> Batch:
 
     Args:
         batch: on any device.
-        largest: share of a sequence's steps, 0 to 1, of which at most the whole number below is
-            cut away; each number up to it and each place of the window is as likely. One step
-            remains, where there is one.
+        largest: share of a sequence's steps, 0 to 1, rounded down to whole steps: so many are cut
+            away at most. All numbers up to it are equally likely, and all places of the window. A
+            sequence keeps at least one step.
         generator: on the CPU.
 
     Returns:
-        The batch with the windows at the front, their lengths, and as many padded steps as before.
+        The batch with the windows at the front, their lengths, and the same number of steps.
     """
     rows, time = batch.x.shape[:2]
     draws = torch.rand(2, rows, dtype=torch.float64, generator=generator).to(batch.x.device)
@@ -62,8 +62,7 @@ def add_noise(batch: Batch, deviation: float, scaler: Scaler, generator: Generat
 
     Args:
         batch: on any device.
-        deviation: in units of each feature's `scaler.scale`; in the feature's own unit for a model
-            without scaling, whose scale is 1.
+        deviation: in units of each feature's `scaler.scale`, which is 1 without scaling.
         scaler: of the model.
         generator: on the CPU.
     """
@@ -74,8 +73,8 @@ def add_noise(batch: Batch, deviation: float, scaler: Scaler, generator: Generat
 def drop_features(batch: Batch, probability: float, scaler: Scaler, generator: Generator) -> Batch:
     """Set whole features of random sequences to `scaler.shift`, which the LSTM sees as 0.
 
-    That is the mean for standard scaling, the minimum for minmax, 0 without scaling. What remains
-    is not scaled up, as dropout's is: a sequence without a feature should look like one.
+    That is the mean for standard scaling, the minimum for minmax, 0 without scaling. Unlike in
+    dropout, the other features are not scaled up: the sequence shall look like one without it.
     """
     draws = torch.rand(batch.x.shape[0], 1, batch.x.shape[2], generator=generator)
     is_dropped = (draws < probability).to(batch.x.device)
@@ -83,7 +82,7 @@ def drop_features(batch: Batch, probability: float, scaler: Scaler, generator: G
 
 
 def _up_to(most: Tensor, uniform: Tensor) -> Tensor:
-    """Whole numbers 0 to `most`, each as likely; int64 like `most`."""
+    """Whole numbers from 0 to `most`, all equally likely; int64 like `most`."""
     return (uniform * (most + 1)).long().minimum(most)
 
 
@@ -93,5 +92,5 @@ def _padded(batch: Batch, x: Tensor) -> Batch:
 
 
 def _across(steps: Tensor, x: Tensor) -> Tensor:
-    """Values of steps (rows, time) for every feature of `x`; tokens have none."""
+    """Expand values of steps, (rows, time), to the features of `x`; tokens have no features."""
     return steps[..., None].expand_as(x) if x.dim() == 3 else steps

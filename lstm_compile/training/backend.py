@@ -1,4 +1,4 @@
-"""Which backend a training run takes: settled once, before its first step."""
+"""Which backend and how many threads a training run takes: chosen once, before its first step."""
 
 from dataclasses import replace
 from math import ceil
@@ -6,15 +6,31 @@ from math import ceil
 import torch
 
 from lstm_compile.config import ModelConfig
+from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.stream import Stream
+from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.recurrence.autotune import CLEARLY, Workload
 from lstm_compile.recurrence.calibrate import calibrate, vendor_seconds
 from lstm_compile.recurrence.inductor import can_compile
+from lstm_compile.training.loop import threads_of
 from lstm_compile.training.settings import TrainingConfig
 
-# Compiling takes some 20 seconds, measuring a few, and what they find is a gain of tenths at most.
+# Compiling takes some 20 seconds and measuring a few more, to gain some ten per cent.
 WORTH_COMPILING = 300.0  # seconds in the recurrence
+
+
+def settle(
+    config: ModelConfig, training: TrainingConfig, train: Examples | Stream | Corpus
+) -> tuple[TrainingConfig, str]:
+    """`training` with the final number of threads and backend, and why it has that backend."""
+    training = replace(training, threads=threads_of(config, training))
+    if not isinstance(train, Corpus):
+        with cpu_threads(training.threads):
+            return settle_backend(config, training, train, find_device(training.device))
+    if training.backend == "auto":
+        return replace(training, backend="vendor"), "as rows of text are equally long"
+    return training, "as asked for"
 
 
 def settle_backend(
@@ -25,8 +41,8 @@ def settle_backend(
     Args:
         config: the architecture.
         training: how to train; any backend but `auto` stays.
-        train: what it is trained on.
-        device: where.
+        train: the training data.
+        device: where the work is done.
     """
     if training.backend != "auto":
         return training, "as asked for"

@@ -1,4 +1,4 @@
-"""Settings as TOML, which `train --config` reads back: `config.toml` of a run. Loads no torch."""
+"""Settings as TOML, such as the `config.toml` of a run. Loads no torch."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,32 +9,32 @@ from lstm_compile.config import DERIVED
 from lstm_compile.training.defaults import SECTIONS
 
 if TYPE_CHECKING:
-    from lstm_compile.training.prepare import Job
+    from lstm_compile.training.job import Job
 
 Sections = Mapping[str, Mapping[str, Any]]
 
 
 def to_toml(job: "Job") -> str:
-    """The resolved settings; `train --config` reads them back."""
+    """All settings of a run; `train --config` reads them back."""
     model = {k: v for k, v in job.config.to_dict().items() if k not in DERIVED}
     task = None if job.config.task in ("classify", "regress") else job.config.task
     sources = {"task": task, "data": job.data, "test": job.test}
-    # means are those of the data, which whoever reads this file reads again
+    # without the means, which are computed anew when the data are read again
     table = {name: value for name, value in table_of(job).items() if name != "means"}
-    return _document(sources, {"model": model, "training": asdict(job.training), "table": table})
+    return _to_toml(sources, {"model": model, "training": asdict(job.training), "table": table})
 
 
 def to_explained_toml(sources: Mapping[str, str | None], sections: Sections) -> str:
-    """Settings with what each is for above it; those that nobody set are comments.
+    """Settings, each below a comment that explains it; unset ones are comments themselves.
 
     Args:
         sources: `task`, `data` and `test`; None is left out.
         sections: what `complete` gives.
     """
-    return _document(sources, sections, _explanations())
+    return _to_toml(sources, sections, _explanations())
 
 
-def _document(
+def _to_toml(
     sources: Mapping[str, str | None],
     sections: Sections,
     explanations: Mapping[str, str] | None = None,
@@ -75,12 +75,12 @@ def _choices(hint: Any) -> tuple[str, ...]:
 
 
 def table_of(job: "Job") -> dict[str, Any]:
-    """The columns of a long table that the run reads, those that were inferred too."""
+    """The columns of a long table that the run reads, inferred ones too."""
     roles = job.parts.train.roles
     found = asdict(roles.options) if roles else {}
     return {name: value for name, value in found.items() if value not in (None, ())}
 
 
 def _toml_value(value: Any) -> str:
-    # JSON's notation is TOML's but for surrogate pairs and for DEL, which TOML wants escaped
+    # TOML writes values as JSON does, but forbids surrogate pairs, and DEL unless escaped
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

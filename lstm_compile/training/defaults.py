@@ -1,13 +1,14 @@
-"""What a run is set to where nobody said: by the task, and by the bundled data set. Loads no torch.
+"""The settings of a run: given ones, and defaults of tasks and bundled data. Loads no torch.
 
-Layers, the upper over the lower: what was asked for (flags, a config file), the data set's own
-settings, the task's, the defaults of the dataclasses.
+The first of these that has a setting decides: flags and a config file, the bundled data set, the
+task, the defaults of the dataclasses.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
 from lstm_compile.config import LM, WHOLE, ModelConfig, Task, check_tasks
 from lstm_compile.data.bundled_files import settings_of
@@ -56,10 +57,10 @@ TASK_SETTINGS: dict[str, dict[str, Values]] = {
 
 
 class Settings(NamedTuple):
-    """Everything that a run is set to."""
+    """All settings of a run."""
 
     task: Task | None  # None: the data decide
-    model: dict[str, Any]  # fields of ModelConfig, where anything was said
+    model: dict[str, Any]  # fields of ModelConfig that differ from its defaults or were given
     training: TrainingConfig
     table: TableOptions
 
@@ -71,14 +72,14 @@ def resolve(
     training: Values | None = None,
     table: Values | None = None,
 ) -> Settings:
-    """Put the layers together.
+    """Combine given settings with those of the data set and of the task.
 
     Args:
         data: name of a bundled data set, or a path.
-        task: asked for; None is the bundled data set's, or what the data decide.
-        model: fields of ModelConfig that were asked for.
-        training: fields of TrainingConfig that were asked for.
-        table: fields of TableOptions that were asked for.
+        task: as given; None takes that of the bundled data set, or lets the data decide.
+        model: the given fields of ModelConfig.
+        training: the given fields of TrainingConfig.
+        table: the given fields of TableOptions.
 
     Raises:
         InputError: a value of the wrong type or out of range.
@@ -100,25 +101,23 @@ def resolve(
 
 
 def complete(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Every setting that the task has, by section: what was said, else the default.
+    """Every setting that the task has, by section: its value or its default.
 
-    Without a task they are those of all tasks that the data may decide on.
+    Without a task, the settings of all tasks that the data may decide on.
 
     Raises:
-        InputError: settings that no such task takes.
+        InputError: no such task takes these settings.
     """
     tasks = (settings.task,) if settings.task else WHOLE
-    errors = [error for task in tasks if (error := _refusal(settings, task))]
-    if len(errors) == len(tasks):
-        raise errors[0]
-    said = {
+    require_some_task(partial(_check, settings), tasks)
+    given = {
         "model": settings.model,
         "training": asdict(settings.training),
         "table": asdict(settings.table),
     }
     return {
         title: {
-            field.name: said[title].get(field.name, field.default)
+            field.name: given[title].get(field.name, field.default)
             for field in fields(cls)
             if {*tasks} & {*field.metadata.get("only", ())}
         }
@@ -126,15 +125,27 @@ def complete(settings: Settings) -> dict[str, dict[str, Any]]:
     }
 
 
-def _refusal(settings: Settings, task: Task) -> InputError | None:
-    """What a task has against settings, as far as that shows without data."""
+def require_some_task(
+    check: Callable[[Task], object], tasks: Sequence[Task] = get_args(Task)
+) -> None:
+    """Require that `check` accepts at least one of the tasks.
+
+    Raises:
+        InputError: that of the first task, if `check` raises one for every task.
+    """
+    errors = []
+    for task in tasks:
+        try:
+            check(task)
+        except InputError as error:
+            errors.append(error)
+    if len(errors) == len(tasks):
+        raise errors[0]
+
+
+def _check(settings: Settings, task: Task) -> None:
+    """Refuse settings that the task does not take, as far as that shows without data."""
     tokens = int(task == LM)
-    try:
-        ModelConfig(
-            task=task, input_size=1, output_size=1, vocabulary_size=tokens, **settings.model
-        )
-        check_tasks(settings.training, task)
-        check_tasks(settings.table, task)
-    except InputError as error:
-        return error
-    return None
+    ModelConfig(task=task, input_size=1, output_size=1, vocabulary_size=tokens, **settings.model)
+    check_tasks(settings.training, task)
+    check_tasks(settings.table, task)

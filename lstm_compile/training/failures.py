@@ -1,8 +1,8 @@
-"""What may go wrong in a step, said with the rows that it happened to."""
+"""What may go wrong in a step, in messages that name its rows."""
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -11,72 +11,85 @@ from torch import Tensor
 from lstm_compile.errors import RunError
 
 Result = TypeVar("Result")
+Place = Callable[[], tuple[str, str]]  # how messages call a batch, and what is in it
 
 SHOWN_ROWS = 8
+STEPS_PER_CHECK = {"cpu": 1, "cuda": 32}  # reading a result of a CUDA device waits for it
 OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "out of memory", "could not create a memory object")
 ANOMALY = re.compile(r"Function '(\w+)' returned nan values")
 
 
-class Taken(NamedTuple):
-    """A step that was taken; nobody has asked its device yet how it went."""
+class TakenStep(NamedTuple):
+    """A step whose result was not yet read from the device."""
 
-    where: Callable[[], tuple[str, str]]  # names the batch, and its rows
+    place: Place
     loss: Tensor
     is_finite: Tensor
 
 
-def look_at(
-    unread: list[Taken], skipped: Tensor, allowed: int, note: Callable[[str], None]
-) -> None:
-    """Tell of steps that were skipped, and stop where they are too many; empties `unread`.
+class StepChecks:
+    """Notes the steps that were skipped, and stops a training with too many of them.
 
     Args:
-        unread: the last steps.
-        skipped: int64, how many steps of the run were skipped, those of `unread` counted.
-        allowed: how many may be.
-        note: called with a line for each that was.
-
-    Raises:
-        RunError: more were; names the rows.
+        allowed: how many steps of the training may be skipped.
+        note: called with a line for each skipped step.
+        device: where the steps are taken.
     """
-    bad = [step for step in unread if not step.is_finite]
-    unread.clear()
-    before = int(skipped) - len(bad) if bad else 0
-    for count, step in enumerate(bad, before + 1):
-        (batch, rows), loss = step.where(), float(step.loss)
-        what = f"the loss of {batch} is {loss} ({rows})"
-        if math.isfinite(loss):
-            what = f"the gradients of {batch} are not finite ({rows})"
-        if count > allowed:
-            raise RunError(
-                f"{what}; look at their values, or lower --learning-rate"
-                + (f" ({allowed} before it were skipped)" if allowed else "")
-            )
-        note(f"{what}; skipped, {count} of at most {allowed}")
+
+    def __init__(self, allowed: int, note: Callable[[str], None], device: torch.device) -> None:
+        self._allowed, self._note = allowed, note
+        self._unread, self._most = list[TakenStep](), STEPS_PER_CHECK[device.type]
+
+    def add(self, place: Place, loss: Tensor, is_finite: Tensor, skipped: Tensor) -> None:
+        """Take the result of a step; every so many steps all are read. See `read`."""
+        self._unread.append(TakenStep(place, loss, is_finite))
+        if len(self._unread) == self._most:
+            self.read(skipped)
+
+    def read(self, skipped: Tensor) -> None:
+        """Read the results since the last call.
+
+        Args:
+            skipped: int64, how many steps of the training were skipped so far.
+
+        Raises:
+            RunError: more than allowed; names the rows.
+        """
+        bad = [step for step in self._unread if not step.is_finite]
+        self._unread.clear()
+        before = int(skipped) - len(bad) if bad else 0
+        for count, step in enumerate(bad, before + 1):
+            (batch, rows), loss = step.place(), float(step.loss)
+            what = f"the loss of {batch} is {loss} ({rows})"
+            if math.isfinite(loss):
+                what = f"the gradients of {batch} are not finite ({rows})"
+            if count > self._allowed:
+                raise RunError(
+                    f"{what}; look at their values, or lower --learning-rate"
+                    + (f" ({self._allowed} before it were skipped)" if self._allowed else "")
+                )
+            self._note(f"{what}; skipped, {count} of at most {self._allowed}")
 
 
-def attempted(
-    step: Callable[[], Result],
-    where: Callable[[], tuple[str, str]],
-    fits: Callable[[int], object],
-    sizes: Sequence[int],
+def explain_failure(
+    step: Callable[[], Result], place: Place, try_step: Callable[[int], object], size: int
 ) -> Result:
-    """Take a step; where it fails, say on which rows and what helps.
+    """Take a step; if it fails, say on which rows and what helps.
 
     Args:
-        step: what to do.
-        where: names the batch, and its rows.
-        fits: tries a step on so many rows.
-        sizes: how many rows the step had, and the fewer to try, falling.
+        step: takes it.
+        place: names the batch and its rows.
+        try_step: tries a step on so many rows.
+        size: how many rows the step has.
 
     Raises:
-        RunError: an anomaly was found, or memory did not suffice.
+        RunError: an anomaly was found, or memory does not suffice.
     """
     try:
         return step()
     except (RuntimeError, MemoryError) as error:
         if found := ANOMALY.search(str(error)):
-            batch, rows = where()
+            batch, rows = place()
             raise RunError(
                 f"the gradient of {found[1]} in {batch} is nan ({rows}); look at their values, or "
                 "lower --learning-rate"
@@ -84,21 +97,21 @@ def attempted(
         if not is_out_of_memory(error):
             raise
     # outside of `except`, which keeps alive what the step had allocated
-    raise RunError(f"{where()[0]}: not enough memory for {sizes[0]} rows; {_advice(fits, sizes)}")
+    raise RunError(f"{place()[0]}: not enough memory for {size} rows; {_advice(try_step, size)}")
 
 
-def _advice(fits: Callable[[int], object], sizes: Sequence[int]) -> str:
-    for size in sizes[1:]:
-        if _does_fit(fits, size):
+def _advice(try_step: Callable[[int], object], size: int) -> str:
+    while size := size // 2:
+        if _does_fit(try_step, size):
             return f"{size} of the longest rows do fit: use --batch-size {size}"
     return "not even one row fits: lower --hidden-size or --num-layers, or shorten the rows"
 
 
-def _does_fit(fits: Callable[[int], object], size: int) -> bool:
+def _does_fit(try_step: Callable[[int], object], size: int) -> bool:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
     try:
-        fits(size)
+        try_step(size)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -112,12 +125,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or any(text in str(error) for text in OUT_OF_MEMORY)
 
 
-def halves(size: int) -> list[int]:
-    """`size`, half of it and so on down to 1, rounded down."""
-    return [size >> shift for shift in range(size.bit_length())]
-
-
-def listed(rows: Tensor) -> str:
-    """Numbers of rows as a person reads them, cut after `SHOWN_ROWS`."""
+def list_rows(rows: Tensor) -> str:
+    """The numbers of rows in a message, cut after `SHOWN_ROWS`."""
     shown = ", ".join(map(str, rows[:SHOWN_ROWS].tolist()))
     return shown + (f" and {len(rows) - SHOWN_ROWS} more" if len(rows) > SHOWN_ROWS else "")

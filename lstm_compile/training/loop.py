@@ -1,12 +1,12 @@
-"""The training loop: passes over the data, validation, early stopping, the best weights kept."""
+"""The training loop: epochs of steps, validation, early stopping, and the best weights kept."""
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,37 +20,16 @@ from lstm_compile.evaluation.perplexity import score_text, text_metrics, window_
 from lstm_compile.evaluation.predict import predict_all as predict_all
 from lstm_compile.model.model import Params
 from lstm_compile.recurrence.calibrate import fastest_threads
-from lstm_compile.tasks.scoring import Metrics, metrics, training_loss
-from lstm_compile.training.epoch import Course, class_weights_of, seeded, steps
-from lstm_compile.training.processes import team
+from lstm_compile.tasks.scoring import Metrics, balanced_weights, metrics, training_loss
+from lstm_compile.training.epoch import TrainingContext, steps
+from lstm_compile.training.processes import current_processes
 from lstm_compile.training.settings import LARGEST_SEED, TrainingConfig
 from lstm_compile.training.state import Epoch as Epoch
-from lstm_compile.training.state import Progress, begin, set_global_random
+from lstm_compile.training.state import Fit as Fit
+from lstm_compile.training.state import Progress, initial_state, set_random_states
 from lstm_compile.training.step import plateau_factor
 
 OnProgress = Callable[[Progress], None]
-
-
-class Fit(NamedTuple):
-    """What training gave: how far it came, and why no further."""
-
-    progress: Progress
-    stopped: str  # "epochs", "patience" or "interrupt"
-
-    @property
-    def params(self) -> Params:
-        """The best weights."""
-        return self.progress.best
-
-    @property
-    def epochs(self) -> list[Epoch]:
-        """All that were finished."""
-        return list(self.progress.epochs)
-
-    @property
-    def best(self) -> Epoch | None:
-        """The epoch whose weights were kept; None if not one was finished."""
-        return self.progress.best_epoch
 
 
 def fit(
@@ -66,37 +45,37 @@ def fit(
     on_progress: OnProgress = lambda progress: None,
     note: Callable[[str], None] = warnings.warn,
 ) -> Fit:
-    """Train until the epochs are used up, validation stops getting better, or Ctrl-C.
+    """Train until all epochs are done, validation stops getting better, or Ctrl-C.
 
     Args:
-        params: where to start; their device is where the work is done.
+        params: where to start; the work is done on their device.
         config: the architecture.
-        training: everything else, the number of CPU threads while it lasts among it.
-        train: what the weights are fitted on; on the device of `params` or on the CPU, from where
-            batches are copied as they are needed.
-        validation: what stops training and picks the weights, likewise; without it all epochs are
-            run and the last weights kept.
-        on_epoch: called after each epoch with its figures and the weights it ended with.
-        rows: int64 (len(train),), what errors call the sequences of `train`; 0, 1, ... if None.
-        resume: where an earlier call came; what follows is bit for bit what would have followed
-            there, on the CPU with as many threads.
+        training: everything else, such as the number of CPU threads during training.
+        train: the training data; on the device of `params`, or on the CPU, from where batches are
+            copied as they are needed.
+        validation: the data that stop training and choose the weights, placed like `train`. Without
+            them all epochs are run and the last weights kept.
+        on_epoch: called after each epoch with its figures and its last weights.
+        rows: int64 (len(train),), the numbers of the sequences of `train` in messages; None: 0, 1,
+            ...
+        resume: the progress of an earlier call, which is continued: bit for bit as that call would
+            have done, on the CPU with the same number of threads.
         on_progress: called after each step and each epoch with what `resume` takes.
-        note: called with a line for each batch that was skipped.
+        note: called with a line for each skipped batch.
 
     Raises:
-        RunError: too many losses were not finite, or memory did not suffice; the message names the
+        RunError: too many losses were not finite, or memory does not suffice; the message names the
             batch.
     """
-    with _surroundings(params, config, training, resume):
-        course = _course(params, config, training, train, rows, note)
-        progress = resume or Progress(begin(params, training), params)
+    context = _context(params, config, training, train, rows, note)
+    context = context._replace(validation=validation)
+    with _threads_and_generators(context, params, resume):
+        progress = resume or Progress(initial_state(params, training), params)
         try:
-            while (stopped := _ended(progress.epochs, training)) is None:
-                for after in _epoch(course, progress, progress.losses):
-                    on_progress(progress := after)
-                progress = _judged(course, progress, validation)
-                on_progress(progress)
-                on_epoch(progress.epochs[-1], progress.state.weights)
+            is_over = partial(_ended, training=training)
+            for after in _epochs(context, progress, on_epoch, is_over):
+                on_progress(progress := after)
+            stopped = _ended(progress, training)
         except KeyboardInterrupt:
             stopped = "interrupt"
     return Fit(progress, stopped)
@@ -108,50 +87,47 @@ def refit(
     training: TrainingConfig,
     train: Examples | Stream | Corpus,
     found: Fit,
-    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_epoch: Callable[[Epoch, Params], None] = lambda epoch, params: None,
     *,
     on_progress: OnProgress = lambda progress: None,
     note: Callable[[str], None] = warnings.warn,
 ) -> Params:
     """Train again, on more data, for as many epochs as `found` took to its best; no validation.
 
-    The learning rate falls over `training.epochs` as it did there, and its plateaus are those of
-    that validation.
+    The learning rate falls over `training.epochs` as it did in `found`, with the plateaus of that
+    validation.
 
     Args:
         params: where to start, with scalers of `train`; see `fit`.
         config: the architecture.
         training: what `found` was trained with.
         train: all training data.
-        found: gives the epochs; its best must be there. Where its progress is that of a refit, that
-            goes on.
-        on_epoch: called after each epoch.
-        on_progress: called after each step and each epoch with what `resume` takes.
-        note: called with a line for each batch that was skipped.
+        found: gives the number of epochs; it must have a best one. If its progress has begun a
+            refit, that is continued.
+        on_epoch: called after each epoch with its figures and its last weights.
+        on_progress: called after each step and each epoch with what `resume` of `fit` takes.
+        note: called with a line for each skipped batch.
 
     Raises:
         RunError: see `fit`.
     """
-    wanted = found.best.epoch if found.best else 0
-    resume = None if found.progress.again is None else found.progress
-    with _surroundings(params, config, training, resume):
-        course = _course(params, config, training, train, None, note)
-        progress = resume or found.progress._replace(state=begin(params, training), again=())
-        while len(again := progress.again or ()) < wanted:
-            for after in _epoch(course, progress, progress.losses[: len(again)]):
-                on_progress(progress := after)
-            epoch = _figures(course, progress, progress.losses[: len(again)])
-            progress = progress._replace(again=(*again, epoch))
-            on_progress(progress)
-            on_epoch(epoch)
+    progress = found.progress
+    resume = None if progress.refit_epochs is None else progress
+    context = _context(params, config, training, train, None, note)
+    with _threads_and_generators(context, params, resume):
+        if resume is None:
+            state = initial_state(params, training)
+            progress = progress._replace(state=state, refit_epochs=())
+        for after in _epochs(context, progress, on_epoch, lambda now: now.is_refitted):
+            on_progress(progress := after)
     return progress.state.weights
 
 
 def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
     """How many CPU threads a training takes: those asked for, or what suits its size.
 
-    Large steps take all. Of small ones, by the rule, one thread would do; on a CPU with nothing
-    else to do several may still be faster, which is measured once in a process.
+    Large steps take all threads. For small steps a rule says that one is enough; on an idle CPU
+    several may still be faster, which is measured once in a process.
     """
     most, batch = torch.get_num_threads(), training.batch_size
     if training.threads or fitting_threads(batch, config.hidden_size) == most:
@@ -159,94 +135,132 @@ def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
     return fastest_threads(config.hidden_size, config.input_size, batch, most)
 
 
-@contextmanager
-def _surroundings(
-    params: Params, config: ModelConfig, training: TrainingConfig, resume: Progress | None
-) -> Iterator[None]:
-    """The threads and random numbers of a training, and after it as they were."""
-    keep_freed_memory()
-    device = params["head.bias"].device
-    with cpu_threads(threads_of(config, training)), seeded(device, training.seed):
-        if resume is not None:
-            set_global_random(resume.state.random, device)
-        if not team().is_first:  # its own dropout; steps tell a resumed run from its start
-            steps_done = resume.state.optimizer.step if resume else 0
-            torch.manual_seed(hash((training.seed, team().rank, steps_done)) & LARGEST_SEED)
-        yield
-
-
-def _course(
+def _context(
     params: Params,
     config: ModelConfig,
     training: TrainingConfig,
     train: Examples | Stream | Corpus,
     rows: Tensor | None,
     note: Callable[[str], None],
-) -> Course:
-    weights = class_weights_of(params, config, training, train)
-    return Course(config, training, train, weights, rows, note, team())
+) -> TrainingContext:
+    weights = None
+    if training.class_weight == "balanced" and not isinstance(train, Corpus):
+        weights = balanced_weights(train.y, config.output_size).to(params["head.bias"].device)
+    processes = current_processes()
+    return TrainingContext(config, training, train, None, weights, rows, note, processes)
 
 
-def _epoch(course: Course, progress: Progress, losses: Sequence[float]) -> Iterator[Progress]:
-    """The steps that are left of an epoch; `losses` are those validated before it."""
-    began = time.perf_counter() - progress.seconds
+@contextmanager
+def _threads_and_generators(
+    context: TrainingContext, params: Params, resume: Progress | None
+) -> Iterator[None]:
+    """Set the number of threads and the random numbers of a training, and restore both after it."""
+    keep_freed_memory()
+    device, seed = params["head.bias"].device, context.training.seed
+    with cpu_threads(threads_of(context.config, context.training)), _seeded(device, seed):
+        if resume is not None:
+            set_random_states(resume.state.random, device)
+        if not context.processes.is_first:  # own dropout, and another one after a resumption
+            steps_done = resume.state.optimizer.step if resume else 0
+            torch.manual_seed(hash((seed, context.processes.rank, steps_done)) & LARGEST_SEED)
+        yield
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed the global generators, and restore them after."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        # torch.manual_seed would seed every CUDA device, those that fork_rng leaves alone as well
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def _epochs(
+    context: TrainingContext,
+    progress: Progress,
+    on_epoch: Callable[[Epoch, Params], None],
+    is_over: Callable[[Progress], object],
+) -> Iterator[Progress]:
+    """The progress after each step and each epoch, until `is_over` says so after an epoch."""
+    while not is_over(progress):
+        for after in _steps(context, progress):
+            yield (progress := after)
+        progress, epoch = _finish_epoch(context, progress)
+        yield progress
+        on_epoch(epoch, progress.state.weights)
+
+
+def _steps(context: TrainingContext, progress: Progress) -> Iterator[Progress]:
+    """The progress after each step that is left of an epoch."""
+    began, losses = time.perf_counter() - progress.seconds, progress.losses
     if progress.state.epoch > len(losses) + 1:
-        return  # its steps are done, its validation is not
-    for state in steps(course, progress.state, plateau_factor(losses, course.training)):
+        return  # all its steps are done, and its validation is not
+    for state in steps(context, progress.state, plateau_factor(losses, context.training)):
         yield progress._replace(state=state, seconds=time.perf_counter() - began)
 
 
-def _judged(course: Course, progress: Progress, validation: Examples | Corpus | None) -> Progress:
-    """With the figures of the epoch whose steps are done, and its weights if they are the best."""
+def _finish_epoch(context: TrainingContext, progress: Progress) -> tuple[Progress, Epoch]:
+    """Add the figures of the epoch whose steps are done, and keep its weights if they are best."""
+    if progress.refit_epochs is not None:
+        epoch = _figures(context, progress)
+        return progress._replace(refit_epochs=(*progress.refit_epochs, epoch)), epoch
     began, weights = time.perf_counter(), progress.state.weights
-    figures = _validate(weights, course.config, course.training, validation, course.weights)
-    loss, scores = course.team.agree(figures)
+    loss, scores = context.processes.broadcast_object(_validate(weights, context))
     progress = progress._replace(seconds=progress.seconds + time.perf_counter() - began)
     best = progress.best_epoch
-    is_best = validation is None or loss < (best.validation_loss if best else math.inf)
-    epoch = _figures(course, progress, progress.losses)._replace(
+    is_best = context.validation is None or loss < (best.validation_loss if best else math.inf)
+    epoch = _figures(context, progress)._replace(
         validation_loss=loss, validation=scores, best=is_best
     )
     best_weights = weights if is_best else progress.best
-    return progress._replace(epochs=(*progress.epochs, epoch), best=best_weights)
+    return progress._replace(epochs=(*progress.epochs, epoch), best=best_weights), epoch
 
 
-def _figures(course: Course, progress: Progress, losses: Sequence[float]) -> Epoch:
-    """Of the epoch whose steps are done, before anything is validated."""
-    state, before = progress.state, (*progress.epochs, *(progress.again or ()))
-    rate = course.rate_of(state.optimizer.step - 1, plateau_factor(losses, course.training))
+def _figures(context: TrainingContext, progress: Progress) -> Epoch:
+    """The figures of the epoch whose steps are done, without those of validation."""
+    state, before = progress.state, (*progress.epochs, *(progress.refit_epochs or ()))
+    factor = plateau_factor(progress.losses, context.training)
+    rate = context.learning_rate(state.optimizer.step - 1, factor)
     seconds = progress.seconds - sum(epoch.seconds for epoch in before)
     return Epoch(state.epoch - 1, state.mean_loss, math.nan, {}, rate, seconds, False)
 
 
-def _validate(
-    params: Params,
-    config: ModelConfig,
-    training: TrainingConfig,
-    validation: Examples | Corpus | None,
-    class_weights: Tensor | None,
-) -> tuple[float, Metrics]:
+def _validate(params: Params, context: TrainingContext) -> tuple[float, Metrics]:
     """The training loss without label smoothing, and the metrics."""
+    config, training, validation = context.config, context.training, context.validation
     if validation is None:
         return math.nan, {}
     if isinstance(validation, Corpus):
         options = training.backend, training.chunk, window_of(config, training.unroll)
-        scores = score_text(params, config, validation, *options)
-        found = text_metrics(scores)
+        found = text_metrics(score_text(params, config, validation, *options))
         return found["loss"], found
-    prediction = predict_all(
-        params, config, validation, training.backend, training.chunk, team=team()
-    )
+    prediction = _predict_together(params, context, validation)
     y, unit = validation.y.to(prediction.device), validation.unit
     unit = None if unit is None else unit.to(prediction.device)
     plain = replace(training, label_smoothing=0.0)
-    loss = training_loss(params, config, plain, prediction, y, class_weights, unit)
+    loss = training_loss(params, config, plain, prediction, y, context.class_weights, unit)
     return float(loss), metrics(config, prediction, y)
 
 
-def _ended(epochs: Sequence[Epoch], training: TrainingConfig) -> str | None:
-    """Why training is over after these epochs; None if it is not."""
+def _predict_together(params: Params, context: TrainingContext, data: Examples) -> Tensor:
+    """The answers for all rows; each process answers for its part of them."""
+    options = context.training.backend, context.training.chunk
+    if len(data) < context.processes.size:
+        return predict_all(params, context.config, data, *options)
+    own = context.processes.every_nth(len(data))
+    with torch.inference_mode():
+        answers = predict_all(params, context.config, data, *options, own=own)
+        return context.processes.sum(answers)
+
+
+def _ended(progress: Progress, training: TrainingConfig) -> str:
+    """Why training is over after these epochs; empty if it is not."""
+    epochs = progress.epochs
     best = max((epoch.epoch for epoch in epochs if epoch.best), default=0)
     if epochs and epochs[-1].epoch - best >= training.patience:
         return "patience"
-    return "epochs" if len(epochs) == training.epochs else None
+    return "epochs" if len(epochs) == training.epochs else ""

@@ -1,15 +1,15 @@
-"""A training run before it begins: data read and parted, settings checked, a folder made."""
+"""Prepare a training run: read and split the data, check the settings, make the run folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lstm_compile.config import FORECAST, LM, ModelConfig, Task
+from lstm_compile.config import FORECAST, LM, ModelConfig
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.corpus import Corpus, read_corpus, split_corpus
@@ -17,7 +17,6 @@ from lstm_compile.data.examples import Examples
 from lstm_compile.data.sequences import Sequences, fingerprint
 from lstm_compile.data.series.windows import Windows
 from lstm_compile.data.stream import Stream
-from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import is_table, plain_name
 from lstm_compile.data.tables.read import SERIES
 from lstm_compile.data.text_files import refuse_columns
@@ -27,19 +26,18 @@ from lstm_compile.model.checkpoint import load_model
 from lstm_compile.model.run_folder import (
     CONFIG_FILE,
     LAST_FILE,
-    METRICS_FILE,
-    MODEL_FILE,
     last_run_folder,
     new_run_folder,
     own_file,
 )
 from lstm_compile.tasks.scoring import check_class_weight, loss_name
-from lstm_compile.training.parts import Parts as Parts
-from lstm_compile.training.parts import in_place_of_test
+from lstm_compile.training.job import Job as Job
+from lstm_compile.training.job import JobRequest as JobRequest
+from lstm_compile.training.job import Parts, in_place_of_test, stamp_of
 from lstm_compile.training.prepare_series import forecast_parts
 from lstm_compile.training.prepare_stream import streamed_parts
-from lstm_compile.training.processes import is_restarted, team
-from lstm_compile.training.resume import SETTLED, Saved, load_progress
+from lstm_compile.training.processes import current_processes, is_restarted
+from lstm_compile.training.resume import CHOSEN_BY_RUN, SavedRun, load_progress
 from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.warm_start import WarmStart, warm_start
 
@@ -47,119 +45,69 @@ Found = TypeVar("Found")
 
 
 class RunFinishedError(InputError):
-    """There is nothing to resume; `training` says how the run ended, as its model file does."""
+    """A finished run cannot be resumed; `training` is what its model file says of training."""
 
     def __init__(self, message: str, training: dict[str, Any]) -> None:
         super().__init__(message)
         self.training = training
 
 
-class Job(NamedTuple):
-    """A run about to begin: everything checked, nothing written but its empty folder."""
-
-    data: str
-    test: str | None
-    folder: Path  # of the run; `Path()` where nothing is to be written
-    config: ModelConfig
-    training: TrainingConfig
-    parts: Parts
-    fingerprint: str  # of all the data that training saw, validation included
-    warm: WarmStart | None = None  # what --init gives
-    saved: Saved | None = None  # what it goes on from
-    stamp: object = None  # of the folder's files
-
-    def is_stale(self) -> bool:
-        """Whether the folder is no longer as it was when the job was prepared."""
-        return _stamp(self.folder) != self.stamp
-
-
-def prepare(
-    data: str,
-    hyper_parameters: Mapping[str, Any],
-    training: TrainingConfig,
-    *,
-    test: str | None = None,
-    output: Path | None = None,
-    table: TableOptions | None = None,
-    task: Task | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    resume: bool = False,
-) -> Job:
+def prepare(request: JobRequest, *, output: Path | None = None, resume: bool = False) -> Job:
     """Read and check everything, then make the run folder.
 
     Args:
-        data: name of a bundled data set, or path of a `.ts` or `.npz` file, or of a long
-            table: a file, a folder or a glob.
-        hyper_parameters: fields of ModelConfig but task, input_size and output_size, which the
-            data decide.
-        training: how to train.
-        test: a file of held-out sequences; a bundled data set brings its own.
+        request: what to train, and on which data.
         output: the run folder; runs/DATA-N if None.
-        table: the columns of a long table; None infers them.
-        task: `forecast`, or what the data must be good for; None takes what they are.
-        progress: called with rows done and rows in all, while a long table is read.
-        resume: go on where the run in `output` stopped; from the start, where nothing was saved.
-            A process that `torchrun` has started in place of one that failed does so in any case.
+        resume: continue the run in `output` from its saved state, or from the start if nothing was
+            saved. A process that `torchrun` started in place of a failed one always does so.
 
     Raises:
-        RunFinishedError: nothing is left to resume.
+        RunFinishedError: the run to resume is finished.
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
-    output, resume = _of_first(lambda: _where_to_go_on(data, output, resume=resume))
-    job = plan_job(
-        data, hyper_parameters, training, test=test, table=table, task=task, progress=progress
-    )
-    saved = None
+    data = request.data
+    output, resume = _of_first(lambda: _run_to_resume(data, output, resume=resume))
+    job, training, saved = plan_job(request), request.training, None
     if resume and output:
-        saved = _of_first(partial(saved_in, output, job.config, training, job.fingerprint))
+        saved = _of_first(partial(saved_in, output, job))
     if saved:
-        training = replace(training, **{name: saved.about["training"][name] for name in SETTLED})
+        before = saved.run_info["training"]
+        training = replace(training, **{name: before[name] for name in CHOSEN_BY_RUN})
     folder = output if resume and output else None
     folder = folder or _of_first(lambda: new_run_folder(plain_name(data), output))
-    return job._replace(folder=folder, training=training, saved=saved, stamp=_stamp(folder))
+    return job._replace(folder=folder, training=training, saved=saved, stamp=stamp_of(folder))
 
 
-def plan_job(
-    data: str,
-    hyper_parameters: Mapping[str, Any],
-    training: TrainingConfig,
-    *,
-    test: str | None = None,
-    table: TableOptions | None = None,
-    task: Task | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Job:
+def plan_job(request: JobRequest) -> Job:
     """What `prepare` reads and checks, without a run folder.
 
     Raises:
         InputError: anything wrong with the data or the settings.
     """
+    data, training, task = request.data, request.training, request.task
     find_device(training.device)
     if task == FORECAST or (task is None and data in SERIES):
-        config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
+        config, parts = forecast_parts(request)
     elif task == LM:
-        refuse_columns(data, table)
-        config, parts = _text_parts(data, hyper_parameters, training, test)
+        refuse_columns(data, request.table)
+        config, parts = _text_parts(request)
     elif training.stream:
-        config, parts = streamed_parts(
-            data, hyper_parameters, training, test, table, task, progress
-        )
+        config, parts = streamed_parts(request)
     else:
-        config, parts = _sequence_parts(
-            data, hyper_parameters, training, test, table, task, progress
-        )
+        config, parts = _sequence_parts(request)
     if task not in (None, config.task):
         raise InputError(f"{data}: good for task {config.task}, not {task}; leave --task out")
     _check_training(config, training)
     warm = _warm_start(config, training, parts.train)
     is_whole = training.refit or training.stream
     digest = digest_of(parts.everything if is_whole else parts.known)
-    return Job(data, test, Path(), config, training, parts, digest, warm)
+    return Job(data, request.test, Path(), config, training, parts, digest, warm)
 
 
 def _of_first(found: Callable[[], Found]) -> Found:
-    """What the first process of a team finds, for all of them: others may not see its folder."""
-    result: Found = team().agree(found() if team().is_first else None)
+    """What the first process finds, for all processes: the others may not see its folder."""
+    processes = current_processes()
+    result: Found = processes.broadcast_object(found() if processes.is_first else None)
     return result
 
 
@@ -167,15 +115,15 @@ def _check_training(config: ModelConfig, training: TrainingConfig) -> None:
     training.check_task(config.task)
     loss_name(config.task, training.loss, config.quantiles)
     check_class_weight(config.task, training.class_weight)
-    if training.batch_size < team().size:
+    if training.batch_size < (count := current_processes().size):
         raise InputError(
             f"batch_size is that of all processes together: {training.batch_size} rows are too few "
-            f"for {team().size} processes; raise --batch-size or start fewer"
+            f"for {count} processes; raise --batch-size or start fewer"
         )
 
 
-def _where_to_go_on(data: str, output: Path | None, *, resume: bool) -> tuple[Path | None, bool]:
-    """The folder, if one is named or a process goes on in the place of another; whether it does."""
+def _run_to_resume(data: str, output: Path | None, *, resume: bool) -> tuple[Path | None, bool]:
+    """The run folder, if it is known yet, and whether to resume the run in it."""
     if is_restarted() and not resume:
         output = output or last_run_folder(plain_name(data))
         resume = output is not None and (output / CONFIG_FILE).is_file()
@@ -185,11 +133,11 @@ def _where_to_go_on(data: str, output: Path | None, *, resume: bool) -> tuple[Pa
 
 
 def check_unfinished(folder: Path) -> None:
-    """Refuse a run that is over, and a folder that holds none.
+    """Refuse a finished run, and a folder without a run.
 
     Raises:
-        RunFinishedError: it is over.
-        InputError: there is none.
+        RunFinishedError: the run is finished.
+        InputError: the folder holds no run.
     """
     if not (folder / CONFIG_FILE).is_file():
         raise InputError(f"{folder}: no {CONFIG_FILE} there: not a run that can be resumed")
@@ -206,54 +154,41 @@ def check_unfinished(folder: Path) -> None:
         )
 
 
-def saved_in(
-    folder: Path, config: ModelConfig, training: TrainingConfig, digest: str
-) -> Saved | None:
-    """What a run saved to go on from; None where it had not come so far.
+def saved_in(folder: Path, job: Job) -> SavedRun | None:
+    """The saved state of the run in `folder`; None if nothing was saved yet.
 
     Raises:
-        InputError: the file is damaged, or from other settings or data.
+        InputError: the file is damaged, or from other settings or data than those of `job`.
     """
     path = own_file(folder, LAST_FILE)
     if path is None:
         return None
-    saved = load_progress(path, config, training)
-    if saved.about.get("data_fingerprint") != digest:
+    saved = load_progress(path, job.config, job.training)
+    before = saved.run_info.get("data_fingerprint")
+    if before != job.fingerprint:
         raise InputError(
-            f"{path}: written with other data (fingerprint {saved.about.get('data_fingerprint')}, "
-            f"found {digest}); put them back, or start a new run"
+            f"{path}: written with other data (fingerprint {before}, found {job.fingerprint}); put "
+            "them back, or start a new run"
         )
     return saved
 
 
-def _stamp(folder: Path) -> object:
-    """Differs once a run wrote to the folder."""
-    files = (folder / name for name in (MODEL_FILE, LAST_FILE, METRICS_FILE))
-    return [(stat.st_mtime_ns, stat.st_size) for f in files if f.exists() for stat in [f.stat()]]
-
-
-def _sequence_parts(
-    data: str,
-    hyper_parameters: Mapping[str, Any],
-    training: TrainingConfig,
-    test: str | None,
-    table: TableOptions | None,
-    task: Task | None,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[ModelConfig, Parts]:
+def _sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
+    data, training, task = request.data, request.training, request.task
     per_step = None if task is None else task == "tag"
     everything = load_dataset(
-        data, "train", table=table, progress=progress, per_step=per_step, tokens=training.tokens
-    )
+        data, "train", table=request.table, progress=request.progress, per_step=per_step,
+        tokens=training.tokens,
+    )  # fmt: skip
     _check_text(data, everything, training)
     config = ModelConfig(
         task=everything.task,
         input_size=len(everything.features),
         output_size=len(everything.classes or everything.targets),
         vocabulary_size=len(everything.vocabulary or ()),
-        **hyper_parameters,
+        **request.hyper_parameters,
     )
-    return config, _split(data, everything, test, training)
+    return config, _split(data, everything, request.test, training)
 
 
 def _check_text(data: str, rows: Sequences, training: TrainingConfig) -> None:
@@ -265,13 +200,12 @@ def _check_text(data: str, rows: Sequences, training: TrainingConfig) -> None:
             raise InputError(f"{name} is for features, which text has none of; set it to 0")
 
 
-def _text_parts(
-    data: str, hyper_parameters: Mapping[str, Any], training: TrainingConfig, test: str | None
-) -> tuple[ModelConfig, Parts]:
+def _text_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
+    data, training, test = request.data, request.training, request.test
     everything = read_corpus(data, training.tokens)
     size = len(everything.vocabulary)
     config = ModelConfig(
-        task=LM, input_size=1, output_size=size, vocabulary_size=size, **hyper_parameters
+        task=LM, input_size=1, output_size=size, vocabulary_size=size, **request.hyper_parameters
     )
     train, validation, rows = everything, None, torch.arange(0)
     if training.validation:
@@ -284,7 +218,7 @@ def _text_parts(
 
 
 def digest_of(data: Sequences | Windows | Stream | Corpus) -> str:
-    """The sha256 of what was learned from, 64 hexadecimal digits."""
+    """The sha256 of the data, 64 hexadecimal digits."""
     return fingerprint(data) if isinstance(data, Sequences) else data.digest()
 
 
@@ -319,7 +253,7 @@ def _split(data: str, everything: Sequences, test: str | None, training: Trainin
 def _held_out(
     data: str, everything: Sequences, training: TrainingConfig
 ) -> tuple[Sequences, Sequences, Tensor]:
-    """The training part, the validation part, and where the rows of the first stand."""
+    """The training part, the validation part, and the rows of the training part in the data."""
     generator = torch.Generator().manual_seed(training.seed)
     try:
         kept, held_out = stratified_split(everything.strata, training.validation, generator)

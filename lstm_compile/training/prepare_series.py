@@ -1,6 +1,6 @@
 """The parts of a forecasting run: windows of series, split by time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,37 +20,24 @@ from lstm_compile.data.series.windows import (
 )
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.read import locate
-from lstm_compile.training.parts import Parts, in_place_of_test
-from lstm_compile.training.settings import TrainingConfig
+from lstm_compile.training.job import JobRequest, Parts, in_place_of_test
 
-Progress = Callable[[int, int], None]
-MOST_VALIDATED = 4096  # windows a validation, at equal distances where there are more
+MOST_VALIDATED = 4096  # windows in validation, evenly spaced if there are more
 
 
-def forecast_parts(
-    data: str,
-    hyper_parameters: Mapping[str, Any],
-    training: TrainingConfig,
-    test: str | None,
-    options: TableOptions | None,
-    progress: Progress | None = None,
-) -> tuple[ModelConfig, Parts]:
-    """Read the series and cut them, by time, into what is learned, validated and tested.
+def forecast_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
+    """Read series and split them, by time, into a training, a validation and a test part.
 
-    Args:
-        data: as for `job.prepare`.
-        hyper_parameters: fields of ModelConfig but those that the data decide.
-        training: shares of the parts, stride.
-        test: a table of other series, or of later rows, that is tested as a whole.
-        options: the columns of the table.
-        progress: called with rows done and rows in all.
+    The test file, if any, holds other series or later rows, and all of it is tested.
 
     Raises:
         InputError: anything wrong with the table, or no window in a part.
     """
+    training, test, hyper_parameters = request.training, request.test, request.hyper_parameters
     horizon = hyper_parameters.get("horizon", ModelConfig.horizon)
     shares = Shares(training.validation, 0.0 if test else training.test_share, horizon)
-    table = read_series(locate(data, "train"), options, split=shares, progress=progress)
+    path = locate(request.data, "train")
+    table = read_series(path, request.table, split=shares, progress=request.progress)
     config = config_of(table.schema, hyper_parameters)
     check_lengths(table, config.horizon)
     parts = split_windows(windows_of(table, config))
@@ -62,7 +49,7 @@ def forecast_parts(
     if test:
         tested = test_windows(test, config, table.schema, table.roles.options)
     elif not len(tested):
-        tested, tested_on = in_place_of_test(data, validation), "validation"
+        tested, tested_on = in_place_of_test(request.data, validation), "validation"
     rows = torch.arange(len(train))
     return config, Parts(
         require(train, "training"), validation, tested, known, tested_on, rows, known
@@ -70,7 +57,7 @@ def forecast_parts(
 
 
 def test_windows(path: str, config: ModelConfig, schema: Schema, options: TableOptions) -> Windows:
-    """All windows of a table of its own.
+    """All windows of a test file.
 
     Raises:
         InputError: the table does not fit the model, or holds no window.
@@ -80,7 +67,7 @@ def test_windows(path: str, config: ModelConfig, schema: Schema, options: TableO
 
 
 def windows_of(table: SeriesTable, config: ModelConfig) -> Windows:
-    """Every window of series, as a model wants them."""
+    """All windows of series, as the model takes them."""
     return all_windows(table, Shape(config.context, config.horizon), config.scaling == "series")
 
 

@@ -1,8 +1,6 @@
 """The parts of a run on Parquet files that are larger than memory."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,49 +11,43 @@ from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.stream import FLOAT, open_stream
-from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import is_address, is_table
 from lstm_compile.data.tables.long import labels_of
-from lstm_compile.data.tables.survey import Progress, Survey, survey
+from lstm_compile.data.tables.survey import Survey, survey
 from lstm_compile.data.tables.table import Table, encode_labels, own_schema
 from lstm_compile.errors import InputError
-from lstm_compile.training.parts import Parts, in_place_of_test
+from lstm_compile.training.job import JobRequest, Parts, in_place_of_test
 from lstm_compile.training.settings import TrainingConfig
 
-SHARES = 4  # of the memory: two pools, what is validated, and what baselines are made from
-OF_SAMPLE = 4  # float64 features of a sample, and of them what is fitted, take as many times it
+SHARES = 4  # of the memory: two pools, the validation part, and the sample for the baselines
+OF_SAMPLE = 4  # the float64 features of the sample and their copies take 4 times its memory
 
 
-def streamed_parts(
-    data: str,
-    hyper_parameters: Mapping[str, Any],
-    training: TrainingConfig,
-    test: str | None,
-    table: TableOptions | None,
-    task: Task | None,
-    progress: Progress | None,
-) -> tuple[ModelConfig, Parts]:
-    """Two passes over the files: the first finds the sequences, the second what must be known.
+def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
+    """Go twice through the files: first find the sequences, then read what must be known of them.
 
-    Validation data, and a sample that baselines are fitted on, are drawn at random and kept in
-    memory: a quarter of `training.stream` at most, and a sixteenth.
+    Validation data, and a sample for the baselines, are drawn at random and kept in memory: at most
+    a quarter and a sixteenth of `training.stream`.
 
     Raises:
         InputError: anything wrong with the files, or settings that do not go with `stream`.
     """
-    _check(data, training, task)
-    found = survey(data, table, progress).with_means()
+    data, training, test = request.data, request.training, request.test
+    _check(data, training, request.task)
+    found = survey(data, request.table, request.progress).with_means()
     share = (training.stream << 20) // SHARES
     _check_units(found, training.stream, share)
     schema, labels = _labels(found)
     kept, held, sample = _split(data, found, labels, training, share)
-    stream, parts = open_stream(found, schema, labels, kept, share, [held, sample], progress)
+    stream, parts = open_stream(
+        found, schema, labels, kept, share, [held, sample], request.progress
+    )
     validation = parts[0] if training.validation else None
     config = ModelConfig(
         task=stream.task,
         input_size=len(schema.features),
         output_size=len(schema.classes or schema.targets),
-        **hyper_parameters,
+        **request.hyper_parameters,
     )
     if test is None:
         tested = in_place_of_test(data, validation)
@@ -103,7 +95,7 @@ def _labels(found: Survey) -> tuple[Schema, Tensor]:
 def _split(
     data: str, found: Survey, labels: Tensor, training: TrainingConfig, share: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The sequences to train on, to validate on, and of the first those for the baselines."""
+    """The training sequences, the validation sequences, and the training sample for baselines."""
     generator = torch.Generator().manual_seed(training.seed)
     sizes = torch.from_numpy(found.lengths) * len(found.roles.features) * FLOAT
     kept, held = torch.arange(len(found)), torch.arange(0)
@@ -118,7 +110,7 @@ def _split(
 
 
 def _that_fit(rows: Tensor, sizes: Tensor, share: int, generator: torch.Generator) -> Tensor:
-    """Of some rows as many, drawn at random, as a share of the memory holds; one at least."""
+    """As many of the rows, drawn at random, as a share of the memory holds; at least one."""
     drawn = rows[torch.randperm(len(rows), generator=generator)]
     count = int((sizes[drawn].cumsum(0) <= share).sum())
     return drawn[: max(1, count)].sort().values

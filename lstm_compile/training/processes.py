@@ -1,6 +1,6 @@
 """Several processes that train one model: each takes its rows of every batch, all take one step.
 
-Processes are started by `torchrun`, which tells each its place in the environment. Source:
+`torchrun` starts the processes and tells each its rank in the environment. Source:
 https://docs.pytorch.org/docs/stable/elastic/run.html
 """
 
@@ -17,12 +17,14 @@ from lstm_compile.model.model import Params
 from lstm_compile.recurrence.cell import LSTMState
 
 
-class Team(NamedTuple):
-    """The place of a process among those that train together; one alone is the first of one.
+class ProcessGroup(NamedTuple):
+    """The processes that train one model together, as one of them sees the group.
+
+    Methods that communicate raise PeerLostError if another process has ended.
 
     Attributes:
-        rank: 0, 1, ...; process 0 writes and speaks.
-        size: how many there are.
+        rank: of this process, 0, 1, ...; process 0 writes files and prints.
+        size: the number of processes.
     """
 
     rank: int = 0
@@ -30,15 +32,15 @@ class Team(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def share(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """The rows of a batch that this process takes: as many as the others, and as long.
+        """The rows of a batch for this process; all get about as many rows and steps.
 
         Args:
-            rows: int64 (batch,), the same everywhere.
-            lengths: int64, of all rows there are.
+            rows: int64 (batch,), the same in all processes.
+            lengths: int64, of all rows of the data.
 
         Returns:
             Every row once over all processes; empty where there are more processes than rows.
@@ -50,9 +52,9 @@ class Team(NamedTuple):
         return ranked[torch.minimum(turns, 2 * self.size - 1 - turns) == self.rank]
 
     def average(self, gradients: Params, loss: Tensor, weight: Tensor) -> tuple[Params, Tensor]:
-        """The means over all processes of what each found on its rows, weighted by `weight`.
+        """The means over all processes of gradients and loss, weighted by each one's `weight`.
 
-        One flat tensor goes round. A process of weight 0 adds nothing, whatever its gradients are.
+        One flat tensor is sent. A process of weight 0 adds nothing, whatever its gradients are.
         """
         if self.size == 1:
             return gradients, loss
@@ -65,63 +67,51 @@ class Team(NamedTuple):
         }
         return found, mean_loss[0]
 
-    def lanes(self, count: int) -> slice:
-        """The lanes of a text that this process takes."""
+    def every_nth(self, count: int) -> slice:
+        """The part of `count` rows or lanes for this process: one in `size`."""
         return slice(self.rank, count, self.size)
 
-    def whole_state(self, state: LSTMState, count: int) -> LSTMState:
+    def gather_states(self, state: LSTMState, count: int) -> LSTMState:
         """The states of all `count` lanes, each from the process that has it."""
         if self.size == 1:
             return state
         whole = state.h.new_zeros(2, state.h.shape[0], count, state.h.shape[2])
-        whole[:, :, self.lanes(count)] = torch.stack(state)
+        whole[:, :, self.every_nth(count)] = torch.stack(state)
         return LSTMState(*self.sum(whole))
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes, everywhere the same; `value` is changed.
-
-        Raises:
-            PeerLostError: another process has ended.
-        """
+        """The sum over all processes, the same in each; `value` is changed."""
         if self.size > 1:
-            with _peers():
+            with _peer_errors():
                 distributed.all_reduce(value)
         return value
 
-    def first(self, value: Tensor) -> Tensor:
-        """What process 0 has; `value` is changed.
-
-        Raises:
-            PeerLostError: another process has ended.
-        """
+    def broadcast(self, value: Tensor) -> Tensor:
+        """The tensor of process 0; `value` is changed."""
         if self.size > 1:
-            with _peers():
+            with _peer_errors():
                 distributed.broadcast(value, src=0)
         return value
 
-    def agree(self, value: Any) -> Any:
-        """What process 0 says.
-
-        Raises:
-            PeerLostError: another process has ended.
-        """
+    def broadcast_object(self, value: Any) -> Any:
+        """Any value of process 0."""
         if self.size == 1:
             return value
-        said = [value]
-        with _peers():
-            distributed.broadcast_object_list(said, src=0)
-        return said[0]
+        values = [value]
+        with _peer_errors():
+            distributed.broadcast_object_list(values, src=0)
+        return values[0]
 
 
-ALONE = Team()
+ALONE = ProcessGroup()
 
 
 class PeerLostError(RunError):
-    """Another process of the team has ended; its own message says why."""
+    """Another process of this training has ended; its own message says why."""
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
+def _peer_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -130,11 +120,11 @@ def _peers() -> Iterator[None]:
         ) from error
 
 
-def team() -> Team:
-    """The place of this process, as `together` has made it."""
+def current_processes() -> ProcessGroup:
+    """The group that `joined_processes` has joined; outside of it this process alone."""
     if distributed.is_available() and distributed.is_initialized():
-        return Team(distributed.get_rank(), distributed.get_world_size())
-    return Team()
+        return ProcessGroup(distributed.get_rank(), distributed.get_world_size())
+    return ALONE
 
 
 def is_restarted() -> bool:
@@ -143,14 +133,14 @@ def is_restarted() -> bool:
 
 
 @contextmanager
-def together(device: str) -> Iterator[Team]:
-    """Meet the other processes that `torchrun` has started, if it has; part at the end.
+def joined_processes(device: str) -> Iterator[ProcessGroup]:
+    """Join the other processes that `torchrun` has started, if any; leave them at the end.
 
     Args:
         device: `--device`; on CUDA each process of a machine takes a device of its own.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
-        yield Team()
+        yield ALONE
         return
     from torch.distributed.rendezvous import rendezvous  # not where torch lacks distributed
 
@@ -159,8 +149,8 @@ def together(device: str) -> Iterator[Team]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store, rank, size = next(rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
-        # torchrun has one store for all its attempts, and the addresses of the processes that
-        # failed lie in it still. Source: https://github.com/pytorch/pytorch/issues/135712
+        # torchrun has one store for all its attempts, which still holds the addresses of the
+        # processes that failed. Source: https://github.com/pytorch/pytorch/issues/135712
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = distributed.PrefixStore(  # type: ignore[attr-defined]
             f"attempt {attempt}", store
@@ -168,6 +158,6 @@ def together(device: str) -> Iterator[Team]:
     backend = "nccl" if is_cuda else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:
-        yield team()
+        yield current_processes()
     finally:
         distributed.destroy_process_group()

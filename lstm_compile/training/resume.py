@@ -1,4 +1,4 @@
-"""`last.safetensors`: all that a run goes on from, in one file that holds no code."""
+"""`last.safetensors`: the whole state that a run resumes from, in one file without code."""
 
 import hashlib
 import json
@@ -22,90 +22,96 @@ from lstm_compile.training.step import AdamState
 
 FORMAT = "lstm_compile_state"
 FORMAT_VERSION = "1"
-SETTLED = {"backend": "auto", "threads": 0}  # what leaves to a run what it takes, once
-MEND = "it cannot be resumed from; start a new run, from weights that are left with --init"
+CHOSEN_BY_RUN = {"backend": "auto", "threads": 0}  # these values leave the choice to the run
+REMEDY = "it cannot be resumed from; start a new run, from weights that are left with --init"
 
 
-class Saved(NamedTuple):
-    """What one file holds."""
+class SavedRun(NamedTuple):
+    """The content of one file."""
 
     progress: Progress  # on the CPU
-    about: dict[str, Any]  # what the run is, that goes on from it
+    run_info: dict[str, Any]  # what the run was, see `run_files.run_info`
 
 
-class Keeper:
-    """Holds the progress of a run, and writes it down when that is due."""
+class ProgressSaver:
+    """Holds the latest progress of a run, and saves it as often as `save_every` says.
+
+    Args:
+        write: writes one progress to its file.
+        every: `save_every` of TrainingConfig.
+        last: the progress that a resumed run begins with, which is saved already.
+    """
 
     def __init__(self, write: Callable[[Progress], None], every: str, last: Progress | None):
         self.interval = parse_interval(every)
-        self.progress = self._is_written = last
+        self.progress = self._saved = last
         self._write = write
-        self._written = 0.0 if last is None else self._now(last)
+        self._saved_at = 0.0 if last is None else self._time_of(last)
 
-    def see(self, progress: Progress) -> None:
-        """Take what a step or an epoch gave."""
+    def update(self, progress: Progress) -> None:
+        """Take the progress after a step or an epoch, and save it if that is due."""
         self.progress = progress
-        if self._now(progress) - self._written >= self.interval.amount:
-            self.write()
+        if self._time_of(progress) - self._saved_at >= self.interval.amount:
+            self.save()
 
-    def write(self) -> None:
-        """Write down the last progress that was seen, if that was not done; Ctrl-C waits for it."""
+    def save(self) -> None:
+        """Save the latest progress unless that was done; Ctrl-C waits for the end of it."""
         progress = self.progress
-        if progress is None or progress is self._is_written:
+        if progress is None or progress is self._saved:
             return
         try:
             self._write(progress)
         except KeyboardInterrupt:
             self._write(progress)
             raise
-        self._is_written, self._written = progress, self._now(progress)
+        self._saved, self._saved_at = progress, self._time_of(progress)
 
-    def _now(self, progress: Progress) -> float:
-        if self.interval.unit == "steps":  # those of a refit are counted on
-            return progress.state.optimizer.step + (1 << 40) * (progress.again is not None)
+    def _time_of(self, progress: Progress) -> float:
+        if self.interval.unit == "steps":  # those of a refit come after those of the fit
+            return progress.state.optimizer.step + (1 << 40) * (progress.refit_epochs is not None)
         if self.interval.unit == "epochs":
-            return float(len(progress.epochs) + len(progress.again or ()))
+            return float(len(progress.epochs) + len(progress.refit_epochs or ()))
         return progress.seconds / 60
 
 
-def save_progress(path: Path, progress: Progress, about: Mapping[str, Any]) -> None:
+def save_progress(path: Path, progress: Progress, run_info: Mapping[str, Any]) -> None:
     """Write one file, whole or not at all.
 
     Args:
         path: the file.
         progress: on any device.
-        about: what the run is, anything JSON can hold; given back as it is.
+        run_info: values that JSON can hold; `load_progress` gives them back.
 
     Raises:
         InputError: the file cannot be written.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(progress)}
-    texts = {"about": json.dumps(dict(about)), "progress": json.dumps(_numbers(progress))}
+    texts = {"about": json.dumps(dict(run_info)), "progress": json.dumps(_numbers(progress))}
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         **texts,
         "sha256": _digest(tensors, texts),
     }
-    # the weights may be the best, and safetensors refuses memory that two names share
+    # the last weights may be the best ones, and safetensors refuses memory with two names
     own = {name: value.clone() for name, value in tensors.items()}
     write_atomically(path, save(own, metadata))
 
 
-def load_progress(path: Path, config: ModelConfig, training: TrainingConfig) -> Saved:
-    """Read what `save_progress` wrote for a run of these settings.
+def load_progress(path: Path, config: ModelConfig, training: TrainingConfig) -> SavedRun:
+    """Read what `save_progress` wrote, for a run with these settings.
 
     Raises:
-        InputError: not a file of this kind, damaged, or of other settings; says what is wrong.
+        InputError: another kind of file, a damaged one, or one with other settings.
     """
-    with open_archive(path, "pt", MEND) as archive:
+    with open_archive(path, "pt", REMEDY) as archive:
         try:
             return _read(archive, config, training)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
 
-def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> Saved:
+def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> SavedRun:
     metadata = archive.metadata() or {}
     found = metadata.get("format"), metadata.get("format_version")
     if found != (FORMAT, FORMAT_VERSION):
@@ -115,36 +121,37 @@ def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> Saved:
         )
     try:
         texts = {name: metadata[name] for name in ("about", "progress")}
-        # cloned: where in memory operands begin can decide how products are rounded
+        # cloned: the address of operands can change how products are rounded
         tensors = {name: archive.get_tensor(name).clone() for name in archive.keys()}  # noqa: SIM118
         if metadata["sha256"] != _digest(tensors, texts):
-            raise InputError(f"damaged: its sha256 is not the one it was written with; {MEND}")
-        about, numbers = (from_json(text, name) for name, text in texts.items())
-        _check_settings(about, config, training)
+            raise InputError(f"damaged: its sha256 is not the one it was written with; {REMEDY}")
+        run_info, numbers = (from_json(text, name) for name, text in texts.items())
+        _check_settings(run_info, config, training)
         _check_shapes(tensors, config, training)
-        return Saved(_progress(tensors, numbers), about)
+        return SavedRun(_progress(tensors, numbers), run_info)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"damaged: {type(error).__name__} {error}; {MEND}") from error
+        raise InputError(f"damaged: {type(error).__name__} {error}; {REMEDY}") from error
 
 
 def _check_settings(
-    about: Mapping[str, Any], config: ModelConfig, training: TrainingConfig
+    run_info: Mapping[str, Any], config: ModelConfig, training: TrainingConfig
 ) -> None:
-    """The settings must be those it was written with, or what follows is another training."""
+    """Refuse settings that differ from those of the file: they would make another training."""
     now = settings_of(config, training)
     for title, values in now.items():
         for name, value in values.items():
-            if about[title].get(name) != value and SETTLED.get(name) != value:
+            before = run_info[title].get(name)
+            if before != value and CHOSEN_BY_RUN.get(name) != value:
                 raise InputError(
-                    f"written with {name} {about[title].get(name)!r}, config.toml and the data say "
-                    f"{value!r}; put it back, or start a new run"
+                    f"written with {name} {before!r}, config.toml and the data say {value!r}; "
+                    "put it back, or start a new run"
                 )
 
 
 def settings_of(config: ModelConfig, training: TrainingConfig) -> dict[str, dict[str, Any]]:
-    """`config` and `training` as JSON gives them back."""
+    """`config` and `training` as they are after a way through JSON."""
     both = {"config": config.to_dict(), "training": vars(training)}
     found: dict[str, dict[str, Any]] = json.loads(json.dumps(both))
     return found
@@ -154,7 +161,8 @@ def _check_shapes(tensors: Params, config: ModelConfig, training: TrainingConfig
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     wrong = [n for n, shape in _expected(config, training).items() if found.get(n) != shape]
     if wrong:
-        raise InputError(f"damaged: {', '.join(wrong[:4])} missing or of another shape; {MEND}")
+        names = ", ".join(wrong[:4])
+        raise InputError(f"damaged: {names} missing or of another shape; {REMEDY}")
 
 
 def _expected(config: ModelConfig, training: TrainingConfig) -> dict[str, tuple[int, ...]]:
@@ -187,15 +195,15 @@ def _tensors(progress: Progress) -> list[tuple[str, Tensor]]:
 
 
 def _numbers(progress: Progress) -> dict[str, Any]:
-    state, again = progress.state, progress.again
+    state, refit = progress.state, progress.refit_epochs
     return {
-        "names": list(state.params),  # norms are summed in their order
+        "names": list(state.params),  # their order is that in which norms are summed
         "epoch": state.epoch,
         "position": state.position,
         "step": state.optimizer.step,
         "seconds": progress.seconds,
         "epochs": [epoch._asdict() for epoch in progress.epochs],
-        "again": None if again is None else [epoch._asdict() for epoch in again],
+        "again": None if refit is None else [epoch._asdict() for epoch in refit],
     }
 
 
@@ -218,12 +226,12 @@ def _progress(tensors: Params, numbers: Mapping[str, Any]) -> Progress:
         tensors["sums"],
         tensors["skipped"],
     )
-    again = numbers["again"]
+    refit = numbers["again"]
     return Progress(
         state,
         group("best"),
         tuple(Epoch(**epoch) for epoch in numbers["epochs"]),
-        None if again is None else tuple(Epoch(**epoch) for epoch in again),
+        None if refit is None else tuple(Epoch(**epoch) for epoch in refit),
         float(numbers["seconds"]),
     )
 

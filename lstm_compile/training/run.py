@@ -1,13 +1,10 @@
-"""A training run: from a prepared job to a run folder with model, config, metrics, baselines."""
+"""A training run: from a prepared job to a folder with model, settings, figures and report."""
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar, overload
+from collections.abc import Callable
+from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,63 +20,35 @@ from lstm_compile.evaluation.evaluate import Evaluation, evaluate
 from lstm_compile.evaluation.forecast_baselines import fit_forecast_baselines
 from lstm_compile.evaluation.perplexity import score_text, window_of
 from lstm_compile.evaluation.text_baselines import evaluate_text, fit_text_baselines
-from lstm_compile.files import remove_unfinished, write_atomically
-from lstm_compile.model.checkpoint import Model, save_model, to_device
+from lstm_compile.files import write_atomically
+from lstm_compile.model.checkpoint import save_model, to_device
 from lstm_compile.model.model import Params
-from lstm_compile.model.run_folder import (
-    BASELINES_FILE,
-    CONFIG_FILE,
-    LAST_FILE,
-    METRICS_FILE,
-    MODEL_FILE,
-    REPORT_FILE,
-)
+from lstm_compile.model.run_folder import BASELINES_FILE, LAST_FILE, MODEL_FILE
 from lstm_compile.recurrence.cache import compile_seconds
 from lstm_compile.tasks.series_scaler import target_deviation
-from lstm_compile.training.backend import settle_backend
+from lstm_compile.training.backend import settle
 from lstm_compile.training.batches import within_reach
-from lstm_compile.training.locking import locked
-from lstm_compile.training.loop import Epoch, Fit, fit, predict_all, refit, threads_of
-from lstm_compile.training.prepare import Job, Parts
-from lstm_compile.training.processes import PeerLostError, team
+from lstm_compile.training.job import Job, Outcome, Parts
+from lstm_compile.training.loop import OnProgress, fit, predict_all, refit
+from lstm_compile.training.processes import PeerLostError, current_processes
 from lstm_compile.training.report import write_report
-from lstm_compile.training.resume import Keeper, save_progress
+from lstm_compile.training.resume import ProgressSaver, save_progress
 from lstm_compile.training.run_files import (
-    about_run,
-    catch_up,
     loss_of,
     model_of,
+    note_changes,
+    own_folder,
     provenance_of,
+    restore_files,
+    run_info,
     save_best,
-    tell_changes,
     write_metrics,
     write_settings,
 )
-from lstm_compile.training.state import on_device
+from lstm_compile.training.state import Epoch, Fit, Progress, move_progress
 from lstm_compile.training.warm_start import initial_params
 
-FILES = (  # that a run writes
-    MODEL_FILE,
-    LAST_FILE,
-    CONFIG_FILE,
-    METRICS_FILE,
-    BASELINES_FILE,
-    REPORT_FILE,
-)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished run left behind."""
-
-    model: Model
-    fit: Fit
-    evaluation: Evaluation
-    tested_on: str
-    seconds: float
-    compile_seconds: float  # of `seconds`
-    backend: str = ""  # which one computed the recurrence, and why
-    refitted: bool = False  # whether the model learned from the validation data as well
+OnEpoch = Callable[[Epoch, Params], None]
 
 
 def run(
@@ -89,12 +58,12 @@ def run(
 ) -> Outcome:
     """Train, keep the best weights and the last state in the run folder, evaluate.
 
-    A job that was saved goes on where it was. KeyboardInterrupt saves the state and ends the run
-    cleanly, with the best weights; before the first epoch had ended it is passed on.
+    A saved job is continued. KeyboardInterrupt saves the state and ends the run cleanly,
+    with the best weights; before the end of the first epoch it is passed on.
 
     Args:
         job: what `prepare` gave.
-        on_epoch: called after each epoch, its files written.
+        on_epoch: called after each epoch, once its files are written.
         note: called with lines that a person should see.
 
     Raises:
@@ -102,105 +71,62 @@ def run(
         RunError: the loss was not finite, or memory did not suffice; the best weights so far and
             the last state stay in the folder.
     """
-    with _folder_of(job):
+    with own_folder(job):
         start = time.perf_counter() - (job.saved.progress.seconds if job.saved else 0.0)
         compiled = compile_seconds()
         job, backend = _settled(job)
-        team().agree(job.training)
+        current_processes().broadcast_object(job.training)
         fitted, final = _train(job, backend, on_epoch, note)
-        is_refitted = final is not fitted.params
         baselines = _baselines(job.parts)
         write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
-        # without a test part the figures are of validation data, which refitted weights have seen
+        # without a test part, the figures are of validation data, which refitted weights have seen
         shown = final if job.parts.tested_on == "test" else fitted.params
         with cpu_threads(job.training.threads):
             evaluation = _evaluation(job, shown, baselines)
         times = time.perf_counter() - start, compile_seconds() - compiled
-        model = model_of(
-            job, final, provenance_of(fitted, evaluation, job, times, is_refitted, backend)
-        )
-        about = job.parts.tested_on, *times, backend, is_refitted
-        outcome = Outcome(model, fitted, evaluation, *about)
+        ending = backend, final is not fitted.params
+        model = model_of(job, final, provenance_of(job, fitted, evaluation, times, *ending))
+        outcome = Outcome(model, fitted, evaluation, job.parts.tested_on, *times, *ending)
         write_report(job, outcome, note)
-        save_model(job.folder / MODEL_FILE, *model)  # says that the run is finished: the last
+        save_model(job.folder / MODEL_FILE, *model)  # last, as it says that the run is finished
     return outcome
 
 
 def help_run(job: Job) -> None:
-    """Train beside the first process of a team, which does all the rest.
+    """Train beside the first process, which does everything else.
 
     Raises:
         RunError: as for `run`, or the first process has ended.
     """
-    job = job._replace(training=team().agree(None))
+    job = job._replace(training=current_processes().broadcast_object(None))
     _train(job, "", lambda epoch: None, lambda text: None)
 
 
-@contextmanager
-def _folder_of(job: Job) -> Iterator[None]:
-    """The folder locked, with the settings in it; left empty where the run failed at once.
-
-    Raises:
-        InputError: another process writes there, or wrote there since the job was prepared.
-    """
-    with locked(job.folder):
-        if job.is_stale():
-            raise InputError(f"{job.folder}: another run wrote there meanwhile; try again")
-        remove_unfinished(job.folder, *FILES)
-        write_settings(job)
-        try:
-            yield
-        except Exception:
-            if not any((job.folder / name).exists() for name in (MODEL_FILE, LAST_FILE)):
-                (job.folder / CONFIG_FILE).unlink(missing_ok=True)
-            raise
-
-
-def fit_job(job: Job, after_epoch: Callable[[Epoch, Params], None]) -> Fit:
+def fit_job(job: Job, after_epoch: OnEpoch) -> Fit:
     """Train, and write nothing.
 
     Raises:
         InputError: there is no validation part to judge by.
         RunError: the loss was not finite.
-        KeyboardInterrupt: Ctrl-C before the first epoch had ended; later `stopped` says so.
+        KeyboardInterrupt: Ctrl-C before the end of the first epoch; later `stopped` says so.
     """
-    job, _ = _with_backend(job)
-    where, parts = find_device(job.training.device), job.parts
-    if parts.validation is None:
+    training, _ = settle(job.config, job.training, job.parts.train)
+    job = job._replace(training=training)
+    if job.parts.validation is None:
         raise InputError("validation must be above 0: without it nothing tells what is best")
-    fitted = fit(
-        _start(job, parts.train),
-        job.config,
-        job.training,
-        _near(parts.train, where),
-        _near(parts.validation, where),
-        after_epoch,
-        parts.train_rows,
-        note=lambda line: None,
-    )
+    fitted = _fit(job, _start(job, job.parts.train), after_epoch)
     _require_an_epoch(fitted)
     return fitted
 
 
 def _settled(job: Job) -> tuple[Job, str]:
-    """The job with the threads and the backend it keeps from here on, and why that backend."""
+    """The job with its final number of threads and backend, and why it has that backend."""
     if job.saved:
-        return job, str(job.saved.about["backend"])
-    job, why = _with_backend(job)
+        return job, str(job.saved.run_info["backend"])
+    training, why = settle(job.config, job.training, job.parts.train)
+    job = job._replace(training=training)
     write_settings(job)
-    return job, f"{job.training.backend}, {why}"
-
-
-def _with_backend(job: Job) -> tuple[Job, str]:
-    threads = threads_of(job.config, job.training)
-    training, why, train = replace(job.training, threads=threads), "as asked for", job.parts.train
-    if training.backend == "auto" and isinstance(train, Corpus):
-        training, why = replace(training, backend="vendor"), "as rows of text are equally long"
-    elif not isinstance(train, Corpus):
-        with cpu_threads(threads):
-            device = find_device(training.device)
-            training, why = settle_backend(job.config, training, train, device)
-    return job._replace(training=training), why
+    return job, f"{training.backend}, {why}"
 
 
 def _baselines(parts: Parts) -> dict[str, Baseline]:
@@ -238,117 +164,80 @@ def _train(
     on_epoch: Callable[[Epoch], None],
     note: Callable[[str], None],
 ) -> tuple[Fit, Params]:
-    """The fit, and the weights to keep: its best, or those of the refit after it."""
-    keeper = _keeper(job, about_run(job, backend), note)
-
-    def record(epoch: Epoch) -> None:
-        if team().is_first and keeper.progress:
-            write_metrics(job, keeper.progress)
-        on_epoch(epoch)
+    """The fit, and the weights to keep: its best ones, or those of the refit after it."""
+    saver, is_first = _saver(job, backend, note), current_processes().is_first
 
     def after_epoch(epoch: Epoch, params: Params) -> None:
-        if epoch.best and team().is_first:
+        if epoch.best and is_first:
             save_best(job, params, epoch)
-        record(epoch)
+        if saver.progress and is_first:
+            write_metrics(job, saver.progress)
+        on_epoch(epoch)
 
-    # before the threads are cut: the rounding of orthogonal weights depends on their number
+    # before the number of threads is set: it changes the rounding of orthogonal weights
     start, restart = (_start(job, data) for data in (job.parts.train, job.parts.everything))
-    with _saved_if_peers_are_lost(keeper):
-        fitted = _fit(job, start, after_epoch, keeper, note)
-        if not job.training.refit or fitted.stopped == "interrupt":
-            return fitted, fitted.params
-        try:
-            return fitted, _refit(job, restart, fitted, record, keeper, note)
-        except KeyboardInterrupt:
-            return fitted._replace(stopped="interrupt"), fitted.params
-        finally:
-            keeper.write()
-
-
-@contextmanager
-def _saved_if_peers_are_lost(keeper: Keeper) -> Iterator[None]:
     try:
-        yield
+        fitted = _fit(job, start, after_epoch, saver.progress, saver.update, note)
     except PeerLostError:
-        keeper.write()
+        saver.save()
         raise
+    saver.save()
+    _require_an_epoch(fitted)
+    if not job.training.refit or fitted.stopped == "interrupt":
+        return fitted, fitted.params
+    everything = _near(job.parts.everything, job)
+    try:
+        return fitted, refit(
+            restart, job.config, job.training, everything, fitted, after_epoch,
+            on_progress=saver.update, note=note,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        return fitted._replace(stopped="interrupt"), fitted.params
+    finally:
+        saver.save()
 
 
-def _keeper(job: Job, about: dict[str, Any], note: Callable[[str], None]) -> Keeper:
-    """What holds the progress of the run, and all its files where that was saved."""
-    every, last = job.training.save_every, None
+def _saver(job: Job, backend: str, note: Callable[[str], None]) -> ProgressSaver:
+    """Holds the progress of the run; a resumed run's other files are brought to that progress."""
+    every, last, info = job.training.save_every, None, run_info(job, backend)
     if job.saved is not None:
-        last = on_device(job.saved.progress, find_device(job.training.device))
-    if not team().is_first:
-        return Keeper(lambda progress: None, every, last)
+        last = move_progress(job.saved.progress, find_device(job.training.device))
+    if not current_processes().is_first:
+        return ProgressSaver(lambda progress: None, every, last)
     if job.saved is not None and last is not None:
-        tell_changes(job.saved.about, about, note)
-        catch_up(job, last)
+        note_changes(job.saved.run_info, info, note)
+        restore_files(job, last)
     path = job.folder / LAST_FILE
-    return Keeper(lambda progress: save_progress(path, progress, about), every, last)
+    return ProgressSaver(lambda progress: save_progress(path, progress, info), every, last)
 
 
 def _start(job: Job, data: Examples | Stream | Corpus) -> Params:
     params = initial_params(job.config, job.training.seed, data, job.warm)
     moved = to_device(params, find_device(job.training.device))
-    return {name: team().first(value) for name, value in moved.items()}
+    return {name: current_processes().broadcast(value) for name, value in moved.items()}
 
 
 def _fit(
     job: Job,
     start: Params,
-    after_epoch: Callable[[Epoch, Params], None],
-    keeper: Keeper,
-    note: Callable[[str], None],
+    after_epoch: OnEpoch,
+    resume: Progress | None = None,
+    on_progress: OnProgress = lambda progress: None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Fit:
-    where, parts = find_device(job.training.device), job.parts
-    fitted = fit(
-        start,
-        job.config,
-        job.training,
-        _near(parts.train, where),
-        None if parts.validation is None else _near(parts.validation, where),
-        after_epoch,
-        parts.train_rows,
-        resume=keeper.progress,
-        on_progress=keeper.see,
-        note=note,
-    )
-    keeper.write()
-    _require_an_epoch(fitted)
-    return fitted
+    train, validation = job.parts.train, job.parts.validation
+    return fit(
+        start, job.config, job.training, _near(train, job),
+        None if validation is None else _near(validation, job),
+        after_epoch, job.parts.train_rows, resume=resume, on_progress=on_progress, note=note,
+    )  # fmt: skip
 
 
-Kept = TypeVar("Kept", Corpus, Stream)
-
-
-@overload
-def _near(data: Kept, device: torch.device) -> Kept: ...
-@overload
-def _near(data: Examples, device: torch.device) -> Examples: ...
-def _near(data: Any, device: torch.device) -> Any:
-    """Where batches are cut: what is not in memory stays in its files."""
-    return data if isinstance(data, Corpus | Stream) else within_reach(data, device)
-
-
-def _refit(
-    job: Job,
-    start: Params,
-    fitted: Fit,
-    on_epoch: Callable[[Epoch], None],
-    keeper: Keeper,
-    note: Callable[[str], None],
-) -> Params:
-    return refit(
-        start,
-        job.config,
-        job.training,
-        _near(job.parts.everything, find_device(job.training.device)),
-        fitted,
-        on_epoch,
-        on_progress=keeper.see,
-        note=note,
-    )
+def _near(data: Any, job: Job) -> Any:
+    """The data where batches are cut from them: on the device, on the CPU, or in their files."""
+    if isinstance(data, Corpus | Stream):
+        return data
+    return within_reach(data, find_device(job.training.device))
 
 
 def _require_an_epoch(fitted: Fit) -> None:

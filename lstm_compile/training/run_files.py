@@ -1,26 +1,101 @@
-"""What a run writes into its folder: settings, figures, the best weights, how they came about."""
+"""The files of a run folder: lock, settings, figures, and the model with its provenance."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from os import getpid
+from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from lstm_compile.config import LM
 from lstm_compile.data.series.windows import Windows
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.evaluate import Evaluation
-from lstm_compile.files import to_json, write_atomically
+from lstm_compile.files import remove_unfinished, to_json, write_atomically
 from lstm_compile.model.checkpoint import Model, load_model, save_model
 from lstm_compile.model.model import Params
-from lstm_compile.model.run_folder import CONFIG_FILE, METRICS_FILE, MODEL_FILE
+from lstm_compile.model.run_folder import (
+    BASELINES_FILE,
+    CONFIG_FILE,
+    LAST_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    REPORT_FILE,
+)
 from lstm_compile.tasks.scoring import loss_name
 from lstm_compile.tasks.series_scaler import target_deviation, target_mean
 from lstm_compile.training.config_file import table_of, to_toml
-from lstm_compile.training.loop import Epoch, Fit, threads_of
-from lstm_compile.training.prepare import Job
+from lstm_compile.training.job import Job
+from lstm_compile.training.loop import threads_of
 from lstm_compile.training.resume import settings_of
-from lstm_compile.training.state import Progress
+from lstm_compile.training.state import Epoch, Fit, Progress
+
+LOCK_FILE = "run.lock"
+FILES = (MODEL_FILE, LAST_FILE, CONFIG_FILE, METRICS_FILE, BASELINES_FILE, REPORT_FILE)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep every other process that asks for the same folder out.
+
+    The system releases the lock when its process ends, however it ends: a file that is left over
+    locks nothing.
+
+    Raises:
+        InputError: another process has the lock, or the file cannot be made.
+    """
+    path = folder / LOCK_FILE
+    lock, owner = FileLock(path), _owner_of(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(
+            f"{folder}: another run writes there (process {owner}); wait for its end, stop it, or "
+            "name another --output"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be locked ({error.strerror}); check the folder and its rights"
+        ) from error
+    try:
+        with suppress(OSError):  # on Windows, a locked file cannot be written
+            path.write_text(f"{getpid()}\n")
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # before the release: no other process owns it yet
+        lock.release()
+
+
+def _owner_of(path: Path) -> str:
+    """The number of the process that has a lock, as far as its file says so."""
+    try:
+        return path.read_text(errors="replace")[:32].strip() or "unknown"
+    except OSError:
+        return "unknown"
+
+
+@contextmanager
+def own_folder(job: Job) -> Iterator[None]:
+    """Lock the run folder and write the settings into it; leave it empty if the run fails at once.
+
+    Raises:
+        InputError: another process writes there, or has written since the job was prepared.
+    """
+    with locked(job.folder):
+        if job.is_stale():
+            raise InputError(f"{job.folder}: another run wrote there meanwhile; try again")
+        remove_unfinished(job.folder, *FILES)
+        write_settings(job)
+        try:
+            yield
+        except Exception:
+            if not any((job.folder / name).exists() for name in (MODEL_FILE, LAST_FILE)):
+                (job.folder / CONFIG_FILE).unlink(missing_ok=True)
+            raise
 
 
 def write_settings(job: Job) -> None:
@@ -28,8 +103,8 @@ def write_settings(job: Job) -> None:
     write_atomically(job.folder / CONFIG_FILE, to_toml(job).encode())
 
 
-def about_run(job: Job, backend: str) -> dict[str, Any]:
-    """What a run must be that goes on from this one's state."""
+def run_info(job: Job, backend: str) -> dict[str, Any]:
+    """What a run must have in common with the saved state that it resumes from."""
     return {
         "data_fingerprint": job.fingerprint,
         "backend": backend,
@@ -39,8 +114,8 @@ def about_run(job: Job, backend: str) -> dict[str, Any]:
     }
 
 
-def tell_changes(before: dict[str, Any], now: dict[str, Any], note: Callable[[str], None]) -> None:
-    """Note what is no longer as it was when the state was saved, and moves what follows."""
+def note_changes(before: dict[str, Any], now: dict[str, Any], note: Callable[[str], None]) -> None:
+    """Note differences to the saved run that do not stop it but change its results."""
     for name in ("versions", "threads"):
         if before.get(name) != now[name]:
             note(
@@ -49,8 +124,8 @@ def tell_changes(before: dict[str, Any], now: dict[str, Any], note: Callable[[st
             )
 
 
-def catch_up(job: Job, last: Progress) -> None:
-    """Bring the other files to where `last` is: they may be older, newer, or gone."""
+def restore_files(job: Job, last: Progress) -> None:
+    """Bring the other files to the saved progress: they may be older, newer, or missing."""
     write_metrics(job, last)
     best = last.best_epoch
     if best is None:
@@ -70,15 +145,15 @@ def save_best(job: Job, params: Params, epoch: Epoch) -> None:
 
 
 def write_metrics(job: Job, progress: Progress) -> None:
-    """Write `metrics.jsonl`, a line an epoch, those of a refit last."""
+    """Write `metrics.jsonl`, one line for each epoch, those of a refit last."""
     lines = [epoch._asdict() for epoch in progress.epochs]
-    lines += [{**epoch._asdict(), "refit": True} for epoch in progress.again or ()]
+    lines += [{**epoch._asdict(), "refit": True} for epoch in progress.refit_epochs or ()]
     text = "".join(to_json(line) + "\n" for line in lines)
     write_atomically(job.folder / METRICS_FILE, text.encode())
 
 
 def model_of(job: Job, params: Params, training: dict[str, Any]) -> Model:
-    """What the model file holds; `training` is added to what is known of the run."""
+    """The content of the model file; `training` is added to what is known of the run."""
     provenance = {
         "data": job.data,
         "data_fingerprint": job.fingerprint,
@@ -93,19 +168,19 @@ def model_of(job: Job, params: Params, training: dict[str, Any]) -> Model:
 
 
 def provenance_of(
+    job: Job,
     fitted: Fit,
     evaluation: Evaluation,
-    job: Job,
     times: tuple[float, float],
-    is_refitted: bool,
     backend: str,
+    is_refitted: bool,
 ) -> dict[str, Any]:
     """How the weights came about and what they are worth, for the model file."""
     best = fitted.best
     extra: dict[str, Any] = {}
     if job.warm:
         extra["init"] = {"source": job.warm.source, "fresh": job.warm.fresh}
-    if is_refitted:  # the figures of a run without a test part are from before it
+    if is_refitted:  # without a test part, the figures are of the weights before the refit
         extra["refit"] = {"sequences": len(job.parts.everything), "epochs": best and best.epoch}
     return {
         **extra,
@@ -121,17 +196,17 @@ def provenance_of(
 
 
 def versions() -> dict[str, str]:
-    """What the figures of a run depend on."""
+    """The versions that the figures of a run depend on."""
     return {"python": platform.python_version(), "torch": torch.__version__}
 
 
 def loss_of(job: Job) -> str:
-    """The name of what is minimised."""
+    """The name of the loss that is minimised."""
     return loss_name(job.config.task, job.training.loss, job.config.quantiles)
 
 
 def _of_forecast(job: Job) -> dict[str, Any]:
-    """What evaluating a forecasting model takes besides the model."""
+    """What the evaluation of a forecasting model needs besides the model."""
     parts = job.parts
     if not isinstance(parts.test, Windows) or not isinstance(parts.train, Windows):
         return {}

@@ -15,10 +15,10 @@ from lstm_compile.config import (
 )
 from lstm_compile.errors import InputError
 
-LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
-LARGEST_SEED = (1 << 63) - 1  # of TOML's whole numbers
+LARGEST = 3.4e38  # of float32; infinity would not train, and config.toml cannot hold it
+LARGEST_SEED = (1 << 63) - 1  # the largest whole number of TOML
 UNITS = ("steps", "epochs", "minutes")
-LARGEST_DECAY = 0.99999  # of an average; 1 would never leave the first weights
+LARGEST_DECAY = 0.99999  # of the moving average; 1 would keep the first weights for ever
 
 
 class Interval(NamedTuple):
@@ -32,7 +32,7 @@ def parse_interval(text: str) -> Interval:
     """Read `100 steps`, `1 epoch` or `2.5 minutes`.
 
     Raises:
-        InputError: something else, or not above 0.
+        InputError: another text, or a number that is not above 0.
     """
     number, _, unit = text.strip().partition(" ")
     unit = unit.strip().removesuffix("s") + "s"
@@ -47,98 +47,90 @@ def parse_interval(text: str) -> Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Everything about a training run that is not the model; each field is a flag of `train`.
+    """All settings of a training run but those of the model; each field is a flag of `train`.
 
     Raises:
         InputError: a value is of the wrong type or out of range.
     """
 
-    epochs: int = option(30, "Most passes over the training part.", 1)
-    batch_size: int = option(32, "Sequences a batch.", 1)
+    epochs: int = option(30, "Largest number of epochs.", 1)
+    batch_size: int = option(32, "Sequences in a batch.", 1)
     epoch_size: int = option(
-        0, "Sequences an epoch, drawn anew for each; 0: all.", 0, only=WITH_FEATURES
+        0, "Sequences in an epoch, drawn at random for each; 0: all.", 0, only=WITH_FEATURES
     )
     accumulate: int = option(
-        1, "Batches whose gradients are averaged for one step.", 1, only=WITH_FEATURES
+        1, "Batches in one step, whose gradients are averaged.", 1, only=WITH_FEATURES
     )
     learning_rate: float = option(3e-3, "Peak learning rate.", 0.0, LARGEST)
-    optimizer: Literal["adamw", "adam"] = option("adamw", "How gradients become steps.")
+    optimizer: Literal["adamw", "adam"] = option("adamw", "The optimizer.")
     weight_decay: float = option(
-        0.01, "Decoupled for adamw, L2 for adam; weights only.", 0.0, LARGEST
+        0.01, "Weight decay: decoupled for adamw, L2 for adam; not of biases.", 0.0, LARGEST
     )
     schedule: Literal["cosine", "constant", "plateau"] = option(
-        "cosine", "Learning rate after the warm-up; plateau: halved as validation stalls."
+        "cosine", "Learning rate after the warm-up; plateau: halved when validation stalls."
     )
-    warmup: float = option(0.05, "Share of all steps with a linearly rising rate.", 0.0, 1.0)
+    warmup: float = option(
+        0.05, "Share of all steps in which the learning rate rises linearly.", 0.0, 1.0
+    )
     loss: Literal["auto", "cross-entropy", "mse", "mae", "huber", "pinball"] = option(
-        "auto",
-        "What is minimised; auto: cross-entropy for classes, pinball for quantiles, else mse.",
+        "auto", "The loss; auto: cross-entropy for classes, pinball for quantiles, else mse."
     )
-    label_smoothing: float = option(0.1, "Share of each class label spread over all.", 0.0, 1.0)
+    label_smoothing: float = option(
+        0.1, "Share of each class label that is spread over all classes.", 0.0, 1.0
+    )
     class_weight: Literal["none", "balanced"] = option(
-        "none", "Weight of each class in the loss; balanced: rare classes count as much."
+        "none", "Weights of classes in the loss; balanced: each class counts as much as the others."
     )
     clip_norm: float = option(
-        1.0, "Largest norm of all gradients together; 0 clips nothing.", 0.0, LARGEST
+        1.0, "Largest norm of all gradients together; 0: no limit.", 0.0, LARGEST
     )
     ema: float = option(
-        0.0, "Decay of the average of all steps' weights that is kept; 0: none.", 0.0, LARGEST_DECAY
+        0.0, "Decay of the moving average of weights that is kept; 0: none.", 0.0, LARGEST_DECAY
     )
     noise: float = option(
-        0.0,
-        "Gaussian noise on training features, in units of their scale.",
-        0.0,
-        LARGEST,
-        only=WHOLE,
+        0.0, "Noise on training features, in units of their scale.", 0.0, LARGEST, only=WHOLE
     )
     time_crop: float = option(
-        0.0,
-        "Largest share of a training sequence's steps cut away at random.",
-        0.0,
-        1.0,
-        only=WHOLE,
+        0.0, "Largest share of a training sequence's steps cut at random.", 0.0, 1.0, only=WHOLE
     )
     feature_dropout: float = option(
         0.0, "Probability that a training sequence loses a whole feature.", 0.0, 1.0, only=WHOLE
     )
-    init: str = option("", "Run folder or model file to start from instead of random weights.")
+    init: str = option("", "Run folder or model file whose weights training starts from.")
     freeze: Literal["none", "encoder"] = option(
-        "none", "What keeps the weights of --init; encoder: the LSTM and its scaler."
+        "none", "Part that keeps the weights of --init; encoder: the LSTM and its scaler."
     )
-    refit: bool = option(False, "Train once more on validation data too, for the best epochs.")
+    refit: bool = option(
+        False, "After training, train again on validation data too, up to the best epoch."
+    )
     skip_nonfinite: int = option(
-        3, "Most batches left out because loss or gradients were not finite; one more ends it.", 0
+        3, "How many batches may be skipped because loss or gradients are not finite.", 0
     )
-    detect_anomaly: bool = option(
-        False, "Name the operation whose gradient is not finite; slow, for finding a fault."
-    )
+    detect_anomaly: bool = option(False, "Find the operation whose gradient is not finite; slow.")
     save_every: str = option(
-        "1 epoch", "How often the state to resume from is saved: steps, epochs or minutes."
+        "1 epoch", "How often the state is saved for --resume: steps, epochs or minutes."
     )
-    patience: int = option(5, "Epochs without a better validation loss before stopping.", 1)
+    patience: int = option(
+        5, "Training stops after so many epochs without a better validation loss.", 1
+    )
     validation: float = option(
-        0.1,
-        "Share of the training data held out for validation; 0: none, and all epochs are run.",
-        0.0,
-        0.9,
+        0.1, "Share of the training data to validate on; 0: none, run all epochs.", 0.0, 0.9
     )
     test_share: float = option(
-        0.2,
-        "Share of rows, or number of steps, at the end to test.",
-        0.0,
-        LARGEST,
-        only=(FORECAST,),
+        0.2, "Share of the last rows, or number of steps, to test.", 0.0, LARGEST, only=(FORECAST,)
     )
     stream: int = option(
         0,
-        "Megabytes of a folder of Parquet files to hold in memory at a time; 0: all of it.",
+        "Megabytes of Parquet files to hold in memory at a time; 0: all of them.",
         0,
         1 << 20,
         only=("classify", "regress"),
     )
-    stride: int = option(1, "Steps between the origins of training windows.", 1, only=(FORECAST,))
+    stride: int = option(
+        1, "Steps between the starts of two training windows.", 1, only=(FORECAST,)
+    )
     tokens: Literal["char", "byte"] = option(
-        "char", "What a text is made of.", only=(LM, "classify", "tag")
+        "char", "The units of a text.", only=(LM, "classify", "tag")
     )
     unroll: int = option(
         128, "Characters that gradients flow back through.", 1, 1 << 16, only=(LM,)
@@ -148,13 +140,13 @@ class TrainingConfig:
     )
     device: str = option("auto", "cpu, cuda, cuda:N, or auto.")
     precision: Literal["fp32", "bf16"] = option(
-        "fp32", "Of the forward pass in training; weights, loss and optimizer stay float32."
+        "fp32", "Precision of the forward pass in training; all else stays float32."
     )
-    threads: int = option(0, "CPU threads; 0 takes all, if they help small models.", 0, 1024)
+    threads: int = option(0, "CPU threads; 0: all, or fewer for a small model.", 0, 1024)
     backend: Literal["auto", "reference", "compiled", "vendor"] = option(
-        "auto", "Who computes the recurrence."
+        "auto", "What computes the recurrence."
     )
-    chunk: int = option(8, "Steps unrolled in one graph by the compiled backend.", 1, 256)
+    chunk: int = option(8, "Steps that the compiled backend unrolls in one graph.", 1, 256)
 
     def __post_init__(self) -> None:
         validate(self)
@@ -169,10 +161,10 @@ class TrainingConfig:
     def _check_validation(self) -> None:
         what = "refit" if self.refit else "schedule plateau" if self.schedule == "plateau" else ""
         if what and not self.validation:
-            raise InputError(f"{what} goes by a validation part; take validation above 0")
+            raise InputError(f"{what} needs a validation part; take validation above 0")
 
     def check_task(self, task: str) -> None:
-        """Refuse what only another task has.
+        """Refuse settings that only another task has.
 
         Raises:
             InputError: names the field.

@@ -1,4 +1,4 @@
-"""Where a training stands: all that it goes on from, as plain values and tensors."""
+"""Where a training stands: all that is needed to continue it, as plain values and tensors."""
 
 from typing import NamedTuple
 
@@ -14,19 +14,20 @@ from lstm_compile.training.step import AdamState, init_adam
 
 
 class TrainState(NamedTuple):
-    """Where a training stands between two steps; each step maps one to the next.
+    """Where a training stands between two steps; each step maps one state to the next.
 
     Attributes:
-        params: what the next step starts from.
-        optimizer: likewise.
-        average: of the learned parameters over all steps; empty without `ema`.
-        carried: task `lm`: what the lanes have read so far; None at the start of a text.
-        epoch: that the next step belongs to, from 1.
-        position: steps of that epoch that are done.
-        order: uint8, the generator of batches before it drew those of `epoch`.
-        random: uint8 each, the global generators that dropout and augmentation draw from: the
-            CPU's and, where the work is done there, a CUDA device's.
-        sums: float64 (2,), of weighted losses and of their weights, of the epoch of the last step.
+        params: the parameters that the next step starts from.
+        optimizer: the state of Adam that it starts from.
+        average: the averages of the learned parameters over all steps; empty without `ema`.
+        carried: for task `lm` the LSTM state of every lane; None at the start of a text.
+        epoch: the epoch that the next step belongs to, from 1.
+        position: how many steps of that epoch are done.
+        order: uint8, the generator of batches, as it was before it drew those of `epoch`.
+        random: uint8 each, the states of the global generators that dropout and augmentation draw
+            from: the CPU's and, where a CUDA device does the work, that device's.
+        sums: float64 (2,), the sums of weighted losses and of their weights over the steps of the
+            epoch that the last step belonged to.
         skipped: int64 scalar, steps so far whose loss or gradients were not finite.
     """
 
@@ -43,63 +44,91 @@ class TrainState(NamedTuple):
 
     @property
     def weights(self) -> Params:
-        """What is validated and kept: with `ema` the average, else the parameters."""
+        """What is validated and kept: the averages with `ema`, else the parameters."""
         return {**self.params, **self.average}
 
     @property
     def mean_loss(self) -> float:
-        """Of the epoch of the last step."""
+        """The mean training loss of the epoch that the last step belonged to."""
         total, weight = self.sums.tolist()
         return total / weight if weight else float("nan")
 
 
 class Epoch(NamedTuple):
-    """What one epoch gave; a line of metrics.jsonl."""
+    """The figures of one epoch; a line of metrics.jsonl."""
 
     epoch: int
     train_loss: float
-    validation_loss: float  # NaN where nothing is validated, as in a refit
-    validation: Metrics  # empty there
+    validation_loss: float  # NaN without validation, as in a refit
+    validation: Metrics  # empty without validation
     learning_rate: float
     seconds: float
-    best: bool  # of all so far; without validation the last
+    best: bool  # the best epoch so far; without validation the last one
 
     @property
     def is_refit(self) -> bool:
-        """Whether nothing was validated and nothing chosen: another epoch said how many."""
+        """Whether the epoch belongs to a refit, which validates nothing and chooses nothing."""
         return not (self.validation or self.best)
 
 
 class Progress(NamedTuple):
-    """How far a training came.
+    """How far a training has come.
 
     Attributes:
         state: after the last step.
-        best: the weights of the best epoch; before there is one, those that training started from.
-        epochs: that are over and validated.
-        again: epochs of the refit that are over; None before it began.
+        best: the weights of the best epoch; before the first epoch, those that training began with.
+        epochs: the finished and validated epochs.
+        refit_epochs: the finished epochs of the refit; None before the refit.
         seconds: since the start.
     """
 
     state: TrainState
     best: Params
     epochs: tuple[Epoch, ...] = ()
-    again: tuple[Epoch, ...] | None = None
+    refit_epochs: tuple[Epoch, ...] | None = None
     seconds: float = 0.0
 
     @property
     def best_epoch(self) -> Epoch | None:
-        """The epoch whose weights were kept; None if not one was finished."""
+        """The epoch whose weights were kept; None if no epoch is finished."""
         return next((epoch for epoch in reversed(self.epochs) if epoch.best), None)
 
     @property
+    def is_refitted(self) -> bool:
+        """Whether the refit has done as many epochs as the fit took to its best one."""
+        return len(self.refit_epochs or ()) >= (self.best_epoch.epoch if self.best_epoch else 0)
+
+    @property
     def losses(self) -> list[float]:
-        """Validation losses, epoch by epoch."""
-        return [epoch.validation_loss for epoch in self.epochs]
+        """The validation losses before this epoch; a refit goes through those of the fit again."""
+        count = len(self.epochs if self.refit_epochs is None else self.refit_epochs)
+        return [epoch.validation_loss for epoch in self.epochs[:count]]
 
 
-def begin(params: Params, training: TrainingConfig) -> TrainState:
-    """Before the first step; the global generators are taken as they are."""
+class Fit(NamedTuple):
+    """What training gave: how far it came, and why it stopped."""
+
+    progress: Progress
+    stopped: str  # "epochs", "patience" or "interrupt"
+
+    @property
+    def params(self) -> Params:
+        """The best weights."""
+        return self.progress.best
+
+    @property
+    def epochs(self) -> list[Epoch]:
+        """All finished epochs."""
+        return list(self.progress.epochs)
+
+    @property
+    def best(self) -> Epoch | None:
+        """The epoch whose weights were kept; None if no epoch is finished."""
+        return self.progress.best_epoch
+
+
+def initial_state(params: Params, training: TrainingConfig) -> TrainState:
+    """The state before the first step; the global generators are taken as they are."""
     device = params["head.bias"].device
     learned = trainable(params, training.freeze)
     return TrainState(
@@ -110,14 +139,14 @@ def begin(params: Params, training: TrainingConfig) -> TrainState:
         1,
         0,
         torch.Generator().manual_seed(training.seed).get_state(),
-        global_random(device),
+        random_states(device),
         torch.zeros(2, dtype=torch.float64, device=device),
         torch.zeros((), dtype=torch.int64, device=device),
     )
 
 
-def on_device(progress: Progress, device: torch.device) -> Progress:
-    """The same progress with what a step works on where it works; generators stay on the CPU."""
+def move_progress(progress: Progress, device: torch.device) -> Progress:
+    """The same progress on `device`; the states of generators stay on the CPU."""
     moved = tree_map(lambda part: part.to(device) if isinstance(part, Tensor) else part, progress)
     state, before = moved.state, progress.state
     return progress._replace(
@@ -125,14 +154,14 @@ def on_device(progress: Progress, device: torch.device) -> Progress:
     )
 
 
-def global_random(device: torch.device) -> tuple[Tensor, ...]:
+def random_states(device: torch.device) -> tuple[Tensor, ...]:
     """The states of the global generators that work on `device` draws from."""
     states = (torch.get_rng_state(),)
     return states if device.type == "cpu" else (*states, torch.cuda.get_rng_state(device))
 
 
-def set_global_random(states: tuple[Tensor, ...], device: torch.device) -> None:
-    """Put the global generators where `global_random` found them."""
+def set_random_states(states: tuple[Tensor, ...], device: torch.device) -> None:
+    """Set the global generators to what `random_states` gave."""
     torch.set_rng_state(states[0])
     for state in states[1:] if device.type == "cuda" else ():
         torch.cuda.set_rng_state(state, device)

@@ -13,11 +13,11 @@ from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import Params, forward, trainable
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.tasks.scoring import row_weight, training_loss
-from lstm_compile.training.processes import ALONE, Team
+from lstm_compile.training.processes import ALONE, ProcessGroup
 from lstm_compile.training.settings import TrainingConfig
 
 PLATEAU_FACTOR = 0.5
-PLATEAU_SHARE = 2  # of `patience`: the rate falls once before training is given up
+PLATEAU_SHARE = 2  # of `patience`: the rate falls once before training stops
 
 
 class AdamState(NamedTuple):
@@ -31,8 +31,8 @@ class AdamState(NamedTuple):
 class StepResult(NamedTuple):
     """What a step gives: new parameters, new optimizer state, the loss before the step.
 
-    `state` is the LSTM stack's after the last of the step's batches, without a history. Where loss
-    and gradients are not all finite, `is_finite` is False and parameters are those before the step.
+    `state` is the LSTM stack's after the last of the step's batches, without gradients. If loss or
+    gradients are not finite, `is_finite` is False and `params` are those before the step.
     """
 
     params: Params
@@ -58,10 +58,10 @@ def train_step(
     class_weights: Tensor | None = None,
     more: Sequence[Batch] = (),
     state: LSTMState | None = None,
-    team: Team = ALONE,
+    team: ProcessGroup = ALONE,
     is_spare: bool = False,
 ) -> StepResult:
-    """Forward, loss, backward, clip, update. Nothing that comes in is changed.
+    """Forward, loss, backward, clip, update. No argument is changed.
 
     Args:
         params: see `param_shapes`.
@@ -72,9 +72,9 @@ def train_step(
         training: everything else.
         class_weights: float32 (classes,), for `training_loss`.
         more: further batches of the same step; its gradient is that of all their rows together.
-        state: that each row begins from; zeros if None. No gradient goes into it.
-        team: with whom the step is taken; loss and gradients are those of all rows together.
-        is_spare: whether the rows are there for their shape alone, as others take them all.
+        state: the state that each row begins from; zeros if None. It gets no gradient.
+        team: the processes that take the step together, with loss and gradients of all their rows.
+        is_spare: the other processes take all rows, and these rows only give the step its shape.
     """
     learned = trainable(params, training.freeze)
     leaves = {name: value.detach().requires_grad_() for name, value in learned.items()}
@@ -101,7 +101,7 @@ def train_step(
 
 
 def _shares(batches: Sequence[Batch], class_weights: Tensor | None) -> list[Tensor]:
-    """What part of the step's mean loss each batch is, as scalars beside it."""
+    """The weight of each batch in the step's mean loss, as scalars on its device."""
     weights = _weights(batches, class_weights)
     x, total = batches[0].x, sum(weights)
     dtype = x.dtype if x.is_floating_point() else torch.float32
@@ -122,7 +122,7 @@ def _loss(
 ) -> tuple[Tensor, LSTMState]:
     """The training loss of one batch and the state after it.
 
-    Forward is in the precision asked for, the rest in that of the weights.
+    Only the forward pass has the precision of `training`, the rest that of the weights.
     """
     lengths = None if _is_known_full(batch) else batch.lengths
     with autocast(batch.x.device, training.precision):
@@ -136,7 +136,7 @@ def _loss(
 
 
 def _is_known_full(batch: Batch) -> bool:
-    # on a device the answer would have to be waited for
+    # a device would have to be waited for
     return batch.lengths.is_cpu and bool((batch.lengths == batch.x.shape[1]).all())
 
 
@@ -155,7 +155,7 @@ def norm_of(gradients: Params) -> Tensor:
 def clip_by_norm(gradients: Params, limit: float, norm: Tensor | None = None) -> Params:
     """Scale all gradients so that their common norm is at most `limit`; 0 leaves them alone.
 
-    `norm` is what `norm_of` gives, where it is known. Source: Pascanu, Mikolov and Bengio 2013,
+    `norm` is what `norm_of` gives, if it is known. Source: Pascanu, Mikolov and Bengio 2013,
     algorithm 1.
     """
     if not limit:
@@ -177,7 +177,7 @@ def adam_update(
 ) -> tuple[Params, AdamState]:
     """One step of Adam, or of AdamW with decoupled weight decay; biases do not decay.
 
-    Where `skip`, a bool scalar, is True, only the step is counted.
+    If `skip`, a bool scalar, is True, the step is counted and nothing else changes.
 
     Source: Kingma and Ba 2015, algorithm 1; Loshchilov and Hutter 2019, algorithm 2. The results
     are those of torch.optim.Adam and torch.optim.AdamW.
@@ -201,13 +201,13 @@ def adam_update(
 
 
 def _copies(values: Params, names: Iterable[str]) -> Params:
-    # the fused kernels write in place, and take every tensor for contiguous
+    # the fused kernels write in place, and expect contiguous tensors
     contiguous = {name: values[name].contiguous() for name in names}
     return dict(zip(contiguous, torch._foreach_mul(list(contiguous.values()), 1.0), strict=True))
 
 
 def _by_decay(params: Params, decay: float) -> list[tuple[list[str], float]]:
-    """Names that decay alike, with their decay; no empty group."""
+    """Groups of names with the same decay; no empty group."""
     if not decay:
         return [(list(params), 0.0)]
     matrices = [name for name, value in params.items() if value.dim() > 1]
@@ -218,18 +218,18 @@ def _by_decay(params: Params, decay: float) -> list[tuple[list[str], float]]:
 def average_update(
     average: Params, params: Mapping[str, Tensor], step: int, decay: float
 ) -> Params:
-    """The exponential moving average of weights after one more step, free of its start.
+    """The exponential moving average of weights after one more step, with bias correction.
 
     average_t = sum over s <= t of decay^(t - s) * params_s, divided by the sum of those powers: the
-    bias correction of Kingma and Ba 2015, section 3, taken into the recursion
+    bias correction of Kingma and Ba 2015, section 3, as the recursion
 
         average_t = average_(t-1) + (1 - decay) / (1 - decay^t) * (params_t - average_(t-1)),
 
     so that the first average is the first weights.
 
     Args:
-        average: after the step before; its names are those that are averaged.
-        params: after this step, those names among them.
+        average: after the step before; its names are the averaged parameters.
+        params: after this step; holds at least those names.
         step: t, from 1.
         decay: at least 0, below 1.
     """
@@ -241,7 +241,7 @@ def average_update(
 def learning_rate_at(step: int, total: int, training: TrainingConfig) -> float:
     """The rate of step 0 <= step < total: a linear rise, then constant or a cosine to zero.
 
-    What `plateau_factor` gives comes on top. Source: Loshchilov and Hutter 2017, equation 5,
+    It is to be multiplied by `plateau_factor`. Source: Loshchilov and Hutter 2017, equation 5,
     without restarts.
     """
     warmup = round(training.warmup * total)
@@ -254,11 +254,11 @@ def learning_rate_at(step: int, total: int, training: TrainingConfig) -> float:
 
 
 def plateau_factor(losses: Sequence[float], training: TrainingConfig) -> float:
-    """What the rate of the next epoch is multiplied by, for the schedule `plateau`; else 1.
+    """The factor on the learning rate of the next epoch for the schedule `plateau`; else 1.
 
-    Halved after every half `patience` (rounded down, at least 1) epochs in a row without a lower
-    validation loss: torch.optim.lr_scheduler.ReduceLROnPlateau with factor 0.5, threshold 0 and a
-    patience of one epoch less, as it waits for one more.
+    It is halved after every half `patience` (rounded down, at least 1) epochs in a row without a
+    lower validation loss. So does torch.optim.lr_scheduler.ReduceLROnPlateau with factor 0.5,
+    threshold 0 and a patience of one epoch less, as it waits for one epoch more.
 
     Args:
         losses: validation losses of the epochs so far; one that is NaN is not lower.

@@ -1,3 +1,3 @@
-"""The name that `warm_start` had first; programs that import `initial_params` from here go on."""
+"""The old name of the module `warm_start`, for programs that import `initial_params` from it."""
 
 from lstm_compile.training.warm_start import initial_params as initial_params

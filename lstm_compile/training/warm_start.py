@@ -1,4 +1,4 @@
-"""What training starts from: fresh weights, fitted scalers, and what a warm start takes over."""
+"""The weights that training starts from: fresh ones, fitted scalers, or those of another model."""
 
 from operator import attrgetter
 from typing import NamedTuple
@@ -18,14 +18,14 @@ from lstm_compile.tasks.series_scaler import fit_series_scaler
 
 
 class WarmStart(NamedTuple):
-    """What is taken from another model, and what starts afresh."""
+    """The tensors that are taken from another model, and those that start afresh."""
 
     source: str
     taken: Params
     fresh: tuple[str, ...]  # names of the new model's other tensors
 
     def line(self) -> str:
-        """What a person reads, in one line."""
+        """One line for people."""
         count = len(self.taken) + len(self.fresh)
         fresh = f"; fresh are {', '.join(self.fresh)}" if self.fresh else ""
         return f"{self.source}: {len(self.taken)} of {count} tensors taken{fresh}"
@@ -34,12 +34,12 @@ class WarmStart(NamedTuple):
 def initial_params(
     config: ModelConfig, seed: int, data: Examples | Stream | Corpus, warm: WarmStart | None = None
 ) -> Params:
-    """Fresh weights, and scalers fitted on `data`, over valid steps only; `warm` goes before both.
+    """Fresh weights, and scalers fitted on the valid steps of `data`; `warm` replaces both.
 
     Args:
         config: the architecture.
         seed: of the fresh weights.
-        data: what will be trained on, and nothing else; on the CPU.
+        data: the training data and nothing else; on the CPU.
         warm: what `warm_start` gave.
     """
     fitted = {}
@@ -60,22 +60,21 @@ def initial_params(
 
 
 def warm_start(source: str, config: ModelConfig, schema: Schema, freeze: str = "none") -> WarmStart:
-    """Every tensor of the model at `source` whose name and shape fit the new one.
+    """Every tensor of the model at `source` whose name and shape fit the new model.
 
-    Three things must fit by meaning as well, or start afresh though their shapes agree. The head
-    and the target scaler, which speak of the old model's classes or targets: these must be the
-    same. The Transformer blocks, which must have as many heads. And the scaler, under which the
-    encoder learned: it is taken, and not fitted anew, where features and kind of scaling are the
-    same.
+    Some tensors start afresh though their shapes fit, unless their meaning is the same too: the
+    head and the target scaler need the same classes or targets, the Transformer blocks the same
+    number of heads, and the scaler the same features and kind of scaling. A scaler that fits is
+    taken and not fitted anew, as the encoder has learned with it.
 
     Args:
         source: a run folder or a `.safetensors` file.
         config: of the new model.
         schema: of the new data.
-        freeze: `encoder` asks for every tensor of the LSTM stack.
+        freeze: `encoder` requires every tensor of the LSTM stack.
 
     Raises:
-        InputError: no such model, no tensor of its LSTM fits, or one to freeze does not.
+        InputError: no such model, no tensor of its LSTM fits, or a tensor to freeze does not.
     """
     model = load_model(source)
     expected = param_shapes(config)

@@ -1,4 +1,4 @@
-"""Which settings are tried: ranges and choices of the fields of a model and its training.
+"""Which settings a study tries: ranges and choices for fields of the model and its training.
 
 Loads neither torch nor optuna.
 """
@@ -6,11 +6,13 @@ Loads neither torch nor optuna.
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.errors import InputError
+from lstm_compile.training.defaults import require_some_task
 from lstm_compile.training.settings import TrainingConfig
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}
@@ -18,7 +20,7 @@ SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; `log` spreads them evenly over the ratios."""
+    """Numbers from `low` to `high`, both included; `log` draws them evenly on a log scale."""
 
     low: float
     high: float
@@ -72,10 +74,10 @@ SPACES: dict[str, Space] = {
 
 
 def section_of(name: str) -> str:
-    """`model` or `training`: whose field it is.
+    """The section that has a setting: `model` or `training`.
 
     Raises:
-        InputError: nobody's that can be tuned.
+        InputError: no section has it.
     """
     for title, cls in SECTIONS.items():
         if name in _tunable(cls):
@@ -85,17 +87,17 @@ def section_of(name: str) -> str:
 
 
 def default_space(task: Task, fixed: Mapping[str, Any]) -> Space:
-    """The space of a task without the settings that are fixed."""
+    """The space of a task without the fixed settings."""
     return {name: part for name, part in SPACES[task].items() if name not in fixed}
 
 
 def read_space(path: Path) -> Space:
-    """Read a space from a TOML file: a key for each setting, a list of values or a range.
+    """Read a space from a TOML file: each key is a setting, with a list of values or a range.
 
     `hidden_size = { low = 16, high = 128, log = true }`, `pooling = ["last", "mean"]`.
 
     Raises:
-        InputError: no TOML, an unknown setting, or a value that it cannot have.
+        InputError: not TOML, an unknown setting, or a value that a setting cannot have.
     """
     try:
         document = tomllib.loads(path.read_text("utf-8"))
@@ -106,11 +108,11 @@ def read_space(path: Path) -> Space:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if not space:
-        raise InputError(f"{path}: holds no setting; expected such as pooling = ['last', 'max']")
+        raise InputError(f"{path}: holds no setting; add one, such as pooling = ['last', 'max']")
     return space
 
 
-def shown(part: Range | OneOf) -> str:
+def describe(part: Range | OneOf) -> str:
     """`16 to 128 (log)` or `last, mean`."""
     if isinstance(part, OneOf):
         return ", ".join(map(str, part.values))
@@ -139,19 +141,16 @@ def _part(name: str, value: Any) -> Range | OneOf:
 
 
 def _check(name: str, *values: Any) -> None:
-    """Refuse values that the field refuses, whatever the task."""
+    """Refuse values that the field refuses in every task."""
     for value in values:
-        errors = []
-        for task in get_args(Task):
-            try:
-                _with(task, name, value)
-            except InputError as error:
-                errors.append(error)
-        if len(errors) == len(get_args(Task)):
-            raise InputError(f"space: {errors[0]}")
+        try:
+            require_some_task(partial(_make, name, value))
+        except InputError as error:
+            raise InputError(f"space: {error}") from error
 
 
-def _with(task: Task, name: str, value: Any) -> None:
+def _make(name: str, value: Any, task: Task) -> None:
+    """Make a config with the value."""
     if section_of(name) == "training":
         TrainingConfig(**{name: value})
     else:

@@ -1,22 +1,24 @@
-"""A study: trials of settings, kept in a database that processes share and that survives them.
+"""A study: trials of settings in a database that processes share and that survives them.
 
-A trial is a training run that writes nothing; its value is the best validation figure. A process
-that ends, killed or not, leaves a study that the same command goes on with: its trial stops beating
-its heart, is called failed by whoever comes next, and its settings are tried again.
+A trial is a training run that writes nothing; its value is the best validation figure. If a process
+is killed, the same command continues the study: the trial of the dead process sends no heartbeat
+any more, the next process marks it as failed, and its settings are tried again.
 
 Source: https://optuna.readthedocs.io/en/stable/
 """
 
 import json
-import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from filelock import FileLock
 
 from lstm_compile.config import Task
 from lstm_compile.errors import InputError, RunError, reason
@@ -29,14 +31,14 @@ if TYPE_CHECKING:
     from optuna import Study, Trial
     from optuna.trial import FrozenTrial
 
-    from lstm_compile.training.loop import Epoch
-    from lstm_compile.training.prepare import Job
+    from lstm_compile.training.job import Job
+    from lstm_compile.training.state import Epoch
 
 Pruner = Literal["median", "hyperband", "none"]
 DATABASE, BEST_FILE = "study.db", "best.toml"
 NAME = "lstm-compile"
 RISING = ("accuracy", "macro_f1", "r2")  # metrics of which more is better
-METRICS = {  # of each task, its default first: in units that no setting changes
+METRICS = {  # of each task, its default first; no setting changes their units
     "classify": ("loss", "accuracy", "macro_f1"),
     "tag": ("loss", "accuracy", "macro_f1"),
     "regress": ("rmse", "mae", "r2", "loss"),
@@ -66,7 +68,7 @@ class StudyPlan(NamedTuple):
         return "maximize" if self.metric in RISING else "minimize"
 
     def to_json(self) -> str:
-        """All that must be the same, to be compared."""
+        """The plan as text; processes of a study must have the same."""
         space = {name: asdict(part) for name, part in self.space.items()}
         return json.dumps({**self._asdict(), "space": space}, sort_keys=True)
 
@@ -84,10 +86,15 @@ class Tuned(NamedTuple):
         return self.study.best_trial
 
     @property
+    def complete(self) -> list["FrozenTrial"]:
+        """The complete trials."""
+        return [trial for trial in self.study.trials if trial.state.name == "COMPLETE"]
+
+    @property
     def counts(self) -> dict[str, int]:
-        """Trials by what became of them: `complete`, `pruned`, `fail`, `running`, `waiting`."""
-        states = [trial.state.name.lower() for trial in self.study.trials]
-        return {state: states.count(state) for state in sorted(set(states))}
+        """The number of trials by state: `complete`, `pruned`, `fail`, `running`, `waiting`."""
+        states = Counter(trial.state.name.lower() for trial in self.study.trials)
+        return dict(sorted(states.items()))
 
 
 def plan_of(
@@ -101,11 +108,11 @@ def plan_of(
     metric: str | None = None,
     test: str | None = None,
 ) -> StudyPlan:
-    """Read the data once, to see that the fixed settings fit them and what the task is.
+    """Read the data once, to check the fixed settings against them and to find the task.
 
     Args:
-        data: as for `prepare`.
-        space: what is tried; None is that of the task, without what is fixed.
+        data: as in `JobRequest`.
+        space: what is tried; None takes the space of the task, without the fixed settings.
         task: None takes what the data are good for.
         model: fixed fields of ModelConfig.
         training: fixed fields of TrainingConfig.
@@ -114,8 +121,8 @@ def plan_of(
         test: a file of held-out sequences, which tuning never reads.
 
     Raises:
-        InputError: anything wrong with the data or the settings, a setting both fixed and tried, or
-            no such metric.
+        InputError: anything wrong with the data or the settings, a setting is both fixed and tried,
+            or the task has no such metric.
     """
     fixed = {**(model or {}), **(training or {})}
     if both := sorted(set(fixed) & set(space or {})):
@@ -139,24 +146,24 @@ def tune(
     seed: int = 0,
     on_trial: Callable[["Study", "FrozenTrial"], None] = lambda study, trial: None,
 ) -> Tuned:
-    """Add trials to the study in `folder`, until so many are complete or pruned.
+    """Add trials to the study in `folder`, until enough of them are complete or pruned.
 
     Args:
-        plan: what to try; must be that of the study, where there is one already.
+        plan: what to try; an existing study must have the same plan.
         folder: of the study; holds the database, `best.toml` and `report.html`.
-        trials: complete or pruned, of all processes together.
-        pruner: what ends trials that do worse than others did.
+        trials: how many complete or pruned trials all processes make together.
+        pruner: ends trials that do worse than earlier ones.
         storage: URL of a database that several machines reach; None is a file in `folder`.
-        heartbeat: seconds between signs of life of a trial; without any for twice as long it is
-            called failed, and its settings are tried again.
-        seed: of what is drawn; each process of a study draws anew.
-        on_trial: told of each trial of this process as it ends.
+        heartbeat: seconds between two heartbeats of a trial. A trial without one for twice as long
+            is marked as failed, and its settings are tried again.
+        seed: of the random settings; each process of a study draws its own.
+        on_trial: called with each trial of this process as it ends.
 
     Raises:
-        InputError: optuna is not installed, or the study in `folder` is another.
-        RunError: not one trial gave a value.
+        InputError: optuna is not installed, or the study in `folder` has another plan.
+        RunError: no trial was completed.
     """
-    study = _open(plan, folder, pruner, storage, heartbeat, seed)
+    study = _open_study(plan, folder, pruner, storage, heartbeat, seed)
     from optuna.storages import fail_stale_trials
     from optuna.study import MaxTrialsCallback
     from optuna.trial import TrialState
@@ -172,23 +179,22 @@ def tune(
                 study.optimize(lambda t: _value(t, plan), callbacks=[enough, on_trial])
     finally:
         _write(tuned)
-    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise RunError(f"{folder}: not one trial was completed; widen the space or lower its rates")
+    if not tuned.complete:
+        raise RunError(f"{folder}: no trial was completed; widen the space or lower its rates")
     return tuned
 
 
 def require_optuna() -> None:
-    """Say what to install, before any work is done.
+    """Check that optuna is there, before any work is done.
 
     Raises:
-        InputError: optuna or matplotlib is not installed.
+        InputError: optuna is not installed.
     """
-    for name in ("optuna", "matplotlib"):
-        if find_spec(name) is None:
-            raise InputError(f"tune needs {name}; pip install 'lstm-compile[tune]'")
+    if find_spec("optuna") is None:
+        raise InputError("tune needs optuna; pip install 'lstm-compile[tune]'")
 
 
-def _open(
+def _open_study(
     plan: StudyPlan, folder: Path, pruner: str, storage: str | None, heartbeat: int, seed: int
 ) -> "Study":
     require_optuna()
@@ -201,7 +207,8 @@ def _open(
         "hyperband": optuna.pruners.HyperbandPruner(),
         "none": optuna.pruners.NopPruner(),
     }
-    with _quiet(), _locked(folder):  # two processes must not make the tables at once
+    # two processes must not make the tables at the same time
+    with _quiet(), FileLock(folder / ".lock"):
         study = optuna.create_study(
             study_name=NAME,
             storage=_storage(storage or f"sqlite:///{folder / DATABASE}", heartbeat),
@@ -235,7 +242,7 @@ def _storage(url: str, heartbeat: int) -> Any:
 
 
 def _process_number(folder: Path) -> int:
-    """0 for the first process of a study, and another for each that joins it."""
+    """0 for the first process of a study, then 1, 2, ...: the order in which they join it."""
     places = folder / "processes"
     try:
         places.mkdir(parents=True, exist_ok=True)
@@ -250,18 +257,6 @@ def _process_number(folder: Path) -> int:
             f"{folder}: cannot be made ({error.strerror}); name another --output"
         ) from error
     raise InputError(f"{places}: holds too many files; name another --output")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
-
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextmanager
@@ -280,17 +275,17 @@ def _job(
     training: dict[str, Any],
     table: dict[str, Any],
 ) -> "Job":
-    from lstm_compile.training.prepare import plan_job
+    from lstm_compile.training.prepare import JobRequest, plan_job
 
     settings = resolve(data, task, model, training, table)
-    return plan_job(
-        data, settings.model, settings.training,
-        table=settings.table, task=settings.task,
-    )  # fmt: skip
+    request = JobRequest(
+        data, settings.model, settings.training, table=settings.table, task=settings.task
+    )
+    return plan_job(request)
 
 
 def _value(trial: "Trial", plan: StudyPlan) -> float:
-    """Train once, and give the best validation figure."""
+    """Train once, and return the best validation figure."""
     from optuna import TrialPruned
 
     from lstm_compile.training.config_file import to_toml
@@ -312,7 +307,10 @@ def _value(trial: "Trial", plan: StudyPlan) -> float:
         job = _job(plan.data, plan.task, asked["model"], asked["training"], plan.table)
         trial.set_user_attr("config", to_toml(job._replace(test=plan.test)))
         fitted = fit_job(job, after_epoch)
-    except (InputError, RunError) as error:  # settings that these data cannot have, or a divergence
+    except (
+        InputError,
+        RunError,
+    ) as error:  # the data cannot have these settings, or training diverged
         trial.set_user_attr("reason", str(error))
         raise TrialPruned(str(error)) from error
     if fitted.stopped == "interrupt":
@@ -322,7 +320,7 @@ def _value(trial: "Trial", plan: StudyPlan) -> float:
 
 def _draw(trial: "Trial", name: str, part: Range | OneOf) -> Any:
     if isinstance(part, OneOf):
-        keys = [json.dumps(value) for value in part.values]  # lists are no values to optuna
+        keys = [json.dumps(value) for value in part.values]  # optuna takes no lists
         return part.values[keys.index(trial.suggest_categorical(name, keys))]
     if part.whole:
         return trial.suggest_int(name, int(part.low), int(part.high), log=part.log)
@@ -332,8 +330,7 @@ def _draw(trial: "Trial", name: str, part: Range | OneOf) -> Any:
 def _write(tuned: Tuned) -> None:
     from lstm_compile.tuning.study_report import report
 
-    complete = [trial for trial in tuned.study.trials if trial.value is not None]
-    if any(trial.state.name == "COMPLETE" for trial in complete):
+    if tuned.complete:
         text = tuned.best.user_attrs["config"]
         write_atomically(tuned.folder / BEST_FILE, text.encode())
     write_atomically(tuned.folder / REPORT_FILE, report(tuned))

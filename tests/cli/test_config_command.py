@@ -146,7 +146,7 @@ def test_the_settings_of_task_and_data_set_are_among_them():
 def test_choices_and_what_stands_for_nothing_are_told():
     lines = invoke("config").stdout.splitlines()
     assert lines[0] == 'data = "spoken-digits"'
-    assert "# How gradients become steps. One of: adamw, adam." in lines
+    assert "# The optimizer. One of: adamw, adam." in lines
     id_at = lines.index("# id =")
     assert lines[id_at - 1] == "# Column that names each row's sequence. Unset: inferred."
 

@@ -20,9 +20,9 @@ from lstm_compile.cli.app import app
 from lstm_compile.data import TableOptions, read_sequences
 from lstm_compile.data.stream import Stream
 from lstm_compile.errors import InputError
-from lstm_compile.training.prepare import plan_job
-from lstm_compile.training.processes import Team
-from lstm_compile.training.streamed_batches import AT_ONCE, Reader, Streamed
+from lstm_compile.training.epoch_batches import AT_ONCE, Reader, Streamed
+from lstm_compile.training.prepare import JobRequest, plan_job
+from lstm_compile.training.processes import ProcessGroup
 from lstm_compile.training.warm_start import initial_params
 
 TRAINING = replace(QUICK, stream=1, batch_size=16)
@@ -40,7 +40,7 @@ def stream(folder):
 
 
 def parts_of(path, training=TRAINING, table=None, **options):
-    return plan_job(str(path), SMALL, training, table=table, **options).parts
+    return plan_job(JobRequest(str(path), SMALL, training, table=table, **options)).parts
 
 
 def write(folder, *tables, group=500):
@@ -54,7 +54,8 @@ def write(folder, *tables, group=500):
 
 
 def epoch_of(stream, rank=0, size=1, seed=0, training=TRAINING):
-    return Streamed(stream, training, torch.Generator().manual_seed(seed), Team(rank, size), CPU)
+    processes = ProcessGroup(rank, size)
+    return Streamed(stream, training, torch.Generator().manual_seed(seed), processes, CPU)
 
 
 def fed(whole):
@@ -101,7 +102,7 @@ def test_scalers_are_those_of_data_in_memory(tmp_path, kind, missing):
         table = table.set_column(table.column_names.index("f3"), "f3", column)
     folder, options = write(tmp_path / "set", table), TableOptions(missing=missing)
     jobs = [
-        plan_job(str(folder), {**SMALL, "scaling": kind}, training, table=options)
+        plan_job(JobRequest(str(folder), {**SMALL, "scaling": kind}, training, table=options))
         for training in (TRAINING, replace(TRAINING, stream=0))
     ]
     streamed, kept = (initial_params(job.config, 0, job.parts.train) for job in jobs)

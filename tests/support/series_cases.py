@@ -5,7 +5,7 @@ import numpy as np
 from lstm_compile.data.series.reader import read_series
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.training.defaults import resolve
-from lstm_compile.training.prepare import prepare
+from lstm_compile.training.prepare import JobRequest, prepare
 from lstm_compile.training.run import run
 
 SMALL = {"context": 8, "horizon": 3, "hidden_size": 6}
@@ -63,8 +63,5 @@ def do(path, output, model=None, training=None, table=None, test=None):
     settings = resolve(
         path, "forecast", {**SMALL, **(model or {})}, {**QUICK, **(training or {})}, table
     )
-    job = prepare(
-        path, settings.model, settings.training, table=settings.table, task="forecast",
-        output=output, test=test,
-    )  # fmt: skip
-    return run(job)
+    request = JobRequest(path, settings.model, settings.training, test, settings.table, "forecast")
+    return run(prepare(request, output=output))

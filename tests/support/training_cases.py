@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from lstm_compile import ModelConfig, init_params
 from lstm_compile.data import Sequences
-from lstm_compile.training.prepare import prepare
+from lstm_compile.training.prepare import JobRequest, prepare
 from lstm_compile.training.run import run
 from lstm_compile.training.settings import TrainingConfig
 
@@ -58,8 +58,14 @@ def save_npz(folder, data, name="data"):
     return str(path)
 
 
+def prepared(data, model, training, *, output=None, resume=False, **options):
+    request = JobRequest(data, model, training, **options)
+    return prepare(request, output=output, resume=resume)
+
+
 def do(data, output, training=QUICK, on_epoch=lambda epoch: None, test=None, **changes):
-    return run(prepare(data, {**SMALL, **changes}, training, test=test, output=output), on_epoch)
+    job = prepared(data, {**SMALL, **changes}, training, test=test, output=output)
+    return run(job, on_epoch)
 
 
 def same(first, second):

@@ -18,7 +18,7 @@ from training_cases import save_npz, two_classes
 from lstm_compile import load_model
 from lstm_compile.errors import InputError
 from lstm_compile.training import epoch as epochs
-from lstm_compile.training.processes import Team, together
+from lstm_compile.training.processes import ProcessGroup, joined_processes
 from lstm_compile.training.run import help_run, run
 
 STILL = {"head_dropout": 0.0, "dropout": 0.0}
@@ -40,7 +40,7 @@ def in_team(size, action):
             "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
         }  # fmt: skip
-        with together("cpu") as team:
+        with joined_processes("cpu") as team:
             action(team)
 
     pids = [forked(lambda rank=rank: member(rank)) for rank in range(size)]
@@ -85,7 +85,7 @@ def assert_close_runs(found, expected):
 def test_shares_are_every_row_once_and_as_long(size, count):
     lengths = torch.randint(1, 500, (100,), generator=torch.Generator().manual_seed(0))
     rows = torch.randperm(100, generator=torch.Generator().manual_seed(1))[:count]
-    shares = [Team(rank, size).share(rows, lengths) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).share(rows, lengths) for rank in range(size)]
     assert torch.cat(shares).sort().values.equal(rows.sort().values)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     if count == 32:

@@ -2,18 +2,18 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
-from training_cases import QUICK, means, save_npz, two_classes
+from training_cases import QUICK, means, prepared, save_npz, two_classes
 
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.training import report
 from lstm_compile.training.charts import Axis, line_chart
-from lstm_compile.training.page import page, table
-from lstm_compile.training.prepare import prepare
+from lstm_compile.training.html_pages import render_page
 from lstm_compile.training.run import run
 
 SMALL = {"hidden_size": 6, "num_layers": 1}
@@ -62,7 +62,7 @@ def text_of(folder):
 
 
 def job_of(data, folder, training=QUICK, model=SMALL, **options):
-    return prepare(data, model, training, output=folder, **options)
+    return prepared(data, model, training, output=folder, **options)
 
 
 def write_series(path, target="v", count=60):
@@ -229,14 +229,23 @@ def test_an_interrupted_run_says_how_it_goes_on(tmp_path):
 # ---- pages and charts
 
 
+def page(title, **changes):
+    """The report of a study without any trial."""
+    plan = SimpleNamespace(metric="loss", direction="minimize", space={"<th>": 1})
+    empty = {"counts": "", "best": None, "importance": "", "fewest": 4, "space": [], "trials": []}
+    return render_page("study.html", title=title, plan=plan, **{**empty, **changes})
+
+
 def test_a_page_escapes_its_title_and_its_cells():
-    found = Page(page(HOSTILE, [table([(HOSTILE, "b")], ("<th>", "&"), marked=HOSTILE)]).decode())
-    assert found.rows == [["<th>", "&"], [HOSTILE, "b"]]
-    assert found.text.count(HOSTILE) == 3
+    text = page(HOSTILE, counts="&", space=[(HOSTILE, "b")], trials=[(HOSTILE, "&")]).decode()
+    found = Page(text)
+    head = ["trial", "state", "loss", "s", "<th>", "why"]
+    assert found.rows == [[HOSTILE, "b"], head, [HOSTILE, "&"]]
+    assert found.text.count(HOSTILE) == 4
 
 
 def test_a_page_holds_what_is_no_text():
-    assert b"\\ud800" in page("\ud800", [])
+    assert b"\\ud800" in page("\ud800")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from stream_cases import write_parquet
 from torch.utils._pytree import tree_leaves
-from training_cases import QUICK, SMALL, means, save_npz, setting, two_classes
+from training_cases import QUICK, SMALL, means, prepared, save_npz, setting, two_classes
 
 from lstm_compile import load_model
 from lstm_compile.data import Sequences
@@ -28,11 +28,11 @@ from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.training import epoch as epochs
 from lstm_compile.training import step
-from lstm_compile.training.locking import locked
 from lstm_compile.training.loop import fit
-from lstm_compile.training.prepare import RunFinishedError, prepare
-from lstm_compile.training.resume import Keeper, load_progress, save_progress, settings_of
+from lstm_compile.training.prepare import RunFinishedError
+from lstm_compile.training.resume import ProgressSaver, load_progress, save_progress, settings_of
 from lstm_compile.training.run import run
+from lstm_compile.training.run_files import locked
 from lstm_compile.training.settings import TrainingConfig, parse_interval
 from lstm_compile.training.step import init_adam
 
@@ -91,7 +91,7 @@ def job_of(folder, name, output, *, resume=False, path=None, **changes):
     data, task, model, training = CASES[name]
     table = TableOptions(time="t", target=("v",)) if name == "forecast" else None
     settings = replace(EVERY, **{**training, **changes})
-    return prepare(
+    return prepared(
         path or data(folder), model, settings, task=task, output=output, table=table, resume=resume
     )
 
@@ -252,8 +252,8 @@ def test_other_intervals_are_refused(text):
 def test_the_state_is_saved_when_it_is_due(every, expected):
     data, saved = two_classes(), []
     params, config = setting(data)
-    keeper = Keeper(lambda progress: saved.append(progress.state.optimizer.step), every, None)
-    fit(params, config, QUICK, data, data, on_progress=keeper.see)
+    saver = ProgressSaver(lambda progress: saved.append(progress.state.optimizer.step), every, None)
+    fit(params, config, QUICK, data, data, on_progress=saver.update)
     assert saved == expected
 
 
@@ -284,8 +284,8 @@ def test_a_signal_within_a_save_waits_for_it(tmp_path):
 
     data = two_classes()
     params, config = setting(data)
-    keeper = Keeper(write, "3 steps", None)
-    found = fit(params, config, QUICK, data, data, on_progress=keeper.see)
+    saver = ProgressSaver(write, "3 steps", None)
+    found = fit(params, config, QUICK, data, data, on_progress=saver.update)
     assert found.stopped == "interrupt"
     assert [progress.state.optimizer.step for progress in written] == [3]
 
@@ -672,7 +672,7 @@ def test_too_little_memory_names_the_size_that_fits(monkeypatch, error, largest,
 def test_a_real_shortage_of_memory_is_told(tmp_path):
     """The address space is cut after everything was loaded, so that the largest batch cannot be."""
     data = save_npz(tmp_path, two_classes(4000))
-    job = prepare(
+    job = prepared(
         data, {**SMALL, "hidden_size": 512}, replace(QUICK, batch_size=3600, backend="reference"),
         output=tmp_path / "run",
     )  # fmt: skip

@@ -9,7 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from training_cases import QUICK, SMALL, do, means, same, save_npz, seeded, setting, two_classes
+from training_cases import (
+    QUICK,
+    SMALL,
+    do,
+    means,
+    prepared,
+    same,
+    save_npz,
+    seeded,
+    setting,
+    two_classes,
+)
 
 from lstm_compile import ModelConfig, load_model
 from lstm_compile.data import fingerprint, gather, load_dataset
@@ -24,7 +35,6 @@ from lstm_compile.tasks.scoring import loss_name, metrics, score_classes, traini
 from lstm_compile.training import epoch as epochs
 from lstm_compile.training import loop
 from lstm_compile.training.loop import Fit, fit, predict_all, threads_of
-from lstm_compile.training.prepare import prepare
 from lstm_compile.training.run import run
 from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.step import (
@@ -491,7 +501,7 @@ def test_scalers_know_nothing_of_the_validation_part(tmp_path, task, kind):
     data = two_classes() if task == "classify" else means(targets=2)
     training = replace(QUICK, epochs=1, validation=0.2)
     kinds = {"scaling": kind, "target_scaling": kind}
-    job = prepare(save_npz(tmp_path, data), {**SMALL, **kinds}, training, output=tmp_path / "a")
+    job = prepared(save_npz(tmp_path, data), {**SMALL, **kinds}, training, output=tmp_path / "a")
     found = run(job).model.params
 
     expected = {"scaler": fit_scaler(job.parts.train.x, kind)}
@@ -523,13 +533,13 @@ def test_values_that_are_no_numbers_never_enter(tmp_path, bad):
     path = tmp_path / "data.npz"
     np.savez(path, x=x, lengths=data.lengths.numpy(), y=data.y.numpy())
     with pytest.raises(InputError, match="feature 'feature_1': expected a finite float32 number"):
-        prepare(str(path), SMALL, QUICK, output=tmp_path / "run")
+        prepared(str(path), SMALL, QUICK, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_parts_of_a_run_do_not_overlap(tmp_path):
     training = replace(QUICK, validation=0.25)
-    job = prepare(save_npz(tmp_path, two_classes()), SMALL, training, output=tmp_path / "a")
+    job = prepared(save_npz(tmp_path, two_classes()), SMALL, training, output=tmp_path / "a")
     parts = job.parts
     train, held_out = ({tuple(row) for row in part.x.tolist()} for part in parts[:2])
     assert not train & held_out
@@ -537,7 +547,7 @@ def test_the_parts_of_a_run_do_not_overlap(tmp_path):
     assert parts.tested_on == "validation"
     assert parts.test is parts.validation
     assert parts.known is parts.train  # the baselines see no more than the model
-    bundled = prepare("japanese-vowels", SMALL, training, output=tmp_path / "b").parts
+    bundled = prepared("japanese-vowels", SMALL, training, output=tmp_path / "b").parts
     assert (bundled.tested_on, len(bundled.known), len(bundled.test)) == ("test", 270, 370)
     assert len(bundled.train) + len(bundled.validation) == 270
 
@@ -717,8 +727,8 @@ def test_an_interrupt_before_the_first_epoch_is_passed_on(tmp_path, monkeypatch)
             "test_share must be a share up to 1 or a whole number of steps, got 1",
         ),
         ({"validation": 0.95}, "validation must be at most 0.9, got 0.95"),
-        ({"validation": 0.0, "refit": True}, "refit goes by a validation part; take validation ab"),
-        ({"validation": 0.0, "schedule": "plateau"}, "schedule plateau goes by a validation part;"),
+        ({"validation": 0.0, "refit": True}, "refit needs a validation part; take validation ab"),
+        ({"validation": 0.0, "schedule": "plateau"}, "schedule plateau needs a validation part;"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
@@ -745,11 +755,11 @@ def test_a_folder_that_holds_a_run_is_refused(tmp_path, name):
     folder.mkdir()
     (folder / name).write_text("kept")
     with pytest.raises(InputError, match="holds a run already; name another --output or remove it"):
-        prepare(path, SMALL, QUICK, output=folder)
+        prepared(path, SMALL, QUICK, output=folder)
     assert (folder / name).read_text() == "kept"
     (tmp_path / "file").write_text("kept")
     with pytest.raises(InputError, match=r"cannot be made \(File exists\); name another --output"):
-        prepare(path, SMALL, QUICK, output=tmp_path / "file")
+        prepared(path, SMALL, QUICK, output=tmp_path / "file")
 
 
 def test_small_models_take_one_thread_and_large_ones_all():

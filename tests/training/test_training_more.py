@@ -9,7 +9,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch.nn import functional
-from training_cases import QUICK, SMALL, do, means, same, save_npz, seeded, setting, two_classes
+from training_cases import (
+    QUICK,
+    SMALL,
+    do,
+    means,
+    prepared,
+    same,
+    save_npz,
+    seeded,
+    setting,
+    two_classes,
+)
 
 from lstm_compile import load_model, save_model
 from lstm_compile.cli.app import app
@@ -22,7 +33,6 @@ from lstm_compile.training import epoch as epochs
 from lstm_compile.training import loop
 from lstm_compile.training.augment import add_noise, augment, crop_time, drop_features
 from lstm_compile.training.loop import fit, predict_all, refit
-from lstm_compile.training.prepare import prepare
 from lstm_compile.training.run import run
 from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.step import (
@@ -152,7 +162,7 @@ def test_a_refit_is_training_on_everything_for_the_best_number_of_epochs(
     monkeypatch.setattr(loop, "_validate", lambda *_: (next(script), {"accuracy": 0.0}))
     training = replace(LONG, refit=True, validation=0.3, **changes)
     data, test = paths_of(tmp_path)
-    job = prepare(data, SMALL, training, test=test, output=tmp_path / "run")
+    job = prepared(data, SMALL, training, test=test, output=tmp_path / "run")
     found = run(job)
     assert (found.fit.best.epoch, found.refitted, found.tested_on) == (4, True, "test")
 
@@ -235,7 +245,7 @@ def test_a_refit_validates_nothing(monkeypatch):
     found = fit(params, config, QUICK, data, data)
     monkeypatch.setattr(loop, "_validate", None)
     seen = []
-    refit(params, config, QUICK, data, found, seen.append)
+    refit(params, config, QUICK, data, found, lambda epoch, _: seen.append(epoch))
     assert len(seen) == found.best.epoch
     assert all(math.isnan(e.validation_loss) and not e.best and not e.validation for e in seen)
 
@@ -461,7 +471,7 @@ def other_classes(count=60):
 def begun(path, tmp_path, **changes):
     """The weights that training starts from, and the job."""
     training = replace(QUICK, epochs=1, learning_rate=0.0, weight_decay=0.0, **changes)
-    job = prepare(path, SMALL, training, output=tmp_path / "run")
+    job = prepared(path, SMALL, training, output=tmp_path / "run")
     return run(job).model.params, job
 
 
@@ -509,7 +519,7 @@ def test_a_warm_start_for_other_targets_has_a_fresh_head_and_target_scaler(tmp_p
     assert same(same_targets, old.params)
     schema = replace(old.schema, targets=("price",))
     save_model(tmp_path / "priced.safetensors", old.params, old.config, schema)
-    job = prepare(path, SMALL, replace(QUICK, init=str(tmp_path / "priced.safetensors")),
+    job = prepared(path, SMALL, replace(QUICK, init=str(tmp_path / "priced.safetensors")),
                   output=tmp_path / "again")  # fmt: skip
     assert set(job.warm.fresh) == {
         *("head.weight", "head.bias", "target_scaler.shift", "target_scaler.scale")
@@ -520,11 +530,11 @@ def test_a_deeper_model_takes_the_layers_that_are_there(tmp_path, source):
     folder, model = source
     path, training = save_npz(tmp_path, two_classes()), replace(QUICK, init=str(folder))
     deeper = {**SMALL, "num_layers": 2}
-    job = prepare(path, deeper, training, output=tmp_path / "a")
+    job = prepared(path, deeper, training, output=tmp_path / "a")
     assert all("_l1" in name for name in job.warm.fresh)
     assert job.warm.taken["lstm.weight_hh_l0"].equal(model.params["lstm.weight_hh_l0"])
     with pytest.raises(InputError, match=r"to freeze the encoder all of it must fit, but lstm\.w"):
-        prepare(path, deeper, replace(training, freeze="encoder"), output=tmp_path / "b")
+        prepared(path, deeper, replace(training, freeze="encoder"), output=tmp_path / "b")
     assert not (tmp_path / "b").exists()
 
 
@@ -533,7 +543,7 @@ def test_a_model_of_which_nothing_fits_is_refused(tmp_path, source, changes):
     folder, _ = source
     path = save_npz(tmp_path, two_classes())
     with pytest.raises(InputError, match="no tensor of its LSTM fits this model: it has") as info:
-        prepare(path, {**SMALL, **changes}, replace(QUICK, init=str(folder)),
+        prepared(path, {**SMALL, **changes}, replace(QUICK, init=str(folder)),
                 output=tmp_path / "run")  # fmt: skip
     assert str(info.value).startswith(f"{folder}: ")
     assert "\n" not in str(info.value)
@@ -543,7 +553,7 @@ def test_a_model_of_which_nothing_fits_is_refused(tmp_path, source, changes):
 def test_an_absent_model_is_refused_before_anything_is_written(tmp_path):
     path = save_npz(tmp_path, two_classes())
     with pytest.raises(InputError, match="absent: no such file or run folder"):
-        prepare(path, SMALL, replace(QUICK, init="absent"), output=tmp_path / "run")
+        prepared(path, SMALL, replace(QUICK, init="absent"), output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -568,7 +578,7 @@ def test_a_frozen_encoder_learns_with_its_head(source, tmp_path):
 def test_freezing_without_a_model_to_start_from_is_refused(tmp_path):
     training = replace(QUICK, freeze="encoder")
     with pytest.raises(InputError, match="freeze encoder keeps the weights of another model"):
-        prepare(save_npz(tmp_path, two_classes()), SMALL, training, output=tmp_path / "run")
+        prepared(save_npz(tmp_path, two_classes()), SMALL, training, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -634,7 +644,7 @@ def test_balanced_training_finds_the_rare_class_and_stays_finite():
 def test_balanced_weights_are_refused_for_targets(tmp_path):
     training = replace(QUICK, class_weight="balanced")
     with pytest.raises(InputError, match="class_weight must be none for task regress, whose"):
-        prepare(save_npz(tmp_path, means()), SMALL, training, output=tmp_path / "run")
+        prepared(save_npz(tmp_path, means()), SMALL, training, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -92,7 +92,7 @@ def test_a_space_is_read_from_toml(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no setting; expected such as pooling"),
+        ("", "holds no setting; add one, such as pooling"),
         ("x =", "not a readable TOML file"),
         ("hiden_size = [1]", "unknown setting 'hiden_size'; known are accumulate, backend, batch"),
         ("hidden_size = 3", "hidden_size must be a list of values or { low"),
