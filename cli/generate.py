@@ -49,8 +49,7 @@ def command(
     RUN is a run folder, a .safetensors file or a streaming .onnx file (of `export --onnx
     --streaming`); left out, the newest run. The same seed gives the same text from each.
     """
-    from lstm_compile.export.use.generate import generate
-    from lstm_compile.export.use.sampling import Sampling
+    from lstm_compile.export.use.generate import Sampling, generate
     from lstm_compile.model.run_folder import newest_run
 
     how = Sampling(temperature, top_k, top_p, seed)

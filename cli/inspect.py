@@ -12,6 +12,7 @@ from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import flags_of
 from lstm_compile.data.bundled_files import SERIES
 from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.training.defaults import resolve
 
 SHOWN = 12  # a line names no more
 BAR = 40  # widest bar of the histogram
@@ -33,7 +34,7 @@ def command(source: str, as_json: bool, **options: Any) -> None:
     from lstm_compile.export.use.inspect import inspect_source
 
     asked = TableOptions(**options)
-    found = inspect_source(source, asked)
+    found = inspect_source(source, asked, lambda: resolve(source, "lm").training)
     if as_json:
         return output.print_json(found)
     output.lines(output.console(as_json), *_shown(source, found, asked))
