@@ -1,4 +1,4 @@
-"""Flags made from the fields of the config dataclasses, and a config file below them."""
+"""Flags from the fields of settings, and a config file that gives their defaults."""
 
 import csv
 import tomllib
@@ -19,11 +19,13 @@ from lstm_compile.training.settings import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TEXTS = ("data", "test", "task")
-OF_TRAINING = ("known", "static", "calendar")  # flags of tables that only `train` has
+OF_TRAINING = ("known", "static", "calendar")  # flags for tables that only `train` has
+PATH = click.Path(path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _check_model(**values: Any) -> None:
-    """Check what some task takes; the data decide the task and the sizes later."""
+    """Check that some task takes the values; the data decide task and sizes later."""
     errors = []
     for task in get_args(Task):
         try:
@@ -42,7 +44,7 @@ CHECKS: dict[str, Callable[..., Any]] = {
 
 
 def names(value: Any) -> tuple[str, ...]:
-    """Names parted by commas, one that holds a comma in double quotes; or a config file's list.
+    """Names separated by commas, or a config file's list; a name with a comma is in double quotes.
 
     Raises:
         BadParameter: an empty name.
@@ -56,10 +58,10 @@ def names(value: Any) -> tuple[str, ...]:
 
 
 def numbers(value: Any) -> tuple[float, ...]:
-    """Numbers parted by commas, or a config file's list.
+    """Numbers separated by commas, or a config file's list.
 
     Raises:
-        BadParameter: one is no number.
+        BadParameter: a part is not a number.
     """
     parts = value.split(",") if isinstance(value, str) else value
     try:
@@ -69,10 +71,7 @@ def numbers(value: Any) -> tuple[float, ...]:
 
 
 def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
-    """A decorator that gives a command one flag for each field of `cls` that has a default.
-
-    Fields named in `left_out` get none.
-    """
+    """A decorator: one flag for each field of `cls` that has a default, except for `left_out`."""
 
     def decorate(function: Function) -> Function:
         hints = get_type_hints(cls)
@@ -85,12 +84,12 @@ def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
 
 
 def values_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Of a command's options, those that are fields of `cls`."""
+    """Those options of a command that are fields of `cls`."""
     return {f.name: options[f.name] for f in _tunable(cls) if f.name in options}
 
 
 def given_of(ctx: click.Context, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By section of a config file, the settings that a flag or such a file gave."""
+    """The settings that a flag or a config file gave, by section of such a file."""
     default = click.core.ParameterSource.DEFAULT
     return {
         title: {
@@ -103,7 +102,7 @@ def given_of(ctx: click.Context, options: dict[str, Any]) -> dict[str, dict[str,
 
 
 def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make a TOML file's values the defaults of this command's flags.
+    """Use the values of a TOML file as defaults of this command's flags.
 
     Raises:
         BadParameter: not TOML, a section or key that is no flag, or a value that no flag takes.
@@ -128,10 +127,10 @@ def settings_flags(function: Function) -> Function:
 
 
 def read_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path | None:
-    """Make the settings of a run the defaults of this command's flags.
+    """Use the settings of a run as defaults of this command's flags.
 
     Raises:
-        BadParameter: no run there, or its `config.toml` is damaged.
+        BadParameter: there is no run, or its `config.toml` is damaged.
     """
     if run is not None:
         if not (run / CONFIG_FILE).is_file():
@@ -141,10 +140,10 @@ def read_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> Pa
 
 
 def refuse_others(ctx: click.Context, *allowed: str) -> None:
-    """Refuse every flag and argument of the command line but those named.
+    """Refuse every flag and argument of the command line except for `allowed`.
 
     Raises:
-        UsageError: names those that were given.
+        UsageError: names the flags that were given.
     """
     given = click.core.ParameterSource.COMMANDLINE
     others = [
@@ -161,12 +160,15 @@ def refuse_others(ctx: click.Context, *allowed: str) -> None:
 
 task_option = click.option(
     "--task", type=click.Choice(get_args(Task)), is_eager=True,
-    help="What to learn.  [default: what the data are good for]",
+    help="What to learn.  [default: what fits the data]",
 )  # fmt: skip
 config_option = click.option(
-    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
-    expose_value=False, callback=read_config, help="TOML file of defaults for these options.",
+    "--config", type=FILE, is_eager=True, expose_value=False, callback=read_config,
+    help="TOML file with defaults for these options.",
 )  # fmt: skip
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
+)
 
 
 def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
     if unknown := sorted(set(values) - set(known)):
         raise click.BadParameter(f"{path}: unknown keys {unknown} in [{title}]; known are {known}")
     try:
-        CHECKS[title](**values)  # click would take 3.7 for 3 and true for 1
+        CHECKS[title](**values)  # click alone would read 3.7 as 3 and true as 1
     except InputError as error:
         raise click.BadParameter(f"{path}: [{title}] {error}") from error
     return dict(values)
