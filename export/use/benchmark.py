@@ -13,8 +13,7 @@ from lstm_compile.bench.run import run_bench as run_torch_bench
 from lstm_compile.bench.settings import BenchConfig
 from lstm_compile.export.names import BATCH, INPUT, LENGTHS, TIME
 from lstm_compile.export.runtime import open_session
-from lstm_compile.export.write.graph import simplify
-from lstm_compile.export.write.onnx import translated
+from lstm_compile.export.write.graph import simplify, translated
 from lstm_compile.export.write.translation import translation_table
 from lstm_compile.recurrence.function import lstm
 

@@ -20,7 +20,8 @@ from lstm_compile.export import names
 from lstm_compile.export.proof.parity import INT8_TOLERANCE, measured_error, verify_onnx
 from lstm_compile.export.proof.selftest import selftest
 from lstm_compile.export.use.evaluate_file import evaluate_file
-from lstm_compile.export.write.onnx import ExportReport, checked, quiet, to_onnx, write_proven
+from lstm_compile.export.write.graph import quiet
+from lstm_compile.export.write.onnx import ExportReport, checked, to_onnx, write_proven
 from lstm_compile.model.checkpoint import Model
 
 

@@ -2,11 +2,8 @@
 
 import inspect
 import json
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from secrets import token_hex
 from time import perf_counter
@@ -24,8 +21,8 @@ from lstm_compile.export.proof.known_faults import Known, concerning
 from lstm_compile.export.proof.parity import verify_onnx
 from lstm_compile.export.proof.parity_report import ParityReport
 from lstm_compile.export.proof.selftest import digest, selftest
-from lstm_compile.export.write.graph import simplify
-from lstm_compile.export.write.protobuf import TRACED_OPSET, Shown, to_portable
+from lstm_compile.export.write.graph import simplify, translated
+from lstm_compile.export.write.protobuf import Shown, to_portable
 from lstm_compile.export.write.sequence_lens import ort_table
 from lstm_compile.export.write.translation import Table, model_table
 from lstm_compile.files import write_atomically
@@ -285,41 +282,3 @@ def _translate(form: Form) -> Any:
     first, more = tuple(dynamic.values())[:named], tuple(dynamic.values())[named:]
     shapes = (*first, *((more,) if more else ()))
     return translated(form.program, tuple(inputs.values()), shapes, form.table)
-
-
-def translated(
-    program: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[Any, ...], table: Table
-) -> Any:
-    """The graph of a program as torch.onnx makes it, for `graph.simplify`.
-
-    Args:
-        program: takes `inputs`.
-        inputs: examples.
-        shapes: the dynamic axes of each, as torch.export takes them.
-        table: of translations.
-    """
-    with quiet("torch.onnx"), warnings.catch_warnings():  # "torchvision is not installed"
-        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-        result = torch.onnx.export(
-            torch.export.export(program.eval(), inputs, dynamic_shapes=shapes),
-            dynamo=True,
-            verbose=False,
-            optimize=False,
-            external_data=False,
-            opset_version=TRACED_OPSET,
-            custom_translation_table=dict(table),
-        )
-    assert result is not None
-    return result.model
-
-
-@contextmanager
-def quiet(library: str | None) -> Iterator[None]:
-    """Hold back the log of a library below errors; None is the root logger."""
-    logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

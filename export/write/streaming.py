@@ -17,8 +17,8 @@ from torch import Tensor
 from lstm_compile.config import POOLED, WINDOW_SCALINGS, ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
+from lstm_compile.export.proof.parity import verify_streaming
 from lstm_compile.export.proof.selftest import streaming_selftest
-from lstm_compile.export.proof.streaming_parity import verify_streaming
 from lstm_compile.export.write.onnx import (
     ExportReport,
     Form,
