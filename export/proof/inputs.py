@@ -12,9 +12,19 @@ Kind = Literal["full", "mixed", "zero", "one", "junk"]
 
 BATCHES = (1, 3, 32)
 TIMES = (1, 2, 17, 61)
-SEED = 20_240_229
+SEED, STREAM_SEED = 20_240_229, 20_240_301
 JUNK = 12_345.0
 LARGEST = 10.0  # of the logarithm of a target; larger targets are not realistic
+
+STEPS = 1000
+STREAM_BATCH = 3
+UNEVEN = (1, 2, 7, 40, 1, 130, 19)  # steps of each chunk, 200 in all, repeated
+CUTS = {  # a single step shows the initial state, which a model may forget within 1,000 steps
+    "one step": [1],
+    "whole": [STEPS],
+    "steps": [1] * STEPS,
+    "chunks": list(UNEVEN) * (STEPS // sum(UNEVEN)),
+}
 
 
 class ParityCase(NamedTuple):
@@ -30,6 +40,27 @@ class ParityCase(NamedTuple):
 
     def __str__(self) -> str:
         return f"B={self.batch} T={self.time} {self.kind}"
+
+
+class Feeding(NamedTuple):
+    """How a file is fed: how the steps are cut, and the state before the first of them."""
+
+    cut: str
+    sizes: list[int]  # steps of each call
+    state: str  # "zero" or "random"
+
+    def __str__(self) -> str:
+        return f"{self.cut} {self.state}"
+
+
+def feedings(one_step: bool) -> list[Feeding]:
+    """Every way to feed a file; for a file that takes one step a call, those with single steps."""
+    return [
+        Feeding(cut, sizes, state)
+        for state in ("zero", "random")
+        for cut, sizes in CUTS.items()
+        if set(sizes) == {1} or not one_step
+    ]
 
 
 def all_cases() -> list[ParityCase]:
@@ -74,6 +105,17 @@ def random_inputs(case: ParityCase, model: Model, padding: float = float("nan"))
         inputs |= _forecast_inputs(model, random, case)
     inputs[names.INPUT][np.arange(case.time) >= lengths[:, None]] = padding
     return inputs
+
+
+def random_stream(model: Model, feeding: Feeding) -> Inputs:
+    """All inputs of the file, `x` with all its steps."""
+    batch = STREAM_BATCH
+    inputs = random_inputs(ParityCase(batch, sum(feeding.sizes), "full"), model)
+    del inputs[names.LENGTHS]
+    random = np.random.default_rng(STREAM_SEED)
+    shape = [size if isinstance(size, int) else batch for size in names.state_of(model.config)]
+    state = random.standard_normal((2, *shape)) * (feeding.state == "random")
+    return inputs | dict(zip(names.STATE, np.tanh(state).astype(np.float32), strict=True))
 
 
 def _tokens(case: ParityCase, size: int, random: np.random.Generator, padding: float) -> Inputs:

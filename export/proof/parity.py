@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,47 +20,24 @@ from lstm_compile.export.proof.engines import (
     onnxruntime_engine,
     reference,
 )
-from lstm_compile.export.proof.inputs import ParityCase, all_cases, ragged_cases, random_inputs
+from lstm_compile.export.proof.inputs import (
+    Feeding,
+    ParityCase,
+    all_cases,
+    feedings,
+    ragged_cases,
+    random_inputs,
+    random_stream,
+)
 from lstm_compile.export.proof.onnx_file import OnnxFile, read_onnx
 from lstm_compile.export.proof.parity_report import Comparison, ParityReport
 from lstm_compile.export.runtime import Inputs
 from lstm_compile.model.checkpoint import Model, load_model
 
 INT8_TOLERANCE = 0.25  # random rows lie near the borders of classes: 0.05 was measured there
-STEPS = 1000
-BATCH = 3
 STREAMING_TOLERANCE = 1e-5
-UNEVEN = (1, 2, 7, 40, 1, 130, 19)  # steps of each chunk, 200 in all, repeated
-SEED = 20_240_301
 AT_STREAMING_EXPORT = ("eager", "compiled", "onnxruntime", "openvino")
-CUTS = {  # a single step shows the initial state, which a model may forget within 1,000 steps
-    "one step": [1],
-    "whole": [STEPS],
-    "steps": [1] * STEPS,
-    "chunks": list(UNEVEN) * (STEPS // sum(UNEVEN)),
-}
-EXACT = ("one step", "whole")  # cuts that are compared with the reference
-
-
-class Feeding(NamedTuple):
-    """How a file is fed: how the steps are cut, and the state before the first of them."""
-
-    cut: str
-    sizes: list[int]  # steps of each call
-    state: str  # "zero" or "random"
-
-    def __str__(self) -> str:
-        return f"{self.cut} {self.state}"
-
-
-def feedings(one_step: bool) -> list[Feeding]:
-    """Every way to feed a file; for a file that takes one step a call, those with single steps."""
-    return [
-        Feeding(cut, sizes, state)
-        for state in ("zero", "random")
-        for cut, sizes in CUTS.items()
-        if set(sizes) == {1} or not one_step
-    ]
+EXACT = ("one step", "whole")  # ways to cut that are compared with the reference
 
 
 def verify_onnx(
@@ -192,16 +168,6 @@ def _compare_feedings(
         if feeding.cut == "whole":
             whole[feeding.state] = answers
         yield row
-
-
-def random_stream(model: Model, feeding: Feeding, batch: int = BATCH) -> Inputs:
-    """All inputs of the file, `x` with all its steps."""
-    inputs = random_inputs(ParityCase(batch, sum(feeding.sizes), "full"), model)
-    del inputs[names.LENGTHS]
-    random = np.random.default_rng(SEED)
-    shape = [size if isinstance(size, int) else batch for size in names.state_of(model.config)]
-    state = random.standard_normal((2, *shape)) * (feeding.state == "random")
-    return inputs | dict(zip(names.STATE, np.tanh(state).astype(np.float32), strict=True))
 
 
 def _feed(model: Model, engine: Engine, sizes: Sequence[int], inputs: Inputs) -> Answers:

@@ -10,8 +10,7 @@ from lstm_compile.config import STEPWISE
 from lstm_compile.export import names
 from lstm_compile.export.proof.compare import answer_units, rounding, tolerance
 from lstm_compile.export.proof.engines import Array, Engine, torch_engine
-from lstm_compile.export.proof.inputs import ParityCase, random_inputs
-from lstm_compile.export.proof.parity import Feeding, random_stream
+from lstm_compile.export.proof.inputs import Feeding, ParityCase, random_inputs, random_stream
 from lstm_compile.model.checkpoint import Model
 
 PADDING = 777.0  # JSON has no NaN; far from the data, so that answers show where it was read

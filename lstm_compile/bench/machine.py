@@ -3,11 +3,12 @@
 import os
 import platform
 import re
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lstm_compile.devices import package_versions
 
 VENDORS = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}
 
@@ -53,10 +54,7 @@ def _processor() -> str:
 
 
 def _versions(device: torch.device) -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__}
+    found = package_versions("torch", "onnxruntime")
     if device.type == "cuda":
         found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
-    try:
-        return {**found, "onnxruntime": metadata.version("onnxruntime")}
-    except metadata.PackageNotFoundError:
-        return found
+    return found

@@ -15,7 +15,7 @@ from lstm_compile.cli.app import app
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_streaming, verify_onnx
 from lstm_compile.export.proof.engines import EVERYWHERE, choose_runtimes
-from lstm_compile.export.proof.parity import CUTS, STEPS, feedings
+from lstm_compile.export.proof.inputs import CUTS, STEPS, feedings
 from lstm_compile.export.runtime import ModelError, load, open_streams
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
