@@ -3,14 +3,13 @@
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from click.core import ParameterSource
 from rich.console import Console
 
 from lstm_compile.bench.cases import Case, Precision, grid, own_case
 from lstm_compile.bench.settings import BenchConfig
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
-from lstm_compile.cli.options import flags_of, json_option, values_of
+from lstm_compile.cli.options import flags_of, is_given, json_option, values_of
 
 if TYPE_CHECKING:
     from lstm_compile.bench.figures import BenchReport, BenchRow
@@ -52,8 +51,8 @@ def command(
     Backends take turns in a random order, and a ratio is the median over all rounds, so it is right
     on a busy machine too. A training step is forward, loss and the gradients of all parameters.
     """
-    given = {name for name in values_of(Case, options) if _is_given(ctx, name)}
-    if quick and not _is_given(ctx, "seconds"):
+    given = {name for name in values_of(Case, options) if is_given(ctx, name)}
+    if quick and not is_given(ctx, "seconds"):
         options["seconds"] = QUICK_SECONDS
     config = BenchConfig(**values_of(BenchConfig, options))
     cases = None
@@ -82,10 +81,6 @@ def command(
         output.print_json(report.to_dict())
     if report.stopped:
         ctx.exit(code_of_signal(ctx))
-
-
-def _is_given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) != ParameterSource.DEFAULT
 
 
 def _show(out: Console, rows: "list[BenchRow]") -> None:

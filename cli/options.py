@@ -53,7 +53,7 @@ def names(value: Any) -> tuple[str, ...]:
         return tuple(value)
     found = [name.strip() for name in next(csv.reader([value], skipinitialspace=True), [])]
     if not all(found) or not found:
-        raise click.BadParameter(f"expected names of columns parted by commas, got {value!r}")
+        raise click.BadParameter(f"expected names of columns separated by commas, got {value!r}")
     return tuple(found)
 
 
@@ -67,7 +67,7 @@ def numbers(value: Any) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in parts)
     except (TypeError, ValueError) as error:
-        raise click.BadParameter(f"expected numbers parted by commas, got {value!r}") from error
+        raise click.BadParameter(f"expected numbers separated by commas, got {value!r}") from error
 
 
 def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
@@ -90,15 +90,15 @@ def values_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
 
 def given_of(ctx: click.Context, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The settings that a flag or a config file gave, by section of such a file."""
-    default = click.core.ParameterSource.DEFAULT
     return {
-        title: {
-            name: value
-            for name, value in values_of(cls, options).items()
-            if ctx.get_parameter_source(name) != default
-        }
+        title: {n: value for n, value in values_of(cls, options).items() if is_given(ctx, n)}
         for title, cls in SECTIONS.items()
     }
+
+
+def is_given(ctx: click.Context, name: str) -> bool:
+    """Whether an option has a value from the command line or a config file."""
+    return ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT
 
 
 def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -153,7 +153,7 @@ def refuse_others(ctx: click.Context, *allowed: str) -> None:
     ]
     if others:
         raise click.UsageError(
-            f"--resume goes on with the settings of the run; leave {', '.join(others)} out, or "
+            f"--resume continues with the settings of the run; leave {', '.join(others)} out, or "
             "start another run from its weights with --init"
         )
 

@@ -88,7 +88,7 @@ def command(
                     table=settings.table, task=settings.task, progress=progress,
                     resume=resume is not None,
                 )  # fmt: skip
-        except RunFinishedError as finished:  # no error: the run is resumed until it is finished
+        except RunFinishedError as finished:  # no error for who resumes until that is so
             output.lines(out, ("finished", str(finished)))
             if as_json and team.is_first:
                 output.print_json({"run": str(resume), **finished.training})
@@ -118,7 +118,7 @@ def command(
 
 @contextmanager
 def _way_on(out: Console, job: "Job") -> Iterator[None]:
-    """If a signal ends the work before there is a model, print how to resume."""
+    """Where a signal ends the work before there is a model, say how it goes on."""
     try:
         yield
     except KeyboardInterrupt:
