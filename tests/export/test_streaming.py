@@ -185,6 +185,15 @@ def test_plain_cells_take_chunks_step_by_step(tag):
     np.testing.assert_allclose(streams.push("ab", x), whole(tag, x), atol=1e-5)
 
 
+@pytest.mark.parametrize("cells", ["node", "plain"])
+def test_forecasts_stream(cells):
+    model, x = make_model(**KINDS[3] | {"horizon": 1}), steps(9, batch=2)
+    streams = open_streams(to_streaming(model, cells).SerializeToString())
+    assert not streams.stepwise
+    streams.push("ab", x[:, :4])
+    np.testing.assert_allclose(streams.push("ab", x[:, 4:]), whole(model, x), atol=1e-5)
+
+
 def test_pooled_answers_are_of_the_last_step():
     model = make_model(task="classify", pooling="last")
     streams, x = open_streams(to_streaming(model).SerializeToString()), steps(9, batch=2)
