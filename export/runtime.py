@@ -111,7 +111,7 @@ class FileSchema(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ExportedFile:
-    """What every exported file says of itself.
+    """What every exported file tells about itself.
 
     Attributes:
         task: what the model was trained for, such as `classify`.
@@ -950,7 +950,7 @@ def from_json(metadata: Mapping[str, str], key: str, kind: type = dict) -> Any:
 
 
 def _described(session: Any) -> OnnxModel | Streams:
-    """What a file says of itself, once its interface is as expected."""
+    """Read the metadata of a file and check that its interface is as they describe it."""
     metadata = _metadata(session)
     if metadata.get("format") != FORMAT:
         raise ModelError("not exported by lstm-compile (its metadata have no such format)")
