@@ -211,14 +211,10 @@ def _answers(backend: Any, dtype: Any) -> list[Any]:
 
     from lstm_compile.recurrence.function import lstm
 
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"weight_ih_l0": (32, 5), "weight_hh_l0": (32, 8), "bias_ih_l0": (32,)}
-    shapes |= {"bias_hh_l0": (32,)}
-    params = {
-        key: torch.rand(shape, generator=generator).sub(0.5).to(dtype).requires_grad_()
-        for key, shape in shapes.items()
-    }
-    x, lengths = torch.randn(3, 7, 5, generator=generator).to(dtype), torch.tensor([7, 0, 4])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        params = dict(torch.nn.LSTM(5, 8).to(dtype).named_parameters())
+        x, lengths = torch.randn(3, 7, 5).to(dtype), torch.tensor([7, 0, 4])
     output, state = lstm(params, x, lengths, backend=backend, chunk=CHUNK)
     if output.requires_grad:
         (output.sum() + state.c.square().sum()).backward()
