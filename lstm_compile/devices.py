@@ -1,4 +1,4 @@
-"""What the work runs on: device, threads of the CPU, precision, versions of packages."""
+"""Where the work runs, and how: the device, CPU threads, precision and memory."""
 
 import platform
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import torch
 
 from lstm_compile.errors import InputError
 
-# Below so many floating-point operations a step of the recurrence, threads wait for each other
-# longer than they work; on a busy machine the waiting takes all the time there is.
+# In a step of the recurrence with fewer floating-point operations, threads wait for each other
+# longer than they work; on a busy machine nearly all of the time is waiting.
 SMALL_STEP = 2e6
 
 LARGEST_LEARNED = 31 << 20  # glibc learns from no block above 32 MiB on 64-bit systems
@@ -46,7 +46,7 @@ def fitting_threads(batch_size: int, hidden_size: int) -> int:
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """`count` CPU threads for torch, and as many as before afterwards."""
+    """Give torch `count` CPU threads, and afterwards as many as before."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -56,18 +56,18 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Where operations that gain from it run in bfloat16, for `bf16`; nothing changes for `fp32`.
+    """For `bf16`: operations that gain from it run in bfloat16. Nothing changes for others.
 
     Source: https://docs.pytorch.org/docs/stable/amp.html
     """
-    if precision == "fp32":
+    if precision != "bf16":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
 
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Let CUDA's matrix products and cuDNN use TF32, or not; cuDNN uses it by default."""
+    """Allow TF32 in CUDA's matrix products and in cuDNN, or not; by default cuDNN uses it."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = allowed
@@ -77,6 +77,19 @@ def tf32(allowed: bool) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
+def keep_freed_memory() -> None:
+    """Make the C library reuse the memory that a step frees, in place of asking the system again.
+
+    glibc gives freed blocks back to the system if they are larger than a threshold, which grows
+    with the largest block freed so far. Small models free blocks above its first value, so their
+    pages would be mapped anew in each step. One large block that is never written to raises the
+    threshold at no cost. Other C libraries are not affected.
+
+    Source: https://man7.org/linux/man-pages/man3/mallopt.3.html, M_MMAP_THRESHOLD
+    """
+    torch.empty(LARGEST_LEARNED, dtype=torch.uint8)
+
+
 def package_versions(*packages: str) -> dict[str, str]:
     """The versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
@@ -84,15 +97,3 @@ def package_versions(*packages: str) -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
-
-
-def keep_freed_memory() -> None:
-    """Have the C library reuse what a step frees, instead of asking the system for it every step.
-
-    glibc hands freed memory back beyond a threshold that grows with the largest block freed so far;
-    small models stay above its start value, and fault their pages in anew each step. One block that
-    is never written to raises it and costs nothing; other C libraries do not mind.
-
-    Source: https://man7.org/linux/man-pages/man3/mallopt.3.html, M_MMAP_THRESHOLD
-    """
-    torch.empty(LARGEST_LEARNED, dtype=torch.uint8)

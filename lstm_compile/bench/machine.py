@@ -3,12 +3,11 @@
 import os
 import platform
 import re
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from lstm_compile.devices import package_versions
 
 VENDORS = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}
 
@@ -54,7 +53,10 @@ def _processor() -> str:
 
 
 def _versions(device: torch.device) -> dict[str, str]:
-    found = package_versions("torch", "onnxruntime")
+    found = {"python": platform.python_version(), "torch": torch.__version__}
     if device.type == "cuda":
         found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
-    return found
+    try:
+        return {**found, "onnxruntime": metadata.version("onnxruntime")}
+    except metadata.PackageNotFoundError:
+        return found

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 
 from lstm_compile.bench.cases import Case, Mode
-from lstm_compile.bench.problem import Contestant, Step, build, step_of
-from lstm_compile.devices import cpu_threads, tf32
+from lstm_compile.bench.problem import Contestant, Step, build, step_of, tf32
+from lstm_compile.devices import cpu_threads
 from lstm_compile.errors import RunError
 
 STATUS = Path("/proc/self/status")

@@ -18,10 +18,11 @@ from lstm_compile.bench.problem import (
     build,
     calibrated,
     step_of,
+    tf32,
 )
 from lstm_compile.bench.settings import BenchConfig
 from lstm_compile.bench.timing import interleave
-from lstm_compile.devices import cpu_threads, find_device, tf32
+from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.inductor import can_compile
 
