@@ -1,4 +1,4 @@
-"""The command line: one file a command, no logic of its own. Loads torch only to do work."""
+"""The command line: one file a command, without logic. Loads torch only when there is work."""
 
 
 def main() -> None:

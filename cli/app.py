@@ -1,4 +1,4 @@
-"""The group of commands, each imported when it is called."""
+"""The group of commands; each is imported when it is called."""
 
 import tomllib
 from difflib import get_close_matches
@@ -49,7 +49,7 @@ class LazyGroup(click.Group):
 
 
 def _version() -> str:
-    """The installed package's, or that of a checkout that was never installed."""
+    """The version of the installed package, or of a checkout that was never installed."""
     try:
         return metadata.version("lstm-compile")
     except metadata.PackageNotFoundError:

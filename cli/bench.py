@@ -3,13 +3,12 @@
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from click.core import ParameterSource
 from rich.console import Console
 
 from lstm_compile.bench.cases import BenchConfig, Case, Precision, grid, own_case
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
-from lstm_compile.cli.options import flags_of, values_of
+from lstm_compile.cli.options import flags_of, is_given, json_option, values_of
 
 if TYPE_CHECKING:
     from lstm_compile.bench.figures import BenchReport, BenchRow
@@ -24,13 +23,13 @@ BACKENDS = ("auto", "compiled", "vendor", "reference", "padded", "packed", "onnx
 @click.option("--quick", is_flag=True, help="Few cases and rounds, in about a minute.")
 @click.option(
     "--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
-    help="Measure this one, and others named so; a ratio needs padded or packed [all].",
+    help="Measure this one; may be repeated. A ratio needs padded or packed [all].",
 )  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(get_args(Precision)),
-    help="Of the products [fp32, on CUDA each].",
+    help="Precision of matrix products [fp32; on CUDA all].",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 @flags_of(Case)
 @flags_of(BenchConfig)
 @click.pass_context
@@ -43,16 +42,16 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Measure every backend beside nn.LSTM, padded and packed, and ONNX Runtime.
+    """Compare the speed of every backend with nn.LSTM, padded and packed, and ONNX Runtime.
 
-    Without a size a grid of cases is measured. A size, a direction or lengths ask for one case of
-    one's own, the rest of it as the defaults say.
+    Without sizes a grid of cases is measured. With a size, a direction or lengths your own case is
+    measured, with defaults for the rest.
 
-    Backends take turns in a random order, and a ratio is the median over the rounds: it holds on a
-    busy machine too. A training step is forward, loss and the gradients of all parameters.
+    Backends take turns in a random order, and a ratio is the median over all rounds, so it is right
+    on a busy machine too. A training step is forward, loss and the gradients of all parameters.
     """
-    given = {name for name in values_of(Case, options) if _is_given(ctx, name)}
-    if quick and not _is_given(ctx, "seconds"):
+    given = {name for name in values_of(Case, options) if is_given(ctx, name)}
+    if quick and not is_given(ctx, "seconds"):
         options["seconds"] = QUICK_SECONDS
     config = BenchConfig(**values_of(BenchConfig, options))
     cases = None
@@ -83,12 +82,8 @@ def command(
         ctx.exit(code_of_signal(ctx))
 
 
-def _is_given(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) != ParameterSource.DEFAULT
-
-
 def _show(out: Console, rows: "list[BenchRow]") -> None:
-    """The table of a case in a mode."""
+    """Print the table of one case and mode."""
     out.print("[bold]" + f"{'':12}" + "".join(f"{title:>12}" for title in HEAD))
     for row in rows:
         cells = "".join(f"{cell:>12}" for cell in _cells(row))
@@ -122,7 +117,7 @@ def _end(out: Console, report: "BenchReport") -> None:
 
 
 def _mean(group: dict[str, Any]) -> str:
-    """Geometric means of the ratios of `auto` over a group; batches of one row are left out."""
+    """Geometric means of the ratios of `auto` in a group, without batches of one row."""
     means = {words: group[f"mean_to_{key}"] for key, words in RIVALS.items()}
     shown = [f"{mean:.2f} of {words}" for words, mean in means.items() if mean is not None]
     shown.append(f"worst {group['worst_to_best']:.2f} of the faster")

@@ -6,7 +6,13 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import config_option, given_of, settings_flags, task_option
+from lstm_compile.cli.options import (
+    config_option,
+    given_of,
+    json_option,
+    settings_flags,
+    task_option,
+)
 from lstm_compile.config import Task
 from lstm_compile.training.config_file import to_explained_toml
 from lstm_compile.training.defaults import complete, resolve
@@ -17,7 +23,7 @@ from lstm_compile.training.defaults import complete, resolve
 @task_option
 @click.option("--test", help="File of held-out sequences, as for `train`.")
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 @settings_flags
 @click.pass_context
 def command(
@@ -29,10 +35,10 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Print every setting that `train` would take with these flags, each explained, as TOML.
+    """Print every setting that `train` would use with these flags, each explained, as TOML.
 
-    Those of the task and of a bundled data set are among them. DATA are not read. Kept in a file,
-    `train --config FILE` takes what was printed.
+    The defaults of the task and of a bundled data set are included. DATA are not read. Save the
+    output to a file, and `train --config FILE` reads it.
     """
     settings = resolve(data, task, **given_of(ctx, options))
     sources, sections = {"task": settings.task, "data": data, "test": test}, complete(settings)

@@ -7,25 +7,26 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, Failure
+from lstm_compile.cli.options import json_option
 
 if TYPE_CHECKING:
     from lstm_compile.export.use.doctor import Check
 
 
 @click.command(cls=Command)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 def command(as_json: bool) -> None:
     """Check versions, devices, compiler, folders, every backend and ONNX Runtime.
 
-    Each is tried on a small problem, and a failure comes with what to do about it. Exits with 1 if
-    something fails that nothing works without.
+    Each backend is tried on a small problem, and each failure comes with a remedy. The exit code is
+    1 if something fails that everything else needs.
     """
     from lstm_compile.export.use.doctor import examine
     from lstm_compile.recurrence.cache import use_local_cache
 
     out = output.console(as_json)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a check says the same
+        warnings.simplefilter("ignore")  # a check reports the same
         use_local_cache()
     report = examine(lambda check: out.print(line(check), markup=False))
     if as_json:
@@ -37,7 +38,7 @@ def command(as_json: bool) -> None:
 
 
 def line(check: "Check") -> str:
-    """`[\u2713] name  what was found`; `[-]` where something is missing that is not required."""
+    """`[\u2713] name  what was found`; `[-]` where something optional is missing."""
     mark = "[\u2713]" if check.passed else "[x]" if check.required else "[-]"
     advice = f"; {check.mend}" if check.mend else ""
     seconds = f" ({check.seconds:.1f} s)" if check.seconds >= 0.1 else ""

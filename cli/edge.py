@@ -1,4 +1,4 @@
-"""Where library errors become one line and an exit code: 2 for bad input, 1 for failed work."""
+"""Errors become one line and an exit code here: 2 for bad input, 1 for failed work."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lstm_compile.errors import InputError, RunError
+from lstm_compile.errors import InputError, RunError, headline
 
 SIGNAL = "lstm_compile.signal"  # in a context's `meta`: the signal that stopped the command
 
@@ -37,12 +37,12 @@ class Command(click.Command):
         )
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command's function, its errors translated."""
+        """Run the command's function and translate its errors."""
         debug = ctx.params.pop("debug")
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-            raise  # click ends quietly where whoever reads has gone
+            raise  # click ends quietly if the reader of a pipe has gone
         except KeyboardInterrupt:
             click.echo("stopped", err=True)
             ctx.exit(code_of_signal(ctx))
@@ -54,11 +54,11 @@ class Command(click.Command):
 
 @contextmanager
 def signals_stop(ctx: click.Context) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the work in order; a second one ends the process at once."""
+    """SIGTERM and Ctrl-C end the work in order; a second one ends the process at once."""
 
     def stop(number: int, _: FrameType | None) -> None:
         if SIGNAL in ctx.meta:
-            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun sends one after that of the terminal
+            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun repeats the signal of the terminal
                 return
             os._exit(128 + number)
         ctx.meta[SIGNAL] = number
@@ -73,7 +73,7 @@ def signals_stop(ctx: click.Context) -> Iterator[None]:
 
 
 def code_of_signal(ctx: click.Context) -> int:
-    """What a command that a signal stopped exits with: 130 for Ctrl-C, 143 for SIGTERM."""
+    """The exit code of a command that a signal stopped: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + int(ctx.meta.get(SIGNAL, signal.SIGINT))
 
 
@@ -82,5 +82,4 @@ def _translated(error: Exception) -> click.ClickException:
         return BadInput(str(error))
     if isinstance(error, RunError):
         return Failure(str(error))
-    text = str(error).splitlines()[0] if str(error) else "no message"
-    return Failure(f"{type(error).__name__}: {text} (a bug; --debug shows where)")
+    return Failure(f"{headline(error)} (a bug; --debug shows where)")

@@ -8,7 +8,7 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import OF_TRAINING, flags_of, values_of
+from lstm_compile.cli.options import OF_TRAINING, PATH, flags_of, json_option, values_of
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.model.run_folder import MODEL_FILE
 
@@ -18,32 +18,26 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("model", required=False, type=click.Path(path_type=Path), metavar="[RUN|MODEL]")
+@click.argument("model", required=False, type=PATH, metavar="[RUN|MODEL]")
 @click.argument("data", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 @click.option(
     "--stride", type=click.IntRange(1), default=1, show_default=True,
-    help="Steps between the origins of forecasts.",
+    help="Steps from one forecast's origin to the next.",
 )  # fmt: skip
 @click.option(
-    "--plot", type=click.Path(path_type=Path),
-    help="Draw forecasts against the truth: a .png, .svg or .pdf file.",
-)  # fmt: skip
+    "--plot", type=PATH, help="Plot forecasts and true values to a .png, .svg or .pdf file."
+)
 @flags_of(TableOptions, *OF_TRAINING)
 def command(
-    model: Path | None,
-    data: str | None,
-    as_json: bool,
-    stride: int,
-    plot: Path | None,
-    **options: Any,
+    model: Path | None, data: str | None, as_json: bool, plot: Path | None, **options: Any
 ) -> None:
-    """Measure a model on DATA, beside the baselines of its run.
+    """Measure a model on DATA, and compare it with the baselines of its run.
 
-    RUN is a run folder, a .safetensors or an .onnx file; left out, the newest run. DATA is a
-    bundled data set (its test part is taken), a .ts or .npz file, or a long table, whose columns
-    are those that the model was trained on where no flag says otherwise; left out, the bundled data
-    set that the model was trained on.
+    RUN is a run folder, a .safetensors or an .onnx file; without it the newest run is taken. DATA
+    is a bundled data set (its test part), a .ts or .npz file, or a long table. The columns of a
+    table are those of training unless a flag names others. Without DATA it is the bundled data set
+    that the model was trained on.
     """
     from lstm_compile.export.use.evaluate_file import evaluate_file
     from lstm_compile.model.run_folder import newest_run
@@ -54,14 +48,9 @@ def command(
     out = output.console(as_json)
     with output.reading(out) as progress:
         evaluation = evaluate_file(
-            source,
-            data,
-            table=table,
-            on_data=lambda rows: found.append(rows.roles),
-            progress=progress,
-            stride=stride,
-            plot=plot,
-        )
+            source, data, table=table, on_data=lambda rows: found.append(rows.roles),
+            progress=progress, stride=options["stride"], plot=plot,
+        )  # fmt: skip
     if as_json:
         return output.print_json(evaluation.to_dict())
     output.lines(

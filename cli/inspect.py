@@ -9,11 +9,12 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import flags_of
+from lstm_compile.cli.options import flags_of, json_option
 from lstm_compile.data.bundled_files import SERIES
+from lstm_compile.data.listing import listing
 from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.training.defaults import resolve
 
-SHOWN = 12  # a line names no more
 BAR = 40  # widest bar of the histogram
 RIGHT_IN = {"any": "every runtime that loads it", "onnxruntime": "ONNX Runtime only"}
 Line = tuple[str, str]
@@ -21,31 +22,24 @@ Line = tuple[str, str]
 
 @click.command(cls=Command)
 @click.argument("source", metavar="DATA|RUN|MODEL")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 @flags_of(TableOptions)
 def command(source: str, as_json: bool, **options: Any) -> None:
-    """Show what is in DATA, in a run folder, or in a .safetensors or .onnx file.
+    """Describe DATA, a run folder, or a .safetensors or .onnx file.
 
-    DATA is a file or a bundled data set (its training part is taken): sequences, lengths, gaps,
-    classes, columns that are constant, equal or seem to hold the answer; of text its characters and
-    what training would do. Of a model: names, shapes, figures and where it came from.
+    DATA is a file or a bundled data set (its training part). Shown are sequences, lengths, gaps,
+    classes, and columns that are constant, equal or seem to hold the answer; for text its
+    characters and the length of training; for a model names, shapes, figures and its origin.
     """
     from lstm_compile.export.use.inspect import inspect_source
 
     asked = TableOptions(**options)
-    found = inspect_source(source, asked)
+    found = inspect_source(source, asked, lambda: resolve(source, "lm").training)
     if as_json:
         return output.print_json(found)
-    output.lines(output.console(as_json), *_shown(source, found, asked))
+    show = {"data": _data, "series": _series, "text": _text}.get(found["kind"], _model)
+    output.lines(output.console(as_json), *show(source, found, asked))
     return None
-
-
-def _shown(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[Line]:
-    if found["kind"] == "series":
-        return _series(source, found, asked)
-    if found["kind"] == "text":
-        return _text(source, found)
-    return _data(source, found, asked) if found["kind"] == "data" else _model(source, found)
 
 
 def _data(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[Line]:
@@ -55,7 +49,7 @@ def _data(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[L
     if is_text:
         yield from _vocabulary(found["vocabulary"])
     else:
-        yield "features", f"{len(found['features'])}: {_listing(found['features'])}"
+        yield "features", f"{len(found['features'])}: {listing(found['features'])}"
     yield "lengths", ", ".join(f"{name} {value:g}" for name, value in lengths.items())
     yield from _histogram(found["histogram"])
     yield from _columns(found["columns"] or {})
@@ -70,7 +64,7 @@ def _data(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[L
 
 
 def _oddities(found: dict[str, Any]) -> Iterator[Line]:
-    yield "constant", _listing(found["constant"]) or "none"
+    yield "constant", listing(found["constant"]) or "none"
     yield "equal", "; ".join(" = ".join(names) for names in found["duplicate"]) or "none"
     for leak in found["leaks"]:
         yield "suspicious", f"{leak['feature']}: {leak['reason']}; leave it out if so"
@@ -78,7 +72,7 @@ def _oddities(found: dict[str, Any]) -> Iterator[Line]:
         yield "suspicious", "none: no feature seems to hold the answer"
 
 
-def _text(source: str, found: dict[str, Any]) -> Iterator[Line]:
+def _text(source: str, found: dict[str, Any], _: TableOptions) -> Iterator[Line]:
     size = f"{found['characters']} characters ({found['bytes'] / 1000:.0f} kB)"
     yield "data", f"{source}: {found['documents']} documents, {size}"
     yield from _vocabulary(found["vocabulary"])
@@ -110,18 +104,18 @@ def _series(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator
 
 
 def _columns(columns: dict[str, Any]) -> Iterator[Line]:
-    for role in ("id", "time", "target"):
-        names = columns.get(role) or []
-        if columns:
-            inferred = " (inferred)" if role in columns["inferred"] else ""
-            yield role, (_listing(names) or "none") + inferred
+    for role in ("id", "time", "target") if columns else ():
+        inferred = " (inferred)" if role in columns["inferred"] else ""
+        yield role, (listing(columns[role]) or "none") + inferred
     if columns.get("left_out"):
-        parts = [f"{name} ({kind})" for name, kind in columns["left_out"].items()]
-        yield "left out", _listing(parts)
+        yield (
+            "left out",
+            listing([f"{name} ({kind})" for name, kind in columns["left_out"].items()]),
+        )
 
 
 def _flags(asked: TableOptions, found: dict[str, Any]) -> Iterator[str]:
-    """The flags that were given, to be given again, and what gaps need."""
+    """The flags that were given, for the next command, and the flag that gaps need."""
     for name in asked.given:
         value = getattr(asked, name.removeprefix("--"))
         yield name
@@ -138,7 +132,7 @@ def _histogram(bins: list[dict[str, int]]) -> Iterator[Line]:
     ]
     width = max(map(len, names), default=0)
     for name, row in zip(names, bins, strict=True):
-        bar = "█" * -(-BAR * row["sequences"] // most)  # rounded up: one sequence shows
+        bar = "█" * -(-BAR * row["sequences"] // most)  # rounded up, so that one sequence shows
         yield "", f"{name:>{width}} {bar} {row['sequences']}"
 
 
@@ -153,7 +147,7 @@ def _labels(found: dict[str, Any]) -> Iterator[Line]:
         yield "target", f"{name}: {text}"
 
 
-def _model(source: str, found: dict[str, Any]) -> Iterator[Line]:
+def _model(source: str, found: dict[str, Any], _: TableOptions) -> Iterator[Line]:
     schema, training, config = found["schema"], found["training"], found["config"]
     path = Path(source)
     yield found["kind"], f"{source} ({found['bytes'] / 1000:.0f} kB)"
@@ -161,11 +155,11 @@ def _model(source: str, found: dict[str, Any]) -> Iterator[Line]:
     if schema.get("vocabulary"):
         yield "text", _tokens(schema["vocabulary"])
     else:
-        yield "features", f"{len(schema['features'])}: {_listing(schema['features'])}"
+        yield "features", f"{len(schema['features'])}: {listing(schema['features'])}"
         yield "scaling", _scaling(config)
     if "units" in schema:
         units = zip((*schema["features"], *schema["targets"]), schema["units"], strict=True)
-        yield "units", _listing([f"{name} {unit}" for name, unit in units if unit])
+        yield "units", listing([f"{name} {unit}" for name, unit in units if unit])
     yield "shape", f"{_shape(config)}, {found['parameters']} parameters"
     yield from _interface(found)
     yield from _figures(training)
@@ -184,31 +178,27 @@ def _next(path: Path, found: dict[str, Any]) -> str:
 
 
 def _answers(schema: dict[str, Any]) -> str:
-    return _listing(schema["classes"] or schema["targets"]) or "the next character"
+    return listing(schema["classes"] or schema["targets"]) or "the next character"
 
 
 def _tokens(vocabulary: dict[str, Any]) -> str:
     if vocabulary["kind"] == "byte":
         return "the bytes of UTF-8"
     shown = [_visible(each) for each in vocabulary["characters"]]
-    return f"{len(shown)} characters: {_listing(shown)}"
+    return f"{len(shown)} characters: {listing(shown)}"
 
 
 def _shape(config: dict[str, Any]) -> str:
     directions = "both directions" if config["bidirectional"] else "forward"
     layers = f"{config['num_layers']} layers of {config['hidden_size']}"
     pooling = f", pooling {config['pooling']}" if "pooling" in config else ""
-    return f"{layers}, {directions}{_blocks(config)}{pooling}"
-
-
-def _blocks(config: dict[str, Any]) -> str:
-    if "transformer_layers" not in config:
-        return ""
-    return f", {config['transformer_layers']} Transformer blocks of {config['heads']} heads"
+    blocks = ""
+    if "transformer_layers" in config:
+        blocks = f", {config['transformer_layers']} Transformer blocks of {config['heads']} heads"
+    return f"{layers}, {directions}{blocks}{pooling}"
 
 
 def _scaling(config: dict[str, Any]) -> str:
-    """What happens to values inside the model."""
     targets = config["target_scaling"] if config["task"] == "regress" else "none"
     kinds = {"features": config["scaling"], "targets": targets}
     found = ", ".join(f"{name} {kind}" for name, kind in kinds.items() if kind != "none")
@@ -223,16 +213,14 @@ def _interface(found: dict[str, Any]) -> Iterator[Line]:
     if "opset" in found:
         yield from _form(found)
     if "files" in found:
-        yield "files", _listing(list(found["files"]))
+        yield "files", listing(list(found["files"]))
 
 
 def _form(found: dict[str, Any]) -> Iterator[Line]:
-    """What a host needs of an ONNX file beside names and shapes."""
+    """What a host needs to know of an ONNX file beside names and shapes."""
     for name, pair in found.get("state", {}).get("tensors", {}).items():
-        yield (
-            "state",
-            f"{name} takes {pair['from']} of the call before, {pair['initial']:g} at first",
-        )
+        before = f"{name} takes {pair['from']} of the call before"
+        yield "state", f"{before}, {pair['initial']:g} at first"
     if "quantization" in found:
         error = found["quantization"]["error"]
         yield "quantized", f"weights {found['quantization']['weights']}, error {error:.1e}"
@@ -253,13 +241,5 @@ def _figures(training: dict[str, Any]) -> Iterator[Line]:
 
 
 def _counts(counts: dict[str, int], total: int = 0) -> str:
-    parts = [
-        f"{name} {count}" + (f" ({100 * count / total:.1f} %)" if total else "")
-        for name, count in counts.items()
-    ]
-    return _listing(parts)
-
-
-def _listing(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    shares = {name: f" ({100 * n / total:.1f} %)" if total else "" for name, n in counts.items()}
+    return listing([f"{name} {count}{shares[name]}" for name, count in counts.items()])

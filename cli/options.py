@@ -1,4 +1,4 @@
-"""Flags made from the fields of the config dataclasses, and a config file below them."""
+"""Flags from the fields of settings, and a config file that gives their defaults."""
 
 import csv
 import tomllib
@@ -19,11 +19,13 @@ from lstm_compile.training.settings import TrainingConfig
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TEXTS = ("data", "test", "task")
-OF_TRAINING = ("known", "static", "calendar")  # flags of tables that only `train` has
+OF_TRAINING = ("known", "static", "calendar")  # flags for tables that only `train` has
+PATH = click.Path(path_type=Path)
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 def _check_model(**values: Any) -> None:
-    """Check what some task takes; the data decide the task and the sizes later."""
+    """Check that some task takes the values; the data decide task and sizes later."""
     require_some_task(lambda task: ModelConfig(task=task, input_size=1, output_size=1, **values))
 
 
@@ -35,7 +37,7 @@ CHECKS: dict[str, Callable[..., Any]] = {
 
 
 def names(value: Any) -> tuple[str, ...]:
-    """Names parted by commas, one that holds a comma in double quotes; or a config file's list.
+    """Names separated by commas, or a config file's list; a name with a comma is in double quotes.
 
     Raises:
         BadParameter: an empty name.
@@ -44,28 +46,25 @@ def names(value: Any) -> tuple[str, ...]:
         return tuple(value)
     found = [name.strip() for name in next(csv.reader([value], skipinitialspace=True), [])]
     if not all(found) or not found:
-        raise click.BadParameter(f"expected names of columns parted by commas, got {value!r}")
+        raise click.BadParameter(f"expected names of columns separated by commas, got {value!r}")
     return tuple(found)
 
 
 def numbers(value: Any) -> tuple[float, ...]:
-    """Numbers parted by commas, or a config file's list.
+    """Numbers separated by commas, or a config file's list.
 
     Raises:
-        BadParameter: one is no number.
+        BadParameter: a part is not a number.
     """
     parts = value.split(",") if isinstance(value, str) else value
     try:
         return tuple(float(part) for part in parts)
     except (TypeError, ValueError) as error:
-        raise click.BadParameter(f"expected numbers parted by commas, got {value!r}") from error
+        raise click.BadParameter(f"expected numbers separated by commas, got {value!r}") from error
 
 
 def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
-    """A decorator that gives a command one flag for each field of `cls` that has a default.
-
-    Fields named in `left_out` get none.
-    """
+    """A decorator: one flag for each field of `cls` that has a default, except for `left_out`."""
 
     def decorate(function: Function) -> Function:
         hints = get_type_hints(cls)
@@ -78,25 +77,25 @@ def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
 
 
 def values_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Of a command's options, those that are fields of `cls`."""
+    """Those options of a command that are fields of `cls`."""
     return {f.name: options[f.name] for f in _tunable(cls) if f.name in options}
 
 
 def given_of(ctx: click.Context, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By section of a config file, the settings that a flag or such a file gave."""
-    default = click.core.ParameterSource.DEFAULT
+    """The settings that a flag or a config file gave, by section of such a file."""
     return {
-        title: {
-            name: value
-            for name, value in values_of(cls, options).items()
-            if ctx.get_parameter_source(name) != default
-        }
+        title: {n: value for n, value in values_of(cls, options).items() if is_given(ctx, n)}
         for title, cls in SECTIONS.items()
     }
 
 
+def is_given(ctx: click.Context, name: str) -> bool:
+    """Whether an option has a value from the command line or a config file."""
+    return ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT
+
+
 def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make a TOML file's values the defaults of this command's flags.
+    """Use the values of a TOML file as defaults of this command's flags.
 
     Raises:
         BadParameter: not TOML, a section or key that is no flag, or a value that no flag takes.
@@ -121,10 +120,10 @@ def settings_flags(function: Function) -> Function:
 
 
 def read_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path | None:
-    """Make the settings of a run the defaults of this command's flags.
+    """Use the settings of a run as defaults of this command's flags.
 
     Raises:
-        BadParameter: no run there, or its `config.toml` is damaged.
+        BadParameter: there is no run, or its `config.toml` is damaged.
     """
     if run is not None:
         if not (run / CONFIG_FILE).is_file():
@@ -134,10 +133,10 @@ def read_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> Pa
 
 
 def refuse_others(ctx: click.Context, *allowed: str) -> None:
-    """Refuse every flag and argument of the command line but those named.
+    """Refuse every flag and argument of the command line except for `allowed`.
 
     Raises:
-        UsageError: names those that were given.
+        UsageError: names the flags that were given.
     """
     given = click.core.ParameterSource.COMMANDLINE
     others = [
@@ -147,19 +146,22 @@ def refuse_others(ctx: click.Context, *allowed: str) -> None:
     ]
     if others:
         raise click.UsageError(
-            f"--resume goes on with the settings of the run; leave {', '.join(others)} out, or "
+            f"--resume continues with the settings of the run; leave {', '.join(others)} out, or "
             "start another run from its weights with --init"
         )
 
 
 task_option = click.option(
     "--task", type=click.Choice(get_args(Task)), is_eager=True,
-    help="What to learn.  [default: what the data are good for]",
+    help="What to learn.  [default: what fits the data]",
 )  # fmt: skip
 config_option = click.option(
-    "--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), is_eager=True,
-    expose_value=False, callback=read_config, help="TOML file of defaults for these options.",
+    "--config", type=FILE, is_eager=True, expose_value=False, callback=read_config,
+    help="TOML file with defaults for these options.",
 )  # fmt: skip
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
+)
 
 
 def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
     if unknown := sorted(set(values) - set(known)):
         raise click.BadParameter(f"{path}: unknown keys {unknown} in [{title}]; known are {known}")
     try:
-        CHECKS[title](**values)  # click would take 3.7 for 3 and true for 1
+        CHECKS[title](**values)  # click alone would read 3.7 as 3 and true as 1
     except InputError as error:
         raise click.BadParameter(f"{path}: [{title}] {error}") from error
     return dict(values)

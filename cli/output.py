@@ -1,4 +1,4 @@
-"""What a person reads: tables on a terminal, plain lines in a pipe, JSON where asked for."""
+"""Output for people: tables on a terminal, plain lines in a pipe; JSON on request."""
 
 import os
 import sys
@@ -10,23 +10,21 @@ import click
 from rich.console import Console
 
 from lstm_compile.files import to_json
-from lstm_compile.formatting import baselines as baselines
-from lstm_compile.formatting import columns as columns
-from lstm_compile.formatting import command as command
-from lstm_compile.formatting import metric as metric
-from lstm_compile.formatting import metrics as metrics
-from lstm_compile.formatting import result as result
-from lstm_compile.formatting import rows_of as rows_of
-from lstm_compile.formatting import size as size
+from lstm_compile.formatting import baselines, columns, command, metric, metrics, result, size
 
 if TYPE_CHECKING:
     from lstm_compile.export.proof.parity_report import ParityReport
 
+__all__ = [
+    "baselines", "columns", "command", "console", "lines", "metric", "metrics", "parity",
+    "print_json", "reading", "result", "size",
+]  # fmt: skip
+
 
 def console(json_wanted: bool) -> Console:
-    """Where progress goes: standard error when standard output belongs to JSON.
+    """Where progress is written: standard error if standard output is for JSON.
 
-    Of several processes that train together the first one speaks.
+    Of several processes that train together only the first one writes.
     """
     stream, quiet = sys.stderr if json_wanted else sys.stdout, os.environ.get("RANK", "0") != "0"
     return Console(file=stream, highlight=False, soft_wrap=True, emoji=False, quiet=quiet)
@@ -39,7 +37,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def reading(out: Console) -> Iterator[Callable[[int, int], None]]:
-    """What shows rows done of rows in all: a bar on a terminal, gone once they are read."""
+    """Shows how many rows are read: a bar on a terminal, which disappears at the end."""
     from rich.progress import Progress
 
     with ExitStack() as stack:
@@ -47,7 +45,7 @@ def reading(out: Console) -> Iterator[Callable[[int, int], None]]:
         task = bar.add_task("rows", total=None)
 
         def show(done: int, total: int) -> None:
-            if out.is_terminal and not bar.live.is_started:  # only long tables call
+            if out.is_terminal and not bar.live.is_started:  # only long tables call this
                 stack.enter_context(bar)
             bar.update(task, completed=done, total=total)
 

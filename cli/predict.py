@@ -8,31 +8,31 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import OF_TRAINING, flags_of
+from lstm_compile.cli.options import OF_TRAINING, PATH, flags_of, json_option
 from lstm_compile.data.tables.columns import TableOptions
 
 if TYPE_CHECKING:
     from lstm_compile.export.use.predict_file import Predictions
 
-SHOWN = 6  # a line names no more columns
+SHOWN = 6  # how many columns a line names at most
 
 
 @click.command(cls=Command)
-@click.argument("model", type=click.Path(path_type=Path), metavar="RUN|MODEL")
+@click.argument("model", type=PATH, metavar="RUN|MODEL")
 @click.argument("data")
 @click.option(
-    "--output", "path", type=click.Path(path_type=Path), required=True,
-    help="The .csv or .parquet file to write; one that is there is replaced.",
+    "--output", "path", type=PATH, required=True,
+    help="The .csv or .parquet file to write; an existing file is replaced.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 @flags_of(TableOptions, "target", *OF_TRAINING)
 def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -> None:
-    """Write what a model says of each sequence of DATA.
+    """Write a model's answer for each sequence of DATA.
 
     RUN|MODEL is a run folder, a .safetensors or an .onnx file; the last needs no PyTorch. DATA is
-    a file, a folder or a glob, with or without labels, or a bundled data set (its test part is
-    taken). Columns are the most probable class and each class's probability, or the targets' values
-    in their own units.
+    a file, a folder or a glob, with or without labels, or a bundled data set (its test part). The
+    columns are the most probable class and the probability of each class, or the values of the
+    targets in their own units.
     """
     from rich.progress import Progress
 

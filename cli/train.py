@@ -11,8 +11,10 @@ from rich.console import Console
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
 from lstm_compile.cli.options import (
+    PATH,
     config_option,
     given_of,
+    json_option,
     read_run,
     refuse_others,
     settings_flags,
@@ -30,16 +32,14 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @click.argument("data", default="spoken-digits")
 @task_option
-@click.option("--test", help="File of held-out sequences; a bundled data set brings its own.")
-@click.option(
-    "--output", "folder", type=click.Path(path_type=Path), help="Run folder [runs/DATA-N]"
-)
+@click.option("--test", help="File of held-out sequences; a bundled data set has its own.")
+@click.option("--output", "folder", type=PATH, help="Run folder [runs/DATA-N]")
 @config_option
 @click.option(
-    "--resume", type=click.Path(path_type=Path), is_eager=True, callback=read_run,
-    help="Go on where the run in this folder stopped, with its settings.",
+    "--resume", type=PATH, is_eager=True, callback=read_run,
+    help="Continue the run in this folder where it stopped, with its settings.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 @settings_flags
 @click.pass_context
 def command(
@@ -56,14 +56,15 @@ def command(
     """Train a model on DATA: a bundled data set, a .ts or .npz file, a long table, or text.
 
     Bundled are spoken-digits, japanese-vowels and airline. A long table has one row a step: a .csv,
-    .parquet, .arrow, .feather, .jsonl or .ndjson file, a folder of them or a quoted glob; columns
-    that no flag names are inferred and printed. Text is .txt, .text or .md, a folder or a glob.
+    .parquet, .arrow, .feather, .jsonl or .ndjson file, a folder of them or a quoted glob. Columns
+    that no flag names are inferred and printed. Text is a .txt, .text or .md file, a folder or a
+    glob.
 
-    Tasks and bundled data sets have defaults of their own over those shown below: `config` prints
-    what would be taken, and the run folder's config.toml holds what was.
+    Tasks and bundled data sets have their own defaults, which replace those below: `config` prints
+    the settings that would be used, and config.toml in the run folder holds those that were.
 
-    A part of the training data is held out for validation; the weights with the lowest validation
-    loss are kept in the run folder, beside the last state of all, from which --resume goes on.
+    A part of the training data is held out for validation. The run folder keeps the weights with
+    the lowest validation loss, and the last state, from which --resume continues.
     """
     if resume:
         refuse_others(ctx, "resume", "as_json", "debug")
@@ -128,7 +129,7 @@ def _resume_command_if_stopped(out: Console, job: "Job") -> Iterator[None]:
 def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
     if not out.is_terminal:
         return lambda epoch: out.print(_plain(epoch), markup=False)
-    columns = 0  # of metrics; a refit has none to fill them
+    columns = 0  # of metrics; a refit leaves them empty
 
     def show(epoch: "Epoch") -> None:
         nonlocal columns
@@ -153,7 +154,7 @@ def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
 
 
 def _shown(epoch: "Epoch") -> dict[str, float]:
-    """The validation metrics but for the loss, which has its own place."""
+    """The validation metrics without the loss, which has its own column."""
     return {name: value for name, value in epoch.validation.items() if name != "loss"}
 
 

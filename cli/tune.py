@@ -8,7 +8,15 @@ from rich.console import Console
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, signals_stop
-from lstm_compile.cli.options import config_option, given_of, settings_flags, task_option
+from lstm_compile.cli.options import (
+    FILE,
+    PATH,
+    config_option,
+    given_of,
+    json_option,
+    settings_flags,
+    task_option,
+)
 from lstm_compile.config import Task
 
 if TYPE_CHECKING:
@@ -21,29 +29,27 @@ STUDIES = Path("studies")
 @click.argument("data", default="spoken-digits")
 @task_option
 @click.option("--test", help="File of held-out sequences for best.toml; tuning does not read it.")
-@click.option(
-    "--output", "folder", type=click.Path(path_type=Path), help="Folder of the study [studies/DATA]"
-)
+@click.option("--output", "folder", type=PATH, help="Folder of the study [studies/DATA]")
 @click.option(
     "--trials", type=click.IntRange(1), default=20, show_default=True,
-    help="Complete or pruned, of all processes of the study together.",
+    help="How many trials all processes of the study complete or prune together.",
 )  # fmt: skip
 @click.option(
-    "--space", "space_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML file of what to try [that of the task, without the flags given].",
+    "--space", "space_file", type=FILE,
+    help="TOML file of the search space [that of the task, without the flags given].",
 )  # fmt: skip
-@click.option("--metric", help="Validation figure that decides [loss, rmse or mae, by task].")
+@click.option("--metric", help="Validation metric to improve [loss, rmse or mae, by task].")
 @click.option(
     "--pruner", type=click.Choice(["median", "hyperband", "none"]), default="median",
-    show_default=True, help="What ends trials that do worse than others did.",
+    show_default=True, help="Rule that stops trials which do worse than others.",
 )  # fmt: skip
-@click.option("--storage", help="URL of a database that machines share [a file in --output].")
+@click.option("--storage", help="URL of a database that several machines use [a file in --output].")
 @click.option(
     "--heartbeat", type=click.IntRange(1), default=30, show_default=True,
-    help="Seconds between signs of life of a trial; twice as long without is a killed one.",
+    help="Seconds between a trial's signs of life; after twice as long it counts as killed.",
 )  # fmt: skip
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 @settings_flags
 @click.pass_context
 def command(
@@ -58,11 +64,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Search for the settings that train best on DATA, as far as its validation part tells.
+    """Search for the settings with the best validation result on DATA.
 
-    The same command in another process joins the study, and goes on with it after a kill. Flags of
-    `train` that are given are fixed. What was best is written as best.toml, which `train --config`
-    takes, and report.html shows how it was found and what mattered.
+    The same command in another process joins the study; after a kill it continues the study. Flags
+    of `train` that are given stay fixed. The best settings are written to best.toml, for `train
+    --config`; report.html shows all trials and which settings mattered.
     """
     out = output.console(as_json)
     with signals_stop(ctx):

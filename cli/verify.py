@@ -6,24 +6,23 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, Failure
+from lstm_compile.cli.options import PATH, json_option
 
 
 @click.command(cls=Command)
-@click.argument("run", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--onnx", "path", type=click.Path(path_type=Path), help="The ONNX file [beside the model]"
-)
+@click.argument("run", required=False, type=PATH)
+@click.option("--onnx", "path", type=PATH, help="The ONNX file [beside the model]")
 @click.option(
     "--runtimes", "everywhere", is_flag=True,
-    help="Ask every runtime that is installed, each in a process of its own.",
+    help="Compare every installed runtime, each in its own process.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+@json_option
 def command(run: Path | None, path: Path | None, everywhere: bool, as_json: bool) -> None:
-    """Compare RUN (the newest if left out) with its ONNX file.
+    """Compare RUN (without it the newest run) with its ONNX file.
 
-    torch's backends, ONNX Runtime and OpenVINO answer; with --runtimes all of ONNX Runtime,
-    OpenVINO, tract, OpenCV, MNN, IREE and onnx's reference evaluator that are installed, on rows
-    of different lengths.
+    torch's backends, ONNX Runtime and OpenVINO are compared. With --runtimes these are, as far as
+    they are installed: ONNX Runtime, OpenVINO, tract, OpenCV, MNN, IREE and onnx's reference
+    evaluator, on rows of different lengths.
     """
     from lstm_compile.export import verify_onnx
     from lstm_compile.export.proof.onnx_file import is_streaming

@@ -4,32 +4,33 @@ Copy it into another program and write `from runtime import load`, or leave it w
 
     model = load("model.onnx")
     answers = model.predict([a, b])  # arrays (time, features) of any lengths -> (2, outputs)
-    names = model.labels(answers)  # for task `classify`
-    steps = model.predict_steps([a, b])  # for task `tag` -> a list of (time, classes)
-    ahead = model.forecast([a, b])  # for task `forecast` -> (2, horizon, targets)
-    model.check("selftest.json")  # whether this program gets the answers that training saw
+    names = model.labels(answers)  # where the answers are probabilities of classes
+    steps = model.predict_steps([a, b])  # where there is an answer a step -> [(time, classes), ...]
+    ahead = model.forecast([a, b])  # where the model forecasts -> (2, horizon, targets)
+    model.check("selftest.json")  # whether this program gets the same answers as PyTorch did
     model.warm_up(batch=8, time=64)  # the first answer of a size takes longer
 
-    streams = open_streams("streaming.onnx")  # of `lstm-compile export --onnx --streaming`
-    answers = streams.push(["a", "b"], [x_a, x_b])  # goes on where each stream stopped
+    streams = open_streams("streaming.onnx")  # written by `lstm-compile export --onnx --streaming`
+    answers = streams.push(["a", "b"], [x_a, x_b])  # each stream continues where it stopped
 
-All that has no leading underscore is stable under interface version 1. Threads may call any method
-at once.
+The file's own metadata and graph decide what is done; the name of its task decides nothing. Every
+name without a leading underscore is stable under interface version 1. Several threads may call any
+method at the same time.
 
-It guards what ONNX Runtime lacks: a batch of 0 rows or steps ends the process there, lengths out
-of range read other rows, and a NaN in one step becomes a NaN answer without a word.
+This module checks what ONNX Runtime does not: a batch of 0 rows or steps ends the process there,
+lengths out of range read other rows, and a NaN in one step silently becomes a NaN answer.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from threading import Condition
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,36 +38,28 @@ import onnxruntime
 
 Floats = npt.NDArray[np.float32]
 Lengths = npt.NDArray[np.int64]
-Opened = TypeVar("Opened")
-Inputs = dict[str, npt.NDArray[Any]]  # arrays by the names that the file gives its inputs
+Inputs = dict[str, npt.NDArray[Any]]  # arrays by the names of the file's inputs
+Tensor = tuple[str, int, int | None]  # type, rank, and last size where it is fixed
 
 INTERFACE_VERSION = "1"
 FORMAT = "lstm_compile"
 INPUT, TOKENS, LENGTHS = "x", "tokens", "lengths"
 KNOWN_FUTURE, STATIC = "known_future", "static"
 SERIES_LOCATION, SERIES_SCALE = "series_location", "series_scale"
-OUTPUTS = {
-    "classify": "probabilities",
-    "regress": "value",
-    "forecast": "forecast",
-    "tag": "step_probabilities",
-    "lm": "logits",
-}
-WITH_CLASSES = ("classify", "tag")
-STEPWISE = ("tag", "lm")  # an answer a step
 DECODERS = ("direct", "recursive")
 LARGEST_SIZE = 1 << 16
 BYTES = 256  # tokens of the vocabulary `byte`
-STATE_KEY = "state"  # in the metadata of a file that streams
-CONSTANT = 1e-6  # a deviation below this share of the mean is rounding
-KINDS = "biuf"  # NumPy's letters of the types that float32 can stand for
-SHOWN = 12  # a one-line error lists no more names
+STATE_KEY = "state"  # in the metadata of a streaming file
+STATE, NEXT_STATE = ("h", "c"), ("h_next", "c_next")
+CONSTANT = 1e-6  # a deviation below this share of the mean is a rounding error
+KINDS = "biuf"  # NumPy's letters for the types that are converted to float32
+SHOWN = 12  # how many names an error lists at most
 LARGEST = (1 << 31) - 1  # bytes of a file: protobuf's own limit
 LONGEST_JSON = 8 << 20  # characters
 MOST_BRACKETS = 1 << 17  # an empty list takes thirty times its own text in memory
 LONGEST_ERROR = 1000  # characters
 DOMAINS = (b"", b"ai.onnx")  # of operators
-QUANTISED = (b"DynamicQuantizeLSTM", b"com.microsoft")  # the one of another domain, with its own
+QUANTISED = (b"DynamicQuantizeLSTM", b"com.microsoft")  # the only operator of another domain
 # fields of onnx.proto, by message; https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 MODEL = {7: "graph", 20: "training_info", 25: "functions"}
 GRAPH = {1: "node", 5: "tensor", 15: "sparse_initializer"}
@@ -74,13 +67,22 @@ NODE = {4: "operator", 5: "attribute", 7: "domain"}
 ATTRIBUTE = {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"}
 TENSOR = {1: "dims", 13: "external_data", 14: "data_location"}
 NUMBERS = ("dims", "data_location")
+# for each known task: the name of its answers; whether its schema has classes, targets and series;
+# and whether it has an answer a step. A file of any other task may have any of them.
+KNOWN_TASKS = {
+    "classify": ("probabilities", True, False, False, False),
+    "regress": ("value", False, True, False, False),
+    "forecast": ("forecast", False, True, True, False),
+    "tag": ("step_probabilities", True, False, False, True),
+    "lm": ("logits", False, False, False, True),
+}
 
 
 class ModelError(ValueError):
-    """A file that cannot be run or an input that does not fit it, in one line."""
+    """A file that cannot be run, or an input that does not fit it; the message is one line."""
 
     def __init__(self, text: str) -> None:
-        if len(text) > LONGEST_ERROR:  # it may quote a hostile file
+        if len(text) > LONGEST_ERROR:  # the text may quote a hostile file
             text = f"{text[: LONGEST_ERROR // 2]} ... {text[-LONGEST_ERROR // 2 :]}"
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in text))
 
@@ -88,10 +90,10 @@ class ModelError(ValueError):
 class FileSchema(NamedTuple):
     """The names of features, and of either classes or targets, in the model's order.
 
-    `series` is of a forecasting model: `kind` and `step` of its clock, `known` and `calendar`
+    A forecasting model has `series`: `kind` and `step` of its clock, `known` and `calendar`
     covariates, `statics` with their `categories`, and whether the last feature is the `indicator`
-    of filled steps. `vocabulary` is of a model that reads text: its `kind`, `char` or `byte`, and
-    `characters`.
+    of filled steps. A model that reads text has a `vocabulary`: its `kind`, `char` or `byte`, and
+    its `characters`.
     """
 
     features: tuple[str, ...]
@@ -102,30 +104,32 @@ class FileSchema(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Numbers an answer has: classes, targets or tokens."""
+        """How many numbers an answer has: classes, targets or tokens."""
         tokens = len((self.vocabulary or {}).get("characters", ())) or BYTES
         return len(self.classes or self.targets) or tokens
 
 
 @dataclass(frozen=True, eq=False)
-class OnnxModel:
-    """An exported file, ready to answer; threads may ask at once.
+class ExportedFile:
+    """What every exported file tells about itself.
 
     Attributes:
-        task: `classify`, `regress`, `forecast`, `tag` or `lm`.
-        schema: names of features and of classes or targets.
-        metadata: the file's metadata_props as they are: `config`, `training` and others in JSON.
+        task: what the model was trained for, such as `classify`.
+        schema: the names of features and of classes or targets.
+        metadata: the file's metadata_props: `config`, `training` and others are JSON.
         session: the onnxruntime session, for what is not covered here.
+        stepwise: whether there is an answer for each step, not one for each sequence.
     """
 
     task: str
     schema: FileSchema
     metadata: dict[str, str]
     session: Any
+    stepwise: bool = False
 
     @property
     def outputs(self) -> int:
-        """Numbers an answer has: classes, targets or tokens."""
+        """How many numbers an answer has: classes, targets or tokens."""
         return self.schema.outputs
 
     @property
@@ -133,6 +137,80 @@ class OnnxModel:
         """The architecture: `horizon`, `context`, `quantiles` and others."""
         config: dict[str, Any] = from_json(self.metadata, "config")
         return config
+
+    def labels(self, probabilities: npt.ArrayLike) -> list[str]:
+        """The most probable class of each row, or of each step.
+
+        Args:
+            probabilities: (rows, classes).
+
+        Raises:
+            ModelError: the file has no classes, or another shape.
+        """
+        found, classes = np.asarray(probabilities), self.schema.classes
+        if not classes:
+            raise ModelError(
+                f"labels need a file with classes; the task of this file is {self.task}"
+            )
+        if found.ndim != 2 or found.shape[1] != len(classes):
+            raise ModelError(f"probabilities must be (rows, {len(classes)}), found {found.shape}")
+        return [classes[code] for code in found.argmax(1)]
+
+    def warm_up(self, batch: int = 1, time: int = 64) -> float:
+        """Answer ones: the first answer of a size takes longer than those after it.
+
+        Returns:
+            The seconds it took.
+        """
+        sizes, inputs = {"batch": batch, "time": time}, Inputs()
+        for value in self.session.get_inputs():
+            shape = [sizes.get(size, size) for size in value.shape]
+            counts = value.type == "tensor(int64)"
+            inputs[value.name] = np.zeros(shape, np.int64) if counts else np.ones(shape, np.float32)
+        if LENGTHS in inputs:
+            inputs[LENGTHS] += time
+        began = perf_counter()
+        self.session.run(None, inputs)
+        return perf_counter() - began
+
+    def check(self, selftest: str | PathLike[str] | bytes) -> float:
+        """Run the self-test that was written beside the file in this program.
+
+        Args:
+            selftest: the path of `selftest.json` (of a streaming file `streaming.selftest.json`),
+                or its bytes.
+
+        Returns:
+            The largest difference as a share of the tolerance, at most 1.
+
+        Raises:
+            ModelError: the self-test of another file, or an answer outside its tolerance.
+        """
+        data, worst = selftest if isinstance(selftest, bytes) else read_bytes(selftest), 0.0
+        if hashlib.sha256(data).hexdigest() != self.metadata.get("selftest_sha256"):
+            raise ModelError("the self-test is not this file's; take the one written beside it")
+        for place, found, expected, tolerance in self._test_answers(json.loads(data)):
+            share = float((np.abs(found - np.array(expected)) / np.array(tolerance)).max())
+            if not share <= 1:  # NaN too
+                raise ModelError(
+                    f"self-test, {place}: the difference is {share:.3g} times the tolerance"
+                )
+            worst = max(worst, share)
+        return worst
+
+    def _test_answers(self, test: dict[str, Any]) -> Iterator[tuple[str, Floats, Any, Any]]:
+        """For each answer of a self-test its place, what is found and expected, the tolerance."""
+        raise NotImplementedError
+
+    def _check_method(self, name: str) -> None:
+        right = "predict_steps" if self.stepwise else "predict"
+        right = right if self.schema.series is None else "forecast"
+        if name != right:
+            raise ModelError(f"the task of this file is {self.task}: call model.{right}")
+
+
+class OnnxModel(ExportedFile):
+    """A sequence file, ready to answer; several threads may ask at the same time."""
 
     def forecast(
         self,
@@ -145,29 +223,29 @@ class OnnxModel:
 
         Args:
             histories: arrays (time, features), in the units of the training data, the latest step
-                last. Of longer ones the last `config["context"]` steps are read; all of them give
-                location and scale where the model wants these of a series.
+                last. The model reads the last `config["context"]` steps of longer ones; location
+                and scale of a series, where the model takes them, come from all steps.
             known_future: (series, horizon, known), the covariates that are known in the horizon,
                 calendar columns last (see `calendar`); where the model has any.
             static: the categories of each series, or their codes; where the model has any.
-            batch_size: series that are answered together.
+            batch_size: how many series are answered together.
 
         Returns:
             float32 (series, horizon, targets), or (series, horizon, targets, quantiles).
 
         Raises:
-            ModelError: another task, other columns, an unknown category, or a value that is no
-                finite float32.
+            ModelError: the file does not forecast, other columns, an unknown category, or a value
+                that is no finite float32.
         """
-        if self.task != "forecast":
-            raise ModelError(f"forecast is of task forecast; the task of this file is {self.task}")
-        arrays = [self._array(index, history) for index, history in enumerate(histories)]
+        self._check_method("forecast")
+        arrays, config = self._arrays(histories), self.config
         if not arrays:
-            return np.zeros((0, *self._answer_shape()), np.float32)
-        given = self._given(arrays, known_future, static)
-        context = int(self.config["context"])
-        x, lengths = pad([array[-context:] for array in arrays])
-        inputs: Inputs = {INPUT: x, LENGTHS: lengths, **given}
+            shape = (0, int(config["horizon"]), self.outputs)
+            quantiles = (len(config["quantiles"]),) if config["quantiles"] else ()
+            return np.zeros((*shape, *quantiles), np.float32)
+        x, lengths = pad([array[-int(config["context"]) :] for array in arrays])
+        more = self._further_inputs(arrays, {KNOWN_FUTURE: known_future, STATIC: static})
+        inputs: Inputs = {INPUT: x, LENGTHS: lengths, **more}
         answers = []
         for start in range(0, len(x), batch_size):
             rows = slice(start, start + batch_size)
@@ -175,7 +253,7 @@ class OnnxModel:
         return np.concatenate(answers)
 
     def forecast_padded(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Floats:
-        """Forecast one padded batch; a model that gives one step is asked again for each step.
+        """Forecast one padded batch; a model that gives one step is run again for each step.
 
         Args:
             inputs: all inputs of the file by name, `known_future` for the whole horizon.
@@ -201,30 +279,17 @@ class OnnxModel:
             x[rows, lengths + ahead, : step.shape[1]] = step
         return np.concatenate(parts, 1)
 
-    def _answer_shape(self) -> tuple[int, ...]:
-        config = self.config
-        shape = (int(config["horizon"]), self.outputs)
-        return (*shape, len(config["quantiles"])) if config["quantiles"] else shape
-
-    def _given(
-        self,
-        histories: list[Floats],
-        known_future: npt.ArrayLike | None,
-        static: Sequence[Sequence[str | int]] | None,
-    ) -> Inputs:
+    def _further_inputs(self, histories: list[Floats], given: Mapping[str, Any]) -> Inputs:
+        """The inputs of the file beside `x` and `lengths`, checked."""
         wanted = from_json(self.metadata, "inputs", list)[2:]
-        inputs = ", ".join([INPUT, LENGTHS, *wanted])
-        given = {KNOWN_FUTURE: known_future, STATIC: static}
-        surplus = [
-            name for name, value in given.items() if value is not None and name not in wanted
-        ]
-        found: Inputs = {}
-        for name in surplus:
-            raise ModelError(f"{name} is no input of this model; its inputs are {inputs}")
-        if known_future is not None:
-            found[KNOWN_FUTURE] = self._known(np.asarray(known_future), len(histories))
-        if static is not None:
-            found[STATIC] = self._codes(static, len(histories))
+        names, found = ", ".join([INPUT, LENGTHS, *wanted]), Inputs()
+        given = {name: value for name, value in given.items() if value is not None}
+        for name in [name for name in given if name not in wanted]:
+            raise ModelError(f"{name} is no input of this model; its inputs are {names}")
+        if KNOWN_FUTURE in given:
+            found[KNOWN_FUTURE] = self._known(np.asarray(given[KNOWN_FUTURE]), len(histories))
+        if STATIC in given:
+            found[STATIC] = self._codes(given[STATIC], len(histories))
         if SERIES_SCALE in wanted:
             levels = int(self.config["output_size"]) + int(self.config["past_size"])
             pairs = [location_and_scale(history[:, :levels]) for history in histories]
@@ -232,7 +297,7 @@ class OnnxModel:
                 np.stack(part).astype(np.float32) for part in zip(*pairs, strict=True)
             )
         for name in [name for name in wanted if name not in found]:
-            raise ModelError(f"{name} is missing; the model's inputs are {inputs}")
+            raise ModelError(f"{name} is missing; the model's inputs are {names}")
         return found
 
     def _known(self, found: npt.NDArray[Any], rows: int) -> Floats:
@@ -274,9 +339,9 @@ class OnnxModel:
 
         Args:
             sequences: arrays (time, features) of numbers in the units of the training data; a time
-                of 0 is legal. For a model of text: texts, or tokens (time,).
-            batch_size: sequences that are padded to one length and answered together.
-            features: the names of the columns, to be checked against `schema.features`.
+                of 0 is allowed. For a model that reads text: texts, or tokens (time,).
+            batch_size: how many sequences are padded to one length and answered together.
+            features: the names of the columns, to be compared with `schema.features`.
 
         Returns:
             float32 (sequences, outputs), in the order of `sequences`: probabilities of
@@ -285,9 +350,7 @@ class OnnxModel:
         Raises:
             ModelError: other columns, no array of numbers, or a value that is no finite float32.
         """
-        if self.task in ("forecast", *STEPWISE):
-            name = "forecast" if self.task == "forecast" else "predict_steps"
-            raise ModelError(f"the task of this file is {self.task}: call model.{name}")
+        self._check_method("predict")
         arrays = self._arrays(sequences, features)
         answers = np.zeros((len(arrays), self.outputs), np.float32)
         for rows in _batches(arrays, batch_size):
@@ -308,15 +371,13 @@ class OnnxModel:
             features: as for `predict`.
 
         Returns:
-            One float32 (time, classes) a sequence: probabilities of `schema.classes`, step by step;
-            for task `lm` logits of the token after each.
+            One float32 (time, outputs) a sequence: probabilities of `schema.classes` step by step,
+            or for a language model the logits of the token after each step.
 
         Raises:
-            ModelError: another task, and as `predict`.
+            ModelError: the file has one answer a sequence, and as `predict`.
         """
-        if self.task not in STEPWISE:
-            names = " and ".join(STEPWISE)
-            raise ModelError(f"predict_steps is of {names}; the task of this file is {self.task}")
+        self._check_method("predict_steps")
         arrays = self._arrays(sequences, features)
         answers = [np.zeros((0, self.outputs), np.float32)] * len(arrays)
         for rows in _batches(arrays, batch_size):
@@ -326,7 +387,7 @@ class OnnxModel:
         return answers
 
     def _arrays(
-        self, sequences: Sequence[npt.ArrayLike], features: Sequence[str] | None
+        self, sequences: Sequence[npt.ArrayLike], features: Sequence[str] | None = None
     ) -> list[Floats]:
         if features is not None:
             self._check_names(features)
@@ -336,13 +397,13 @@ class OnnxModel:
         """Answer one padded batch.
 
         Args:
-            x: (batch, time, features) numbers, or tokens (batch, time); what stands behind a row's
-                length is not read.
+            x: (batch, time, features) numbers, or tokens (batch, time); steps after a row's length
+                are not read.
             lengths: (batch,) integers from 0 to time.
 
         Returns:
-            float32 (batch, outputs), as `predict` gives; for task `tag` (batch, time, classes), 0
-            behind each row's length.
+            float32 (batch, outputs), as `predict` gives; of a file with an answer a step
+            (batch, time, outputs), 0 after each row's length.
 
         Raises:
             ModelError: other shapes, lengths out of range, or a valid value that is not finite.
@@ -356,51 +417,21 @@ class OnnxModel:
                 f"(batch,), found {x.dtype} {x.shape} and {lengths.dtype} {lengths.shape}"
             )
         _check_lengths(lengths, x.shape[1])
-        # row by row, so that every error and an empty batch mean what they mean in `predict`
+        # row by row, so that errors and an empty batch mean the same as in `predict`
         rows = [row[:length] for row, length in zip(x, lengths, strict=True)]
-        if self.task not in STEPWISE:
+        if not self.stepwise:
             return self.predict(rows, max(1, len(x)))
         answers = np.zeros((*x.shape[:2], self.outputs), np.float32)
         for answer, steps in zip(answers, self.predict_steps(rows, max(1, len(x))), strict=True):
             answer[: len(steps)] = steps
         return answers
 
-    def warm_up(self, batch: int = 1, time: int = 64) -> float:
-        """Answer ones: the first answer of a size takes longer than those after it.
-
-        Returns:
-            The seconds it took.
-        """
-        return _warm_up(self.session, {"batch": batch, "time": time})
-
-    def check(self, selftest: str | PathLike[str] | bytes) -> float:
-        """Run the self-test that was written beside the file, `selftest.json`, in this program.
-
-        Args:
-            selftest: its path or its bytes.
-
-        Returns:
-            The largest difference as a share of the tolerance, at most 1.
-
-        Raises:
-            ModelError: it is another file's, or an answer lies beyond its tolerance.
-        """
-        test, worst = _selftest(selftest, self.metadata), 0.0
+    def _test_answers(self, test: dict[str, Any]) -> Iterator[tuple[str, Floats, Any, Any]]:
+        x, lengths, *others = test["inputs"]
         for index, case in enumerate(test["cases"]):
-            x, lengths, *others = test["inputs"]
-            given = {name: np.array(case[name]) for name in others}
-            found = ask(self.session, np.array(case[x]), np.array(case[lengths]), **given)
-            share = _share(found, case["expected"], test)
-            worst = max(worst, _accepted(share, f"case {index}"))
-        return worst
-
-    def labels(self, probabilities: npt.ArrayLike) -> list[str]:
-        """The most probable class of each row of `probabilities` (rows, classes), or of each step.
-
-        Raises:
-            ModelError: the task has no classes, or another shape.
-        """
-        return _labels(self.task, self.schema, np.asarray(probabilities))
+            more = {name: np.array(case[name]) for name in others}
+            found = ask(self.session, np.array(case[x]), np.array(case[lengths]), **more)
+            yield f"case {index}", found, case["expected"], test["tolerance"]
 
     def _check_names(self, found: Sequence[str]) -> None:
         expected, found = self.schema.features, tuple(found)
@@ -431,7 +462,7 @@ class OnnxModel:
                 f"{place}: {found.shape[1]} features, but the model was trained on {expected}: "
                 f"{_listing(self.schema.features)}"
             )
-        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is reported
+        with np.errstate(over="ignore"):  # too large a number becomes infinite, and is reported
             array = found.astype(np.float32)
         for step, feature in np.argwhere(~np.isfinite(array))[:1]:
             raise ModelError(
@@ -446,44 +477,49 @@ def load(source: str | PathLike[str] | bytes, threads: int = 1) -> OnnxModel:
 
     Args:
         source: its path or its bytes; nothing beside it is read.
-        threads: that answer one batch; more than 1 pays for wide models only.
+        threads: how many answer one batch; more than 1 helps wide models only.
 
     Raises:
         ModelError: no such file, damaged, not of lstm_compile, or of another interface version.
     """
-    return _opened(source, threads, _checked)
+    file = open_any(source, threads)
+    if isinstance(file, Streams):
+        raise ModelError(f"{_name(source)}: this file streams: open it with `open_streams`")
+    return file
 
 
-def _opened(
-    source: str | PathLike[str] | bytes, threads: int, make: Callable[[Any], Opened]
-) -> Opened:
+def open_any(source: str | PathLike[str] | bytes, threads: int = 1) -> "OnnxModel | Streams":
+    """Open an exported file of either kind, as `load` and `open_streams` do."""
     if threads < 1:
         raise ModelError(f"threads must be at least 1, got {threads!r}")
-    name = "model" if isinstance(source, bytes) else str(source)
     data = source if isinstance(source, bytes) else read_bytes(source)
     try:
         check_graph(data)
-        return make(_session(data, threads))
+        return _described(_session(data, threads))
     except ModelError as error:
-        raise ModelError(f"{name}: {error}") from error
+        raise ModelError(f"{_name(source)}: {error}") from error
+
+
+def _name(source: str | PathLike[str] | bytes) -> str:
+    return "model" if isinstance(source, bytes) else str(source)
 
 
 def _session(data: bytes, threads: int) -> Any:
     try:
         return open_session(data, threads=threads)
-    except Exception as error:  # onnxruntime's errors share no base class of their own
+    except Exception as error:  # onnxruntime's errors have no base class of their own
         raise _damaged(_reason(error)) from error
 
 
 def check_graph(data: bytes) -> None:
-    """Refuse a file with what no file of lstm_compile has, and a hostile one could use.
+    """Refuse a file with parts that no file of lstm_compile has, and that a hostile file could use.
 
-    That is tensors in other files, whose paths may be any, tensors smaller than they say, graphs
-    within nodes, as loops have, which need not end, functions, and operators of other domains. What
-    onnxruntime checks by itself is left to it.
+    Such parts are tensors in other files (their path may be any), tensors that are smaller than
+    they say, graphs inside nodes (a loop may never end), functions, and operators of other domains.
+    onnxruntime itself checks the rest.
 
     Raises:
-        ModelError: the file has one of them, or is no protobuf message.
+        ModelError: the file has such a part, or is no protobuf message.
     """
     if not data or len(data) > LARGEST:
         raise _damaged(f"{len(data)} bytes")
@@ -493,7 +529,7 @@ def check_graph(data: bytes) -> None:
 
 
 def _check_node(node: memoryview) -> None:
-    last = {"operator": b"", "domain": b""}  # of fields that are given twice the last one counts
+    last = {"operator": b"", "domain": b""}  # the last one counts where a field is given twice
     for name, value in _walk(node, NODE, *last, "attribute"):
         if name in last:
             last[name] = bytes(value)
@@ -518,7 +554,7 @@ def _check_tensor(tensor: memoryview) -> None:
 def _walk(
     message: memoryview, fields: Mapping[int, str], *wanted: str
 ) -> Iterator[tuple[str, Any]]:
-    """The wanted fields of a message with their values; others that have a name are refused."""
+    """The wanted fields of a message with their values; other fields of `fields` are refused."""
     place = 0
     while place < len(message):
         key, place = _varint(message, place)
@@ -544,7 +580,7 @@ def _walk(
 
 
 def _varint(data: memoryview, place: int) -> tuple[int, int]:
-    """A whole number of seven bits a byte, and the place behind it."""
+    """A whole number, seven bits a byte, and the place after it."""
     number = 0
     for shift in range(0, 70, 7):
         if place >= len(data):
@@ -570,33 +606,33 @@ def _damaged(why: str) -> ModelError:
 def open_session(data: bytes, providers: list[Any] | None = None, threads: int = 0) -> Any:
     """An onnxruntime session on a file's bytes, on the CPU unless `providers` say otherwise.
 
-    `threads` answer a batch; 0 is one a core.
+    `threads` is how many answer a batch; 0 means one a core.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors only: its warnings are about its own optimisations
-    # threads that spin while they wait starve whatever else runs on the machine
+    # threads that spin while they wait slow down every other program on the machine
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(
         data,
         options,
         providers or ["CPUExecutionProvider"],
         enable_fallback=0,  # it prints
-        # nothing in a file of lstm_compile can be computed ahead, in another's it might not end
+        # no file of lstm_compile has constants to fold; in a hostile file folding may never end
         disabled_optimizers=["ConstantFolding"],
     )
 
 
 def ask(
-    session: Any, x: npt.NDArray[Any], lengths: npt.NDArray[Any], **given: npt.NDArray[Any]
+    session: Any, x: npt.NDArray[Any], lengths: npt.NDArray[Any], **further: npt.NDArray[Any]
 ) -> Floats:
     """The answers (batch, ...) to `x` (batch, time, features) with `lengths` (batch,).
 
-    `given` are the other inputs of a file, where it has any.
+    `further` are the other inputs of the file, where it has any.
 
     Raises:
-        ModelError: an empty batch or no step, which end the onnxruntime process, or lengths that
-            do not fit.
+        ModelError: an empty batch or no step, which would end the process, or lengths that do not
+            fit.
     """
     tokens = x.dtype.kind in "iu"
     if x.ndim != (2 if tokens else 3) or not x.shape[0] or not x.shape[1]:
@@ -609,50 +645,43 @@ def ask(
     _check_lengths(lengths, x.shape[1])
     first = {TOKENS: x.astype(np.int64)} if tokens else {INPUT: x.astype(np.float32)}
     inputs: Inputs = {**first, LENGTHS: lengths.astype(np.int64)}
-    for name, value in given.items():
+    for name, value in further.items():
         inputs[name] = value.astype(np.int64 if name == STATIC else np.float32)
     (answers,) = _run(session, inputs)
     return np.asarray(answers, np.float32)
 
 
 def _run(session: Any, inputs: Inputs) -> list[npt.NDArray[Any]]:
-    """What the session says, or one line about why it says nothing."""
+    """The session's answers; its errors become one line."""
     try:
         return list(session.run(None, inputs))
-    except Exception as error:  # onnxruntime's errors share no base class of their own
+    except Exception as error:  # onnxruntime's errors have no base class of their own
         raise ModelError(f"onnxruntime cannot answer: {_reason(error)}") from error
 
 
-class Streams:
+class Streams(ExportedFile):
     """A streaming file and the states of many streams; see `open_streams`.
 
-    A stream begins with its first chunk, from the initial state, and goes on until `reset`. Threads
-    may push at once: chunks of one stream are answered one after another, in the order in which
-    they arrive; those of other streams wait for nobody. A call that raises changes no state.
-
-    Attributes:
-        task: as of `OnnxModel`.
-        schema: names of features and of classes or targets.
-        metadata: the file's metadata_props as they are.
-        session: the onnxruntime session.
+    A stream begins at the initial state with its first chunk, and continues until `reset`. Several
+    threads may push at the same time: chunks of one stream are answered one after another, in the
+    order in which they arrive; other streams do not wait. A call that raises changes no state.
     """
 
-    def __init__(self, session: Any) -> None:
-        self.task, self.schema, self.metadata = _described(session)
-        if STATE_KEY not in self.metadata:
-            raise ModelError("this file does not stream: open it with `load`")
-        self.session = session
-        self._names = [value.name for value in session.get_inputs()]
-        first, *states = (value.shape for value in session.get_inputs())
-        self._row, self._one_step = tuple(first[2:]), first[1] == 1
-        self._dtype = np.dtype(np.float32 if self.schema.vocabulary is None else np.int64)
-        self._layers, _, self._hidden = states[0]
+    def __init__(self, file: ExportedFile) -> None:
+        super().__init__(**vars(file))
+        inputs = {value.name: value.shape for value in file.session.get_inputs()}
+        self._first = TOKENS if TOKENS in inputs else INPUT
+        if surplus := [*inputs.keys() - {self._first, *STATE}]:
+            raise ModelError(f"streams take no {', '.join(surplus)}: run the file by its `session`")
+        self._row, self._one_step = tuple(inputs[self._first][2:]), inputs[self._first][1] == 1
+        self._dtype = np.dtype(np.int64 if self._first == TOKENS else np.float32)
+        self._layers, _, self._hidden = inputs[STATE[0]]
         if not isinstance(self._layers, int):
-            raise ModelError(f"h must have its number of layers, found {states[0]}")
+            raise ModelError(f"h must have its number of layers, found {inputs[STATE[0]]}")
         self._initial = np.zeros((2, self._layers, self._hidden), np.float32)
         self._states: dict[Hashable, Floats] = {}  # h and c, as `_initial`; replaced, not changed
         self._busy: set[Hashable] = set()
-        self._ended = Condition()  # of whoever was busy
+        self._idle = Condition()  # is notified when streams are no longer busy
 
     def __len__(self) -> int:
         """How many streams have begun."""
@@ -664,14 +693,14 @@ class Streams:
         """Answer the next steps of some streams.
 
         Args:
-            stream_ids: anything hashable, each once.
-            x: float32 (streams, time, features), for a model of text int64 tokens (streams, time);
-                or a list of float32 (time, features) of any
-                lengths from 1; those of one length are answered together.
+            stream_ids: any hashable values, each once.
+            x: float32 (streams, time, features), or for a model that reads text int64 tokens
+                (streams, time); or a list of float32 (time, features) of any lengths from 1, where
+                chunks of equal length are answered together.
 
         Returns:
-            For an array one array: (streams, outputs) after the last step, or for answers to
-            every step (streams, time, outputs); for a list a list of its rows.
+            For an array one array: (streams, outputs) after the last step, or for a file with an
+            answer a step (streams, time, outputs); for a list a list of its rows.
 
         Raises:
             ModelError: an id twice, another shape or dtype, no step, or a value that is not finite.
@@ -696,14 +725,14 @@ class Streams:
         return answers
 
     def reset(self, stream_ids: Iterable[Hashable] | None = None) -> None:
-        """Let streams begin anew with their next chunk, and forget their states; None is all."""
+        """Forget the states of streams, so that they begin anew; None means all streams."""
         names = list(self._states) if stream_ids is None else list(stream_ids)
         with self._held(set(names)):
             for name in names:
                 self._states.pop(name, None)
 
     def snapshot(self, stream_ids: Iterable[Hashable] | None = None) -> dict[str, Any]:
-        """A copy of the states of streams that have begun; None is all.
+        """A copy of the states of streams that have begun; None means all of them.
 
         Returns:
             `ids`, a list, and `h` and `c`, float32 (layers, streams, hidden).
@@ -723,7 +752,7 @@ class Streams:
         """Set streams to the states of a snapshot, whether they have begun or not.
 
         Raises:
-            ModelError: no snapshot of such a file.
+            ModelError: the snapshot does not fit this file.
         """
         names, parts = list(snapshot["ids"]), [np.asarray(snapshot[part]) for part in ("h", "c")]
         expected = (self._layers, len(names), self._hidden)
@@ -736,27 +765,18 @@ class Streams:
         with self._held(set(names)):
             self._scatter(names, *parts)
 
-    def labels(self, probabilities: npt.ArrayLike) -> list[str]:
-        """As `OnnxModel.labels`."""
-        return _labels(self.task, self.schema, np.asarray(probabilities))
-
     def warm_up(self, batch: int = 1, time: int = 1) -> float:
-        """As `OnnxModel.warm_up`; no stream begins."""
-        return _warm_up(self.session, {"batch": batch, "time": time})
+        """As `ExportedFile.warm_up`; no stream begins."""
+        return super().warm_up(batch, time)
 
-    def check(self, selftest: str | PathLike[str] | bytes) -> float:
-        """As `OnnxModel.check`, with `streaming.selftest.json`; no stream begins."""
-        test, worst = _selftest(selftest, self.metadata), 0.0
+    def _test_answers(self, test: dict[str, Any]) -> Iterator[tuple[str, Floats, Any, Any]]:
         for index, case in enumerate(test["cases"]):
             state = [np.array(case[name], np.float32) for name in test["state"]]
             for number, call in enumerate(case["calls"]):
-                answer, *state = self._run(np.array(call[self._names[0]], self._dtype), *state)
-                share = _share(answer, call["expected"], test)
-                worst = max(worst, _accepted(share, f"case {index}, call {number}"))
+                answer, *state = self._run(np.array(call[self._first], self._dtype), *state)
+                yield f"case {index}, call {number}", answer, call["expected"], test["tolerance"]
             for found, name in zip(state, test["state"].values(), strict=True):
-                share = _share(found, case[name], {"tolerance": test["state_tolerance"]})
-                worst = max(worst, _accepted(share, f"case {index}, {name}"))
-        return worst
+                yield f"case {index}, {name}", found, case[name], test["state_tolerance"]
 
     def _check(self, x: npt.NDArray[Any], count: int, what: str) -> None:
         shape = x.shape
@@ -771,26 +791,26 @@ class Streams:
             if not 0 <= x.min() <= x.max() < self.schema.outputs:
                 raise ModelError(f"{what} must be tokens in [0, {self.schema.outputs - 1}]")
         elif not np.isfinite(x).all():
-            raise ModelError(f"{what} must be finite: what is not would stay in the state")
+            raise ModelError(f"{what} must be finite: other values would stay in the state")
 
     @contextmanager
     def _held(self, names: set[Hashable]) -> Iterator[None]:
-        """Streams that nobody else can change meanwhile."""
-        with self._ended:
+        """Keep these streams for this thread."""
+        with self._idle:
             while not self._busy.isdisjoint(names):
-                self._ended.wait()
+                self._idle.wait()
             self._busy |= names
         try:
             yield
         finally:
-            with self._ended:
+            with self._idle:
                 self._busy -= names
-                self._ended.notify_all()
+                self._idle.notify_all()
 
     def _answers(
         self, names: Sequence[Hashable], groups: Sequence[tuple[Sequence[int], Floats]]
     ) -> list[Floats]:
-        """The answers of each group; states change once every group has its answers."""
+        """The answers of each group; states change only after all groups have answers."""
         held = set(names)
         if len(held) < len(names):
             raise ModelError("a stream is named twice; give it one chunk a call")
@@ -818,28 +838,17 @@ class Streams:
     def _scatter(self, names: Sequence[Hashable], h: Floats, c: Floats) -> None:
         by_stream = np.ascontiguousarray(np.array((h, c)).transpose(2, 0, 1, 3))
         for name, state in zip(names, by_stream, strict=True):
-            self._states[name] = state.copy()  # a part would keep all others in memory
+            self._states[name] = state.copy()  # a view would keep all others in memory
 
     def _run(self, x: Floats, h: Floats, c: Floats) -> tuple[Floats, Floats, Floats]:
-        name = self._names
-        if not self._one_step or x.shape[1] == 1:
-            answer, h, c = _run(self.session, {name[0]: x, name[1]: h, name[2]: c})
-            return answer, h, c
-        answers = []
-        for step in range(x.shape[1]):
-            one = {name[0]: x[:, step : step + 1], name[1]: h, name[2]: c}
-            answer, h, c = _run(self.session, one)
+        answers, size = [], 1 if self._one_step else x.shape[1]
+        for start in range(0, x.shape[1], size):
+            part = x[:, start : start + size]
+            answer, h, c = _run(self.session, {self._first: part, STATE[0]: h, STATE[1]: c})
             answers.append(answer)
-        return np.concatenate(answers, 1) if self.task in STEPWISE else answers[-1], h, c
-
-
-def open_any(source: str | PathLike[str] | bytes, threads: int = 1) -> OnnxModel | Streams:
-    """Open an exported file of either kind, as `load` and `open_streams` do."""
-
-    def make(session: Any) -> OnnxModel | Streams:
-        return Streams(session) if STATE_KEY in _metadata(session) else _checked(session)
-
-    return _opened(source, threads, make)
+        if len(answers) == 1 or not self.stepwise:
+            return answers[-1], h, c
+        return np.concatenate(answers, 1), h, c
 
 
 def open_streams(source: str | PathLike[str] | bytes, threads: int = 1) -> Streams:
@@ -847,47 +856,19 @@ def open_streams(source: str | PathLike[str] | bytes, threads: int = 1) -> Strea
 
     Args:
         source: its path or its bytes; nothing beside it is read.
-        threads: that answer one batch.
+        threads: how many answer one batch.
 
     Raises:
-        ModelError: no such file, damaged, not one that streams, or of another interface version.
+        ModelError: no such file, damaged, no streaming file, or of another interface version.
     """
-    return _opened(source, threads, Streams)
-
-
-def _warm_up(session: Any, sizes: Mapping[str, int]) -> float:
-    inputs: Inputs = {}
-    for value in session.get_inputs():
-        shape = [sizes.get(size, size) for size in value.shape]
-        counts = value.type == "tensor(int64)"
-        inputs[value.name] = np.zeros(shape, np.int64) if counts else np.ones(shape, np.float32)
-    if LENGTHS in inputs:
-        inputs[LENGTHS] += sizes["time"]
-    began = perf_counter()
-    session.run(None, inputs)
-    return perf_counter() - began
-
-
-def _selftest(source: str | PathLike[str] | bytes, metadata: Mapping[str, str]) -> dict[str, Any]:
-    data = source if isinstance(source, bytes) else read_bytes(source)
-    if hashlib.sha256(data).hexdigest() != metadata.get("selftest_sha256"):
-        raise ModelError("the self-test is not this file's; take the one written beside it")
-    return dict(json.loads(data))
-
-
-def _share(found: Floats, expected: Any, test: Mapping[str, Any]) -> float:
-    """The largest difference as a share of the tolerance; NaN where an answer is NaN."""
-    return float((np.abs(found - np.array(expected)) / np.array(test["tolerance"])).max())
-
-
-def _accepted(share: float, place: str) -> float:
-    if not share <= 1:
-        raise ModelError(f"self-test, {place}: the difference is {share:.3g} times the tolerance")
-    return share
+    file = open_any(source, threads)
+    if isinstance(file, OnnxModel):
+        raise ModelError(f"{_name(source)}: this file does not stream: open it with `load`")
+    return file
 
 
 def to_tokens(vocabulary: Mapping[str, Any], text: Any, place: str = "text") -> Any:
-    """The tokens int64 (time,) of a text, or of tokens themselves, once they are checked.
+    """The tokens int64 (time,) of a text; tokens themselves are checked and returned.
 
     Raises:
         ModelError: a character or a token that is not in the vocabulary.
@@ -940,11 +921,11 @@ def read_bytes(path: str | PathLike[str]) -> bytes:
     """The bytes of a model's file.
 
     Raises:
-        ModelError: no such file, no plain one, or one that is too large.
+        ModelError: no such file, no regular file, or one that is too large.
     """
     file, advice = Path(path), "export it first: `lstm-compile export --onnx`"
     try:
-        if file.exists() and not file.is_file():  # a pipe or a device need not end
+        if file.exists() and not file.is_file():  # reading a pipe may never end
             raise ModelError(f"{path}: cannot be read (no plain file); {advice}")
         if file.stat().st_size > LARGEST:
             raise ModelError(f"{path}: cannot be read (larger than {LARGEST} bytes); {advice}")
@@ -954,10 +935,10 @@ def read_bytes(path: str | PathLike[str]) -> bytes:
 
 
 def from_json(metadata: Mapping[str, str], key: str, kind: type = dict) -> Any:
-    """The JSON object, or list, under a key of a file's metadata, which anybody may have written.
+    """The JSON object, or list, under a key of a file's metadata; the text is not trusted.
 
     Raises:
-        ModelError: none there, or it is too long, of too many parts, or damaged.
+        ModelError: there is none, or it is too long, has too many parts, or is damaged.
     """
     text = metadata.get(key, "")
     if len(text) <= LONGEST_JSON and text.count("[") + text.count("{") <= MOST_BRACKETS:
@@ -968,15 +949,8 @@ def from_json(metadata: Mapping[str, str], key: str, kind: type = dict) -> Any:
     raise ModelError(f"metadata `{key}` is damaged; export it again")
 
 
-def _checked(session: Any) -> OnnxModel:
-    task, schema, metadata = _described(session)
-    if STATE_KEY in metadata:
-        raise ModelError("this file streams: open it with `open_streams`")
-    return OnnxModel(task, schema, metadata, session)
-
-
-def _described(session: Any) -> tuple[str, FileSchema, dict[str, str]]:
-    """Task, schema and metadata of a file whose interface is as it should be."""
+def _described(session: Any) -> OnnxModel | Streams:
+    """Read the metadata of a file and check that its interface is as they describe it."""
     metadata = _metadata(session)
     if metadata.get("format") != FORMAT:
         raise ModelError("not exported by lstm-compile (its metadata have no such format)")
@@ -985,13 +959,24 @@ def _described(session: Any) -> tuple[str, FileSchema, dict[str, str]]:
             f"interface_version is {metadata.get('interface_version')!r}, this program reads "
             f"{INTERFACE_VERSION!r}; export the model again or copy the newer runtime.py"
         )
-    task, schema = metadata.get("task", ""), _schema(metadata)
-    found = (bool(schema.classes), bool(schema.series), bool(schema.targets))
-    wanted = (task in WITH_CLASSES, task == "forecast", task in ("regress", "forecast"))
-    if task not in OUTPUTS or found != wanted:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if not inputs or not outputs:
+        raise ModelError("the graph has no inputs or no outputs; export it again")
+    task, schema, (answer, *_) = metadata.get("task", ""), _schema(metadata), outputs
+    each_step = len(answer.shape) == 3 and answer.shape[1:2] == inputs[0].shape[1:2]
+    file = ExportedFile(task, schema, metadata, session, each_step and schema.series is None)
+    has = (bool(names) for names in (schema.classes, schema.targets, schema.series))
+    kind = (answer.name, *has, file.stepwise)
+    if KNOWN_TASKS.get(task, kind) != kind:
         raise ModelError(f"task {task!r} does not fit its schema; export it again")
-    _check_interface(session, task, schema, metadata)
-    return task, schema, metadata
+    expected, values = _expected_interface(file), (*inputs, *outputs)
+    found = {value.name: (value.type, len(value.shape), _fixed(value.shape)) for value in values}
+    if found != expected or len(found) != len(values):
+        raise ModelError(
+            f"expected inputs and output (type, rank, last size) {expected}, found {found}; "
+            "export it again"
+        )
+    return Streams(file) if STATE_KEY in metadata else OnnxModel(**vars(file))
 
 
 def _metadata(session: Any) -> dict[str, str]:
@@ -1019,38 +1004,25 @@ def _schema(metadata: Mapping[str, str]) -> FileSchema:
     return FileSchema(features, classes, targets, series, vocabulary)
 
 
-def _check_interface(
-    session: Any, task: str, schema: FileSchema, metadata: Mapping[str, str]
-) -> None:
-    expected = {
-        **(
-            {INPUT: ("tensor(float)", 3, len(schema.features))}
-            if schema.vocabulary is None
-            else {TOKENS: ("tensor(int64)", 2, None)}
-        ),
-        LENGTHS: ("tensor(int64)", 1, None),
-        OUTPUTS[task]: (
-            "tensor(float)", 3 if task in STEPWISE else 2, schema.outputs
-        ),
-    }  # fmt: skip
-    if task == "forecast":
-        expected |= _forecast_interface(metadata)
-    if STATE_KEY in metadata:
-        del expected[LENGTHS]
+def _expected_interface(file: ExportedFile) -> dict[str, Tensor]:
+    """Inputs and outputs by name, as schema and metadata describe them."""
+    schema, metadata, shape = file.schema, file.metadata, file.session.get_inputs()[0].shape
+    is_streaming, answer = STATE_KEY in metadata, file.session.get_outputs()[0].name
+    first: dict[str, Tensor] = {INPUT: ("tensor(float)", 3, len(schema.features))}
+    if schema.vocabulary is not None:  # streaming files take one step, or any number of them
+        first = {TOKENS: ("tensor(int64)", 2, _fixed(shape) if is_streaming else None)}
+    expected = first | {answer: ("tensor(float)", 2 + file.stepwise, schema.outputs)}
+    if is_streaming:
         state = ("tensor(float)", 3, _size(from_json(metadata, "config"), "hidden_size"))
-        expected |= dict.fromkeys(("h", "c", "h_next", "c_next"), state)
-        if TOKENS in expected:  # one step, or any number of them
-            expected[TOKENS] = ("tensor(int64)", 2, _fixed(session.get_inputs()[0].shape))
-    values = (*session.get_inputs(), *session.get_outputs())
-    found = {value.name: (value.type, len(value.shape), _fixed(value.shape)) for value in values}
-    if found != expected or len(found) != len(values):
-        raise ModelError(
-            f"expected inputs and output (type, rank, last size) {expected}, found {found}; "
-            "export it again"
-        )
+        expected |= dict.fromkeys((*STATE, *NEXT_STATE), state)
+    else:
+        expected[LENGTHS] = ("tensor(int64)", 1, None)
+    if schema.series is not None:
+        expected |= _forecast_interface(metadata, answer)
+    return expected
 
 
-def _forecast_interface(metadata: Mapping[str, str]) -> dict[str, tuple[str, int, int | None]]:
+def _forecast_interface(metadata: Mapping[str, str], answer: str) -> dict[str, Tensor]:
     config, inputs = from_json(metadata, "config"), from_json(metadata, "inputs", list)
     targets = _size(config, "output_size")
     levels = targets + _size(config, "past_size")
@@ -1058,19 +1030,17 @@ def _forecast_interface(metadata: Mapping[str, str]) -> dict[str, tuple[str, int
         _size(config, name)
     try:
         quantiles = len(config["quantiles"])
-        known: dict[str, tuple[str, int, int | None]] = {
+        known: dict[str, Tensor] = {
             KNOWN_FUTURE: ("tensor(float)", 3, _size(config, "known_size")),
             STATIC: ("tensor(int64)", 2, len(config["static_sizes"])),
             SERIES_LOCATION: ("tensor(float)", 2, levels),
             SERIES_SCALE: ("tensor(float)", 2, levels),
         }
-        rank, last = (4, quantiles) if quantiles else (3, targets)
         if config["decoder"] not in DECODERS:
             raise ValueError
-        return {
-            **{name: known[name] for name in inputs[2:]},
-            OUTPUTS["forecast"]: ("tensor(float)", rank, last),
-        }
+        further = inputs[2:] if STATE_KEY not in metadata else inputs[3:]
+        rank, last = (4, quantiles) if quantiles else (3, targets)
+        return {**{name: known[name] for name in further}, answer: ("tensor(float)", rank, last)}
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError("metadata `config` or `inputs` are damaged; export it again") from error
 
@@ -1084,22 +1054,13 @@ def _size(config: Mapping[str, Any], name: str) -> int:
     return size
 
 
-def _labels(task: str, schema: FileSchema, found: npt.NDArray[Any]) -> list[str]:
-    classes = schema.classes
-    if not classes:
-        raise ModelError(f"labels are of tasks classify and tag; the task of this file is {task}")
-    if found.ndim != 2 or found.shape[1] != len(classes):
-        raise ModelError(f"probabilities must be (rows, {len(classes)}), found {found.shape}")
-    return [classes[code] for code in found.argmax(1)]
-
-
 def _fixed(shape: list[Any]) -> int | None:
     """The last size, where it is the same for every input."""
     return shape[-1] if shape and isinstance(shape[-1], int) else None
 
 
 def _batches(arrays: list[Floats], batch_size: int) -> Iterator[npt.NDArray[np.intp]]:
-    """Indices of arrays that are answered together: of like lengths, for little padding."""
+    """Indices of arrays of similar lengths, which are answered together with little padding."""
     if batch_size < 1:
         raise ModelError(f"batch_size must be at least 1, got {batch_size!r}")
     order = np.argsort([len(array) for array in arrays], kind="stable")
@@ -1108,7 +1069,7 @@ def _batches(arrays: list[Floats], batch_size: int) -> Iterator[npt.NDArray[np.i
 
 
 def pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:
-    """Arrays (time, features) as one, with zeros behind each row's end, and their lengths."""
+    """Arrays (time, features) as one, with zeros after each row's end, and their lengths."""
     lengths = np.array([len(array) for array in arrays], np.int64)
     first = arrays[0]
     x = np.zeros((len(arrays), max(1, int(lengths.max())), *first.shape[1:]), first.dtype)
@@ -1118,7 +1079,7 @@ def pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:
 
 
 def location_and_scale(history: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Mean and deviation of each column; a deviation of 0, or of nothing, is 1."""
+    """Mean and standard deviation of each column; a deviation of 0, or of no steps, is 1."""
     if not len(history):
         return np.zeros(history.shape[1]), np.ones(history.shape[1])
     mean, deviation = history.mean(0, np.float64), history.std(0, np.float64)

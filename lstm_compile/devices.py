@@ -1,7 +1,9 @@
 """Where the work runs, and how: the device, CPU threads, precision and memory."""
 
+import platform
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from importlib import metadata
 
 import torch
 
@@ -86,3 +88,12 @@ def keep_freed_memory() -> None:
     Source: https://man7.org/linux/man-pages/man3/mallopt.3.html, M_MMAP_THRESHOLD
     """
     torch.empty(LARGEST_LEARNED, dtype=torch.uint8)
+
+
+def package_versions(*packages: str) -> dict[str, str]:
+    """The versions of Python and of those packages that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found

@@ -21,6 +21,13 @@ def one_line(text: str) -> str:
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
+def headline(error: BaseException) -> str:
+    """The class of an error and the line of its message that says most, cut."""
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()] or ["no message"]
+    told = next((line for line in lines if "error: " in line), lines[0])  # as compilers write it
+    return f"{type(error).__name__}: {told}"[:300]
+
+
 def reason(error: BaseException) -> str:
     """What another library's error says, on one line, cut."""
     return " ".join(str(error).split())[:200] or type(error).__name__

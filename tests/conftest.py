@@ -17,7 +17,7 @@ os.environ.setdefault(  # torch's own default
 
 import torch
 
-from lstm_compile.export.proof.engines import full_precision
+from lstm_compile.devices import tf32
 
 TRACING = {
     "test_forecast_export",
@@ -47,7 +47,7 @@ def cuda():
     """The device of a CUDA test, with TF32 off while it runs."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    with full_precision():
+    with tf32(False):
         yield "cuda"
 
 

@@ -1,1 +1,1 @@
-"""What checks that a file and its model give the same answers, in every runtime."""
+"""Check that a file and its model give the same answers in every runtime."""

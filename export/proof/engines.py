@@ -1,30 +1,35 @@
-"""Who can answer for a model: torch's backends and the runtimes that load its ONNX file."""
+"""The engines that can answer for a model: torch's backends and the runtimes that load its file."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
+import onnxruntime
 import torch
-from torch import Tensor
 
+from lstm_compile.devices import tf32
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
-from lstm_compile.export.proof import runtimes
-from lstm_compile.export.proof.isolated import Apart
-from lstm_compile.export.runtime import Inputs, ask, open_session
+from lstm_compile.export.proof.isolated import IsolatedRuntime
+from lstm_compile.export.proof.onnx_file import OnnxFile
+from lstm_compile.export.proof.runtimes import RUNTIMES
+from lstm_compile.export.runtime import Inputs, open_session
 from lstm_compile.model.batch import Given
 from lstm_compile.model.checkpoint import Model, to_device
-from lstm_compile.model.model import predict
+from lstm_compile.model.model import predict_on
+from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.inductor import can_compile
 from lstm_compile.recurrence.operator import Backend
 
-Answers = npt.NDArray[Any]
-Answer = Callable[[Inputs], Answers]
+Array = npt.NDArray[Any]
+Answers = tuple[Array, ...]  # the answers; of a streaming file also h and c after them
+Engine = Callable[[Inputs], Answers]
 
 # a short chunk compiles fast; the arithmetic of a longer one is the same
 CHUNK = 2
-RUNTIMES = (
+AT_EXPORT = (  # compared whenever a sequence file is written
     "eager",
     "compiled",
     "onnxruntime",
@@ -32,30 +37,30 @@ RUNTIMES = (
     "eager-cuda",
     "compiled-cuda",
     "onnxruntime-cuda",
-)  # of every export
-EVERYWHERE = tuple(runtimes.RUNTIMES)  # that load the file, for `verify --runtimes`
-KNOWN = tuple(dict.fromkeys((*RUNTIMES, *EVERYWHERE)))
+)
+EVERYWHERE = tuple(RUNTIMES)  # the runtimes that load the file, for `verify --runtimes`
+KNOWN = tuple(dict.fromkeys((*AT_EXPORT, *EVERYWHERE)))
 
 
 def choose_runtimes(
-    wanted: Sequence[str] | None, among: Sequence[str] = RUNTIMES, only: str = "any"
+    wanted: Sequence[str] | None, among: Sequence[str] = AT_EXPORT, only: str = "any"
 ) -> tuple[list[str], dict[str, str]]:
-    """The runtimes to compare, and why others on this machine are not.
+    """The engines to compare, and why others are skipped on this machine.
 
     Args:
-        wanted: their names; None is all of `among` that are there.
-        among: those to choose from.
-        only: `runtimes` of the file's metadata: `onnxruntime` leaves others out if none is wanted.
+        wanted: their names; None means all of `among` that can run here.
+        among: the engines to choose from.
+        only: `runtimes` of the file's metadata; for `onnxruntime` no other runtime is chosen unless
+            it is wanted.
 
     Raises:
-        InputError: a wanted runtime is unknown or cannot run here.
+        InputError: a wanted engine is unknown or cannot run here.
     """
     missing = {name: why for name in KNOWN if (why := _why_missing(name))}
     if wanted is None:
+        if only == names.RIGHT_IN["ort"] and among == AT_EXPORT:
+            missing["openvino"] = "the file is for ONNX Runtime only"
         skipped = {n: missing[n] for n in among if n in missing and not n.endswith("-cuda")}
-        if only == names.RIGHT_IN["ort"] and among == RUNTIMES:
-            missing = skipped = {**missing, "openvino": "the file is for ONNX Runtime only"}
-            skipped = {n: why for n, why in skipped.items() if n in among and "-cuda" not in n}
         return [name for name in among if name not in missing], skipped
     for name in wanted:
         if name not in KNOWN:
@@ -68,83 +73,62 @@ def choose_runtimes(
 def _why_missing(name: str) -> str:
     if name.endswith("-cuda") and not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    if name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in _providers():
+    providers = onnxruntime.get_available_providers()
+    if name == "onnxruntime-cuda" and "CUDAExecutionProvider" not in providers:
         return "onnxruntime has no CUDA provider; install onnxruntime-gpu in its place"
     if name.startswith("compiled") and not can_compile("cuda" if "cuda" in name else "cpu"):
         return "no C++ compiler (or, on CUDA, no Triton); install g++ or set CXX"
-    if name in EVERYWHERE and not runtimes.RUNTIMES[name].installed:
-        return f"not installed; pip install {runtimes.RUNTIMES[name].package}"
+    if name in EVERYWHERE and not RUNTIMES[name].installed:
+        return f"not installed; pip install {RUNTIMES[name].package}"
     return ""
 
 
-def _providers() -> list[str]:
-    import onnxruntime
-
-    return list(onnxruntime.get_available_providers())
-
-
-def reference(model: Model) -> Answer:
-    """The oracle: a plain loop over steps in float64, on the CPU."""
-    params = {name: value.detach().cpu().double() for name, value in model.params.items()}
-    return _torch_answer(model._replace(params=params), "reference")
-
-
 @contextmanager
-def answer_of(runtime: str, model: Model, data: bytes) -> Iterator[Answer]:
-    """How `runtime` answers: from the model's own weights, or from the file's bytes `data`."""
-    if runtime in EVERYWHERE and runtime != "onnxruntime":
-        outputs = [names.OUTPUTS[model.config.task]]
-        with closing(Apart(runtime, data, list(names.inputs_of(model.config)), outputs)) as apart:
-            yield lambda inputs: apart(inputs)[0]
+def engine_of(name: str, model: Model, file: OnnxFile) -> Iterator[Engine]:
+    """The engine of this name: torch computes with the model's weights, others load the file."""
+    device = "cuda" if name.endswith("-cuda") else "cpu"
+    if name.startswith("onnxruntime"):
+        yield onnxruntime_engine(file.data, device)
+    elif name in EVERYWHERE:
+        tensors = list(file.interface.inputs), list(file.interface.outputs)
+        with closing(IsolatedRuntime(name, file.data, *tensors)) as isolated:
+            yield lambda inputs: tuple(isolated(inputs))
     else:
-        yield _own_answer(runtime, model, data)
+        yield torch_engine(model, "compiled" if name.startswith("compiled") else "vendor", device)
 
 
-def _own_answer(runtime: str, model: Model, data: bytes) -> Answer:
-    device = "cuda" if runtime.endswith("-cuda") else "cpu"
-    if runtime.startswith("onnxruntime"):
-        cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
-        session = open_session(data, [cuda] if device == "cuda" else None)
-        return lambda inputs: _ask(session, **inputs)
-    backend: Backend = "compiled" if runtime.startswith("compiled") else "vendor"
-    return _torch_answer(model._replace(params=to_device(model.params, device)), backend)
+def onnxruntime_engine(data: bytes, device: str = "cpu") -> Engine:
+    """ONNX Runtime in this process, in full float32 precision on CUDA too."""
+    cuda = ("CUDAExecutionProvider", {"use_tf32": "0"})
+    session = open_session(data, [cuda] if device == "cuda" else None)
+    return lambda inputs: tuple(session.run(None, inputs))
 
 
-def _ask(session: Any, **inputs: Answers) -> Answers:
-    first, lengths, *given = inputs.items()
-    return ask(session, first[1], lengths[1], **dict(given))
+def reference(model: Model) -> Engine:
+    """What all others are compared with: a plain loop over steps in float64, on the CPU."""
+    params = {name: value.detach().double() for name, value in model.params.items()}
+    return torch_engine(model._replace(params=params), "reference")
 
 
-def _torch_answer(model: Model, backend: Backend) -> Answer:
-    some = next(iter(model.params.values()))
+def torch_engine(model: Model, backend: Backend, device: str = "cpu") -> Engine:
+    """A backend of this package; inputs that hold a state get the state after them too."""
+    params = to_device(model.params, device)
+    some = next(iter(params.values()))
 
     def answer(inputs: Inputs) -> Answers:
-        found = {name: _like(torch.from_numpy(value), some) for name, value in inputs.items()}
-        x, lengths = found.pop(next(iter(inputs))), found.pop(names.LENGTHS)
-        with torch.no_grad(), full_precision():
-            result = predict(
-                model.params, model.config, x, lengths,
-                given=Given(**found), backend=backend, chunk=CHUNK,
+        tensors = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in inputs.items()}
+        tensors = {
+            name: value.to(some) if value.is_floating_point() else value.to(device)
+            for name, value in tensors.items()
+        }
+        x, lengths = tensors.pop(next(iter(inputs))), tensors.pop(names.LENGTHS, None)
+        before = [tensors.pop(name) for name in names.STATE if name in tensors]
+        state = LSTMState(*before) if before else None
+        with torch.no_grad(), tf32(False):
+            result, after = predict_on(
+                params, model.config, x, lengths, state,
+                given=Given(**tensors), backend=backend, chunk=CHUNK,
             )  # fmt: skip
-        return result.cpu().numpy()
+        return tuple(part.cpu().numpy() for part in (result, *(after if before else ())))
 
     return answer
-
-
-def _like(value: Tensor, some: Tensor) -> Tensor:
-    """On the device of `some`, and numbers with a fraction in its dtype."""
-    return value.to(some) if value.is_floating_point() else value.to(some.device)
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """No TF32: cuDNN uses it by default, with errors of 1e-3."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32
-    matmul.allow_tf32 = False
-    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    try:
-        with cudnn.flags(**kept, allow_tf32=False):
-            yield
-    finally:
-        matmul.allow_tf32 = before

@@ -12,15 +12,26 @@ Kind = Literal["full", "mixed", "zero", "one", "junk"]
 
 BATCHES = (1, 3, 32)
 TIMES = (1, 2, 17, 61)
-SEED = 20_240_229
+SEED, STREAM_SEED = 20_240_229, 20_240_301
 JUNK = 12_345.0
-LARGEST = 10.0  # logarithm of a target; larger ones are not of this world
+LARGEST = 10.0  # of the logarithm of a target; larger targets are not realistic
+
+STEPS = 1000
+STREAM_BATCH = 3
+UNEVEN = (1, 2, 7, 40, 1, 130, 19)  # steps of each chunk, 200 in all, repeated
+CUTS = {  # a single step shows the initial state, which a model may forget within 1,000 steps
+    "one step": [1],
+    "whole": [STEPS],
+    "steps": [1] * STEPS,
+    "chunks": list(UNEVEN) * (STEPS // sum(UNEVEN)),
+}
 
 
 class ParityCase(NamedTuple):
-    """One input: `full` rows all last `time` steps, `mixed` rows 0 to `time`, others 0 or 1.
+    """The size of one input: `full` rows all have `time` steps, `mixed` rows 0 to `time`.
 
-    The padding is NaN; `junk` is `mixed` with large numbers there, which show how far they reach.
+    Rows of `zero` and `one` have so many steps. The padding is NaN. `junk` is `mixed` with large
+    numbers in the padding: they show in every answer that reads it.
     """
 
     batch: int
@@ -31,8 +42,29 @@ class ParityCase(NamedTuple):
         return f"B={self.batch} T={self.time} {self.kind}"
 
 
+class Feeding(NamedTuple):
+    """How a file is fed: how the steps are cut, and the state before the first of them."""
+
+    cut: str
+    sizes: list[int]  # steps of each call
+    state: str  # "zero" or "random"
+
+    def __str__(self) -> str:
+        return f"{self.cut} {self.state}"
+
+
+def feedings(one_step: bool) -> list[Feeding]:
+    """Every way to feed a file; for a file that takes one step a call, those with single steps."""
+    return [
+        Feeding(cut, sizes, state)
+        for state in ("zero", "random")
+        for cut, sizes in CUTS.items()
+        if set(sizes) == {1} or not one_step
+    ]
+
+
 def all_cases() -> list[ParityCase]:
-    """Every batch and time with full and mixed lengths, every batch with lengths 0 and 1."""
+    """Each batch and time with full and mixed lengths, and each batch with lengths 0 and 1."""
     grid = [
         ParityCase(batch, time, kind)
         for kind in ("full", "mixed")
@@ -43,7 +75,7 @@ def all_cases() -> list[ParityCase]:
 
 
 def ragged_cases() -> list[ParityCase]:
-    """Two batches and times with lengths below the time, 1 and 0, NaN or numbers behind them."""
+    """Two batches and times with lengths below the time, 1 and 0; NaN or numbers in the padding."""
     grid = [
         ParityCase(batch, time, kind)
         for batch in (2, 5)
@@ -53,11 +85,12 @@ def ragged_cases() -> list[ParityCase]:
     return grid + [ParityCase(2, 7, kind) for kind in ("full", "one", "zero")]
 
 
-def draw(case: ParityCase, model: Model, padding: float = float("nan")) -> Inputs:
-    """Every input of the model's file, `x` with `padding` behind each row's end.
+def random_inputs(case: ParityCase, model: Model, padding: float = float("nan")) -> Inputs:
+    """All inputs of the model's file, `x` with `padding` after each row's end.
 
-    Values are what training saw as far as the scaler knows: of zero mean and unit deviation after
-    `standard` scaling, in [0, 1] after `minmax`. The same case and sizes give the same values.
+    The values are like those of training, as far as the scaler tells: of zero mean and unit
+    deviation after `standard` scaling, in [0, 1] after `minmax`. The same case and sizes give the
+    same values.
     """
     config = model.config
     padding = JUNK if case.kind == "junk" else padding
@@ -69,15 +102,26 @@ def draw(case: ParityCase, model: Model, padding: float = float("nan")) -> Input
     lengths = _lengths(case, random)
     inputs = {names.INPUT: x.astype(np.float32), names.LENGTHS: lengths}
     if config.task == "forecast":
-        inputs |= _given(model, random, case)
+        inputs |= _forecast_inputs(model, random, case)
     inputs[names.INPUT][np.arange(case.time) >= lengths[:, None]] = padding
     return inputs
 
 
+def random_stream(model: Model, feeding: Feeding) -> Inputs:
+    """All inputs of the file, `x` with all its steps."""
+    batch = STREAM_BATCH
+    inputs = random_inputs(ParityCase(batch, sum(feeding.sizes), "full"), model)
+    del inputs[names.LENGTHS]
+    random = np.random.default_rng(STREAM_SEED)
+    shape = [size if isinstance(size, int) else batch for size in names.state_of(model.config)]
+    state = random.standard_normal((2, *shape)) * (feeding.state == "random")
+    return inputs | dict(zip(names.STATE, np.tanh(state).astype(np.float32), strict=True))
+
+
 def _tokens(case: ParityCase, size: int, random: np.random.Generator, padding: float) -> Inputs:
     tokens, lengths = random.integers(0, size, (case.batch, case.time)), _lengths(case, random)
-    nowhere = size + SEED if np.isnan(padding) else size + int(padding)
-    tokens[np.arange(case.time) >= lengths[:, None]] = nowhere
+    unknown = size + SEED if np.isnan(padding) else size + int(padding)
+    tokens[np.arange(case.time) >= lengths[:, None]] = unknown
     return {names.TOKENS: tokens, names.LENGTHS: lengths}
 
 
@@ -110,7 +154,7 @@ def _targets(model: Model, random: np.random.Generator, z: Any) -> Any:
 
 
 def target_statistics(model: Model) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each target in training, as far as the model's file tells."""
+    """Mean and deviation of each target in training, from the model's file or its scaler."""
     size = model.config.output_size
     found = model.training.get("target_mean"), model.training.get("target_deviation")
     mean, deviation = (values if values else None for values in found)
@@ -120,20 +164,19 @@ def target_statistics(model: Model) -> tuple[list[float], list[float]]:
     return mean or shift, deviation or scale
 
 
-def _given(model: Model, random: np.random.Generator, case: ParityCase) -> Inputs:
-    config = model.config
-    levels = config.level_size
-    drawn = _values(model, random, (case.batch, config.steps_out, config.input_size))
+def _forecast_inputs(model: Model, random: np.random.Generator, case: ParityCase) -> Inputs:
+    config, levels = model.config, model.config.level_size
+    future = _values(model, random, (case.batch, config.steps_out, config.input_size))
     location = _values(model, random, (case.batch, config.input_size))[:, :levels]
     codes = [random.integers(0, size, case.batch) for size in config.static_sizes]
-    found: Inputs = {
-        names.KNOWN_FUTURE: drawn[..., levels : levels + config.known_size].astype(np.float32),
+    values: Inputs = {
+        names.KNOWN_FUTURE: future[..., levels : levels + config.known_size].astype(np.float32),
         names.STATIC: np.stack(codes, 1) if codes else np.zeros((case.batch, 0), np.int64),
         names.SERIES_LOCATION: location.astype(np.float32),
         names.SERIES_SCALE: np.exp(random.standard_normal((case.batch, levels))).astype(np.float32)
         * model.params["scaler.scale"][:levels].float().cpu().numpy(),
     }
-    return {name: found[name] for name in config.given}
+    return {name: values[name] for name in config.given}
 
 
 def _lengths(case: ParityCase, random: np.random.Generator) -> Lengths:

@@ -1,6 +1,6 @@
-"""A runtime in a process of its own, which may crash, hang or print as it likes.
+"""A runtime in its own process, so that it may crash, hang or print.
 
-Inputs and answers go through pipes as NumPy's own archives, each after its size in 8 bytes.
+Inputs and answers go through pipes as NumPy archives, each after its size in 8 bytes.
 """
 
 import io
@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from lstm_compile.errors import headline
 from lstm_compile.export.proof.runtimes import RUNTIMES, Arrays, File
 
 LIMIT = 120.0  # seconds for one answer, and for loading
@@ -26,18 +27,18 @@ PROGRAM = "from lstm_compile.export.proof.isolated import serve; serve()"
 
 
 class NoAnswerError(Exception):
-    """A runtime gave no answer; says why."""
+    """A runtime gave no answer; the message says why."""
 
 
-class Apart:
-    """A runtime that has loaded a file; call it with inputs by name, `close` it at the end.
+class IsolatedRuntime:
+    """A runtime that has loaded a file: call it with inputs by name, `close` it at the end.
 
     Args:
         runtime: one of `runtimes.RUNTIMES`.
         data: the file's bytes.
         inputs: names of the file's inputs, in its order.
         outputs: names of its outputs.
-        limit: seconds after which an answer is given up.
+        limit: how many seconds an answer may take.
 
     Raises:
         NoAnswerError: the file cannot be loaded, or not in time.
@@ -73,10 +74,10 @@ class Apart:
             raise
 
     def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        """The outputs in the order of their names.
+        """The outputs in the order of `outputs`.
 
         Raises:
-            NoAnswerError: no answer; once the process has ended, every call raises it.
+            NoAnswerError: no answer; after the process has ended, every call raises this.
         """
         if self._failed:
             raise NoAnswerError(self._failed)
@@ -109,7 +110,7 @@ class Apart:
         return found
 
     def _ending(self, late: bool) -> str:
-        """Why the process is gone."""
+        """Why the process ended."""
         code = self._process.wait()
         if late:
             return f"no answer within {self._limit:g} s"
@@ -120,31 +121,31 @@ class Apart:
 
 
 def _search_path() -> str:
-    """Where this process finds modules, for the one it starts."""
+    """Where this process finds modules; the new process must find the same."""
     return os.pathsep.join(os.path.abspath(part) for part in sys.path)
 
 
 def serve() -> None:
-    """Load the file that the arguments name, and answer what comes through standard input."""
+    """Load the file that the arguments name, and answer the inputs on standard input."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # runtimes print
+    os.dup2(2, 1)  # what runtimes print goes to the log
     runtime, path, inputs, outputs = json.loads(sys.argv[1])
     file = File(Path(path), tuple(inputs), tuple(outputs), Path(path).parent)
     try:
         run = RUNTIMES[runtime].open(file)
-    except BaseException as error:  # a panic of a runtime in Rust is no Exception
-        _send(answers, {"error": np.array(_one_line(error))})
+    except BaseException as error:  # a panic in Rust is no Exception
+        _send(answers, {"error": np.array(headline(error))})
         return
     _send(answers, {})
     while True:
         try:
-            given = _receive(sys.stdin.buffer)
+            asked = _receive(sys.stdin.buffer)
         except EOFError:
             return
         try:
-            found = {f"{index:03}": np.asarray(value) for index, value in enumerate(run(given))}
+            found = {f"{index:03}": np.asarray(value) for index, value in enumerate(run(asked))}
         except BaseException as error:  # as above
-            found = {"error": np.array(_one_line(error))}
+            found = {"error": np.array(headline(error))}
         _send(answers, found)
 
 
@@ -166,9 +167,3 @@ def _exactly(pipe: IO[bytes], size: int) -> bytes:
     if len(data) < size:
         raise EOFError
     return data
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()] or ["no message"]
-    told = next((line for line in lines if "error: " in line), lines[0])  # what a compiler says
-    return f"{type(error).__name__}: {told}"[:300]

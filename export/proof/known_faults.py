@@ -1,6 +1,6 @@
-"""What is known to go wrong in other runtimes: one table, which `export` and the README show.
+"""Known faults of other runtimes: one table, which `export` and the README show.
 
-Every row was seen, in the version that it names. Loads no torch.
+Every fault was observed in the version that its row names. Loads no torch.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,30 +10,21 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 
 class Known(NamedTuple):
-    """One thing that goes wrong.
-
-    Attributes:
-        runtime: where.
-        version: in which it was seen.
-        part: the node or attribute.
-        happens: what it does.
-        remedy: what to do.
-        concerns: whether a graph has such a part.
-    """
+    """One fault of a runtime."""
 
     runtime: str
-    version: str
-    part: str
+    version: str  # in which it was observed
+    part: str  # the node or attribute
     happens: str
     remedy: str
-    concerns: Callable[[GraphProto], bool]
+    concerns: Callable[[GraphProto], bool]  # whether a graph has such a part
 
     def __str__(self) -> str:
         return f"{self.runtime} {self.version}: {self.part}: {self.happens}; {self.remedy}"
 
 
 def concerning(graph: GraphProto) -> list[Known]:
-    """The rows that a graph can meet."""
+    """The faults that concern a graph."""
     return [row for row in TABLE if row.concerns(graph)]
 
 
@@ -64,11 +55,10 @@ def _without_initial_states(graph: GraphProto) -> bool:
 
 
 def _starts_at_zero(graph: GraphProto) -> bool:
-    """Whether initial states are made in the graph, not given to it."""
-    given = {value.name for value in graph.input}
-    return any(not _has_input(node, 5) or node.input[5] not in given for node in _lstm(graph)) and (
-        given.isdisjoint(("h", "c"))
-    )
+    """Whether the graph makes its initial states itself."""
+    inputs = {value.name for value in graph.input}
+    makes = any(not _has_input(n, 5) or n.input[5] not in inputs for n in _lstm(graph))
+    return makes and inputs.isdisjoint(("h", "c"))
 
 
 def _unnamed_results(graph: GraphProto) -> bool:

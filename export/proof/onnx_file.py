@@ -1,4 +1,4 @@
-"""Read an exported file and check it to the last tensor, with onnx; `runtime` does without onnx."""
+"""Read an exported file and check every part of it with onnx; `runtime` does without onnx."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -16,16 +16,19 @@ INVALID = (
     DecodeError,
     onnx.checker.ValidationError,
     onnx.shape_inference.InferenceError,
-    ValueError,  # the checker's, of types that do not exist and of text that is not UTF-8
+    ValueError,  # the checker raises it for unknown types and for text that is not UTF-8
 )
 
 
+Tensors = dict[str, tuple[str, list[str | int]]]
+
+
 class Interface(NamedTuple):
-    """What a file takes and gives."""
+    """What a file takes and gives, each by name with its element type and shape."""
 
     task: Task
-    inputs: dict[str, tuple[str, list[str | int]]]  # element type and shape, as `names.inputs_of`
-    output: list[str | int]  # shape
+    inputs: Tensors  # as `names.inputs_of` gives them
+    outputs: Tensors  # the answers first
 
 
 class OnnxFile(NamedTuple):
@@ -64,7 +67,7 @@ def read_onnx(path: str | Path) -> OnnxFile:
 
 
 def is_streaming(path: str | Path) -> bool:
-    """Whether an exported file goes step by step.
+    """Whether an exported file is a streaming file.
 
     Raises:
         InputError: as `read_onnx`.
@@ -76,15 +79,14 @@ def _interface(model: ModelProto) -> Interface:
     inputs = {value.name: _described(value) for value in model.graph.input}
     outputs = {value.name: _described(value) for value in model.graph.output}
     streams = set(names.STATE) <= set(inputs)
-    more, needed = ((), (names.LENGTHS,)) if not streams else (names.NEXT_STATE, names.STATE)
+    more, needed = (names.NEXT_STATE, names.STATE) if streams else ((), (names.LENGTHS,))
     tasks = [task for task, name in names.OUTPUTS.items() if set(outputs) == {name, *more}]
     first = next(iter(inputs), "")
     if first not in (names.INPUT, names.TOKENS) or not {*needed} <= set(inputs) or not tasks:
         raise InputError(
-            f"expected inputs {names.INPUT} or {names.TOKENS}, {', '.join(needed)} "
-            f"and one output of "
-            f"{', '.join(names.OUTPUTS.values())}; found inputs {', '.join(inputs) or 'none'} and "
-            f"outputs {', '.join(outputs) or 'none'}; export it again"
+            f"expected inputs {names.INPUT} or {names.TOKENS}, {', '.join(needed)} and one output "
+            f"of {', '.join(names.OUTPUTS.values())}; found inputs {', '.join(inputs) or 'none'} "
+            f"and outputs {', '.join(outputs) or 'none'}; export it again"
         )
     (kind, shape) = outputs[names.OUTPUTS[tasks[0]]]
     rank = max(3, len(shape)) if tasks[0] == "forecast" else 2 + (tasks[0] in STEPWISE)
@@ -95,11 +97,11 @@ def _interface(model: ModelProto) -> Interface:
         _check_type(names.LENGTHS, inputs[names.LENGTHS], "int64", 1)
     expected = ("float32", 3) if first == names.INPUT else ("int64", 2)
     _check_type(first, inputs[first], *expected)
-    return Interface(tasks[0], inputs, shape)
+    return Interface(tasks[0], inputs, outputs)
 
 
 def _described(value: ValueInfoProto) -> tuple[str, list[str | int]]:
-    """Element type, by NumPy's name where it is one of ours, and shape."""
+    """Element type, by NumPy's name where this package uses it, and shape."""
     found = value.type.tensor_type
     sizes: list[str | int] = [size.dim_param or size.dim_value for size in found.shape.dim]
     name = TensorProto.DataType.Name(found.elem_type)

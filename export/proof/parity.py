@@ -1,52 +1,43 @@
-"""`verify_onnx`: proof that a file and torch's backends give a model's answers everywhere."""
+"""Proof that a file and torch's backends give a model's answers: sequence and streaming files."""
 
-import hashlib
-import platform
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
-from lstm_compile.config import CLASSES
+from lstm_compile.config import STEPWISE
 from lstm_compile.devices import cpu_threads
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
+from lstm_compile.export.proof.compare import Question, compare, compare_engines, tolerance
 from lstm_compile.export.proof.engines import (
+    AT_EXPORT,
     EVERYWHERE,
-    RUNTIMES,
-    Answer,
     Answers,
-    answer_of,
+    Engine,
     choose_runtimes,
+    onnxruntime_engine,
     reference,
 )
 from lstm_compile.export.proof.inputs import (
+    Feeding,
     ParityCase,
     all_cases,
-    draw,
+    feedings,
     ragged_cases,
-    target_statistics,
+    random_inputs,
+    random_stream,
 )
-from lstm_compile.export.proof.isolated import NoAnswerError
 from lstm_compile.export.proof.onnx_file import OnnxFile, read_onnx
 from lstm_compile.export.proof.parity_report import Comparison, ParityReport
-from lstm_compile.export.proof.runtimes import RUNTIMES as LOADERS
 from lstm_compile.export.runtime import Inputs
 from lstm_compile.model.checkpoint import Model, load_model
 
-PACKAGES = tuple(
-    dict.fromkeys(
-        ["torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy"]
-        + [runtime.package for runtime in LOADERS.values()]
-    )
-)
-LONG = 512
-INT8_TOLERANCE = 0.25  # rows of noise lie near the borders of classes: 0.05 was measured there
+INT8_TOLERANCE = 0.25  # random rows lie near the borders of classes: 0.05 was measured there
+STREAMING_TOLERANCE = 1e-5
+AT_STREAMING_EXPORT = ("eager", "compiled", "onnxruntime", "openvino")
+EXACT = ("one step", "whole")  # ways to cut that are compared with the reference
 
 
 def verify_onnx(
@@ -60,156 +51,60 @@ def verify_onnx(
     Args:
         model: the model, or the path of its run folder or safetensors file.
         onnx_path: the file.
-        runtimes: some of `answers.KNOWN`; those of `answers.RUNTIMES` that can run here if None.
-        everywhere: compare every installed runtime that loads files, on `cases.ragged_cases`.
+        runtimes: some of `engines.KNOWN`; None means those of `engines.AT_EXPORT` that can run
+            here.
+        everywhere: compare every installed runtime that loads files, on `inputs.ragged_cases`.
 
     Returns:
-        the largest difference of each runtime in each case, in units of `answer_units`; a file of
-        another model is a report that did not pass.
+        The largest difference of each engine in each case, in units of `answer_units`. The report
+        on the file of another model is one that did not pass.
 
     Raises:
-        InputError: the model or the file cannot be read, or the file's interface is another than
-            the model's.
+        InputError: the model or the file cannot be read, or the interface of the file does not fit
+            the model.
     """
     model = model if isinstance(model, Model) else load_model(model)
     file = read_onnx(onnx_path)
     if names.STATE_KEY in file.metadata:
-        from lstm_compile.export.proof.streaming_parity import verify_streaming
-
         return verify_streaming(model, onnx_path, runtimes, everywhere)
     _check_interface(model, file, onnx_path)
-    among = EVERYWHERE if everywhere else RUNTIMES
-    chosen, skipped = choose_runtimes(runtimes, among, file.metadata.get("runtimes", "any"))
-    cases = ragged_cases() if everywhere else all_cases()
-    with cpu_threads(1):  # on a busy machine more wait for each other at every step
-        rows = tuple(_rows(model, file, chosen, cases))
-    return ParityReport(
-        rows,
-        hashlib.sha256(file.data).hexdigest(),
-        versions(),
-        device(),
-        skipped,
-    )
+    among, cases = (EVERYWHERE, ragged_cases()) if everywhere else (AT_EXPORT, all_cases())
+    choice = choose_runtimes(runtimes, among, file.metadata.get("runtimes", "any"))
+    is_int8 = names.QUANTIZATION_KEY in file.metadata
+
+    def compare_one(name: str, engine: Engine) -> Iterator[Comparison]:
+        for question in questions:
+            allowed = INT8_TOLERANCE if is_int8 and name in EVERYWHERE else question.tolerance
+            yield compare(name, engine, question._replace(tolerance=allowed), model)[0]
+
+    with cpu_threads(1):  # on a busy machine several threads wait for each other at every step
+        questions = _questions(model, cases)
+        return compare_engines(model, file, choice, compare_one)
 
 
 def measured_error(model: Model, data: bytes) -> float:
     """The largest difference of a file's answers in ONNX Runtime, in units of `answer_units`."""
-    oracle, rows = reference(model), []
-    with cpu_threads(1), answer_of("onnxruntime", model, data) as answer:
-        for case in all_cases():
-            inputs = draw(case, model)
-            expected = oracle(inputs)
-            units = answer_units(model, expected)
-            rows.append(_compare("", answer, case, inputs, expected, units, INT8_TOLERANCE))
+    engine = onnxruntime_engine(data)
+    with cpu_threads(1):
+        rows = [compare("", engine, each, model)[0] for each in _questions(model, all_cases())]
     return max(row.difference for row in rows)
 
 
-def tolerance(time: int) -> float:
-    """The largest difference that passes: errors add up over very long sequences."""
-    return 1e-4 if time > LONG else 1e-5
-
-
-def answer_units(model: Model, expected: Answers) -> npt.NDArray[np.float64]:
-    """What differences are measured in, of the shape of `expected` (rows, ...) or wider.
-
-    For classes and numbers what a difference of 1 in every pooled number can do to each output: 1
-    for probabilities, which cannot move further. For values the sum of the head's weights, at
-    least 1, times the target scaler's scale: the answer is as exact as the states it is made of.
-    For forecasts the deviation of each target in training; where forecasts are powers of what the
-    network gives, at least each forecast's own size.
-    """
-    if model.config.task == "forecast":
-        return _forecast_units(model, expected)
-    if model.config.task in CLASSES:
-        return np.ones(model.config.output_size)
-    head = model.params["embedding.weight" if model.config.tie else "head.weight"]
-    units = head.detach().abs().sum(1).clamp(min=1.0)
-    if model.config.task == "regress" and model.config.target_scaling != "none":
-        units = units * model.params["target_scaler.scale"].abs()
-    return np.asarray(units.cpu(), np.float64)
-
-
-def _forecast_units(model: Model, expected: Answers) -> npt.NDArray[np.float64]:
-    config = model.config
-    deviation = np.abs(np.array(target_statistics(model)[1], np.float64))
-    units = np.broadcast_to(
-        deviation[:, None] if config.quantiles else deviation, expected.shape
-    ).copy()
-    return np.maximum(units, np.abs(expected)) if config.log1p else units
-
-
-def rounding(expected: Answers) -> Answers:
-    """What storing a value in float32, far from zero as it may be, can cost: two roundings."""
-    spacing = np.spacing(np.abs(expected).astype(np.float32))
-    return 2 * np.asarray(spacing, np.float64)
-
-
-def _rows(
-    model: Model, file: OnnxFile, runtimes: Sequence[str], cases: Sequence[ParityCase]
-) -> Iterator[Comparison]:
-    yield metadata_row(model, file)
-    oracle = reference(model)
-    inputs = [(case, draw(case, model)) for case in cases]
-    expected = [oracle(drawn) for _, drawn in inputs]
-    for runtime in runtimes:
-        with ExitStack() as stack:
-            try:
-                answer = stack.enter_context(answer_of(runtime, model, file.data))
-            except Exception as error:  # a runtime's own refusal, of whatever class, is a finding
-                yield Comparison(runtime, "load", tolerance(1), float("nan"), one_line(error))
-                continue
-            for (case, drawn), values in zip(inputs, expected, strict=True):
-                units = answer_units(model, values)
-                allowed = _allowed(file, runtime, case.time)
-                yield _compare(runtime, answer, case, drawn, values, units, allowed)
-
-
-def _allowed(file: OnnxFile, runtime: str, time: int) -> float:
-    is_int8 = names.QUANTIZATION_KEY in file.metadata and runtime in EVERYWHERE
-    return INT8_TOLERANCE if is_int8 else tolerance(time)
-
-
-def _compare(
-    runtime: str,
-    answer: Answer,
-    case: ParityCase,
-    inputs: Inputs,
-    expected: Answers,
-    units: Any,
-    allowed: float,
-) -> Comparison:
-    try:
-        found = answer(inputs)
-    except Exception as error:  # as above
-        return Comparison(runtime, str(case), allowed, float("nan"), one_line(error))
-    if found.shape != expected.shape:
-        problem = f"shape {found.shape}, expected {expected.shape}"
-        return Comparison(runtime, str(case), allowed, float("nan"), problem)
-    difference = np.maximum(np.abs(found - expected) - rounding(expected), 0.0) / units
-    return Comparison(runtime, str(case), allowed, float(difference.max()))
-
-
-def metadata_row(model: Model, file: OnnxFile) -> Comparison:
-    """Names of classes and features can be exchanged while every number agrees."""
-    expected = {
-        "format": names.FORMAT,
-        "interface_version": names.INTERFACE_VERSION,
-        "config": model.config.to_json(),
-        "schema": model.schema.to_json(),
-    }
-    differing = [key for key, value in expected.items() if file.metadata.get(key) != value]
-    problem = f"not the model's: {', '.join(differing)}" if differing else ""
-    return Comparison("metadata", "names", tolerance(1), float(len(differing)), problem)
+def _questions(model: Model, cases: Sequence[ParityCase]) -> list[Question]:
+    exact, asked = reference(model), [(case, random_inputs(case, model)) for case in cases]
+    return [Question(str(c), inputs, exact(inputs), tolerance(c.time)) for c, inputs in asked]
 
 
 def _check_interface(model: Model, file: OnnxFile, path: str | Path) -> None:
     config, found = model.config, file.interface
+    output, shape = names.output_of(config)
+    found_shape = next(iter(found.outputs.values()))[1]
     for what, expected, value in (
         ("task", config.task, found.task),
         ("features", config.input_size, found.inputs.get(names.INPUT, ("", [1]))[1][-1]),
-        ("outputs", names.output_of(config)[1][-1], found.output[-1]),
+        ("outputs", shape[-1], found_shape[-1]),
         ("inputs", names.inputs_of(config), found.inputs),
-        ("output", names.output_of(config)[1], found.output),
+        ("output", {output: shape}, {output: found_shape}),
     ):
         if expected != value:
             raise InputError(
@@ -218,26 +113,71 @@ def _check_interface(model: Model, file: OnnxFile, path: str | Path) -> None:
             )
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of every package that takes part."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def verify_streaming(
+    model: Model | str | Path,
+    path: str | Path,
+    runtimes: Sequence[str] | None = None,
+    everywhere: bool = False,
+) -> ParityReport:
+    """Compare a streaming file, and torch's own backends, with the model in float64.
+
+    1,000 steps in one call, and a single step, are compared with the float64 model, within
+    `tolerance`. The same steps one by one and in uneven chunks are compared with what the same
+    engine answered to all of them in one call, within 1e-5; for engines that only `everywhere`
+    compares `tolerance` holds there too. Each is done from a zero and from a random state. A file
+    that takes one step a call is compared with the float64 model.
+
+    Args:
+        model: the model, or the path of its run folder or safetensors file.
+        path: the file.
+        runtimes: some of `AT_STREAMING_EXPORT`; None means all that can run here.
+        everywhere: compare every installed runtime that loads files.
+
+    Returns:
+        The largest difference of answers and states. The report on the file of another model is
+        one that did not pass.
+
+    Raises:
+        InputError: the model or the file cannot be read, or the file does not stream.
+    """
+    model = model if isinstance(model, Model) else load_model(model)
+    file = read_onnx(path)
+    if names.STATE_KEY not in file.metadata:
+        raise InputError(f"{path}: is no streaming file; write one with --streaming")
+    choice = choose_runtimes(runtimes, EVERYWHERE if everywhere else AT_STREAMING_EXPORT)
+    one_step = next(iter(file.interface.inputs.values()))[1][1] == 1
+    with cpu_threads(1):
+        exact, ways = reference(model), feedings(one_step)
+        asked = [(way, random_stream(model, way)) for way in ways]
+        questions = [(way, inputs, exact(inputs)) for way, inputs in asked]
+        return compare_engines(model, file, choice, partial(_compare_feedings, model, questions))
 
 
-def device() -> str:
-    """What runtimes run on, in words."""
-    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    if not torch.cuda.is_available():
-        return processor
-    return f"{processor}, {torch.cuda.get_device_name()}"
+def _compare_feedings(
+    model: Model, questions: Sequence[tuple[Feeding, Inputs, Answers]], name: str, engine: Engine
+) -> Iterator[Comparison]:
+    whole: dict[str, Answers] = {}  # answers to all steps in one call, by the state before them
+    for feeding, inputs, exact in questions:
+        expected = exact if feeding.cut in EXACT else whole.get(feeding.state) or exact
+        # runtimes that only --runtimes compares may approximate tanh and sigmoid
+        is_close = expected is not exact and name in AT_STREAMING_EXPORT
+        allowed = STREAMING_TOLERANCE if is_close else tolerance(sum(feeding.sizes))
+        fed = partial(_feed, model, engine, feeding.sizes)
+        question = Question(str(feeding), inputs, expected, allowed)
+        row, answers = compare(name, fed, question, model)
+        if feeding.cut == "whole":
+            whole[feeding.state] = answers
+        yield row
 
 
-def one_line(error: Exception) -> str:
-    """The class and the first line of an error."""
-    first = str(error).strip().split("\n")[0]
-    return (first if isinstance(error, NoAnswerError) else f"{type(error).__name__}: {first}")[:300]
+def _feed(model: Model, engine: Engine, sizes: Sequence[int], inputs: Inputs) -> Answers:
+    """The answers to all steps, or the last answer, and the last state."""
+    first, start, answers = next(iter(inputs)), 0, []
+    call = dict(inputs)
+    for size in sizes:
+        call[first] = inputs[first][:, start : start + size]
+        answer, call["h"], call["c"] = engine(call)
+        answers.append(answer)
+        start += size
+    whole = np.concatenate(answers, 1) if model.config.task in STEPWISE else answers[-1]
+    return whole, call["h"], call["c"]

@@ -1,4 +1,4 @@
-"""What a comparison found, for people as lines and for programs as JSON. Loads no torch."""
+"""The results of a comparison: lines for people, JSON for programs. Loads no torch."""
 
 import json
 import math
@@ -11,21 +11,13 @@ SHOWN_FAILURES = 3
 
 @dataclass(frozen=True)
 class Comparison:
-    """One runtime on one case.
-
-    Attributes:
-        runtime: who answered.
-        case: such as `B=3 T=17 mixed`.
-        tolerance: the largest difference that passes.
-        difference: the largest difference found; NaN where an answer is NaN or there is none.
-        error: why there is no answer, empty where there is one.
-    """
+    """One runtime on one case."""
 
     runtime: str
-    case: str
-    tolerance: float
-    difference: float
-    error: str = ""
+    case: str  # such as `B=3 T=17 mixed`
+    tolerance: float  # the largest difference that passes
+    difference: float  # the largest one found; NaN where an answer is NaN or there is no answer
+    error: str = ""  # why there is no answer
 
     @property
     def passed(self) -> bool:
@@ -40,14 +32,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """How far each runtime's answers lie from those of the float64 reference.
+    """How much each runtime's answers differ from those of the float64 reference.
 
     Attributes:
-        rows: one a runtime and case.
+        rows: one for each runtime and case.
         onnx_sha256: of the file that was compared.
-        versions: of torch and of the runtimes that took part.
+        versions: of torch and the runtimes.
         device: what they ran on.
-        skipped: runtimes that took no part, and why.
+        skipped: runtimes that were not compared, and why.
     """
 
     rows: tuple[Comparison, ...]
@@ -72,7 +64,7 @@ class ParityReport:
         return lines + [f"[-] {runtime:<16} {why}" for runtime, why in self.skipped.items()]
 
     def to_dict(self) -> dict[str, object]:
-        """What JSON can hold; a difference that is no number is None."""
+        """The report as JSON values; a difference that is not finite is None."""
         values = {"passed": self.passed, **asdict(self)}
         values["rows"] = [
             asdict(row)

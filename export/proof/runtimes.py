@@ -1,6 +1,6 @@
-"""Runtimes that load an exported file, each behind the same function. Loads none until asked.
+"""Runtimes that load an exported file, each behind the same function; imported on first use.
 
-A runtime may crash, hang or print: `proof.isolated` runs these in a process of its own.
+A runtime may crash, hang or print, so `proof.isolated` runs each in its own process.
 """
 
 import os
@@ -17,7 +17,7 @@ Run = Callable[[Mapping[str, npt.NDArray[Any]]], Arrays]  # inputs by name -> ou
 
 
 class File(NamedTuple):
-    """An exported file, and a folder for what a runtime makes of it."""
+    """An exported file, and a folder for the files of a runtime."""
 
     path: Path
     inputs: tuple[str, ...]
@@ -47,7 +47,7 @@ def open_onnxruntime(file: File) -> Run:
 
 
 def open_openvino(file: File) -> Run:
-    """OpenVINO on the CPU, in float32: processors with bfloat16 units would use these."""
+    """OpenVINO on the CPU in float32; by default it uses bfloat16 where the processor can."""
     import openvino
 
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": "1"}
@@ -56,7 +56,7 @@ def open_openvino(file: File) -> Run:
 
 
 def open_tract(file: File) -> Run:
-    """Tract, its shapes left open."""
+    """Tract, with open shapes."""
     import tract
 
     model = tract.onnx().load(file.path).into_model().into_runnable()
@@ -80,7 +80,7 @@ def open_opencv(file: File) -> Run:
 
 
 def open_mnn(file: File) -> Run:
-    """MNN, the file converted by the Python entry point: its script installs packages by itself."""
+    """MNN; the file is converted from Python, because MNN's script installs packages by itself."""
     import _tools  # of the package MNN
     import MNN
 
@@ -91,8 +91,8 @@ def open_mnn(file: File) -> Run:
     net = MNN.nn.load_module_from_file(converted, list(file.inputs), list(file.outputs))
 
     def run(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        given = [_mnn_variable(inputs[name]) for name in file.inputs]
-        return [np.array(value.read()) for value in net.forward(given)]
+        variables = [_mnn_variable(inputs[name]) for name in file.inputs]
+        return [np.array(value.read()) for value in net.forward(variables)]
 
     return run
 
@@ -106,9 +106,9 @@ def _mnn_variable(value: npt.NDArray[Any]) -> Any:
 
 
 def open_iree(file: File) -> Run:
-    """IREE, compiled for this processor; a file with lengths once for each batch and time.
+    """IREE, compiled for this processor; a file with lengths again for each batch and time.
 
-    With open sizes its loop takes another tensor for the initial cell state.
+    With open sizes IREE takes another tensor for the initial cell state.
     """
     sized: dict[tuple[int, ...], Run] = {}
 

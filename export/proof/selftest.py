@@ -1,4 +1,4 @@
-"""`selftest.json`: a few inputs with their answers, so that any host can check its integration."""
+"""`selftest.json`: a few inputs with their answers, by which any host can check its integration."""
 
 import hashlib
 import json
@@ -8,14 +8,13 @@ import numpy as np
 
 from lstm_compile.config import STEPWISE
 from lstm_compile.export import names
-from lstm_compile.export.proof.engines import Answers, answer_of
-from lstm_compile.export.proof.inputs import ParityCase, draw
-from lstm_compile.export.proof.parity import answer_units, rounding, tolerance
-from lstm_compile.export.proof.streaming_parity import Feeding, draw_stream, torch_step
+from lstm_compile.export.proof.compare import answer_units, rounding, tolerance
+from lstm_compile.export.proof.engines import Array, Engine, torch_engine
+from lstm_compile.export.proof.inputs import Feeding, ParityCase, random_inputs, random_stream
 from lstm_compile.model.checkpoint import Model
 
-PADDING = 777.0  # not NaN, which JSON lacks; far from the data, so that reading it shows
-VALUES = 8000
+PADDING = 777.0  # JSON has no NaN; far from the data, so that answers show where it was read
+VALUES = 8000  # how many numbers all inputs have at most
 TOLERANCE = tolerance(1)
 CASES = (
     ParityCase(3, 4, "mixed"),  # lengths 4, 0 and another
@@ -30,11 +29,12 @@ STREAMED = (("steps", [1, 1, 1, 1], "zero"), ("chunks", [3, 1, 2], "random"))
 def selftest(model: Model, allowed: float = TOLERANCE) -> str:
     """Inputs in the user's own units and eager PyTorch's answers to them, as one JSON object.
 
-    `tolerance` has one number an output, in that output's own units: `allowed` of `answer_units`.
-    Models of very many features get fewer cases. The file's metadata hold the digest of this text.
+    `tolerance` has one number an output, in the unit of that output: `allowed` times
+    `answer_units`. Models of very many features get fewer cases. The file's metadata hold the
+    digest of this text.
     """
-    with answer_of("eager", model, b"") as answer:
-        cases = [_case(case, model, answer) for case in _affordable(model.config.input_size)]
+    engine = torch_engine(model, "vendor")
+    cases = [_case(case, model, engine) for case in _affordable(model.config.input_size)]
     values = {
         "interface_version": names.INTERFACE_VERSION,
         "inputs": list(names.inputs_of(model.config)),
@@ -42,15 +42,15 @@ def selftest(model: Model, allowed: float = TOLERANCE) -> str:
         "tolerance": _tolerances(model, [case["expected"] for case in cases], allowed),
         "cases": cases,
     }
-    return json.dumps(values)  # what is not finite fails the comparison, and is not written
+    return json.dumps(values)  # where a number is not finite, the comparison fails before
 
 
 def streaming_selftest(model: Model, one_step: bool) -> str:
-    """The same for a streaming file: calls in order, the state before and after them.
+    """The same for a streaming file: calls in order, and the state before and after them.
 
-    Each case has `h` and `c` of before its first call, `calls` with `x` (or `tokens`) and what is
-    `expected` of each, and `h_next` and `c_next` of after its last. What else the file takes stands
-    beside `h`, the same in every call.
+    Each case has `h` and `c` before its first call, `calls` with `x` (or `tokens`) and the answers
+    `expected`, and `h_next` and `c_next` after its last call. Other inputs of the file stand beside
+    `h`, and are the same in every call.
     """
     feedings = [
         Feeding(cut, [1] * sum(sizes) if one_step else sizes, state)
@@ -72,17 +72,17 @@ def streaming_selftest(model: Model, one_step: bool) -> str:
 
 
 def _stream(model: Model, feeding: Feeding) -> dict[str, Any]:
-    step, inputs = torch_step(model, "vendor"), draw_stream(model, feeding)
-    first, given = next(iter(inputs)), dict(inputs)
-    steps, calls = given.pop(first), []
-    before = {name: _shortest(value) for name, value in given.items()}
+    engine, inputs = torch_engine(model, "vendor"), random_stream(model, feeding)
+    first, others = next(iter(inputs)), dict(inputs)
+    steps, calls = others.pop(first), []
+    before = {name: _shortest(value) for name, value in others.items()}
     for end, size in zip(np.cumsum(feeding.sizes), feeding.sizes, strict=True):
         chunk = steps[:, end - size : end]
-        answer, *state = step({first: chunk, **given})
-        given |= dict(zip(names.STATE, state, strict=True))
+        answer, *state = engine({first: chunk, **others})
+        others |= dict(zip(names.STATE, state, strict=True))
         calls.append({first: _shortest(chunk), "expected": _shortest(answer)})
     after = zip(names.NEXT_STATE, names.STATE, strict=True)
-    return {**before, "calls": calls, **{name: _shortest(given[now]) for name, now in after}}
+    return {**before, "calls": calls, **{name: _shortest(others[now]) for name, now in after}}
 
 
 def digest(example: str) -> str:
@@ -99,24 +99,24 @@ def _affordable(features: int) -> list[ParityCase]:
     return chosen
 
 
-def _case(case: ParityCase, model: Model, answer: Any) -> dict[str, Any]:
-    inputs = draw(case, model, PADDING)
+def _case(case: ParityCase, model: Model, engine: Engine) -> dict[str, Any]:
+    inputs = random_inputs(case, model, PADDING)
     return {
         **{name: _shortest(value) for name, value in inputs.items()},
-        "expected": _shortest(answer(inputs)),
+        "expected": _shortest(engine(inputs)[0]),
     }
 
 
 def _tolerances(model: Model, expected: list[Any], allowed: float) -> Any:
     stepwise, size = model.config.task in STEPWISE, model.config.output_size
     arrays = [np.array(answers, np.float64) for answers in expected]
-    rows: Answers = np.concatenate([a.reshape(-1, size) if stepwise else a for a in arrays])
+    rows: Array = np.concatenate([a.reshape(-1, size) if stepwise else a for a in arrays])
     largest = np.abs(rows).max(0)
     reach = allowed * answer_units(model, largest[None]) + 2 * rounding(largest)
     return np.broadcast_to(reach, (1, *largest.shape))[0].tolist()
 
 
-def _shortest(values: Answers) -> Any:
+def _shortest(values: Array) -> Any:
     """Nested lists of numbers with no more digits than float32 has."""
     if values.dtype.kind == "i":
         return values.tolist()

@@ -1,1 +1,1 @@
-"""What opens trained models and exported files: evaluate, predict, generate, inspect."""
+"""Use trained models and exported files: evaluate, predict, generate, inspect."""

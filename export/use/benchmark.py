@@ -1,4 +1,4 @@
-"""`run_bench` with ONNX Runtime among those who compute."""
+"""`run_bench` with ONNX Runtime as one more backend."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,8 +12,7 @@ from lstm_compile.bench.measure import run_bench as run_torch_bench
 from lstm_compile.bench.problem import CONTESTANTS, Contestant, Forward, Problem
 from lstm_compile.export.names import BATCH, INPUT, LENGTHS, TIME
 from lstm_compile.export.runtime import open_session
-from lstm_compile.export.write.graph import simplify
-from lstm_compile.export.write.onnx import quiet
+from lstm_compile.export.write.graph import simplify, translated
 from lstm_compile.export.write.translation import translation_table
 from lstm_compile.recurrence.function import lstm
 
@@ -30,9 +29,9 @@ def run_bench(
 
 
 def onnxruntime_forward(problem: Problem) -> Forward:
-    """The stack alone in the portable form that `lstm-compile export` writes, lengths an input.
+    """The LSTM stack alone in the portable form, with lengths as an input.
 
-    As many threads as torch has; inputs and outputs are NumPy arrays.
+    ONNX Runtime gets as many threads as torch has; inputs and outputs are NumPy arrays.
     """
     session = open_session(_portable(problem.module), threads=torch.get_num_threads())
     inputs = {INPUT: problem.x.numpy(), LENGTHS: problem.host_lengths.numpy()}
@@ -56,11 +55,5 @@ def _portable(module: nn.LSTM) -> bytes:
     example = torch.zeros(3, 5, module.input_size), torch.tensor([5, 2, 0])
     batch, time = (torch.export.Dim(name, min=1) for name in (BATCH, TIME))
     shapes = ({0: batch, 1: time}, {0: batch})
-    with quiet():
-        program = torch.export.export(_Stack(module).eval(), example, dynamic_shapes=shapes)
-        translated = torch.onnx.export(
-            program, dynamo=True, verbose=False, optimize=False, external_data=False,
-            custom_translation_table=translation_table(),
-        )  # fmt: skip
-    assert translated is not None
-    return bytes(simplify(translated.model, []).SerializeToString())
+    graph = translated(_Stack(module), example, shapes, translation_table())
+    return bytes(simplify(graph, []).SerializeToString())

@@ -1,12 +1,13 @@
-"""Is all that this package needs here, and does it work? Each check stands on its own.
+"""Whether everything that this package needs is installed and works.
 
-What a check imports is imported in it: a package that is broken fails one check, and not them all.
+Each check imports what it needs itself: a broken package then fails one check, and not all.
 """
 
 import os
 import shutil
 import sys
 import tempfile
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,16 +16,15 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
+from packaging.requirements import Requirement
+
+import lstm_compile
 from lstm_compile.errors import reason
 
 OLDEST_PYTHON = (3, 11)
-OLDEST = {  # as pyproject.toml has them
-    "torch": "2.11", "numpy": "1.26", "safetensors": "0.4.5", "onnx": "1.18", "onnxruntime": "1.20",
-    "onnxscript": "0.5.4", "pyarrow": "15", "click": "8.2", "rich": "13",
-}  # fmt: skip
 EXTRAS = {"openvino": "a second runtime for verify", "matplotlib": "plots", "optuna": "tune"}
 BACKENDS = ("reference", "vendor", "compiled", "auto")
-TOLERANCE = 1e-5  # absolute, and for what is larger than 1 relative
+TOLERANCE = 1e-5  # absolute; relative for values above 1
 CHUNK = 2  # the smallest graph that shows whether compiling works
 
 
@@ -33,9 +33,9 @@ class Check(NamedTuple):
 
     name: str
     passed: bool
-    required: bool  # whether everything else is useless without it
+    required: bool  # whether nothing works without it
     found: str
-    mend: str = ""  # what to do about it where it did not pass
+    mend: str = ""  # what to do where it did not pass
     seconds: float = 0.0
 
 
@@ -49,7 +49,7 @@ class Diagnosis(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether all passed that are required."""
+        """Whether all required checks passed."""
         return all(check.passed for check in self.checks if check.required)
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,19 +61,19 @@ def examine(on_check: Callable[[Check], None] = lambda check: None) -> Diagnosis
     """Look at versions, devices, compiler and folders, and try every backend and runtime.
 
     Args:
-        on_check: told of each check as it ends.
+        on_check: called with each check when it ends.
     """
-    found = []
+    done = []
     for name, required, check in _checks():
-        found.append(_made(name, required, check))
-        on_check(found[-1])
-    return Diagnosis(found)
+        done.append(_run(name, required, check))
+        on_check(done[-1])
+    return Diagnosis(done)
 
 
 def _checks() -> Iterator[tuple[str, bool, Callable[[], Finding]]]:
     yield "python", True, _python
-    for name in OLDEST:
-        yield name, True, partial(_package, name)
+    for requirement in requirements():
+        yield requirement.name, True, partial(_package, requirement)
     for name in EXTRAS:
         yield name, False, partial(_extra, name)
     yield "cpu", True, _cpu
@@ -87,11 +87,21 @@ def _checks() -> Iterator[tuple[str, bool, Callable[[], Finding]]]:
     yield "onnx export", True, _export
 
 
-def _made(name: str, required: bool, check: Callable[[], Finding]) -> Check:
+def requirements() -> list[Requirement]:
+    """What this package needs, from its metadata, or in a bare checkout from pyproject.toml."""
+    try:
+        lines = metadata.requires("lstm-compile") or []
+    except metadata.PackageNotFoundError:
+        project = Path(lstm_compile.__file__).parents[1] / "pyproject.toml"
+        lines = tomllib.loads(project.read_text("utf-8"))["project"]["dependencies"]
+    return [each for each in map(Requirement, lines) if each.marker is None]  # extras have markers
+
+
+def _run(name: str, required: bool, check: Callable[[], Finding]) -> Check:
     began = perf_counter()
     try:
         passed, found, mend = check()
-    except Exception as error:  # whatever a broken package raises
+    except Exception as error:  # a broken package may raise anything
         passed, found = False, f"{type(error).__name__}: {reason(error)}"
         mend = "reinstall what the message names: pip install --force-reinstall lstm-compile"
     seconds = round(perf_counter() - began, 3)
@@ -104,14 +114,14 @@ def _python() -> Finding:
     return sys.version_info >= OLDEST_PYTHON, found, f"install Python {wanted} or newer"
 
 
-def _package(name: str) -> Finding:
-    mend = f"pip install --upgrade '{name}>={OLDEST[name]}'"
+def _package(wanted: Requirement) -> Finding:
+    mend = f"pip install --upgrade '{wanted}'"
     try:
-        import_module(name)
+        import_module(wanted.name)
     except ImportError as error:
         return False, f"cannot be imported ({reason(error)})", mend
-    found = metadata.version(name)
-    return _numbers(found) >= _numbers(OLDEST[name]), found, mend
+    found = metadata.version(wanted.name)
+    return wanted.specifier.contains(found, prereleases=True), found, mend
 
 
 def _extra(name: str) -> Finding:
@@ -119,11 +129,6 @@ def _extra(name: str) -> Finding:
         return True, metadata.version(name), ""
     except metadata.PackageNotFoundError:
         return False, "not installed", f"pip install {name}, for {EXTRAS[name]}"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.split("+")[0].split(".")[:3]
-    return tuple(int("".join(c for c in part if c.isdigit()) or 0) for part in parts)
 
 
 def _cpu() -> Finding:
@@ -179,9 +184,9 @@ def _writable(folder: Path, name: str) -> Finding:
 
 
 def _backend(name: str) -> Finding:
-    """Outputs and states of rows of different lengths, and gradients, beside the reference's.
+    """Compare outputs, states and gradients for rows of different lengths with the reference.
 
-    No gradients for `compiled`: its backward would be compiled too, which takes longer.
+    For `compiled` no gradients are compared: compiling the backward would take longer.
     """
     import torch
 
@@ -206,14 +211,10 @@ def _answers(backend: Any, dtype: Any) -> list[Any]:
 
     from lstm_compile.recurrence.function import lstm
 
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"weight_ih_l0": (32, 5), "weight_hh_l0": (32, 8), "bias_ih_l0": (32,)}
-    shapes |= {"bias_hh_l0": (32,)}
-    params = {
-        key: torch.rand(shape, generator=generator).sub(0.5).to(dtype).requires_grad_()
-        for key, shape in shapes.items()
-    }
-    x, lengths = torch.randn(3, 7, 5, generator=generator).to(dtype), torch.tensor([7, 0, 4])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        params = dict(torch.nn.LSTM(5, 8).to(dtype).named_parameters())
+        x, lengths = torch.randn(3, 7, 5).to(dtype), torch.tensor([7, 0, 4])
     output, state = lstm(params, x, lengths, backend=backend, chunk=CHUNK)
     if output.requires_grad:
         (output.sum() + state.c.square().sum()).backward()
@@ -222,7 +223,7 @@ def _answers(backend: Any, dtype: Any) -> list[Any]:
 
 
 def _export() -> Finding:
-    """A small model as ONNX, and ONNX Runtime's answers beside PyTorch's."""
+    """Export a small model, and compare ONNX Runtime's answers with PyTorch's."""
     import numpy as np
     import torch
 

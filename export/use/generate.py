@@ -1,4 +1,4 @@
-"""Text from a trained model, character by character, from PyTorch or from the streaming file."""
+"""Text from a trained model, token by token, from PyTorch or from the streaming file."""
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
@@ -6,16 +6,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.errors import InputError
 from lstm_compile.export.runtime import ModelError, Streams, open_any
-from lstm_compile.export.use.sampling import Sampling, draw_token
 
 if TYPE_CHECKING:
     from lstm_compile.model.checkpoint import Model
 
 Logits = Callable[[Any, Sequence[int]], Any]  # tokens (rows, time) of rows -> (rows, vocabulary)
+
+
+class Sampling(NamedTuple):
+    """How the next token is sampled.
+
+    Attributes:
+        temperature: logits are divided by it; 0 takes the most probable token.
+        top_k: sample from so many of the most probable tokens; 0 means all.
+        top_p: nucleus sampling: the smallest set of tokens whose probability reaches this.
+        seed: of the random numbers.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+            InputError: names the value.
+        """
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature must be a number from 0 on, got {self.temperature}")
+        if self.top_k < 0:
+            raise InputError(f"top_k must be at least 0, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.seed < 0:
+            raise InputError(f"seed must be at least 0, got {self.seed}")
+
+
 PLAIN = Sampling()
 
 
@@ -33,34 +66,32 @@ def generate(
     how: Sampling = PLAIN,
     stop: str = "",
 ) -> Iterator[Piece]:
-    """Go on with prompts; pieces come as they are made, the prompts themselves are not among them.
+    """Continue prompts; gives each new piece of text as soon as it is made.
 
-    Each prompt has random numbers of its own, so that its text does not depend on the others.
+    Each prompt has its own random numbers, so its text does not depend on the other prompts.
 
     Args:
         source: a run folder, a `.safetensors` or a streaming `.onnx` file; the last loads no torch.
-        prompts: of one character at least.
-        length: characters to add; bytes for the vocabulary `byte`.
-        how: how tokens are drawn.
-        stop: text after which a prompt is done; empty for none.
+        prompts: texts of at least one character.
+        length: how many characters to add; bytes for the vocabulary `byte`.
+        how: how tokens are sampled.
+        stop: the text of a prompt ends after this; empty for none.
 
     Raises:
-        InputError: no such model, one of another task, or a prompt that it cannot read.
+        InputError: no such model, not a language model, or a prompt that it cannot read.
     """
     how.check()
     if length < 0:
         raise InputError(f"length must be at least 0, got {length}")
-    vocabulary, logits = _engine(Path(source))
-    tokens = [_encoded(vocabulary, index, prompt) for index, prompt in enumerate(prompts)]
-    return _pieces(vocabulary, logits, tokens, length, how, stop)
-
-
-def _encoded(vocabulary: Vocabulary, index: int, prompt: str) -> Any:
-    if not prompt:
+    source = Path(source)
+    load = _from_onnx if source.suffix == ".onnx" else _from_safetensors
+    vocabulary, logits = load(source)
+    for index in [index for index, prompt in enumerate(prompts) if not prompt]:
         raise InputError(
             f"prompt {index} is empty; expected one character at least, such as a line break"
         )
-    return vocabulary.encode(prompt, f"prompt {index}")
+    tokens = [vocabulary.encode(text, f"prompt {index}") for index, text in enumerate(prompts)]
+    return _pieces(vocabulary, logits, tokens, length, how, stop)
 
 
 def _pieces(
@@ -90,17 +121,11 @@ def _pieces(
 
 
 def _writer(vocabulary: Vocabulary) -> Callable[[int], str]:
-    """What a token adds to a text; bytes that are no UTF-8 become U+FFFD."""
+    """Gives the text of each token; bytes that are not UTF-8 become U+FFFD."""
     if vocabulary.kind == "char":
         return lambda token: vocabulary.characters[token]
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
     return lambda token: decode(bytes([token]))
-
-
-def _engine(source: Path) -> tuple[Vocabulary, Logits]:
-    if source.suffix == ".onnx":
-        return _from_onnx(source)
-    return _from_safetensors(source)
 
 
 def _from_onnx(source: Path) -> tuple[Vocabulary, Logits]:
@@ -131,7 +156,7 @@ def _from_safetensors(source: Path) -> tuple[Vocabulary, Logits]:
 
 
 def _by_state(model: "Model") -> Logits:
-    """Each call goes on from the states after the call before."""
+    """Logits from the state of each row, which is kept between calls."""
     import torch
 
     from lstm_compile.model.model import forward
@@ -156,9 +181,9 @@ def _by_state(model: "Model") -> Logits:
 
 
 def _by_window(model: "Model") -> Logits:
-    """Each call reads anew what Transformer blocks see: the window that is not yet full.
+    """Logits from the window that Transformer blocks see, which each call reads again.
 
-    A full window hands its state on to the next, as in training.
+    The state is carried from a full window to the next, as in training.
     """
     import torch
 
@@ -178,8 +203,8 @@ def _by_window(model: "Model") -> Logits:
 
     def logits(tokens: Any, rows: Sequence[int]) -> Any:
         with torch.inference_mode():
-            given = zip(rows, torch.from_numpy(tokens), strict=True)
-            return np.stack([answer(row, part) for row, part in given])
+            parts = zip(rows, torch.from_numpy(tokens), strict=True)
+            return np.stack([answer(row, part) for row, part in parts])
 
     return logits
 
@@ -191,3 +216,20 @@ def _vocabulary(source: Path, schema: Schema, task: str) -> Vocabulary:
             "lstm-compile train TEXT.txt --task lm"
         )
     return schema.vocabulary
+
+
+def draw_token(logits: NDArray[np.float32], uniform: float, how: Sampling) -> int:
+    """The token at `uniform`, 0 to 1, in the distribution that logits (tokens,) and `how` give.
+
+    Source: nucleus sampling, Holtzman et al. 2020, section 3.1.
+    """
+    exact = logits.astype(np.float64)
+    if how.temperature == 0:
+        return int(exact.argmax())
+    order = np.argsort(-exact, kind="stable")[: how.top_k or None]
+    scores = (exact[order] - exact.max()) / how.temperature
+    shares = np.exp(scores) / np.exp(scores).sum()
+    before = shares.cumsum() - shares
+    shares = np.where(before < how.top_p, shares, 0.0)
+    sums = shares.cumsum()
+    return int(order[min(np.searchsorted(sums, uniform * sums[-1], "right"), len(order) - 1)])

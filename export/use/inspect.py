@@ -1,11 +1,11 @@
-"""What stands behind a name: data, a run folder, a `.safetensors` or an `.onnx` file.
+"""Describe data, a run folder, a `.safetensors` or an `.onnx` file.
 
 Loads no torch, and onnx only for an `.onnx` file.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,46 +26,50 @@ from lstm_compile.model.header import (
     inspect_safetensors,
 )
 from lstm_compile.model.run_folder import MODEL_FILE
-from lstm_compile.training.defaults import resolve
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
 
+Training = Callable[[], Any]
 
-def inspect_source(name: str, options: TableOptions | None = None) -> dict[str, Any]:
-    """What stands behind a name, as `--json` prints it.
+
+def inspect_source(
+    name: str, options: TableOptions | None = None, training: Training | None = None
+) -> dict[str, Any]:
+    """Describe a source, as `--json` prints it.
 
     Args:
-        name: a bundled data set, of which the training part is taken, a file of sequences, a run
-            folder, a `.safetensors` or an `.onnx` file; or text.
+        name: a bundled data set (its training part), a file of sequences, text, a run folder, a
+            `.safetensors` or an `.onnx` file.
         options: the columns of a long table.
+        training: gives the settings of a run on text, a `TrainingConfig`.
 
     Returns:
-        `kind` (`data`, `series`, `text`, `run`, `safetensors` or `onnx`) and what the function of
-        that kind gives.
+        `kind` (`data`, `series`, `text`, `run`, `safetensors` or `onnx`), and the values that the
+        function for that kind returns.
 
     Raises:
-        InputError: nothing there, or it cannot be read.
+        InputError: there is no such source, or it cannot be read.
     """
     path = Path(name)
     if name in BUNDLED:
-        return {"kind": "data"} | inspect_data(name, options)
+        return inspect_data(name, options)
     if (path / MODEL_FILE).exists():
         return {"kind": "run", **inspect_run(path)}
     if path.suffix == ".safetensors":
         return {"kind": "safetensors", **inspect_safetensors(path)}
     if path.suffix == ".onnx":
         return {"kind": "onnx", **inspect_onnx(path)}
-    return {"kind": "data"} | inspect_data(name, options)
+    return inspect_text(name, training) if is_text(name) else inspect_data(name, options)
 
 
 def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
-    """Series to forecast, whatever is missing in them.
+    """Describe series to forecast; they may have gaps.
 
     Returns:
         `kind` (`series`), `path`, `series` (how many), `rows`, `step`, `from` and `to`, `lengths`
-        (min, median, max), `missing` (values of each column that no row has), `targets`,
-        `features`, `season` (steps) and `columns` (one line).
+        (min, median, max), `missing` (how many values each column lacks), `targets`, `features`,
+        `season` (steps) and `columns` (one line).
 
     Raises:
         InputError: it cannot be read.
@@ -101,12 +105,16 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
     }
 
 
-def inspect_text(path: str) -> dict[str, Any]:
-    """Text files, as task `lm` reads them.
+def inspect_text(path: str, training: Training | None = None) -> dict[str, Any]:
+    """Describe text files, as language models read them.
+
+    Args:
+        path: a file, a folder or a glob.
+        training: gives the settings of a run on it, a `TrainingConfig`.
 
     Returns:
         `kind` (`text`), `path`, `documents`, `bytes`, `characters`, `vocabulary` (how often each
-        character occurs, from the most frequent on), and `training`: what `train` would do, with
+        character occurs, the most frequent first); and with `training` what `train` would do:
         `characters` to train on and to validate, `steps` an epoch and `epochs`.
 
     Raises:
@@ -114,40 +122,40 @@ def inspect_text(path: str) -> dict[str, Any]:
     """
     files = find_texts(path)
     counts = count_characters(files)
-    characters = counts.total()
-    training = resolve(path, "lm").training
-    validated = math.ceil(training.validation * characters)
-    known = characters - validated
     return {
         "kind": "text",
         "path": path,
         "documents": len(files),
         "bytes": sum(file.stat().st_size for file in files),
-        "characters": characters,
+        "characters": counts.total(),
         "vocabulary": dict(counts.most_common()),
-        "training": {
-            "train": known,
-            "validation": validated,
-            "steps": max(1, -(-known // (training.batch_size * training.unroll))),
-            "epochs": training.epochs,
-        },
+        **({"training": _plan(counts.total(), training())} if training else {}),
+    }
+
+
+def _plan(characters: int, training: Any) -> dict[str, int]:
+    validated = math.ceil(training.validation * characters)
+    trained = characters - validated
+    return {
+        "train": trained,
+        "validation": validated,
+        "steps": max(1, -(-trained // (training.batch_size * training.unroll))),
+        "epochs": training.epochs,
     }
 
 
 def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, Any]:
-    """A data set, whatever is missing in it.
+    """Describe a data set; it may have gaps.
 
     Returns:
-        `path`, `part` (of a bundled one), `columns` (of a long table: `id`, `time`, `target` as
-        lists of names, which roles were `inferred`, and what was `left_out` with its kind),
-        `unlabelled` (why no label could be read, else None), and the fields of `Profile`; of series
-        to forecast what `inspect_series` gives, of text files what `inspect_text` gives.
+        `kind` (`data`), `path`, `part` (of a bundled one), `columns` (of a long table: `id`,
+        `time`, `target` as lists of names, which roles were `inferred`, and what was `left_out`
+        with its kind), `unlabelled` (why no label could be read, else None), and the fields of
+        `Profile`; for series to forecast what `inspect_series` returns.
 
     Raises:
         InputError: it cannot be read.
     """
-    if is_text(name):
-        return inspect_text(name)
     path, asked = locate(name, "train"), options or TableOptions()
     if name in SERIES or asked.given_for_series:
         return inspect_series(str(path), asked)
@@ -161,6 +169,7 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
 
         missing = count_missing(path, table.roles)
     return {
+        "kind": "data",
         "path": str(path),
         "part": "train" if name in BUNDLED else None,
         "columns": _columns(table.roles) if table.roles else None,
@@ -170,7 +179,7 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
 
 
 def _one_series(path: Path, options: TableOptions, error: InputError) -> dict[str, Any]:
-    """What `inspect_series` gives of a table without an id column; else raises `error`."""
+    """Describe a table without an id column as one series; raise `error` where it is none."""
     if options.id or not is_table(path):
         raise error
     try:
@@ -190,7 +199,7 @@ def _columns(roles: Roles) -> dict[str, Any]:
 
 
 def _read(path: Path, options: TableOptions) -> tuple[Table, str | None]:
-    """The table, its gaps filled; and why it was read without labels, if it was."""
+    """The table, its gaps filled, and why it was read without labels, or None."""
     if is_table(path) and options.missing in (None, "error"):
         options = replace(options, missing="zero")
     try:
@@ -199,19 +208,18 @@ def _read(path: Path, options: TableOptions) -> tuple[Table, str | None]:
         try:
             return read_table(path, options, labelled=False), str(error)
         except InputError:
-            raise error from None  # what training would say
+            raise error from None  # the error that training would raise
 
 
 def inspect_onnx(path: Path) -> dict[str, Any]:
-    """A checked ONNX file of this package.
+    """Describe an ONNX file of this package, once it is checked.
 
     Returns:
-        `path`, `bytes`, what of the metadata `described` does not give (see
-        `metadata.schema.json`), `opset`, `ir_version`, what `described` gives, `inputs` and
-        `outputs` (types and shapes), `parameters` and `nodes` (by operator).
+        `path`, `bytes`, the metadata (see `metadata.schema.json`), `opset`, `ir_version`, `inputs`
+        and `outputs` (types and shapes), `parameters` and `nodes` (by operator).
 
     Raises:
-        InputError: what `read_onnx` refuses, or metadata that are not of this package.
+        InputError: `read_onnx` refuses the file, or its metadata are not of this package.
     """
     import onnx
 
@@ -221,7 +229,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
     file = read_onnx(path)
     model = onnx.load_model_from_string(file.data)
     shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
-    known = ("_scale", "_zero_point")  # of int8 weights; constants have no dot
+    known = ("_scale", "_zero_point")  # belong to int8 weights; constants have no dot
     weights = {n: shape for n, shape in shapes.items() if "." in n and not n.endswith(known)}
     return {
         "path": str(path),
@@ -239,7 +247,7 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
 
 
 def _form(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What the metadata say of state and quantisation, where they say anything."""
+    """State and quantisation from the metadata, where there are any."""
     from lstm_compile.export import names
 
     found = {}

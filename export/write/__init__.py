@@ -1,1 +1,1 @@
-"""What makes ONNX files of a model."""
+"""Write a model as ONNX files."""

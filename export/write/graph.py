@@ -1,29 +1,74 @@
-"""Passes over the graph that torch.onnx builds: everything is computed once, and weights never."""
+"""The graph that torch.onnx builds, and passes that compute everything once, and weights never."""
 
-from collections.abc import Collection
+import logging
+import warnings
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+import torch
 from onnxscript.optimizer import fold_constants
+from torch import Tensor, nn
 
+from lstm_compile.export.write.protobuf import TRACED_OPSET
 from lstm_compile.export.write.sequence_lens import merge_directions
+from lstm_compile.export.write.translation import Table
 
 NO_LIMIT = 1 << 62
 
 
+def translated(
+    program: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[Any, ...], table: Table
+) -> Any:
+    """The graph of a program as torch.onnx makes it, for `graph.simplify`.
+
+    Args:
+        program: takes `inputs`.
+        inputs: examples.
+        shapes: the dynamic axes of each, as torch.export takes them.
+        table: of translations.
+    """
+    with quiet("torch.onnx"), warnings.catch_warnings():  # "torchvision is not installed"
+        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
+        result = torch.onnx.export(
+            torch.export.export(program.eval(), inputs, dynamic_shapes=shapes),
+            dynamo=True,
+            verbose=False,
+            optimize=False,
+            external_data=False,
+            opset_version=TRACED_OPSET,
+            custom_translation_table=dict(table),
+        )
+    assert result is not None
+    return result.model
+
+
+@contextmanager
+def quiet(library: str | None) -> Iterator[None]:
+    """Hold back the log of a library below errors; None is the root logger."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def simplify(model: ir.Model, weights: Collection[str], merge: bool = False) -> onnx.ModelProto:
-    """Compute what needs no input, and let equal nodes and equal constants be one.
+    """Fold what needs no input into constants, and merge equal nodes and equal constants.
 
     Args:
         model: as torch.onnx has just built it; changed in place.
-        weights: names of the initializers that keep their names; no two of them become one.
-        merge: whether the two LSTM nodes of a bidirectional layer become one.
+        weights: names of the initializers that keep their names; no two of them are merged.
+        merge: whether to merge the two LSTM nodes of a bidirectional layer.
     """
     passes.InlinePass()(model)
     _read_sizes_from_inputs(model.graph)
-    _skip_what_changes_nothing(model.graph)
+    _remove_identities(model.graph)
     if merge:
         passes.CommonSubexpressionEliminationPass()(model)
         merge_directions(model)
@@ -43,9 +88,9 @@ def simplify(model: ir.Model, weights: Collection[str], merge: bool = False) -> 
 
 
 def _read_sizes_from_inputs(graph: ir.Graph) -> None:
-    """Let every dynamic size be the size of a graph input, whatever tensor it was read off.
+    """Read every dynamic size from a graph input, not from another tensor.
 
-    Masks and reversal indices of all layers then have the same sources and become the same nodes.
+    Masks and reversal indices of all layers are then computed from the same tensors, and merged.
     """
     for node in graph:
         source = _same_size_in_inputs(graph, node) if node.op_type == "Shape" else None
@@ -56,8 +101,8 @@ def _read_sizes_from_inputs(graph: ir.Graph) -> None:
             node.attributes["end"] = ir.AttrInt64("end", axis + 1)
 
 
-def _skip_what_changes_nothing(graph: ir.Graph) -> None:
-    """A Max or Min of one tensor is that tensor; MNN does not know this form."""
+def _remove_identities(graph: ir.Graph) -> None:
+    """Remove Max and Min of one tensor, which change nothing; MNN cannot convert them."""
     for node in graph:
         if node.op_type in ("Max", "Min") and len(node.inputs) == 1:
             (value,) = node.inputs
@@ -77,7 +122,7 @@ def _same_size_in_inputs(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, int]
 
 
 def _only_size(node: ir.Node) -> Any:
-    """The one size that a Shape node reads, None where it reads several or unknown ones."""
+    """The one size that a Shape node reads; None where it reads several or unknown sizes."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     if shape is None or not {"start", "end"} <= set(node.attributes):
         return None

@@ -1,15 +1,13 @@
 """`export_int8`: LSTM weights of 8 bits, for ONNX Runtime alone.
 
-ONNX Runtime's own quantisation turns each LSTM node into its DynamicQuantizeLSTM: weights are int8
-for good, inputs and states become so at every step, on a scale that all rows of a call share. The
-rest stays float32. Rows of different lengths are answered as in the `ort` form.
+ONNX Runtime's quantiser replaces each LSTM node by its own DynamicQuantizeLSTM. The weights are
+stored as int8; inputs and states are rounded to 8 bits at every step, on a scale that all rows of a
+call share. The rest stays float32. Lengths are handled as in the `ort` form.
 """
 
 import json
-import logging
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -22,30 +20,24 @@ from lstm_compile.export import names
 from lstm_compile.export.proof.parity import INT8_TOLERANCE, measured_error, verify_onnx
 from lstm_compile.export.proof.selftest import selftest
 from lstm_compile.export.use.evaluate_file import evaluate_file
-from lstm_compile.export.write.onnx import (
-    ExportReport,
-    check_target,
-    proven,
-    report_of,
-    to_onnx,
-    write_beside,
-)
-from lstm_compile.model.checkpoint import Model, load_model
+from lstm_compile.export.write.graph import quiet
+from lstm_compile.export.write.onnx import ExportReport, checked, to_onnx, write_proven
+from lstm_compile.model.checkpoint import Model
 
 
 class Int8Report(NamedTuple):
-    """What `export_int8` wrote, and what 8 bits cost and save."""
+    """What `export_int8` wrote, and how error and size changed."""
 
     export: ExportReport
     error: float  # largest difference from the float64 model, in units of the parity report
     float_size: int  # bytes of the same file in float32
-    before: Evaluation | None  # of the float32 model; None where no data are at hand
-    after: Evaluation | None  # of the int8 file
-    unmeasured: str  # why there is no evaluation
+    before: Evaluation | None = None  # of the float32 model; None where there are no data
+    after: Evaluation | None = None  # of the int8 file
+    unmeasured: str = ""  # why there is no evaluation
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
-        before, after = (found and found.metrics for found in (self.before, self.after))
+        """The report as JSON values."""
+        before, after = (each and each.metrics for each in (self.before, self.after))
         sizes = {"bytes": self.export.size, "float32_bytes": self.float_size}
         return {"error": self.error, **sizes, "float32_metrics": before, "int8_metrics": after}
 
@@ -56,38 +48,36 @@ def export_int8(source: str | Path, path: str | Path, data: str | None = None) -
     Args:
         source: a run folder or safetensors file.
         path: the file to write; an earlier one is replaced.
-        data: what to measure it on; None is what `evaluate` would take.
+        data: what to measure it on; None means the data that `evaluate` would take.
 
     Raises:
         InputError: the model or the data cannot be read, or the file cannot be written there.
-        RunError: the answers lie further from the model's than `INT8_TOLERANCE`; nothing was
+        RunError: the answers differ from the model's by more than `INT8_TOLERANCE`; nothing was
             written.
     """
-    began, path = perf_counter(), Path(path)
-    check_target(path)
-    model = load_model(source)
+    began, (model, path) = perf_counter(), checked(source, path)
     example = selftest(model, INT8_TOLERANCE)
     plain = to_onnx(model, "ort", example, finite=True)
     quantized, error = quantize(model, plain)
-    content = quantized.SerializeToString(deterministic=True)
-    with proven(path, content, lambda file: verify_onnx(model, file)) as parity:
-        beside = write_beside(path.parent, f"{path.stem}.", parity, example)
-    report = report_of(path, content, began, parity, beside)
-    found: tuple[Evaluation | None, Evaluation | None, str]
+    verify = partial(verify_onnx, model)
+    report = Int8Report(
+        write_proven(path, quantized, example, verify, began), error, plain.ByteSize()
+    )
     try:
-        found = evaluate_file(source, data), evaluate_file(path, data), ""
+        before, after = evaluate_file(source, data), evaluate_file(path, data)
     except InputError as reason:
         if data is not None:
             raise
-        found = None, None, str(reason)
-    return Int8Report(report, error, plain.ByteSize(), *found)
+        return report._replace(unmeasured=str(reason))
+    return report._replace(before=before, after=after)
 
 
 def quantize(model: Model, plain: onnx.ModelProto) -> tuple[onnx.ModelProto, float]:
     """The `ort` form with int8 LSTM weights, and its largest difference from the model."""
     from onnxruntime.quantization import quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    # the quantiser advises another pass in the root logger
+    with tempfile.TemporaryDirectory() as folder, quiet(None):
         file = Path(folder, "int8.onnx")
         quantize_dynamic(plain, file, op_types_to_quantize=["LSTM"])
         quantized = onnx.load(file)
@@ -99,15 +89,3 @@ def quantize(model: Model, plain: onnx.ModelProto) -> tuple[onnx.ModelProto, flo
     properties[names.QUANTIZATION_KEY] = json.dumps(values)
     onnx.helper.set_model_props(quantized, properties)
     return quantized, error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what the quantiser says to the root logger: that it would like another pass."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

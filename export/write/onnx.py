@@ -1,12 +1,9 @@
-"""`export_onnx`: one ONNX file of a model, written only if it is proven to agree with the model."""
+"""`export_onnx`: one ONNX file of a model, written only if its answers agree with the model's."""
 
 import inspect
 import json
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from secrets import token_hex
 from time import perf_counter
@@ -24,8 +21,8 @@ from lstm_compile.export.proof.known_faults import Known, concerning
 from lstm_compile.export.proof.parity import verify_onnx
 from lstm_compile.export.proof.parity_report import ParityReport
 from lstm_compile.export.proof.selftest import digest, selftest
-from lstm_compile.export.write.graph import simplify
-from lstm_compile.export.write.protobuf import TRACED_OPSET, Shown, to_portable
+from lstm_compile.export.write.graph import simplify, translated
+from lstm_compile.export.write.protobuf import Shown, to_portable
 from lstm_compile.export.write.sequence_lens import ort_table
 from lstm_compile.export.write.translation import Table, model_table
 from lstm_compile.files import write_atomically
@@ -44,8 +41,8 @@ class ExportReport(NamedTuple):
     size: int  # bytes
     seconds: float
     parity: ParityReport
-    beside: tuple[Path, ...]  # other files
-    known: list[Known]  # what goes wrong with such a file in other runtimes
+    beside: tuple[Path, ...]  # the files beside it
+    known: list[Known]  # known faults of other runtimes that concern this file
 
 
 def export_onnx(
@@ -56,103 +53,95 @@ def export_onnx(
 ) -> ExportReport:
     """Write a model as one ONNX file, with its parity report and self-test beside it.
 
-    The file is checked and compared under a temporary name first; it takes its own name only if
-    every runtime agrees.
+    The file is first compared under a temporary name. It gets its own name only if every runtime
+    agrees.
 
     Args:
         model: the model, or the path of its run folder or safetensors file.
         path: the file to write; an earlier one is replaced.
         runtimes: which to compare, as in `verify_onnx`.
-        profile: `portable` for every runtime, or `ort`, which only ONNX Runtime answers rightly.
+        profile: `portable` for every runtime, or `ort`, which is right in ONNX Runtime only.
 
     Raises:
         InputError: the model cannot be read, or the file cannot be written there.
         RunError: the model cannot be translated, or a runtime disagrees; nothing was written.
     """
-    began = perf_counter()
-    path = Path(path)
-    check_target(path)
-    model = model if isinstance(model, Model) else load_model(model)
+    began, (model, path) = perf_counter(), checked(model, path)
     example = selftest(model)
-    data = to_onnx(model, profile, example).SerializeToString(deterministic=True)
-    with proven(path, data, lambda file: verify_onnx(model, file, runtimes)) as parity:
-        stem = "" if profile == "portable" else f"{path.stem}."
-        beside = write_beside(path.parent, stem, parity, example)
-    return report_of(path, data, began, parity, beside)
+    graph = to_onnx(model, profile, example)
+    return write_proven(
+        path, graph, example, lambda file: verify_onnx(model, file, runtimes), began
+    )
 
 
-def report_of(
-    path: Path, data: bytes, began: float, parity: ParityReport, beside: tuple[Path, ...]
-) -> ExportReport:
-    """The report of a file that was written, begun at `began` of `perf_counter`."""
-    known = concerning(onnx.load_model_from_string(data).graph)
-    return ExportReport(path, len(data), perf_counter() - began, parity, beside, known)
-
-
-def write_beside(folder: Path, stem: str, parity: ParityReport, example: str) -> tuple[Path, Path]:
-    """Write the report and the self-test of a file, `stem` before their names.
+def checked(model: Model | str | Path, path: str | Path) -> tuple[Model, Path]:
+    """The model, loaded, and the path, to which a file can be written.
 
     Raises:
-        InputError: they cannot be written there.
+        InputError: the model cannot be read, or the path is a folder, has no folder to write in, or
+            does not end in .onnx.
     """
-    report, test = (folder / f"{stem}{name}" for name in (names.PARITY_FILE, names.SELFTEST_FILE))
-    write_atomically(report, parity.to_json().encode())
-    write_atomically(test, example.encode())
-    return report, test
-
-
-@contextmanager
-def proven(
-    path: Path, data: bytes, verify: Callable[[Path], ParityReport]
-) -> Iterator[ParityReport]:
-    """Write a file if `verify` passes it under a temporary name; it takes its own name at the end.
-
-    Raises:
-        InputError: the file cannot be written there.
-        RunError: it did not pass; nothing was written.
-    """
-    with _temporary(path) as candidate:
-        write_atomically(candidate, data)
-        parity = verify(candidate)
-        if not parity.passed:
-            failing = "\n".join(line for line in parity.lines() if line.startswith("[x]"))
-            raise RunError(f"{path}: not written, the answers differ from the model's\n{failing}")
-        yield parity
-        os.replace(candidate, path)
-
-
-def check_target(path: Path) -> None:
-    """Refuse a path that no file can be written to.
-
-    Raises:
-        InputError: a folder, there is none to write in, or no name of an ONNX file.
-    """
+    path = Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file, such as {path / names.ONNX_FILE}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")
     if path.suffix != ".onnx":
         raise InputError(f"{path}: the file must end in .onnx, found {path.suffix!r}")
+    return model if isinstance(model, Model) else load_model(model), path
 
 
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A hidden name beside `path` for a file that is gone afterwards, or renamed."""
+def write_proven(
+    path: Path,
+    graph: onnx.ModelProto,
+    example: str,
+    verify: Callable[[Path], ParityReport],
+    began: float,
+) -> ExportReport:
+    """Write a file, and its parity report and self-test beside it, if `verify` passes it.
+
+    Args:
+        path: the file; until it has passed it has a hidden name in the same folder.
+        graph: the model as ONNX.
+        example: its self-test.
+        verify: compares a file with the model.
+        began: when the export began, by `perf_counter`.
+
+    Raises:
+        InputError: the files cannot be written there.
+        RunError: the file did not pass; nothing was written.
+    """
+    data = graph.SerializeToString(deterministic=True)
     candidate = path.with_name(f".{path.stem}.{token_hex(4)}.onnx")
     try:
-        yield candidate
+        write_atomically(candidate, data)
+        parity = verify(candidate)
+        if not parity.passed:
+            failing = "\n".join(line for line in parity.lines() if line.startswith("[x]"))
+            raise RunError(f"{path}: not written, the answers differ from the model's\n{failing}")
+        properties = {entry.key: entry.value for entry in graph.metadata_props}
+        is_main = properties["profile"] == "portable" and names.STATE_KEY not in properties
+        stem = "" if is_main else f"{path.stem}."
+        beside = (
+            path.with_name(stem + names.PARITY_FILE),
+            path.with_name(stem + names.SELFTEST_FILE),
+        )
+        write_atomically(beside[0], parity.to_json().encode())
+        write_atomically(beside[1], example.encode())
+        os.replace(candidate, path)
     finally:
         candidate.unlink(missing_ok=True)
+    known = concerning(graph.graph)
+    return ExportReport(path, len(data), perf_counter() - began, parity, beside, known)
 
 
 class Form(NamedTuple):
-    """What a file shows to the outside, and the program behind it."""
+    """The interface of a file, and the program that it is made from."""
 
     inputs: dict[str, tuple[str, list[str | int]]]  # element type and shape by name
     outputs: dict[str, list[str | int]]  # shape by name; all are float32
     program: "Program"
     metadata: dict[str, str]
-    reshaped: dict[bytes, str]  # see `Shown.reshaped`
     table: Table  # of translations
     merged: bool = False  # whether one LSTM node runs both directions
 
@@ -168,8 +157,8 @@ def to_onnx(
     Args:
         model: the model.
         profile: the form of its LSTM nodes.
-        example: its self-test, for the metadata to hold its digest; made if None.
-        finite: whether the `ort` form's LSTM nodes are given zeros in the padding.
+        example: its self-test, whose digest the metadata hold; made if None.
+        finite: whether the LSTM nodes of the `ort` form read zeros in the padding.
 
     Raises:
         RunError: the weights are more than one file holds.
@@ -180,7 +169,6 @@ def to_onnx(
         outputs={output: shape},
         program=_Whole(model),
         metadata=metadata(model, example or selftest(model), profile),
-        reshaped=reshaped(model),
         table=model_table() if profile == "portable" else ort_table(finite),
         merged=profile == "ort" and model.config.bidirectional,
     )
@@ -202,7 +190,7 @@ def build(model: Model, form: Form) -> onnx.ModelProto:
         inputs=[value(name, ELEMENTS[kind], shape) for name, (kind, shape) in form.inputs.items()],
         outputs=[value(name, TensorProto.FLOAT, shape) for name, shape in form.outputs.items()],
         weights=form.program.names,
-        reshaped=form.reshaped,
+        reshaped=_reshaped(model),
         layers=layer_names(model.config, form.merged),
     )
     portable = to_portable(graph, shown, form.metadata)
@@ -217,7 +205,7 @@ def layer_names(config: ModelConfig, merged: bool = False) -> list[str]:
 
 
 def metadata(model: Model, example: str, profile: names.Profile = "portable") -> dict[str, str]:
-    """The file's metadata_props: `names.METADATA_KEYS`, values as JSON where they are no words."""
+    """The file's metadata_props: `names.METADATA_KEYS`, values as JSON where they are not words."""
     return {
         "interface_version": names.INTERFACE_VERSION,
         "format": names.FORMAT,
@@ -233,24 +221,24 @@ def metadata(model: Model, example: str, profile: names.Profile = "portable") ->
     }
 
 
-def reshaped(model: Model) -> dict[bytes, str]:
-    """The weights that folding transposes or unsqueezes, so that their own names are lost."""
+def _reshaped(model: Model) -> dict[bytes, str]:
+    """Names of the weights that constant folding reshapes, by the bytes they then have."""
     params = model.params
-    found = {bytes_of(value.t()): name for name, value in params.items() if value.dim() == 2}
+    found = {_bytes_of(value.t()): name for name, value in params.items() if value.dim() == 2}
     if "pooling.weight" in params:
-        found[bytes_of(params["pooling.weight"])] = "pooling.weight"
+        found[_bytes_of(params["pooling.weight"])] = "pooling.weight"
     if model.config.tie:
-        found[bytes_of(params["embedding.weight"].t())] = "head.weight"
+        found[_bytes_of(params["embedding.weight"].t())] = "head.weight"
     return found
 
 
-def bytes_of(tensor: Tensor) -> bytes:
-    """A tensor's values as a file has them."""
+def _bytes_of(tensor: Tensor) -> bytes:
+    """A tensor's values as they are in a file."""
     return tensor.detach().float().cpu().contiguous().numpy().tobytes()
 
 
 class Program(nn.Module):
-    """A model with its tensors as buffers, which is what torch.export takes."""
+    """A model with its tensors as buffers, as torch.export needs them."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -262,7 +250,7 @@ class Program(nn.Module):
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """The tensors by the names of the model."""
+        """The tensors by their names in the model."""
         return {name: self.get_buffer(buffer) for buffer, name in self.names.items()}
 
     def given(self, values: Sequence[Tensor]) -> Given:
@@ -293,32 +281,4 @@ def _translate(form: Form) -> Any:
     named = sum(p.kind is not p.VAR_POSITIONAL for p in arguments)
     first, more = tuple(dynamic.values())[:named], tuple(dynamic.values())[named:]
     shapes = (*first, *((more,) if more else ()))
-    with quiet():
-        exported = torch.export.export(
-            form.program.eval(), tuple(inputs.values()), dynamic_shapes=shapes
-        )
-        translated = torch.onnx.export(
-            exported,
-            dynamo=True,
-            verbose=False,
-            optimize=False,
-            external_data=False,
-            opset_version=TRACED_OPSET,
-            custom_translation_table=dict(form.table),
-        )
-    assert translated is not None
-    return translated.model
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hold back what torch.onnx says to its own developers."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # "torchvision is not installed"
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    return translated(form.program, tuple(inputs.values()), shapes, form.table)

@@ -1,6 +1,6 @@
-"""The last touches on the protobuf: opset 17, readable names, metadata. Loads no torch."""
+"""The final form of the protobuf: opset 17, readable names, metadata. Loads no torch."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,18 +20,18 @@ from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
 
 TRACED_OPSET = 18  # the lowest that torch.onnx writes by itself
 AXES_BECAME_AN_INPUT = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
-GREW_AN_INPUT = {"Pad": 3}  # how many opset 17 takes; with no more they mean the same
+GREW_AN_INPUT = {"Pad": 3}  # how many inputs opset 17 knows; with these the meaning is the same
 LSTM_OPERANDS = {1: "weight_ih", 2: "weight_hh", 3: "bias"}
 LSTM_RESULTS = ("y", "h", "c")
 
 
 class Shown(NamedTuple):
-    """What a graph shows to the outside, in place of the names that torch.onnx made up."""
+    """Names for inputs, outputs and tensors, in place of those that torch.onnx generates."""
 
     inputs: list[ValueInfoProto]
     outputs: list[ValueInfoProto]
     weights: Mapping[str, str]  # new names of initializers by their present names
-    reshaped: Mapping[bytes, str]  # names of those whose shape and name folding changed, by bytes
+    reshaped: Mapping[bytes, str]  # names of initializers that folding has reshaped, by their bytes
     layers: list[str]  # a name for each LSTM node in order, such as `l0_reverse`
 
 
@@ -39,12 +39,12 @@ def to_portable(model: ModelProto, shown: Shown, metadata: Mapping[str, str]) ->
     """A model of opset 17 and IR 8 with names that are the same in every export.
 
     Args:
-        model: opset 18, default domain only; no tensor is computed from weights alone.
+        model: opset 18, default domain only; no tensor may depend on weights alone.
         shown: inputs, outputs and names.
         metadata: the metadata_props.
 
     Raises:
-        RunError: an operator that opset 17 has not in this form.
+        RunError: opset 17 has no such operator.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
@@ -73,7 +73,7 @@ def _all_names(graph: GraphProto, shown: Shown) -> dict[str, str]:
 
 
 def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
-    """Write `node` as opset 17 has it."""
+    """Change `node` to its form in opset 17."""
     if node.op_type in AXES_BECAME_AN_INPUT and len(node.input) == 2:
         axes = numpy_helper.to_array(constants[node.input.pop()]).tolist()
         kept = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
@@ -98,14 +98,14 @@ def _lacks_what_is_new(node: NodeProto) -> bool:
 
 
 def _node_names(nodes: Sequence[NodeProto], layers: Sequence[str]) -> dict[str, str]:
-    """New names of what the nodes compute and of what the LSTM nodes are given."""
+    """New names of the nodes' outputs and of the LSTM nodes' weights."""
     names: dict[str, str] = {}
-    numbers, remaining = _Numbers(), iter(layers)
+    counts, remaining = Counter[str](), iter(layers)
     for node in nodes:
         if node.op_type == "LSTM":
             names |= _name_lstm(node, next(remaining))
         else:
-            node.name = numbers.next(node.op_type.lower())
+            node.name = _numbered(node.op_type.lower(), counts)
             (value,) = node.output
             names[value] = node.name
     return names
@@ -114,7 +114,7 @@ def _node_names(nodes: Sequence[NodeProto], layers: Sequence[str]) -> dict[str, 
 def _name_lstm(node: NodeProto, layer: str) -> dict[str, str]:
     node.name = f"lstm.{layer}"
     results = [f"{node.name}.{what}" for what in LSTM_RESULTS]
-    # passes drop results that nobody reads, but some runtimes need all three named
+    # passes remove unused results, but some runtimes need a name for all three
     present = [*node.output, *results[len(node.output) :]]
     node.output[:] = [old or new for old, new in zip(present, results, strict=True)]
     operands = {node.input[i]: f"lstm.{what}_{layer}" for i, what in LSTM_OPERANDS.items()}
@@ -124,28 +124,24 @@ def _name_lstm(node: NodeProto, layer: str) -> dict[str, str]:
 def _constant_names(
     graph: GraphProto, names: Mapping[str, str], reshaped: Mapping[bytes, str]
 ) -> dict[str, str]:
-    numbers, found = _Numbers(), dict[str, str]()
+    counts, found = Counter[str](), dict[str, str]()
     used = {name for node in graph.node for name in node.input}
     # a weight of one row has the bytes of its transpose, and both may stand in the graph
     taken = {names[name] for name in used if name in names}
     for tensor in graph.initializer:
         if tensor.name not in names:
             name = reshaped.get(numpy_helper.to_array(tensor).tobytes())
-            found[tensor.name] = name if name and name not in taken else numbers.next("constant")
+            found[tensor.name] = (
+                name if name and name not in taken else _numbered("constant", counts)
+            )
             taken.add(found[tensor.name])
     return found
 
 
-class _Numbers:
-    """name, name_1, name_2 and so on, for each name apart."""
-
-    def __init__(self) -> None:
-        self._counts: defaultdict[str, int] = defaultdict(int)
-
-    def next(self, name: str) -> str:
-        count = self._counts[name]
-        self._counts[name] += 1
-        return f"{name}_{count}" if count else name
+def _numbered(name: str, counts: Counter[str]) -> str:
+    """`name`, then `name_1`, `name_2` and so on."""
+    counts[name] += 1
+    return name if counts[name] == 1 else f"{name}_{counts[name] - 1}"
 
 
 def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:

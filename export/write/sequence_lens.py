@@ -1,7 +1,7 @@
-"""The `ort` form: LSTM nodes of both directions that are given `sequence_lens`, as int32.
+"""The `ort` form: LSTM nodes of both directions that take the lengths as `sequence_lens`.
 
-The fastest in ONNX Runtime, and right nowhere else: other runtimes ignore `sequence_lens` without a
-word. `translation` writes the portable form.
+It is the fastest form in ONNX Runtime, and wrong elsewhere: other runtimes silently ignore
+`sequence_lens`. `translation` writes the portable form.
 """
 
 from typing import Any
@@ -12,9 +12,10 @@ from onnxscript import opset17 as op
 
 from lstm_compile.export.write.translation import (
     RECURRENCE,
+    Outputs,
     Table,
     Value,
-    check_module,
+    checked,
     initial_state,
     ints,
     is_zeros,
@@ -25,51 +26,42 @@ from lstm_compile.export.write.translation import (
     zero,
 )
 
-BATCH_FIRST = (2, 0, 1, 3)  # of Y (time, directions, batch, H)
+BATCH_FIRST = (2, 0, 1, 3)  # order of axes for Y (time, directions, batch, H)
 
 
 def ort_table(finite: bool = False) -> Table:
-    """As `model_table`, for ONNX Runtime alone; `finite` for nodes that read the padding."""
-    return {**model_table(), RECURRENCE: _finite if finite else recurrence}
+    """As `model_table`, for ONNX Runtime alone.
+
+    Args:
+        finite: put zeros into the padding: an int8 node takes its scale from all that it reads.
+    """
+    return {**model_table(), RECURRENCE: _with_finite_padding if finite else recurrence}
 
 
-def recurrence(
-    x: Value,
-    lengths: Value,
-    resets: Value,
-    weight_ih: Value,
-    weight_hh: Value,
-    bias: Value,
-    h0: Value,
-    c0: Value,
-    reverse: bool,
-    backend: str,  # noqa: ARG001 (how torch computes, not what)
-    chunk: int,  # noqa: ARG001
-) -> tuple[Value, Value, Value]:
-    """One layer and direction; arguments and results as in `lstm_compile.recurrence.operator`.
+def recurrence(*inputs: Value) -> Outputs:
+    """One layer and direction: the arguments of `Call` in order.
 
     Raises:
-        InputError: the module is not in float32, or it sets states back.
+        InputError: the module is not in float32, or it uses resets.
     """
-    check_module(x, resets)
-    weights = node_weights(weight_ih, weight_hh, bias)
+    call = checked(*inputs)
+    weights = node_weights(call)
     initial_h, initial_c = (
-        None if is_zeros(state) else initial_state(state, x) for state in (h0, c0)
+        None if is_zeros(state) else initial_state(state, call.x) for state in (call.h0, call.c0)
     )
-    sizes = None if lengths is None else op.Cast(lengths, to=TensorProto.INT32)
-    direction = "reverse" if reverse else "forward"
-    y, h, c = lstm_node(x, weights, initial_h, initial_c, sizes, direction)
-    return y, _final(h, lengths, h0), _final(c, lengths, c0)
+    sizes = None if call.lengths is None else op.Cast(call.lengths, to=TensorProto.INT32)
+    direction = "reverse" if call.reverse else "forward"
+    y, h, c = lstm_node(call.x, weights, initial_h, initial_c, sizes, direction)
+    return y, _final(h, call.lengths, call.h0), _final(c, call.lengths, call.c0)
 
 
-def _finite(x: Value, lengths: Value, *others: Any) -> tuple[Value, Value, Value]:
-    """`recurrence` with zeros in the padding: an int8 node takes its scale from all it is given."""
+def _with_finite_padding(x: Value, lengths: Value, *others: Any) -> Outputs:
     valid = op.Unsqueeze(op.Less(steps(x), op.Unsqueeze(lengths, ints(1))), ints(2))
     return recurrence(op.Where(valid, x, zero()), lengths, *others)
 
 
 def _final(state: Value, lengths: Value, initial: Value) -> Value:
-    """The node's last state (1, batch, H) as (batch, H); of a row of length 0 the initial one."""
+    """The node's last state (1, batch, H) as (batch, H); for a row of length 0 the initial one."""
     last = op.Squeeze(state, ints(0))
     if lengths is None or is_zeros(initial):  # the node gives such rows zeros
         return last
@@ -77,7 +69,7 @@ def _final(state: Value, lengths: Value, initial: Value) -> Value:
 
 
 def merge_directions(model: ir.Model) -> None:
-    """Let the two nodes of a bidirectional layer be one, in place."""
+    """Merge the two nodes of each bidirectional layer, in place."""
     forward: dict[ir.Value | None, ir.Node] = {}
     for node in [node for node in model.graph if node.op_type == "LSTM"]:
         source = _producer(node.inputs[0]).inputs[0]  # of the Transpose before it
@@ -113,7 +105,7 @@ def _merge(graph: ir.Graph, forward: ir.Node, reverse: ir.Node) -> None:
 
 
 def _concatenated(node: ir.Node) -> ir.Value:
-    """What joins the steps of both directions: Y goes through Squeeze, Transpose and Concat."""
+    """The steps of both directions, joined: Y passes Squeeze, Transpose and Concat."""
     value = node.outputs[0]
     for kind in ("Squeeze", "Transpose", "Concat"):
         (user,) = value.consumers()

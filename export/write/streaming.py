@@ -1,7 +1,7 @@
 """The streaming file: one step or a chunk at a time, with the state as input and output.
 
-It is written from the same program as the sequence file, without lengths: who feeds it holds the
-state, and passes the initial one (zeros) where a sequence begins.
+It is made from the same program as the sequence file, without lengths. The host keeps the state,
+and passes the initial state (zeros) where a sequence begins.
 """
 
 import json
@@ -17,29 +17,27 @@ from torch import Tensor
 from lstm_compile.config import POOLED, WINDOW_SCALINGS, ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
+from lstm_compile.export.proof.parity import verify_streaming
 from lstm_compile.export.proof.selftest import streaming_selftest
-from lstm_compile.export.proof.streaming_parity import verify_streaming
 from lstm_compile.export.write.onnx import (
     ExportReport,
     Form,
     Program,
     build,
-    check_target,
+    checked,
     metadata,
-    proven,
-    report_of,
-    reshaped,
-    write_beside,
+    write_proven,
 )
 from lstm_compile.export.write.translation import (
     RECURRENCE,
-    Table,
+    Call,
+    Outputs,
     Value,
     ints,
     is_zeros,
     model_table,
 )
-from lstm_compile.model.checkpoint import Model, load_model
+from lstm_compile.model.checkpoint import Model
 from lstm_compile.model.model import predict_on
 from lstm_compile.recurrence.cell import LSTMState
 
@@ -59,29 +57,27 @@ def export_streaming(
         model: the model, or the path of its run folder or safetensors file.
         path: the file to write; an earlier one is replaced.
         cells: `node` for one LSTM operator a layer, or `plain` for MatMul, Sigmoid and Tanh, which
-            runtimes without an LSTM operator load; that file takes one step a call.
+            runtimes without an LSTM operator load; this file takes one step a call.
         runtimes: which to compare, as in `verify_onnx`.
 
     Raises:
         InputError: the model cannot be read or streamed, or the file cannot be written there.
         RunError: the model cannot be translated, or a runtime disagrees; nothing was written.
     """
-    began, path = perf_counter(), Path(path)
-    check_target(path)
-    model = model if isinstance(model, Model) else load_model(model)
+    began, (model, path) = perf_counter(), checked(model, path)
     check_streamable(model.config)
     example = streaming_selftest(model, cells == "plain")
-    data = to_streaming(model, cells, example).SerializeToString(deterministic=True)
-    with proven(path, data, lambda file: verify_streaming(model, file, runtimes)) as parity:
-        beside = write_beside(path.parent, f"{path.stem}.", parity, example)
-    return report_of(path, data, began, parity, beside)
+    graph = to_streaming(model, cells, example)
+    return write_proven(
+        path, graph, example, lambda file: verify_streaming(model, file, runtimes), began
+    )
 
 
 def check_streamable(config: ModelConfig) -> None:
     """Refuse a model that needs a whole sequence, or its end, before it can answer.
 
     Raises:
-        InputError: says what needs it, and what to train instead.
+        InputError: says which part needs it, and how to train without it.
     """
     if reason := _why_not(config):
         raise InputError(f"this model cannot run step by step: {reason}")
@@ -112,7 +108,7 @@ def to_streaming(model: Model, cells: Cells = NODE, example: str | None = None) 
     Args:
         model: the model.
         cells: as for `export_streaming`.
-        example: its self-test, for the metadata to hold its digest; made if None.
+        example: its self-test, whose digest the metadata hold; made if None.
 
     Raises:
         InputError: the model cannot be streamed.
@@ -129,8 +125,7 @@ def to_streaming(model: Model, cells: Cells = NODE, example: str | None = None) 
         outputs={output: shape, **dict.fromkeys(names.NEXT_STATE, state)},
         program=_Stepwise(model),
         metadata=_metadata(model, cells, example),
-        reshaped=reshaped(model),
-        table=_plain_table() if cells == "plain" else model_table(),
+        table=model_table() | ({RECURRENCE: _plain_cell} if cells == "plain" else {}),
     )
     return build(model, form)
 
@@ -140,7 +135,7 @@ def _one_step(shape: list[str | int]) -> list[str | int]:
 
 
 def _metadata(model: Model, cells: Cells, example: str | None) -> dict[str, str]:
-    """Those of the sequence file, and which output feeds which input, and what it is at first."""
+    """As for the sequence file; also which output feeds which input, and its initial value."""
     example = example or streaming_selftest(model, cells == "plain")
     state = {
         name: {"from": after, "shape": names.state_of(model.config), "initial": 0.0}
@@ -155,7 +150,7 @@ def _metadata(model: Model, cells: Cells, example: str | None) -> dict[str, str]
 
 
 class _Stepwise(Program):
-    """`predict` of a chunk of steps, all valid, from a state."""
+    """`predict` of a chunk of valid steps, from a state."""
 
     def forward(
         self, x: Tensor, h: Tensor, c: Tensor, *given: Tensor
@@ -166,30 +161,15 @@ class _Stepwise(Program):
         return answer, *state
 
 
-def _plain_table() -> Table:
-    return {**model_table(), RECURRENCE: _plain_cell}
-
-
-def _plain_cell(
-    x: Value,
-    lengths: Value,  # noqa: ARG001 (all steps are valid)
-    resets: Value,  # noqa: ARG001 (who feeds the file passes the state)
-    weight_ih: Value,
-    weight_hh: Value,
-    bias: Value,
-    h0: Value,
-    c0: Value,
-    reverse: bool,  # noqa: ARG001 (there is one step)
-    backend: str,  # noqa: ARG001
-    chunk: int,  # noqa: ARG001
-) -> tuple[Value, Value, Value]:
-    """One step of one layer, `lstm_compile.recurrence.cell.lstm_step` word for word."""
-    step = op.Squeeze(x, ints(1))
-    gates = op.MatMul(step, op.Transpose(weight_ih, perm=[1, 0]))
-    gates = op.Add(gates, op.MatMul(h0, op.Transpose(weight_hh, perm=[1, 0])))
-    gates = gates if is_zeros(bias) else op.Add(gates, bias)
-    size = int(weight_hh.shape[1])
+def _plain_cell(*inputs: Value) -> Outputs:
+    """One step of one layer, the same operations as in `lstm_compile.recurrence.cell.lstm_step`."""
+    call = Call(*inputs)
+    step = op.Squeeze(call.x, ints(1))
+    gates = op.MatMul(step, op.Transpose(call.weight_ih, perm=[1, 0]))
+    gates = op.Add(gates, op.MatMul(call.h0, op.Transpose(call.weight_hh, perm=[1, 0])))
+    gates = gates if is_zeros(call.bias) else op.Add(gates, call.bias)
+    size = int(call.weight_hh.shape[1])
     i, f, g, o = (op.Slice(gates, ints(k * size), ints((k + 1) * size), ints(1)) for k in range(4))
-    c = op.Add(op.Mul(op.Sigmoid(f), c0), op.Mul(op.Sigmoid(i), op.Tanh(g)))
+    c = op.Add(op.Mul(op.Sigmoid(f), call.c0), op.Mul(op.Sigmoid(i), op.Tanh(g)))
     h = op.Mul(op.Sigmoid(o), op.Tanh(c))
     return op.Unsqueeze(h, ints(1)), h, c

@@ -1,11 +1,11 @@
-"""The recurrence operator in ONNX's words: the portable form.
+"""The recurrence operator as ONNX nodes: the portable form.
 
-Many runtimes ignore the LSTM node's `sequence_lens` silently, so this form does without: each node
-runs forward over the padded rows, rows are reversed within their own length by GatherND, and Where
-puts zeros into the padding. What a runtime computes there never meets a valid step.
+Many runtimes silently ignore the `sequence_lens` of the LSTM node, so this form does not use it:
+each node runs forward over the padded rows, GatherND reverses rows within their own length, and
+Where puts zeros into the padding. Whatever a runtime computes in the padding reaches no valid step.
 
-Source: https://onnx.ai/onnx/operators/onnx__LSTM.html; the portable form itself was measured on the
-runtimes that the README lists.
+Source: https://onnx.ai/onnx/operators/onnx__LSTM.html; the form was tested on the runtimes that the
+README lists.
 """
 
 from collections.abc import Callable
@@ -17,12 +17,13 @@ from onnx import TensorProto, numpy_helper
 from onnxscript import opset17 as op
 
 import lstm_compile.model.last_steps
-import lstm_compile.recurrence.operator  # noqa: F401 (these define the operators)
+import lstm_compile.recurrence.operator  # noqa: F401 (both define operators)
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.vendor import SATURATED
 
-# A tensor of the graph under construction: onnxscript and torch.onnx share no public type for it.
+# A tensor of the graph under construction: onnxscript and torch.onnx have no common public type.
 Value = Any
+Outputs = tuple[Value, Value, Value]  # output, h and c
 
 RECURRENCE = torch.ops.lstm_compile.recurrence.default
 
@@ -33,8 +34,24 @@ LOWEST = float(np.finfo(np.float32).min)
 Table = dict[Callable[..., Any], Callable[..., Any]]
 
 
+class Call(NamedTuple):
+    """The arguments of the recurrence operator, in its order: see `recurrence.operator`."""
+
+    x: Value
+    lengths: Value
+    resets: Value
+    weight_ih: Value
+    weight_hh: Value
+    bias: Value
+    h0: Value
+    c0: Value
+    reverse: bool
+    backend: str  # how torch computes; nodes do not depend on it
+    chunk: int  # likewise
+
+
 class Weights(NamedTuple):
-    """The LSTM node's weights, gates in the order i, o, f, c."""
+    """The weights of an LSTM node, gates in the order i, o, f, c."""
 
     weight_ih: Value  # (1, 4 * hidden_size, input_size)
     weight_hh: Value  # (1, 4 * hidden_size, hidden_size)
@@ -43,18 +60,18 @@ class Weights(NamedTuple):
 
 
 class RowHelpers(NamedTuple):
-    """What the lengths say about a padded batch."""
+    """What follows from the lengths of a padded batch."""
 
     lengths: Value  # (batch, 1) int64
     valid: Value  # (batch, time, 1) bool
-    reversal: Value  # (batch, time, 1) int64, the step that reversal within length reads
+    reversal: Value  # (batch, time, 1) int64, the step to read in order to reverse a row
 
 
 def translation_table() -> Table:
     """What torch.onnx needs in order to export modules that call `lstm_compile.lstm`.
 
     Pass it as `torch.onnx.export(..., dynamo=True, custom_translation_table=translation_table())`.
-    Outputs and final states mean what they mean in `lstm_compile.lstm`, for any lengths.
+    Outputs and final states are those of `lstm_compile.lstm`, for any lengths.
     """
     return {
         RECURRENCE: recurrence,
@@ -63,7 +80,7 @@ def translation_table() -> Table:
 
 
 def model_table() -> Table:
-    """`translation_table`, and what else models of this package are made of."""
+    """`translation_table`, and the other operators of this package's models."""
     return {
         **translation_table(),
         torch.ops.aten.scaled_dot_product_attention.default: attention,
@@ -71,58 +88,51 @@ def model_table() -> Table:
     }
 
 
-def recurrence(
-    x: Value,
-    lengths: Value,
-    resets: Value,
-    weight_ih: Value,
-    weight_hh: Value,
-    bias: Value,
-    h0: Value,
-    c0: Value,
-    reverse: bool,
-    backend: str,  # noqa: ARG001 (how torch computes, not what)
-    chunk: int,  # noqa: ARG001
-) -> tuple[Value, Value, Value]:
-    """One layer and direction; arguments and results as in `lstm_compile.recurrence.operator`.
+def recurrence(*inputs: Value) -> Outputs:
+    """One layer and direction: the arguments of `Call` in order.
 
     Raises:
-        InputError: the module is not in float32, or it sets states back.
+        InputError: the module is not in float32, or it uses resets.
     """
-    check_module(x, resets)
-    weights = node_weights(weight_ih, weight_hh, bias)
-    if lengths is None:
-        return _dense(x, weights, initial_state(h0, x), initial_state(c0, x), reverse)
-    rows = _rows(x, lengths)
-    initial_h, initial_c = initial_state(h0, lengths), initial_state(c0, lengths)
-    x = op.GatherND(x, rows.reversal, batch_dims=1) if reverse else x
-    if _reads_cell_state(weight_hh):
+    call = checked(*inputs)
+    if call.lengths is None:
+        return _without_lengths(call)
+    x, weights, rows = call.x, node_weights(call), _rows(call.x, call.lengths)
+    initial_h, initial_c = (
+        initial_state(call.h0, call.lengths),
+        initial_state(call.c0, call.lengths),
+    )
+    x = op.GatherND(x, rows.reversal, batch_dims=1) if call.reverse else x
+    if _reads_cell_state(call.weight_hh):
         x, weights = _freeze_padding(x, rows, weights)
     y, _, c = lstm_node(x, weights, initial_h, initial_c)
     h = _last_valid(y, rows, op.Squeeze(initial_h, ints(0)))
-    y = op.GatherND(y, rows.reversal, batch_dims=1) if reverse else y
+    y = op.GatherND(y, rows.reversal, batch_dims=1) if call.reverse else y
     return op.Where(rows.valid, y, zero()), h, op.Squeeze(c, ints(0))
 
 
-def check_module(x: Value, resets: Value) -> None:
-    """Refuse what has no form in ONNX.
+def checked(*inputs: Value) -> Call:
+    """The operator's arguments, if there are nodes for them.
 
     Raises:
-        InputError: the module is not in float32, or it sets states back; says what to do.
+        InputError: the module is not in float32, or it uses resets; says what to do.
     """
-    if resets is not None:
+    call = Call(*inputs)
+    if call.resets is not None:
         raise InputError(
             "resets have no form in ONNX, where a row begins once: export the module without them, "
             "and give each sequence as a row of its own, or step by step (export --streaming) from "
             "the initial state where one begins"
         )
-    if x.dtype is not None and int(x.dtype) != TensorProto.FLOAT:
-        raise InputError(f"ONNX export takes float32 modules, got {x.dtype}; use module.float()")
+    dtype = call.x.dtype
+    if dtype is not None and int(dtype) != TensorProto.FLOAT:
+        raise InputError(f"ONNX export takes float32 modules, got {dtype}; use module.float()")
+    return call
 
 
 def last_steps(x: Value, lengths: Value, size: int) -> Value:
     """The last `size` valid steps of each row, as `forecast.ending.last_steps` gives them."""
-    # a step of zeros in front stands for what a row lacks: IREE 3.13 cannot compile a Where here
+    # a step of zeros in front stands for missing steps: IREE 3.13 cannot compile a Where here
     padded = op.Pad(x, ints(0, 1, 0, 0, 0, 0))
     wanted = op.Constant(value=numpy_helper.from_array(np.arange(1 - size, 1)))
     step = op.Max(op.Add(op.Unsqueeze(lengths, ints(1)), wanted), ints(0))
@@ -132,7 +142,7 @@ def last_steps(x: Value, lengths: Value, size: int) -> Value:
 def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Value:
     """Scaled dot-product attention, (batch, heads, time, size) each, as Transformer blocks call it.
 
-    `mask` (bool) leaves every query a key, so that a finite number can stand for minus infinity.
+    `mask` (bool) leaves each query at least one key, so a finite number replaces minus infinity.
     """
     scale = op.Constant(value_float=int(query.shape[3]) ** -0.5)
     scores = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
@@ -142,10 +152,10 @@ def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Val
 
 
 def gelu(x: Value, approximate: str = "none") -> Value:
-    """`x` times the normal distribution's share below it; OpenCV crashes on its usual form.
+    """GELU in a form on which OpenCV does not crash, as it does on the usual one.
 
     Raises:
-        InputError: an approximation is asked for.
+        InputError: the module uses the approximation.
     """
     if approximate != "none":
         raise InputError(f"ONNX export takes gelu as it is, not approximate={approximate!r}")
@@ -154,11 +164,14 @@ def gelu(x: Value, approximate: str = "none") -> Value:
     return op.Mul(x, op.Add(op.Mul(error, half), half))
 
 
-def _dense(
-    x: Value, weights: Weights, h0: Value, c0: Value, reverse: bool
-) -> tuple[Value, Value, Value]:
-    y, h, c = lstm_node(_flip(x) if reverse else x, weights, h0, c0)
-    return _flip(y) if reverse else y, op.Squeeze(h, ints(0)), op.Squeeze(c, ints(0))
+def _without_lengths(call: Call) -> Outputs:
+    weights, h0, c0 = (
+        node_weights(call),
+        initial_state(call.h0, call.x),
+        initial_state(call.c0, call.x),
+    )
+    y, h, c = lstm_node(_flip(call.x) if call.reverse else call.x, weights, h0, c0)
+    return _flip(y) if call.reverse else y, op.Squeeze(h, ints(0)), op.Squeeze(c, ints(0))
 
 
 def _flip(x: Value) -> Value:
@@ -190,7 +203,7 @@ def lstm_node(
     initial_c: Value,
     sequence_lens: Value = None,
     direction: str = "forward",
-) -> tuple[Value, Value, Value]:
+) -> Outputs:
     """The LSTM node: y (batch, time, H), h and c (1, batch, H)."""
     y, h, c = op.LSTM(
         op.Transpose(x, perm=[1, 0, 2]),
@@ -206,13 +219,13 @@ def lstm_node(
     return op.Transpose(op.Squeeze(y, ints(1)), perm=[1, 0, 2]), h, c
 
 
-def node_weights(weight_ih: Value, weight_hh: Value, bias: Value) -> Weights:
-    """What the LSTM node is given, from torch's `weight_ih`, `weight_hh` and the sum of biases."""
-    gates, hidden_size = (int(size) for size in weight_hh.shape)
+def node_weights(call: Call) -> Weights:
+    """The weights of the LSTM node, from those of torch."""
+    gates, hidden_size = (int(size) for size in call.weight_hh.shape)
     no_bias: Value = op.Constant(value=_zeros(1, gates))
-    one_bias: Value = no_bias if is_zeros(bias) else _reorder(bias)  # torch's two, added up
+    one_bias: Value = no_bias if is_zeros(call.bias) else _reorder(call.bias)  # the sum of two
     both_biases = op.Concat(one_bias, no_bias, axis=1)
-    return Weights(_reorder(weight_ih), _reorder(weight_hh), both_biases, hidden_size)
+    return Weights(_reorder(call.weight_ih), _reorder(call.weight_hh), both_biases, hidden_size)
 
 
 def _reorder(weight: Value) -> Value:
@@ -223,7 +236,7 @@ def _reorder(weight: Value) -> Value:
 
 
 def _freeze_padding(x: Value, rows: RowHelpers, weights: Weights) -> tuple[Value, Weights]:
-    """Keep the cell state as it is in the padding: see `lstm_compile.recurrence.vendor.vendor`."""
+    """Keep the cell state unchanged in the padding: see `lstm_compile.recurrence.vendor.vendor`."""
     flag = op.Cast(op.Not(rows.valid), to=TensorProto.FLOAT)
     padded = op.Concat(op.Where(rows.valid, x, zero()), flag, axis=2)
     by_gate = (-SATURATED, 0.0, SATURATED, 0.0)
@@ -242,17 +255,17 @@ def _last_valid(y: Value, rows: RowHelpers, initial_h: Value) -> Value:
 
 
 def initial_state(state: Value, batched: Value) -> Value:
-    """`state` (batch, H) as (1, batch, H); zeros are made anew, so that all nodes share them."""
+    """`state` (batch, H) as (1, batch, H); zeros are made again, so that all nodes share them."""
     if not is_zeros(state):
         return op.Unsqueeze(state, ints(0))
     batch = op.Shape(batched, start=0, end=1)
     shape = op.Concat(ints(1), batch, ints(int(state.shape[1])), axis=0)
-    # the default value is written out: tract, MNN and OpenCV do not know it
+    # the default value is written out: tract, MNN and OpenCV need it
     return op.ConstantOfShape(shape, value=_zeros(1))
 
 
 def is_zeros(value: Value) -> bool:
-    """Whether `value` is a part of what new_zeros made."""
+    """Whether `value` is made by new_zeros, or is a part of that."""
     node = value.producer()
     while node is not None and node.op_type in ("Gather", "CastLike", "Cast"):
         node = node.inputs[0].producer()
@@ -260,7 +273,7 @@ def is_zeros(value: Value) -> bool:
 
 
 def _reads_cell_state(weight_hh: Value) -> bool:
-    """Whether the traced program reads c of any call with these weights; True if it cannot tell."""
+    """Whether the program reads c of any call with these weights; True where that is unknown."""
     producer = weight_hh.producer()
     traced = (weight_hh if producer is None else producer).meta.get("node")
     calls = [user for user in getattr(traced, "users", ()) if user.target is RECURRENCE]

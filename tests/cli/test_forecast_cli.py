@@ -333,7 +333,7 @@ def short(path):
             ("--loss", "mse", "--quantiles", "0.1,0.9"),
             "loss must be auto, pinball for quantiles; got 'mse'",
         ),
-        (hourly, ("--quantiles", "0.1,x"), "expected numbers parted by commas, got '0.1,x'"),
+        (hourly, ("--quantiles", "0.1,x"), "expected numbers separated by commas, got '0.1,x'"),
         (
             hourly,
             ("--calendar", "minute"),

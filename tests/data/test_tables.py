@@ -470,7 +470,7 @@ REFUSED = [
         "t.csv",
         GOOD,
         ["--features", ""],
-        "Invalid value for '--features': expected names of columns parted by commas, got ''",
+        "Invalid value for '--features': expected names of columns separated by commas, got ''",
     ),
     ("t.csv", GOOD, ["--id", ""], "id must be the name of a column, got ''"),
     (

@@ -19,8 +19,8 @@ from lstm_compile.cli.app import app
 from lstm_compile.export import verify_onnx
 from lstm_compile.export.proof import known_faults, runtimes
 from lstm_compile.export.proof.engines import EVERYWHERE, choose_runtimes
-from lstm_compile.export.proof.inputs import draw, ragged_cases
-from lstm_compile.export.proof.isolated import Apart, NoAnswerError
+from lstm_compile.export.proof.inputs import ragged_cases, random_inputs
+from lstm_compile.export.proof.isolated import IsolatedRuntime, NoAnswerError
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
 from lstm_compile.model.checkpoint import save_model
@@ -45,7 +45,7 @@ def differing(report):
 def test_ragged_cases_are_what_breaks_runtimes():
     cases, model = ragged_cases(), test_verify.make_model()
     assert len({case.batch for case in cases}) == len({case.time for case in cases}) == 2
-    drawn = [draw(case, model) for case in cases]
+    drawn = [random_inputs(case, model) for case in cases]
     lengths = [(inputs["lengths"], case.time) for inputs, case in zip(drawn, cases, strict=True)]
     assert any((rows < steps).all() for rows, steps in lengths)
     assert {0, 1} <= {int(row) for rows, _ in lengths for row in rows}
@@ -160,7 +160,7 @@ def misbehaving(tmp_path, monkeypatch):
 
 
 def test_a_process_answers_and_goes_away(file):
-    apart = Apart("onnxruntime", *file)
+    apart = IsolatedRuntime("onnxruntime", *file)
     for size in (1, 4):
         (found,) = apart({"x": np.arange(size, dtype=np.float32)})
         np.testing.assert_array_equal(found, 2 * np.arange(size))
@@ -174,7 +174,7 @@ def test_a_crash_is_an_answer(file, misbehaving):
         "def load(file):\n    def run(inputs):\n        print('on the way', flush=True)\n"
         "        os.kill(os.getpid(), signal.SIGSEGV)\n    return run"
     )
-    apart = Apart("bad", *file)
+    apart = IsolatedRuntime("bad", *file)
     for _ in range(2):
         with pytest.raises(NoAnswerError, match=r"its process ended \(SIGSEGV\) on the way"):
             apart({"x": np.zeros(1, np.float32)})
@@ -185,7 +185,7 @@ def test_a_runtime_that_hangs_is_given_up(file, misbehaving):
     misbehaving("def load(file):\n    time.sleep(60)")
     began = time.perf_counter()
     with pytest.raises(NoAnswerError, match="no answer within 2 s"):
-        Apart("bad", *file, limit=2.0)
+        IsolatedRuntime("bad", *file, limit=2.0)
     assert time.perf_counter() - began < 20
 
 
@@ -195,7 +195,7 @@ def test_an_error_is_one_line_and_the_next_call_is_answered(file, misbehaving):
         "            raise BaseException('panicked\\nmore')\n        return [inputs['x']]\n"
         "    return run"
     )
-    apart = Apart("bad", *file)
+    apart = IsolatedRuntime("bad", *file)
     with pytest.raises(NoAnswerError, match=r"^BaseException: panicked$"):
         apart({"x": np.zeros(2, np.float32)})
     assert apart({"x": np.zeros(1, np.float32)})[0].tolist() == [0.0]
@@ -205,14 +205,16 @@ def test_an_error_is_one_line_and_the_next_call_is_answered(file, misbehaving):
 def test_what_a_compiler_says_is_told(file, misbehaving):
     misbehaving("def load(file):\n    raise ValueError('failed\\nm.mlir:3: error: no such thing')")
     with pytest.raises(NoAnswerError, match=r"^ValueError: m\.mlir:3: error: no such thing$"):
-        Apart("bad", *file)
+        IsolatedRuntime("bad", *file)
 
 
 def test_verify_goes_on_where_a_runtime_ends(tmp_path, misbehaving, monkeypatch):
     misbehaving("def load(file):\n    os.kill(os.getpid(), signal.SIGABRT)")
     monkeypatch.setitem(runtimes.RUNTIMES, "bad", runtimes.Runtime("os", "bad", lambda file: None))
-    for module in ("answers", "parity"):
-        monkeypatch.setattr(f"lstm_compile.export.{module}.EVERYWHERE", ("bad", "onnxruntime"))
+    for module in ("engines", "parity"):
+        monkeypatch.setattr(
+            f"lstm_compile.export.proof.{module}.EVERYWHERE", ("bad", "onnxruntime")
+        )
     monkeypatch.setattr("lstm_compile.export.proof.engines.KNOWN", ("bad", "onnxruntime"))
     model = test_verify.make_model(num_layers=1)
     report = everywhere(model, to_onnx(model), tmp_path)

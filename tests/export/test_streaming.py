@@ -15,7 +15,7 @@ from lstm_compile.cli.app import app
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_streaming, verify_onnx
 from lstm_compile.export.proof.engines import EVERYWHERE, choose_runtimes
-from lstm_compile.export.proof.streaming_parity import CUTS, STEPS, feedings
+from lstm_compile.export.proof.inputs import CUTS, STEPS, feedings
 from lstm_compile.export.runtime import ModelError, load, open_streams
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
@@ -183,6 +183,15 @@ def test_streams_are_apart_and_ragged_chunks_are_grouped(streams, tag):
 def test_plain_cells_take_chunks_step_by_step(tag):
     streams, x = open_streams(to_streaming(tag, "plain").SerializeToString()), steps(9, batch=2)
     np.testing.assert_allclose(streams.push("ab", x), whole(tag, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("cells", ["node", "plain"])
+def test_forecasts_stream(cells):
+    model, x = make_model(**KINDS[3] | {"horizon": 1}), steps(9, batch=2)
+    streams = open_streams(to_streaming(model, cells).SerializeToString())
+    assert not streams.stepwise
+    streams.push("ab", x[:, :4])
+    np.testing.assert_allclose(streams.push("ab", x[:, 4:]), whole(model, x), atol=1e-5)
 
 
 def test_pooled_answers_are_of_the_last_step():

@@ -9,12 +9,13 @@ import torch
 from onnx import numpy_helper
 
 from lstm_compile.config import ModelConfig
+from lstm_compile.devices import tf32
 from lstm_compile.errors import InputError
 from lstm_compile.export import ParityReport, verify_onnx
-from lstm_compile.export.proof.engines import choose_runtimes, full_precision
-from lstm_compile.export.proof.inputs import ParityCase, all_cases, draw
+from lstm_compile.export.proof.compare import answer_units, rounding, tolerance
+from lstm_compile.export.proof.engines import choose_runtimes
+from lstm_compile.export.proof.inputs import ParityCase, all_cases, random_inputs
 from lstm_compile.export.proof.onnx_file import read_onnx
-from lstm_compile.export.proof.parity import answer_units, rounding, tolerance
 from lstm_compile.export.proof.parity_report import Comparison
 from lstm_compile.export.runtime import ModelError, ask, open_session
 from lstm_compile.export.write.onnx import to_onnx
@@ -82,10 +83,10 @@ def test_cases_cover_the_sizes_and_lengths_that_break_runtimes():
     assert {case.batch for case in cases} == {1, 3, 32}
     assert {case.time for case in cases} == {1, 2, 17, 61}
     assert len(set(cases)) == len(cases)
-    mixed = draw(ParityCase(3, 17, "mixed"), make_model())["lengths"]
+    mixed = random_inputs(ParityCase(3, 17, "mixed"), make_model())["lengths"]
     assert (mixed[0], mixed[1]) == (17, 0)
-    assert draw(ParityCase(3, 17, "zero"), make_model())["lengths"].tolist() == [0, 0, 0]
-    assert draw(ParityCase(3, 17, "one"), make_model())["lengths"].tolist() == [1, 1, 1]
+    assert random_inputs(ParityCase(3, 17, "zero"), make_model())["lengths"].tolist() == [0, 0, 0]
+    assert random_inputs(ParityCase(3, 17, "one"), make_model())["lengths"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_cases_cover_the_sizes_and_lengths_that_break_runtimes():
     [("standard", 20.0, -1300, 1300), ("minmax", 170.0, 20, 320), ("none", 0.0, -5, 5)],
 )
 def test_inputs_are_in_the_users_own_units(scaling, mean, low, high):
-    x = draw(ParityCase(32, 61, "full"), make_model(scaling=scaling))["x"]
+    x = random_inputs(ParityCase(32, 61, "full"), make_model(scaling=scaling))["x"]
     assert x.dtype == np.float32
     assert abs(x[..., 2].mean() - mean) < 20
     assert low < x[..., 2].min()
@@ -101,7 +102,7 @@ def test_inputs_are_in_the_users_own_units(scaling, mean, low, high):
 
 
 def test_padding_of_the_inputs_is_nan():
-    x, lengths = draw(ParityCase(32, 17, "mixed"), make_model()).values()
+    x, lengths = random_inputs(ParityCase(32, 17, "mixed"), make_model()).values()
     padded = np.arange(17) >= lengths[:, None]
     assert np.isnan(x[padded]).all()
     assert np.isfinite(x[~padded]).all()
@@ -255,9 +256,9 @@ def test_cuda_backends_agree(path):
     assert report.passed, "\n".join(report.lines())
 
 
-def test_full_precision_is_given_back():
+def test_tf32_is_given_back():
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    with full_precision():
+    with tf32(False):
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before

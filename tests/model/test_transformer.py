@@ -23,8 +23,7 @@ from lstm_compile.data.schema import Vocabulary
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.perplexity import score_text, text_metrics
 from lstm_compile.export import export_onnx, export_streaming, verify_onnx
-from lstm_compile.export.use.generate import generate
-from lstm_compile.export.use.sampling import Sampling
+from lstm_compile.export.use.generate import Sampling, generate
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.model.checkpoint import Model, numbered_schema, save_model
 from lstm_compile.model.header import count_parameters

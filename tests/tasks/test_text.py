@@ -25,8 +25,7 @@ from lstm_compile.evaluation.text_baselines import evaluate_text, fit_text_basel
 from lstm_compile.export import export_onnx, export_streaming
 from lstm_compile.export.runtime import load, open_streams
 from lstm_compile.export.use.evaluate_file import evaluate_file
-from lstm_compile.export.use.generate import generate
-from lstm_compile.export.use.sampling import Sampling, draw_token
+from lstm_compile.export.use.generate import Sampling, draw_token, generate
 from lstm_compile.export.use.score_text import score_exported
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
