@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.config import checked_keys
-from lstm_compile.data.series.clock import CALENDAR, Clock, Kind, calendar_names
+from lstm_compile.config import CALENDAR, checked_keys
+from lstm_compile.data.series.clock import Clock, Kind, calendar_names
 from lstm_compile.errors import InputError
 
 BYTES = 256
@@ -25,7 +25,7 @@ class SeriesSchema:
         kind: of the clock, see `Clock`.
         step: of the clock.
         known: columns of the table that are known in the horizon too.
-        calendar: which of `clock.CALENDAR` stand beside them, made from the stamps.
+        calendar: which of `config.CALENDAR` stand beside them, made from the stamps.
         statics: columns with one category a series.
         categories: of each of `statics`, in the order of their codes.
         indicator: whether the last feature says that a step was filled.

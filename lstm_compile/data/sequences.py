@@ -3,14 +3,17 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lstm_compile.config import Task
 from lstm_compile.data.schema import Schema, Vocabulary
-from lstm_compile.data.tables.roles import Roles
 from lstm_compile.model.batch import Batch
+
+if TYPE_CHECKING:
+    from lstm_compile.data.tables.roles import Roles
 
 IGNORED = -100  # the label of padded steps, as in torch's cross_entropy
 
@@ -39,7 +42,7 @@ class Sequences:
     features: tuple[str, ...]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
-    roles: Roles | None = None
+    roles: "Roles | None" = None
     per_step: bool = False
     vocabulary: Vocabulary | None = None
 

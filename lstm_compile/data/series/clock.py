@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.tables.columns import CALENDAR as CALENDAR
 from lstm_compile.errors import InputError
 
 Kind = Literal["number", "fixed", "months", "month-ends"]

@@ -8,13 +8,12 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any, Literal, get_args
 
-from lstm_compile.config import CLASSES, FORECAST, WHOLE, WITH_FEATURES, option
+from lstm_compile.config import CALENDAR, CLASSES, FORECAST, WHOLE, WITH_FEATURES, option
 from lstm_compile.errors import InputError
 
 Missing = Literal["error", "forward", "mean", "zero"]
 Gaps = Literal["error", "forward", "linear", "indicate"]
 Duplicates = Literal["error", "mean", "last"]
-CALENDAR = ("hour", "weekday", "month")
 CHOICES = {"missing": Missing, "gaps": Gaps, "duplicates": Duplicates}
 # what only tables of series to forecast have
 SERIES_ONLY = ("known", "static", "calendar", "gaps", "duplicates")
