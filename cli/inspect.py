@@ -10,7 +10,7 @@ import click
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import flags_of
-from lstm_compile.data.bundled_files import SERIES
+from lstm_compile.data.bundled import SERIES
 from lstm_compile.data.tables.columns import TableOptions
 
 SHOWN = 12  # a line names no more
@@ -122,7 +122,7 @@ def _columns(columns: dict[str, Any]) -> Iterator[Line]:
 
 def _flags(asked: TableOptions, found: dict[str, Any]) -> Iterator[str]:
     """The flags that were given, to be given again, and what gaps need."""
-    for name in asked.given:
+    for name in asked.changed_flags:
         value = getattr(asked, name.removeprefix("--"))
         yield name
         yield shlex.quote(value if isinstance(value, str) else ",".join(value))

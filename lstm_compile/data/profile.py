@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lstm_compile.data.listing import numbered
 from lstm_compile.data.schema import Vocabulary
-from lstm_compile.data.tables.table import Table, numbered, own_schema, sorted_labels
+from lstm_compile.data.tables.table import Table, own_schema, sorted_labels
 
 BINS = 10
 ALMOST_ONE = 0.999  # a correlation beyond which a feature is taken for the target itself

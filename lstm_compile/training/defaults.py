@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 from lstm_compile.config import LM, WHOLE, ModelConfig, Task, check_tasks
-from lstm_compile.data.bundled_files import settings_of
+from lstm_compile.data.bundled import settings_of
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import is_text
 from lstm_compile.errors import InputError

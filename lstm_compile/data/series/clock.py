@@ -1,4 +1,4 @@
-"""Time stamps as whole steps: which step a table has, and which stamp a step is. Loads no torch."""
+"""Converts time stamps to whole steps and back, and infers the step of a table. Loads no torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,13 +13,13 @@ Ticks = NDArray[Any]  # int64, or float64 for numbers with fractions
 
 HOUR = 3_600_000_000_000  # of nanoseconds
 DAY = 24 * HOUR
-CLOSE = 1e-6  # of a step: how far fractional times may lie from it
+CLOSE = 1e-6  # of a step: the largest error of fractional times
 DAYS_OF_WEEK, WEEKS_OF_YEAR, MONTHS_OF_YEAR = 7, 52, 12
 
 
 @dataclass(frozen=True)
 class Clock:
-    """What one step of a table is.
+    """The length of one step of a table.
 
     Attributes:
         kind: `number` (the time column holds numbers), `fixed` (a number of nanoseconds), `months`
@@ -39,7 +39,7 @@ class Clock:
 
     @property
     def season(self) -> int:
-        """Steps of the season that its step suggests: 24 hours, 7 days, 12 months; else 1."""
+        """Steps of the usual season: 24 hours, 7 days, 52 weeks or 12 months; else 1."""
         if self.kind == "number":
             return 1
         if self.kind in ("months", "month-ends"):
@@ -50,7 +50,7 @@ class Clock:
 
     @property
     def name(self) -> str:
-        """The step as a person says it: `1 hour`, `3 months`, `0.5`."""
+        """The step in words: `1 hour`, `3 months`, `0.5`."""
         if self.kind == "number":
             return f"{self.step:g}"
         if self.kind in ("months", "month-ends"):
@@ -78,7 +78,7 @@ class Clock:
 
         Args:
             ticks: as `ticks` gives them.
-            like: for `months`, any stamp of the table: its day and time of the month are taken.
+            like: for `months`, any stamp of the table; it gives the day and time of the month.
         """
         if self.kind == "number":
             return ticks
@@ -95,10 +95,10 @@ class Clock:
         return seconds if (seconds == found).all() else found
 
     def features(self, span: float) -> tuple[str, ...]:
-        """Which of `CALENDAR` tell the steps of a table apart.
+        """The columns of `CALENDAR` that differ between steps and can be learned.
 
         Args:
-            span: ticks of the training part; a month of the year must be seen twice to be learned.
+            span: ticks of the training part; a column is learned from two of its cycles.
         """
         if self.kind == "number":
             return ()
@@ -111,7 +111,7 @@ class Clock:
 def infer_clock(times: NDArray[Any], is_next: NDArray[np.bool_]) -> Clock:
     """The clock of a table whose rows are in order.
 
-    The step is the most frequent distance between two rows that follow each other.
+    The step is the most frequent distance between a row and the next.
 
     Args:
         times: numbers or datetime64 (rows,), sorted within each series.
@@ -135,7 +135,7 @@ def infer_clock(times: NDArray[Any], is_next: NDArray[np.bool_]) -> Clock:
 
 
 def whole_steps(distance: Ticks, step: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Distances in steps, int64, and which of them are no whole number of steps."""
+    """Distances rounded to steps, int64, and a mask of those that are no whole number of steps."""
     count = np.rint(distance / step).astype(np.int64)
     return count, np.abs(distance - count * step) > CLOSE * step
 
@@ -161,7 +161,7 @@ def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np
 
 
 def calendar_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """What the columns of `calendar_columns` are called: `hour_sin`, `hour_cos`, ..."""
+    """The names of the columns of `calendar_columns`: `hour_sin`, `hour_cos`, ..."""
     return tuple(f"{name}_{part}" for name in names for part in ("sin", "cos"))
 
 
@@ -172,7 +172,9 @@ def _counted(count: float, unit: str) -> str:
 def _most_frequent(steps: NDArray[Any]) -> float:
     steps = steps[steps > 0]
     if steps.dtype.kind == "f":
-        steps = np.array([float(f"{step:.9g}") for step in steps[: 1 << 16]])  # rounding differs
+        steps = np.array(
+            [float(f"{step:.9g}") for step in steps[: 1 << 16]]
+        )  # ignores rounding errors
     values, counts = np.unique(steps, return_counts=True)
     value = values[counts.argmax()]
     return float(value) if steps.dtype.kind == "f" else int(value)

@@ -1,27 +1,34 @@
-"""Which column of a table of series is what: target, past, known or static covariate."""
+"""The role of each column of a table of series: target, past, known or static covariate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lstm_compile.data.listing import listing, suggestion
+from lstm_compile.data.listing import listing
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.tables.columns import Gaps, Kind, TableOptions
-from lstm_compile.data.tables.roles import Roles, infer, numbers, unknown
+from lstm_compile.data.tables.roles import (
+    Roles,
+    check_roles,
+    described_roles,
+    free_numbers,
+    infer_role,
+    missing_role,
+)
 from lstm_compile.errors import InputError
 
-INDICATOR = "gap"  # the feature that says that a step was filled
+INDICATOR = "gap"  # the feature that marks filled steps
 
 
 @dataclass(frozen=True)
 class SeriesRoles:
-    """What each column of a table of series is, and what was done to its rows.
+    """The role of each column of a table of series, and notes on its rows.
 
     Attributes:
-        options: what asks for the same again, everything resolved.
+        options: the options that ask for the same table again; nothing is left to infer.
         inferred: the roles that no flag named.
-        left_out: the columns that are nothing, with their kinds.
-        notes: what was found: the step, gaps, duplicates.
+        left_out: the columns without a role, with their kinds.
+        notes: the step, gaps and duplicates of the table.
     """
 
     options: TableOptions
@@ -41,7 +48,7 @@ class SeriesRoles:
 
     @property
     def reading(self) -> Roles:
-        """The columns as a table of sequences has them, statics as its labels; gaps stay gaps."""
+        """The roles as those of a long table, whose labels are the statics; gaps are not filled."""
         o = self.options
         return Roles(o.id, o.time, o.static, self.values, "zero")
 
@@ -58,14 +65,7 @@ class SeriesRoles:
             "static": listing(o.static),
             "calendar": listing(o.calendar),
         }
-        found = [
-            f"{name}: {text}{' (inferred)' if name in self.inferred else ''}"
-            for name, text in parts.items()
-            if text
-        ]
-        if self.left_out:
-            found.append(f"left out: {listing([f'{n} ({kind})' for n, kind in self.left_out])}")
-        return "; ".join([*found, *self.notes])
+        return "; ".join([*described_roles(parts, self.inferred, self.left_out), *self.notes])
 
 
 def find_series_roles(
@@ -80,22 +80,22 @@ def find_series_roles(
         schema: of a trained model, which has the names of targets and covariates.
 
     Raises:
-        InputError: a column that is not there, has two roles, or cannot be found out, or
-            what is for other tasks.
+        InputError: a column that is missing, has two roles, or cannot be inferred, or an option
+            of other tasks.
     """
     _check_options(place, options)
     options = _with_schema(options, schema)
     asked = _asked(options)
-    _check(place, columns, asked)
+    check_roles(place, columns, asked, lambda both: both == {"id", "static"})
     taken = {name for _, name in asked}
     inferred = []
     for role in ("id", "time", "target"):
         if getattr(options, role):
             continue
-        found = infer(place, role, columns, taken)
+        found = infer_role(place, role, columns, taken)
         if role == "target" and not found:
-            left = numbers(columns, taken)
-            found = left if len(left) == 1 else ()
+            free = free_numbers(columns, taken)
+            found = free if len(free) == 1 else ()
         if found:
             taken.update(found)
             inferred.append(role)
@@ -103,7 +103,7 @@ def find_series_roles(
             options = replace(options, **{role: value})
     for role in ("time", "target"):
         if not getattr(options, role):
-            raise unknown(place, role, columns)
+            raise missing_role(place, role, columns)
     left_out = tuple((name, kind) for name, kind in columns.items() if name not in taken)
     return SeriesRoles(options, tuple(inferred), left_out)
 
@@ -139,19 +139,3 @@ def _asked(options: TableOptions) -> list[tuple[str, str]]:
         for name in getattr(options, role)
     ]
     return single + several
-
-
-def _check(place: str, columns: Mapping[str, Kind], asked: Sequence[tuple[str, str]]) -> None:
-    roles: dict[str, str] = {}
-    for role, name in asked:
-        if name not in columns:
-            raise InputError(
-                f"{place}: no column {name!r} for --{role}; found {listing(list(columns))}"
-                f"{suggestion(name, list(columns))}"
-            )
-        if name in roles and {role, roles[name]} != {"id", "static"}:
-            raise InputError(
-                f"{place}: column {name!r} is asked for as --{roles[name]} and as --{role}; "
-                f"a column has one role, name another"
-            )
-        roles[name] = role

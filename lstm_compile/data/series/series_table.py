@@ -1,4 +1,4 @@
-"""Series at equal steps: what `read_series` gives, its parts and what lies ahead of it."""
+"""Series at equal steps: the table that `read_series` returns, its parts and its next steps."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,12 +16,12 @@ Ints = NDArray[np.int64]
 
 
 class Shares(NamedTuple):
-    """How large the parts at the end are.
+    """The sizes of the validation and test parts at the end of a table.
 
     Attributes:
         validation: share of all rows.
-        test: share of all rows, or a number of steps from 1 on.
-        least: steps that validation takes at least, where it takes any.
+        test: share of all rows, or from 1 on a number of steps.
+        least: the least number of steps of validation, unless its share is 0.
     """
 
     validation: float = 0.0
@@ -30,9 +30,9 @@ class Shares(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Where parts begin, in ticks of the clock; infinity where there is none.
+    """The first ticks of the validation and test parts; infinity where there is none.
 
-    The training part is what lies before `validation`, the test part what lies from `test` on.
+    The training part lies before `validation`.
     """
 
     validation: float
@@ -51,15 +51,15 @@ class SeriesTable:
     """Series at equal steps, one after the other.
 
     Attributes:
-        place: where they come from, for messages.
+        place: the path that they were read from, for messages.
         x: float32 (rows, features), finite, in the order of `schema.features`.
-        missing: bool (rows, columns): which values of targets, past and known covariates were
+        missing: bool (rows, columns), the values of targets, past and known covariates that were
             filled.
         lengths: int64 (series,), rows of each.
         history: int64 (series,), rows up to the last target; those after it hold known covariates.
         ticks: (rows,), the time of each row, see `Clock.ticks`.
         stamp: any of the table's times, for `Clock.stamps`; None for numbers.
-        ids: what each series is called, or None where there is but one without a name.
+        ids: the name of each series, or None where there is only one, without a name.
         statics: int64 (series, statics), codes of categories.
         schema: names, clock and categories.
         roles: the columns of the file.
@@ -81,7 +81,7 @@ class SeriesTable:
 
     @property
     def info(self) -> SeriesSchema:
-        """What the schema says of the series."""
+        """The series part of the schema."""
         assert self.schema.series is not None
         return self.schema.series
 
@@ -100,33 +100,33 @@ class SeriesTable:
 
 
 def split_of(ticks: NDArray[Any], clock: Clock, shares: Shares) -> Split:
-    """Where the parts of rows at `ticks` begin.
+    """The split of rows at `ticks` into parts.
 
     Args:
         ticks: of all rows, in any order.
         clock: what a step is.
-        shares: how large the parts are.
+        shares: the sizes of the parts.
     """
     ordered = np.sort(ticks)
     end = float(ordered[-1]) + clock.step
-    tested = end - shares.test * clock.step
+    test = end - shares.test * clock.step
     if shares.test < 1:
-        tested = _quantile(ordered, shares.test, end)
+        test = _quantile(ordered, shares.test, end)
     if not shares.validation:
-        return Split(tested, tested)
-    rest = shares.test if shares.test < 1 else float((ordered >= tested).mean())
-    begin = _quantile(ordered, rest + shares.validation, end)
-    return Split(min(begin, tested - shares.least * clock.step), tested)
+        return Split(test, test)
+    rest = shares.test if shares.test < 1 else float((ordered >= test).mean())
+    validation = _quantile(ordered, rest + shares.validation, end)
+    return Split(min(validation, test - shares.least * clock.step), test)
 
 
 def _quantile(ordered: NDArray[Any], share: float, end: float) -> float:
-    """Where the last `share` of rows begins."""
+    """The tick at which the last `share` of rows begins."""
     place = round(len(ordered) * (1 - share))
     return end if place >= len(ordered) else float(ordered[max(0, place)])
 
 
 class Ahead(NamedTuple):
-    """What is known of the steps after the last target of each series.
+    """The known covariates of the steps after the last target of each series.
 
     Attributes:
         known: float32 (series, horizon, known).
@@ -157,10 +157,10 @@ def look_ahead(table: SeriesTable, horizon: int) -> Ahead:
         return Ahead(calendar, ticks)
     first = len(table.roles.values) - len(info.known)
     rows = last[:, None] + steps
-    is_there = rows < (table.starts + table.lengths)[:, None]
-    rows = np.where(is_there, rows, last[:, None])
-    is_there = is_there[..., None] & ~table.missing[rows][..., first:]
-    for series, step, column in np.argwhere(~is_there)[:1]:
+    is_known = rows < (table.starts + table.lengths)[:, None]
+    rows = np.where(is_known, rows, last[:, None])
+    is_known = is_known[..., None] & ~table.missing[rows][..., first:]
+    for series, step, column in np.argwhere(~is_known)[:1]:
         raise InputError(
             f"{table.name(series)}, column {info.known[column]!r}: no value for "
             f"{table.stamps(ticks[series, step : step + 1])[0]}, step {step + 1} of the horizon; "
