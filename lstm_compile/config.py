@@ -23,7 +23,6 @@ STEPWISE: tuple[Task, ...] = ("tag", "lm")  # an answer a step
 LM: Literal["lm"] = "lm"
 TEXTS: tuple[Task, ...] = ("lm", "classify", "tag")  # that take tokens
 WITH_FEATURES: tuple[Task, ...] = (*POOLED, "tag")
-CALENDAR = ("hour", "weekday", "month")  # of a date: what a forecast may take as known
 DERIVED = (
     "task", "input_size", "output_size", "vocabulary_size",
     "past_size", "known_size", "static_sizes",

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from lstm_compile.config import Task
-from lstm_compile.data.listing import numbered
-from lstm_compile.data.schema import Schema, Vocabulary
+from lstm_compile.data.schema import Schema, Vocabulary, numbered
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Batch
 from lstm_compile.recurrence.lengths import check_lengths, valid_mask

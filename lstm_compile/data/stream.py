@@ -188,12 +188,12 @@ def open_stream(
     """Read all features once, for the moments of a stream and the sequences to keep in memory.
 
     Args:
-        index: the places of the sequences.
-        schema: their names.
+        index: see `Stream`.
+        schema: see `Stream`.
         labels: see `Stream`.
         kept: see `Stream`.
         pool_bytes: see `Stream`.
-        wanted: int64 (count,) each, rising: numbers of the sequences to keep.
+        wanted: int64 (count,) each, rising: numbers of the sequences to keep in memory.
         progress: called with rows done and rows in all.
 
     Returns:

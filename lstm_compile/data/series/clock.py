@@ -160,11 +160,6 @@ def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np
     return np.stack(columns, 1).astype(np.float32)
 
 
-def calendar_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names of the columns of `calendar_columns`: `hour_sin`, `hour_cos`, ..."""
-    return tuple(f"{name}_{part}" for name in names for part in ("sin", "cos"))
-
-
 def _counted(count: float, unit: str) -> str:
     return f"{count:g} {unit}{'' if count == 1 else 's'}"
 

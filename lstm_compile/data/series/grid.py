@@ -41,12 +41,9 @@ class GridRows(NamedTuple):
 
 
 def merge_duplicates(rows: GridRows, how: Duplicates, refuse: Refuse) -> GridRows:
-    """Make one row of all rows that a series has at one time.
+    """Make one row of all rows that a series has at one time; these stand in the files' order.
 
-    Args:
-        rows: sorted; rows of equal time stand in the order of the files.
-        how: `error`, `mean` (over the cells that hold a number) or `last`.
-        refuse: raises for a row of the table.
+    `mean` counts only cells that hold a number.
 
     Raises:
         InputError: two rows of a series at one time, and `how` is `error`.
@@ -74,7 +71,7 @@ def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tup
 
     Args:
         rows: of different times within each series.
-        clock: what a step is.
+        clock: the length of a step.
         may_fill: whether steps without a row are allowed.
         refuse: raises for a row of the table.
 

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing, suggestion
+from lstm_compile.data.calendar import calendar_names
 from lstm_compile.data.schema import Schema, SeriesSchema
-from lstm_compile.data.series.clock import Clock, calendar_columns, calendar_names, infer_clock
+from lstm_compile.data.series.clock import Clock, calendar_columns, infer_clock
 from lstm_compile.data.series.grid import (
     GridRows,
     Refuse,
@@ -21,13 +21,15 @@ from lstm_compile.data.series.grid import (
     merge_duplicates,
     to_grid,
 )
-from lstm_compile.data.series.series_roles import INDICATOR, SeriesRoles, find_series_roles
 from lstm_compile.data.series.series_table import (
+    INDICATOR,
     NO_SHARES,
     Ints,
+    SeriesRoles,
     SeriesTable,
     Shares,
     Split,
+    find_series_roles,
     split_of,
 )
 from lstm_compile.data.tables.columns import Progress, TableOptions
@@ -37,6 +39,7 @@ from lstm_compile.data.tables.long import check_columns, read_features
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing, suggestion
 
 
 def read_series(

@@ -1,18 +1,145 @@
-"""Series at equal steps: the table that `read_series` returns, its parts and its next steps."""
+"""Series at equal steps: the roles of the columns, the table, its parts and its next steps."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing
 from lstm_compile.data.schema import Schema, SeriesSchema
 from lstm_compile.data.series.clock import Clock, calendar_columns
-from lstm_compile.data.series.series_roles import SeriesRoles
+from lstm_compile.data.tables.columns import Gaps, Kind, TableOptions
+from lstm_compile.data.tables.roles import (
+    Roles,
+    check_roles,
+    described_roles,
+    free_numbers,
+    infer_role,
+    missing_role,
+)
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 
 Ints = NDArray[np.int64]
+INDICATOR = "gap"  # the feature that marks filled steps
+
+
+@dataclass(frozen=True)
+class SeriesRoles:
+    """The role of each column of a table of series, and notes on its rows.
+
+    Attributes:
+        options: the options that ask for the same table again; nothing is left to infer.
+        inferred: the roles that no flag named.
+        left_out: the columns without a role, with their kinds.
+        notes: the step, gaps and duplicates of the table.
+    """
+
+    options: TableOptions
+    inferred: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, Kind], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The columns of numbers: targets, past covariates, known covariates."""
+        return (*self.options.target, *self.options.features, *self.options.known)
+
+    @property
+    def gaps(self) -> Gaps:
+        """What fills gaps."""
+        return self.options.gaps or "error"
+
+    @property
+    def reading(self) -> Roles:
+        """The roles as those of a long table, whose labels are the statics; gaps are not filled."""
+        o = self.options
+        return Roles(o.id, o.time, o.static, self.values, "zero")
+
+    @property
+    def description(self) -> str:
+        """One line: `time: date (inferred); target: ...; step: 1 hour; ...`."""
+        o = self.options
+        parts = {
+            "id": o.id or "none, one series a file",
+            "time": o.time or "",
+            "target": listing(o.target),
+            "past covariates": listing(o.features),
+            "known covariates": listing(o.known),
+            "static": listing(o.static),
+            "calendar": listing(o.calendar),
+        }
+        return "; ".join([*described_roles(parts, self.inferred, self.left_out), *self.notes])
+
+
+def find_series_roles(
+    place: str, columns: Mapping[str, Kind], options: TableOptions, schema: Schema | None = None
+) -> SeriesRoles:
+    """Find the role of every column; `schema` is that of a trained model.
+
+    Past covariates are never inferred: they are `options.features`, or those of the schema.
+
+    Raises:
+        InputError: a column that is missing, has two roles, or cannot be inferred, or an option
+            of other tasks.
+    """
+    _check_options(place, options)
+    options = _with_schema(options, schema)
+    asked = _asked(options)
+    check_roles(place, columns, asked, lambda both: both == {"id", "static"})
+    taken = {name for _, name in asked}
+    inferred = []
+    for role in ("id", "time", "target"):
+        if getattr(options, role):
+            continue
+        found = infer_role(place, role, columns, taken)
+        if role == "target" and not found:
+            free = free_numbers(columns, taken)
+            found = free if len(free) == 1 else ()
+        if found:
+            taken.update(found)
+            inferred.append(role)
+            value: Any = found if role == "target" else found[0]
+            options = replace(options, **{role: value})
+    for role in ("time", "target"):
+        if not getattr(options, role):
+            raise missing_role(place, role, columns)
+    left_out = tuple((name, kind) for name, kind in columns.items() if name not in taken)
+    return SeriesRoles(options, tuple(inferred), left_out)
+
+
+def _check_options(place: str, options: TableOptions) -> None:
+    if options.missing is not None:
+        raise InputError(f"{place}: series have --gaps for what is missing, not --missing")
+    if options.text is not None:
+        raise InputError(
+            f"{place}: --text {options.text} is for tasks classify and tag; leave it out"
+        )
+
+
+def _with_schema(options: TableOptions, schema: Schema | None) -> TableOptions:
+    if schema is None or schema.series is None:
+        past = tuple(name for name in options.features if name not in options.target)
+        return replace(options, features=past)
+    series, targets = schema.series, schema.targets
+    count = len(series.known_features) + series.indicator
+    past = schema.features[len(targets) : len(schema.features) - count]
+    return replace(
+        options, target=targets, features=past, known=series.known, static=series.statics,
+        calendar=series.calendar or ("none",),
+    )  # fmt: skip
+
+
+def _asked(options: TableOptions) -> list[tuple[str, str]]:
+    """Pairs of a role and a column."""
+    single = [(role, getattr(options, role)) for role in ("id", "time") if getattr(options, role)]
+    several = [
+        (role, name)
+        for role in ("target", "features", "known", "static")
+        for name in getattr(options, role)
+    ]
+    return single + several
 
 
 class Shares(NamedTuple):
@@ -100,13 +227,7 @@ class SeriesTable:
 
 
 def split_of(ticks: NDArray[Any], clock: Clock, shares: Shares) -> Split:
-    """The split of rows at `ticks` into parts.
-
-    Args:
-        ticks: of all rows, in any order.
-        clock: what a step is.
-        shares: the sizes of the parts.
-    """
+    """The split of rows at `ticks`, in any order, into parts of the sizes `shares`."""
     ordered = np.sort(ticks)
     end = float(ordered[-1]) + clock.step
     test = end - shares.test * clock.step

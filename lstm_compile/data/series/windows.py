@@ -12,8 +12,7 @@ from torch import Tensor
 from lstm_compile.config import Task
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.series.history import History
-from lstm_compile.data.series.series_roles import SeriesRoles
-from lstm_compile.data.series.series_table import SeriesTable
+from lstm_compile.data.series.series_table import SeriesRoles, SeriesTable
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Batch, Given
 

@@ -9,7 +9,8 @@ from math import isfinite
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lstm_compile.config import CALENDAR, CLASSES, FORECAST, WHOLE, WITH_FEATURES, option
+from lstm_compile.config import CLASSES, FORECAST, WHOLE, WITH_FEATURES, option
+from lstm_compile.data.calendar import CALENDAR
 from lstm_compile.errors import InputError
 
 if TYPE_CHECKING:

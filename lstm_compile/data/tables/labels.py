@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.tables.source import RowBatch, Source, TableFiles
 from lstm_compile.data.tables.values import to_codes
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 
 WHOLE_NUMBER = re.compile(r"[-+]?\d+")
 
@@ -47,16 +47,11 @@ class Labels:
         sequences: NDArray[np.int32],
         name_of: Callable[[int], str],
     ) -> None:
-        """Add the labels of a batch.
-
-        Args:
-            batch: its rows.
-            files: the table.
-            sequences: int32 (rows,), the sequence of each row.
-            name_of: the id of a sequence, for a message.
+        """Add the labels of a batch, whose rows are of `sequences`, int32 (rows,).
 
         Raises:
-            InputError: a label is missing, or differs from the first one of its sequence.
+            InputError: a label is missing, or differs from the first one of its sequence, whose id
+                `name_of` tells.
         """
         codes = self._encode(batch, files)
         fresh, first = np.unique(sequences, return_index=True)
@@ -137,10 +132,7 @@ def sequence_labels(
 ) -> list[str] | NDArray[np.float32]:
     """The class of each sequence, or its targets, float32 (sequences, targets).
 
-    Args:
-        labels: one a target column.
-        files: the table.
-        schema: of a trained model, which has classes or targets; None goes by the values.
+    The schema of a trained model tells which; without one, the labels do.
 
     Raises:
         InputError: several columns for a model with classes, or no number where one is needed.

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing
 from lstm_compile.data.tables.columns import Progress, ReadRequest
 from lstm_compile.data.tables.formats import open_files
 from lstm_compile.data.tables.gaps import GapFiller, column_means
@@ -24,6 +23,7 @@ from lstm_compile.data.tables.source import RowBatch, TableFiles
 from lstm_compile.data.tables.table import Table
 from lstm_compile.data.tables.values import CellError, to_floats
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 
 
 def read_long(request: ReadRequest) -> Table:
@@ -149,14 +149,9 @@ def _to_float32(cells: Any) -> NDArray[np.float32]:
 
 
 def count_missing(path: Path, roles: Roles) -> dict[str, int]:
-    """Read the features of a long table once more and count the gaps of each.
+    """Read the features of a long table again and count the gaps of each feature that has any.
 
-    Args:
-        path: the table that `read_long` has read.
-        roles: those that it returned; `filled` is the number of all gaps.
-
-    Returns:
-        The empty cells, NaN and infinities of each feature that has any.
+    `roles` are those that `read_long` returned; a gap is an empty cell, NaN or infinity.
 
     Raises:
         InputError: the file changed since.

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing, numbered
-from lstm_compile.data.schema import check_unique
+from lstm_compile.data.schema import check_unique, numbered
 from lstm_compile.data.tables.table import Table
 from lstm_compile.errors import InputError, reason
+from lstm_compile.formatting import listing
 
 Arrays = Mapping[str, NDArray[Any]]
 SHAPES = {"x": "(total_steps, features)", "lengths": "(sequences,)", "y": "(sequences, ...)"}

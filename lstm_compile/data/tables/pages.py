@@ -53,7 +53,7 @@ def _footer(file: BinaryIO, size: int) -> dict[int, Any]:
     file.seek(max(0, size - TAIL))
     length = int.from_bytes(file.read(4), "little")
     file.seek(max(0, size - TAIL - length))
-    return read_struct(file.read(length))[0]
+    return _read_struct(file.read(length))[0]
 
 
 def _check_column(file: BinaryIO, column: dict[int, Any], size: int, *, each: bool) -> None:
@@ -79,10 +79,10 @@ def _pages(file: BinaryIO, place: int, end: int) -> Iterator[int]:
         file.seek(place)
         head = file.read(min(SHORT_HEADER, end - place))
         try:
-            fields, length = read_struct(head)
+            fields, length = _read_struct(head)
         except IndexError:  # long statistics
             head += file.read(min(LONGEST_HEADER, end - place - len(head)))
-            fields, length = read_struct(head)
+            fields, length = _read_struct(head)
         unpacked, packed = _integer(fields, 2), _integer(fields, 3)
         if unpacked < 0 or not 0 <= packed <= end - place - length:
             raise ValueError("a page is longer than its column")
@@ -102,16 +102,10 @@ def _integer(fields: dict[int, Any], name: int) -> int:
     return value if isinstance(value, int) else -1
 
 
-def read_struct(data: bytes, place: int = 0, depth: int = 0) -> tuple[dict[int, Any], int]:
+def _read_struct(data: bytes, place: int = 0, depth: int = 0) -> tuple[dict[int, Any], int]:
     """The fields of the Thrift struct at `place`, by their numbers, and the place behind it.
 
-    Returns:
-        Integers as int, structs as dict, lists and sets as list, text and bytes as bytes; other
-        kinds as None.
-
-    Raises:
-        IndexError: the data end before the struct does.
-        ValueError: no such struct.
+    Kinds that no check needs are None. An IndexError says that the data end before the struct.
     """
     fields, name = dict[int, Any](), 0
     while kind := data[place]:
@@ -136,7 +130,7 @@ def _value(data: bytes, place: int, kind: int, depth: int) -> tuple[Any, int]:
             raise IndexError
         return data[place : place + size], place + size
     if kind == STRUCT and depth < DEEPEST:
-        return read_struct(data, place, depth + 1)
+        return _read_struct(data, place, depth + 1)
     if kind in LISTS and depth < DEEPEST:
         return _list(data, place, depth + 1)
     if kind in (TRUE, FALSE, BYTE, DOUBLE):

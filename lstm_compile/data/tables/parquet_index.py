@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing
 from lstm_compile.data.tables.columns import Progress, ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import FORMATS, find_files, folder_columns, is_address
 from lstm_compile.data.tables.formats import Parquet
@@ -29,6 +28,7 @@ from lstm_compile.data.tables.roles import Roles, infer_roles
 from lstm_compile.data.tables.source import RowBatch, TableFiles
 from lstm_compile.data.tables.values import to_names, to_times
 from lstm_compile.errors import InputError, reason
+from lstm_compile.formatting import listing
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -73,14 +73,9 @@ class ParquetIndex:
         return f"{source.path}, row group {group}"
 
     def read(self, unit: int, x: Floats | None = None) -> tuple[Floats, int]:
-        """The features of the sequences of a unit, and how many values of them were missing.
+        """The sequences of a unit, float32 (rows, features), and how many values were missing.
 
-        Args:
-            unit: which one.
-            x: the memory to read into; None allocates it.
-
-        Returns:
-            float32 (rows, features), one sequence after the other.
+        They are read into `x`; None allocates memory.
 
         Raises:
             InputError: a cell that is no number, or missing where that is an error.

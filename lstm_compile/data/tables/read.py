@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lstm_compile.data.bundled import BUNDLED, bundled_file
-from lstm_compile.data.listing import suggestion
 from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import FORMATS, is_address, is_table
 from lstm_compile.data.tables.npz import read_npz
 from lstm_compile.data.tables.table import Table
 from lstm_compile.data.tables.ts import read_ts
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import suggestion
 
 Part = Literal["train", "test"]
 
@@ -45,13 +45,7 @@ def locate(name_or_path: str, part: Part) -> Path:
 def table_options(
     path: str, asked: TableOptions | None, training: Mapping[str, Any]
 ) -> TableOptions | None:
-    """The options that were asked for; for a long table, the rest as in a model's training.
-
-    Args:
-        path: the data.
-        asked: what was asked for.
-        training: a model's metadata.
-    """
+    """The options asked for; for a long table, the rest as in `training`, a model's metadata."""
     if path in BUNDLED or not is_table(path):
         return asked
     return (asked or TableOptions()).over(training.get("table"))

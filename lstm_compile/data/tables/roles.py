@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lstm_compile.data.listing import listing, suggestion
 from lstm_compile.data.schema import bare_name
 from lstm_compile.data.tables.columns import Kind, Missing, ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import is_address, is_several
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing, suggestion
 
 # the names that pandas gives to row numbers, as it writes or reads them as a column
 _INDEX = re.compile(r"(__index_level_\d+__|Unnamed: \d+)?$")
@@ -97,13 +97,9 @@ def described_roles(
 
 
 def infer_roles(place: str, columns: Mapping[str, Kind], request: ReadRequest) -> Roles:
-    """Find the role of every column.
+    """Find the role of every column: named by options or schema, else inferred.
 
-    Args:
-        place: the file, for messages.
-        columns: the kind of each, in the file's order.
-        request: whose options name columns, or its schema. Without an id column, each of several
-            files is one sequence.
+    Without an id column, each of several files is one sequence.
 
     Raises:
         InputError: a column that is missing, has two roles, or cannot be inferred.
@@ -174,13 +170,9 @@ def check_roles(
     asked: Iterable[tuple[str, str]],
     may_share: Callable[[set[str]], bool],
 ) -> None:
-    """Check that all columns asked for exist, and that none has two roles.
+    """Check that all columns of the pairs (role, column) in `asked` exist, and have one role.
 
-    Args:
-        place: the file, for messages.
-        columns: the kind of each.
-        asked: pairs of a role and a column.
-        may_share: whether two roles may have the same column.
+    `may_share` says whether two roles may have the same column.
 
     Raises:
         InputError: a column that is missing, or has two roles.

@@ -123,12 +123,9 @@ class TableFiles:
     def scan(
         self, columns: Sequence[str], progress: Progress | None = None, total: int = 0
     ) -> Iterator[RowBatch]:
-        """Read columns of all files for the first time, and note where each file begins.
+        """Read columns of all files for the first time, and set `starts`.
 
-        Args:
-            columns: may be none.
-            progress: called after each batch.
-            total: what `progress` is told that all rows are.
+        `progress` gets `total` as the number of all rows, which is not known yet.
 
         Raises:
             InputError: a file has no row, or is damaged.

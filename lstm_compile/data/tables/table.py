@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing, numbered, suggestion
-from lstm_compile.data.schema import Schema, Vocabulary
+from lstm_compile.data.schema import Schema, Vocabulary, numbered
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing, suggestion
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing
 from lstm_compile.data.schema import Vocabulary
 from lstm_compile.data.tables.columns import Progress, ReadRequest
 from lstm_compile.data.tables.labels import StepLabels
@@ -19,6 +18,7 @@ from lstm_compile.data.tables.source import MEND_CELL
 from lstm_compile.data.tables.table import Table
 from lstm_compile.data.tables.values import to_texts
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 
 BLOCK_ROWS = 4096  # whose characters are in memory at once, four bytes each
 
