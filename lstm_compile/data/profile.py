@@ -58,12 +58,7 @@ class Profile:
 
 
 def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
-    """Describe a file's content.
-
-    Args:
-        table: every value finite; labels may be missing.
-        missing: gaps of each feature that were filled as the file was read.
-    """
+    """Describe a file's content; `missing` counts the gaps of each feature that were filled."""
     features = table.features or numbered("feature", table.width)
     counts = frequencies(np.bincount(table.x), table.vocabulary) if table.vocabulary else None
     return Profile(

@@ -1,7 +1,7 @@
 """Streams sequences of Parquet files, for training on more data than memory holds."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -42,16 +42,16 @@ class Stream:
         schema: their names.
         labels: `y` of all sequences: int64 (sequences,), or float32 (sequences, targets).
         kept: int64 (rows,), the sequences of this stream, rising.
-        moments: of the features of the rows.
         pool_bytes: the most bytes for the features of a pool.
+        moments: of the features of the rows; none before `open_stream`.
     """
 
     index: ParquetIndex
     schema: Schema
     labels: Tensor
     kept: Tensor
-    moments: Moments
     pool_bytes: int
+    moments: Moments = field(default_factory=lambda: moments_of(torch.empty(0, 0)))
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -177,22 +177,12 @@ class Pool(NamedTuple):
 
 
 def open_stream(
-    index: ParquetIndex,
-    schema: Schema,
-    labels: Tensor,
-    kept: Tensor,
-    pool_bytes: int,
-    wanted: list[Tensor],
-    progress: Progress | None = None,
+    stream: Stream, wanted: list[Tensor], progress: Progress | None = None
 ) -> tuple[Stream, list[Sequences]]:
     """Read all features once, for the moments of a stream and the sequences to keep in memory.
 
     Args:
-        index: see `Stream`.
-        schema: see `Stream`.
-        labels: see `Stream`.
-        kept: see `Stream`.
-        pool_bytes: see `Stream`.
+        stream: without moments.
         wanted: int64 (count,) each, rising: numbers of the sequences to keep in memory.
         progress: called with rows done and rows in all.
 
@@ -202,8 +192,9 @@ def open_stream(
     Raises:
         InputError: a value is no number or missing, or a file changed.
     """
-    width, lengths = len(schema.features), torch.from_numpy(index.lengths)
-    is_kept, *masks = (_mask(numbers, len(index)) for numbers in (kept, *wanted))
+    index, width = stream.index, len(stream.schema.features)
+    lengths = torch.from_numpy(index.lengths)
+    is_kept, *masks = (_mask(numbers, len(index)) for numbers in (stream.kept, *wanted))
     parts = [torch.empty(int(lengths[numbers].sum()), width) for numbers in wanted]
     places, moments, filled = [0] * len(parts), moments_of(torch.empty(0, width)), 0
     for unit in range(len(index.steps)):
@@ -219,7 +210,7 @@ def open_stream(
         if progress is not None:
             progress(int(index.steps[: unit + 1].sum()), int(index.steps.sum()))
     index = replace(index, roles=replace(index.roles, filled=filled))
-    stream = Stream(index, schema, labels, kept, moments, pool_bytes)
+    stream = replace(stream, index=index, moments=moments)
     return stream, [stream.sequences(*pair) for pair in zip(wanted, parts, strict=True)]
 
 

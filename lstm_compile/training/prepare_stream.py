@@ -13,8 +13,8 @@ from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED
 from lstm_compile.data.readers import load_dataset
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.stream import FLOAT, open_stream
-from lstm_compile.data.tables.columns import Progress, TableOptions
+from lstm_compile.data.stream import FLOAT, Stream, open_stream
+from lstm_compile.data.tables.columns import Progress, ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import is_address, is_table
 from lstm_compile.data.tables.labels import sequence_labels
 from lstm_compile.data.tables.parquet_index import ParquetIndex, index_parquet
@@ -45,12 +45,14 @@ def streamed_parts(
         InputError: anything wrong with the files, or settings that do not go with `stream`.
     """
     _check(data, training, task)
-    found = index_parquet(data, table, progress).with_means()
+    request = ReadRequest(data, table or TableOptions(), progress=progress)
+    found = index_parquet(request).with_means()
     share = (training.stream << 20) // SHARES
     _check_units(found, training.stream, share)
     schema, labels = _labels(found)
     kept, held, sample = _split(data, found, labels, training, share)
-    stream, parts = open_stream(found, schema, labels, kept, share, [held, sample], progress)
+    stream = Stream(found, schema, labels, kept, share)
+    stream, parts = open_stream(stream, [held, sample], progress)
     validation = parts[0] if training.validation else None
     config = ModelConfig(
         task=stream.task,

@@ -76,9 +76,7 @@ class Clock:
     def stamps(self, ticks: Ticks, like: np.datetime64 | None = None) -> NDArray[Any]:
         """The times of ticks: datetime64[s or ns], or numbers.
 
-        Args:
-            ticks: as `ticks` gives them.
-            like: for `months`, any stamp of the table; it gives the day and time of the month.
+        For `months`, the day and time of the month are those of `like`, any stamp of the table.
         """
         if self.kind == "number":
             return ticks
@@ -95,11 +93,7 @@ class Clock:
         return seconds if (seconds == found).all() else found
 
     def features(self, span: float) -> tuple[str, ...]:
-        """The columns of `CALENDAR` that differ between steps and can be learned.
-
-        Args:
-            span: ticks of the training part; a column is learned from two of its cycles.
-        """
+        """The columns of `CALENDAR` that differ between steps and repeat within `span` ticks."""
         if self.kind == "number":
             return ()
         if self.kind in ("months", "month-ends"):

@@ -69,11 +69,7 @@ def merge_duplicates(rows: GridRows, how: Duplicates, refuse: Refuse) -> GridRow
 def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tuple[GridRows, int]:
     """Make a row for every step between the first and the last of each series.
 
-    Args:
-        rows: of different times within each series.
-        clock: the length of a step.
-        may_fill: whether steps without a row are allowed.
-        refuse: raises for a row of the table.
+    The times of a series must differ. `may_fill` allows steps without a row.
 
     Returns:
         The rows, and how many are new. New rows hold NaN, and have the table row of the one before.

@@ -93,11 +93,6 @@ class Windows:
         return self.schema.targets
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    @property
     def roles(self) -> SeriesRoles:
         """The columns of the table."""
         return self.table.roles
@@ -127,12 +122,7 @@ class Windows:
         return replace(self, **moved, history=self.history and self.history.to(device))
 
     def gather(self, indices: Tensor, time: int | None = None) -> Batch:
-        """Cut a padded batch out of the flat rows, by indexing alone.
-
-        Args:
-            indices: int64 (batch,), on the device of the rows.
-            time: steps to pad to; None takes the longest context.
-        """
+        """Cut a padded batch out of the flat rows, by indexing alone; see `sequences.gather`."""
         starts, origins = self.starts[indices], self.origins[indices]
         lengths = origins - starts
         steps = torch.arange(time or max(1, int(lengths.max())), device=starts.device)
@@ -176,10 +166,7 @@ def all_windows(table: SeriesTable, shape: Shape, by_series: bool = False) -> Wi
     The shortest context has `shape.context` steps, or half of the steps before the last origin if
     these are fewer. No origin follows a step that was interpolated: its value uses a later one.
 
-    Args:
-        table: the series.
-        shape: context and horizon.
-        by_series: whether the windows are for a model with `scaling` `series`.
+    `by_series` says that the windows are for a model with `scaling` `series`.
     """
     targets = len(table.schema.targets)
     unknown = table.missing[:, :targets]

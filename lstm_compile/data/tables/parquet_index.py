@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset
 from numpy.typing import NDArray
 
-from lstm_compile.data.tables.columns import Progress, ReadRequest, TableOptions
+from lstm_compile.data.tables.columns import ReadRequest
 from lstm_compile.data.tables.folders import FORMATS, find_files, folder_columns, is_address
 from lstm_compile.data.tables.formats import Parquet
 from lstm_compile.data.tables.gaps import GapFiller
@@ -130,33 +130,25 @@ class ParquetIndex:
         return source, group, int(starts[group])
 
 
-def index_parquet(
-    path: str | PathLike[str],
-    options: TableOptions | None = None,
-    progress: Progress | None = None,
-) -> ParquetIndex:
+def index_parquet(request: ReadRequest) -> ParquetIndex:
     """Read the id, time and target columns of Parquet files.
 
-    Args:
-        path: a file, a folder, a glob, or an address that `pyarrow.fs` knows, such as
-            `s3://bucket/folder`.
-        options: which columns to take, and what to do about gaps; None infers the columns.
-        progress: called with rows done and rows in all.
+    The path may be an address that `pyarrow.fs` knows, too, such as `s3://bucket/folder`.
 
     Raises:
         InputError: no such files, others than Parquet, a damaged one, no row, an empty id, time or
             label, or rows of a sequence that are not together and in order in one file.
     """
-    options = options or TableOptions()
+    path, options = request.path, request.options
     if options.series_flags or options.text:
         flags = listing(options.series_flags or ["--text"])
         raise InputError(f"{path}: {flags} does not go with --stream; leave one of them out")
     sources = list(_open(path))
-    roles = infer_roles(str(sources[0].path), sources[0].kinds, ReadRequest(path, options))
+    roles = infer_roles(str(sources[0].path), sources[0].kinds, request)
     files, groups = TableFiles(sources), [rows for source in sources for rows in source.groups]
     check_columns(files, roles)
     scan = _Scan(files, roles)
-    for batch in files.scan(roles.index_columns, progress, sum(groups)):
+    for batch in files.scan(roles.index_columns, request.progress, sum(groups)):
         scan.add(batch)
     scan.check_ids()
     starts = scan.starts
