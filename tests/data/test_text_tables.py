@@ -130,7 +130,7 @@ def test_a_model_of_text_and_one_of_features_are_told_apart(tmp_path):
     schema = Schema(("u",), ("in", "out"), ())
     with pytest.raises(InputError, match="the model was trained on the features u; leave --text"):
         read_table(ReadRequest(numbers, TableOptions(text="id"), schema))
-    with pytest.raises(InputError, match="text stands in place of features"):
+    with pytest.raises(InputError, match="text replaces features"):
         TableOptions(text="a", features=("b",))
     found = invoke("train", numbers, "--tokens", "byte", "--output", tmp_path / "run")
     assert found.exit_code == 2

@@ -41,9 +41,9 @@ class GridRows(NamedTuple):
 
 
 def merge_duplicates(rows: GridRows, how: Duplicates, refuse: Refuse) -> GridRows:
-    """Make one row of all rows that a series has at one time; these stand in the files' order.
+    """Make one row of all rows that a series has at one time, which must be sorted.
 
-    `mean` counts only cells that hold a number.
+    `last` takes the last row in the order of the files; `mean` ignores cells without a number.
 
     Raises:
         InputError: two rows of a series at one time, and `how` is `error`.

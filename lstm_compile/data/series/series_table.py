@@ -111,7 +111,7 @@ def find_series_roles(
 
 def _check_options(place: str, options: TableOptions) -> None:
     if options.missing is not None:
-        raise InputError(f"{place}: series have --gaps for what is missing, not --missing")
+        raise InputError(f"{place}: series take --gaps in place of --missing")
     if options.text is not None:
         raise InputError(
             f"{place}: --text {options.text} is for tasks classify and tag; leave it out"

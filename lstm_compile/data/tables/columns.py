@@ -1,4 +1,4 @@
-"""How to read a table: the columns to take, what to do about gaps, and for whom.
+"""How to read a table: its columns, what fills its gaps, and what the reader returns.
 
 Loads neither torch nor pyarrow nor numpy: the command line makes flags of `TableOptions`.
 """
@@ -114,7 +114,7 @@ class TableOptions:
             raise InputError(f"means must be finite numbers, got {self.means!r}")
         object.__setattr__(self, "means", tuple(self.means))
         if self.text and self.features:
-            raise InputError("text stands in place of features; name one of them")
+            raise InputError("text replaces features; name only one of them")
 
     @property
     def changed_flags(self) -> list[str]:

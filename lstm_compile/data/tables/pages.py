@@ -1,4 +1,4 @@
-"""Checks what a Parquet file says that its pages unpack to, before any page is unpacked.
+"""Checks the sizes that a Parquet file claims for its pages, before any page is unpacked.
 
 pyarrow believes these numbers: it takes two gigabytes of memory for a page of a hundred bytes that
 claims so. It also ends the process when it is asked for column metadata that contradict themselves;

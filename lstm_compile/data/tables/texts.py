@@ -146,7 +146,7 @@ def _token_labels(
                 row,
                 roles.target[0],
                 f"{len(label)} labels for the {len(text)} characters of {roles.features[0]!r}",
-                "one character a character",
+                "one label character for each",
                 "or give each piece of a text a row, with --id",
             )
     characters = "".join(labels)

@@ -143,8 +143,8 @@ def _parse_case(path: Path, case: Line, dimensions: int) -> NDArray[np.float32]:
     series = text.split(":")[:-1]
     if len(series) != dimensions or not series:
         raise InputError(
-            f"{path}, line {number}: expected {max(dimensions, 1)} dimensions and a label, parted "
-            f"by `:`, found {len(series)} dimensions; is the line cut off?"
+            f"{path}, line {number}: expected {max(dimensions, 1)} dimensions and a label, "
+            f"separated by `:`, found {len(series)} dimensions; is the line cut off?"
         )
     values = [_parse_series(path, number, *item) for item in enumerate(series, 1)]
     for dimension, steps in enumerate(values, 1):
