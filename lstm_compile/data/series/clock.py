@@ -81,16 +81,16 @@ class Clock:
         if self.kind == "number":
             return ticks
         if self.kind == "fixed":
-            found = ticks.astype("M8[ns]")
+            stamps = ticks.astype("M8[ns]")
         elif self.kind == "month-ends":
-            found = (ticks + 1).astype("M8[M]").astype("M8[D]") - np.timedelta64(1, "D")
+            stamps = (ticks + 1).astype("M8[M]").astype("M8[D]") - np.timedelta64(1, "D")
         else:
             offset = (
                 _in_month(np.asarray([like]))[0] if like is not None else np.timedelta64(0, "ns")
             )
-            found = ticks.astype("M8[M]").astype("M8[ns]") + offset
-        seconds = found.astype("M8[s]")
-        return seconds if (seconds == found).all() else found
+            stamps = ticks.astype("M8[M]").astype("M8[ns]") + offset
+        seconds = stamps.astype("M8[s]")
+        return seconds if (seconds == stamps).all() else stamps
 
     def features(self, span: float) -> tuple[str, ...]:
         """The columns of `CALENDAR` that differ between steps and repeat within `span` ticks."""

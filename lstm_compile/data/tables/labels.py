@@ -14,6 +14,7 @@ from lstm_compile.data.tables.values import to_codes
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
+MEND_STATIC = "give a series one category, or take the column with --features"
 WHOLE_NUMBER = re.compile(r"[-+]?\d+")
 
 
@@ -95,13 +96,6 @@ class Labels:
                 mend = "mend it or drop the sequence"
                 files.refuse(int(row), self.column, repr(value), expected, mend)
         return np.array([float(value) for value in values], dtype=np.float32)
-
-
-@dataclass
-class StaticLabels(Labels):
-    """One column of categories of series."""
-
-    mend: str = "give a series one category, or take the column with --features"
 
 
 @dataclass

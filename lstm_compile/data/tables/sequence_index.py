@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.tables.labels import Labels, StaticLabels, StepLabels
+from lstm_compile.data.tables.labels import MEND_STATIC, Labels, StepLabels
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.data.tables.source import RowBatch, TableFiles
 from lstm_compile.data.tables.values import to_codes, to_times
@@ -61,7 +62,7 @@ def index_sequences(
         InputError: no row, an empty id, time or label, a time twice in a sequence, a label that
             changes, or rows of a sequence apart without a time to sort them by.
     """
-    kind = StepLabels if per_step else StaticLabels if with_times else Labels
+    kind = StepLabels if per_step else partial(Labels, mend=MEND_STATIC) if with_times else Labels
     labels, known = [kind(name) for name in roles.target], dict[str, int]()
     sequences, times = [], []
     for batch in files.scan(roles.index_columns):
