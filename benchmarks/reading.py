@@ -19,13 +19,14 @@ ROWS, FEATURES, STEPS, GROUP = 10_000_000, 13, 100, 1_000_000
 READ = """
 import re, sys, time
 import pyarrow.csv, pyarrow.json, pyarrow.parquet
+from lstm_compile.data.tables.columns import ReadRequest
 from lstm_compile.data.tables.long import read_long
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 
 idle, start = peak(), time.perf_counter()
-table = read_long(sys.argv[1])
+table = read_long(ReadRequest(sys.argv[1]))
 seconds, above, size = time.perf_counter() - start, peak() - idle, table.x.nbytes / 2**20
 print(f"{size:.0f} MiB read in {seconds:.1f} s, peak {above / size:.2f} times that")
 """

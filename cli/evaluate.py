@@ -13,7 +13,7 @@ from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.model.run_folder import MODEL_FILE
 
 if TYPE_CHECKING:
-    from lstm_compile.data.series.series_roles import SeriesRoles
+    from lstm_compile.data.series.series_table import SeriesRoles
     from lstm_compile.data.tables.roles import Roles
 
 

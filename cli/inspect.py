@@ -10,9 +10,9 @@ import click
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import flags_of, json_option
-from lstm_compile.data.bundled_files import SERIES
-from lstm_compile.data.listing import listing
+from lstm_compile.data.bundled import SERIES
 from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.formatting import listing
 from lstm_compile.training.defaults import resolve
 
 BAR = 40  # widest bar of the histogram
@@ -116,7 +116,7 @@ def _columns(columns: dict[str, Any]) -> Iterator[Line]:
 
 def _flags(asked: TableOptions, found: dict[str, Any]) -> Iterator[str]:
     """The flags that were given, for the next command, and the flag that gaps need."""
-    for name in asked.given:
+    for name in asked.changed_flags:
         value = getattr(asked, name.removeprefix("--"))
         yield name
         yield shlex.quote(value if isinstance(value, str) else ",".join(value))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lstm_compile.config import ModelConfig as ModelConfig
-    from lstm_compile.data.padded import from_padded as from_padded
+    from lstm_compile.data.sequences import from_padded as from_padded
     from lstm_compile.model.checkpoint import load_model as load_model
     from lstm_compile.model.checkpoint import save_model as save_model
     from lstm_compile.model.model import forward as forward
@@ -32,7 +32,7 @@ _HOMES = {
     "explain_backend": "recurrence.autotune",
     "fit": "training.loop",
     "forward": "model.model",
-    "from_padded": "data.padded",
+    "from_padded": "data.sequences",
     "init_params": "model.model",
     "load_model": "model.checkpoint",
     "lstm": "recurrence.function",

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from lstm_compile.config import CLASSES, FORECAST, LM, STEPWISE, ModelConfig
-from lstm_compile.data.bundled import BUNDLED, load_dataset
+from lstm_compile.data.bundled import BUNDLED
 from lstm_compile.data.corpus import Corpus, read_corpus
 from lstm_compile.data.examples import Examples
+from lstm_compile.data.readers import load_dataset
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.data.series.reader import read_series

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lstm_compile.data.bundled import BUNDLED, SERIES
 from lstm_compile.data.profile import profile
-from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import is_table, is_text
-from lstm_compile.data.tables.read import BUNDLED, SERIES, locate, read_table
+from lstm_compile.data.tables.read import locate, read_table
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.data.tables.table import Table
 from lstm_compile.data.text_files import count_characters, find_texts
@@ -157,7 +158,7 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
         InputError: it cannot be read.
     """
     path, asked = locate(name, "train"), options or TableOptions()
-    if name in SERIES or asked.given_for_series:
+    if name in SERIES or asked.series_flags:
         return inspect_series(str(path), asked)
     try:
         table, unlabelled = _read(path, asked)
@@ -165,7 +166,7 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
         return _one_series(path, asked, error)
     missing = {}
     if table.roles is not None:
-        from lstm_compile.data.tables.missing import count_missing  # loads pyarrow
+        from lstm_compile.data.tables.long import count_missing  # loads pyarrow
 
         missing = count_missing(path, table.roles)
     return {
@@ -203,10 +204,10 @@ def _read(path: Path, options: TableOptions) -> tuple[Table, str | None]:
     if is_table(path) and options.missing in (None, "error"):
         options = replace(options, missing="zero")
     try:
-        return read_table(path, options), None
+        return read_table(ReadRequest(path, options)), None
     except InputError as error:
         try:
-            return read_table(path, options, labelled=False), str(error)
+            return read_table(ReadRequest(path, options, labelled=False)), str(error)
         except InputError:
             raise error from None  # the error that training would raise
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from lstm_compile.config import CLASSES, FORECAST, LM, STEPWISE, ModelConfig
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.read import locate, read_table, table_options
 from lstm_compile.data.tables.table import Table, check_features
 from lstm_compile.errors import InputError
@@ -187,7 +187,10 @@ def _read(
     options = table_options(data, given, model.training)
     tell = partial(progress, "rows") if progress else None
     path = locate(data, "test")
-    table = read_table(path, options, schema=model.schema, labelled=False, progress=tell)
+    request = ReadRequest(
+        path, options or TableOptions(), model.schema, labelled=False, progress=tell
+    )
+    table = read_table(request)
     check_features(table, model.schema)
     if not len(table.lengths):
         raise InputError(f"{data}: holds no sequence; name a file with at least one")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lstm_compile.data.batches import ordered_batches as ordered_batches
     from lstm_compile.data.batches import stratified_split as stratified_split
     from lstm_compile.data.bundled import BUNDLED as BUNDLED
-    from lstm_compile.data.bundled import load_dataset as load_dataset
+    from lstm_compile.data.readers import load_dataset as load_dataset
     from lstm_compile.data.readers import read_sequences as read_sequences
     from lstm_compile.data.schema import Schema as Schema
     from lstm_compile.data.sequences import Sequences as Sequences
@@ -29,7 +29,7 @@ _HOMES = {
     "bucketed_batches": "batches",
     "fingerprint": "sequences",
     "gather": "sequences",
-    "load_dataset": "bundled",
+    "load_dataset": "readers",
     "ordered_batches": "batches",
     "read_sequences": "readers",
     "stratified_split": "batches",

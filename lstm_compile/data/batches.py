@@ -1,17 +1,17 @@
-"""Which sequences go into which batch, and which are kept for validation."""
+"""Puts sequences into batches, and splits off those for validation."""
 
 import torch
 from torch import Generator, Tensor
 
 from lstm_compile.errors import InputError
 
-# Larger pools save padding; with fewer pools, each epoch would meet almost the same batches.
+# Larger pools save padding. With fewer pools, each epoch would have almost the same batches.
 MAX_POOL_BATCHES = 32
 MIN_POOLS = 2
 
 
 def bucketed_batches(lengths: Tensor, batch_size: int, generator: Generator) -> list[Tensor]:
-    """Random batches in which similar lengths meet, so that little is padded.
+    """Random batches of sequences with similar lengths, so that little is padded.
 
     Shuffles, cuts into pools of whole batches, sorts each pool by length, cuts the pools into
     batches and shuffles the batches.

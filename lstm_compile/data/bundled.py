@@ -1,44 +1,23 @@
-"""The data sets that come with the package; their sources are in bundled/SOURCES.md."""
+"""The data sets that come with the package, and their settings. Loads no numpy.
 
-from collections.abc import Callable
-from os import PathLike, fspath
+Their sources are in bundled/SOURCES.md.
+"""
 
-from lstm_compile.data.readers import read_sequences
-from lstm_compile.data.schema import Schema
-from lstm_compile.data.sequences import Sequences
-from lstm_compile.data.tables.columns import TableOptions
-from lstm_compile.data.tables.read import BUNDLED as BUNDLED
-from lstm_compile.data.tables.read import Part, locate
+from pathlib import Path
+
+BUNDLED = ("spoken-digits", "japanese-vowels", "airline")
+SERIES = ("airline",)  # one table each, whose end is the test part
+FOLDER = Path(__file__).resolve().parent / "bundled"
+_SUFFIXES = {"spoken-digits": ".npz", "japanese-vowels": ".ts"}
 
 
-def load_dataset(
-    name_or_path: str | PathLike[str],
-    part: Part,
-    schema: Schema | None = None,
-    table: TableOptions | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    per_step: bool | None = None,
-    tokens: str = "char",
-) -> Sequences:
-    """Read one part of a bundled data set, or a file.
+def bundled_file(name: str, part: str) -> Path:
+    """The file of one part of a bundled data set; series have one file for all parts."""
+    stem = name.replace("-", "_")
+    return FOLDER / (f"{stem}.csv" if name in SERIES else f"{stem}_{part}{_SUFFIXES[name]}")
 
-    Args:
-        name_or_path: one of `BUNDLED`, the path of a `.ts` or `.npz` file, or that of a long table:
-            a file, a folder or a glob.
-        part: `train` or `test` of a bundled data set; a file is read whole.
-        schema: of a trained model, as for `read_sequences`.
-        table: the columns of a long table, as for `read_sequences`.
-        progress: as for `read_sequences`.
-        per_step: as for `read_sequences`.
-        tokens: as for `read_sequences`.
 
-    Returns:
-        The sequences, on the CPU.
-
-    Raises:
-        InputError: no such part, name or file, or what `read_sequences` refuses.
-    """
-    path = locate(fspath(name_or_path), part)
-    return read_sequences(
-        path, schema=schema, table=table, per_step=per_step, tokens=tokens, progress=progress
-    )
+def settings_of(data: str) -> str:
+    """The settings of a bundled data set as TOML; empty text for other data."""
+    file = FOLDER / f"{data}.toml"
+    return file.read_text("utf-8") if data in BUNDLED and file.is_file() else ""

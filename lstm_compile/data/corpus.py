@@ -1,4 +1,4 @@
-"""Text as tokens: bytes or characters of files, mapped into memory and never read whole."""
+"""Text as tokens: bytes or characters of files, mapped into memory and never read at once."""
 
 import hashlib
 import math
@@ -30,7 +30,7 @@ class Corpus:
     Attributes:
         tokens: uint8 or int32 (count,), codes of the vocabulary; a file mapped into memory.
         starts: int64 (documents + 1,), rising from 0 to count.
-        vocabulary: what the codes mean.
+        vocabulary: the characters or bytes of the codes.
     """
 
     tokens: Tensor
@@ -47,23 +47,23 @@ class Corpus:
 
     @property
     def task(self) -> Task:
-        """What is to be done with a text."""
+        """`lm`."""
         return LM
 
     def digest(self) -> str:
         """The sha256 of tokens, documents and vocabulary, 64 hexadecimal digits."""
-        found = hashlib.sha256(self.schema.to_json().encode() + self.starts.numpy().tobytes())
+        digest = hashlib.sha256(self.schema.to_json().encode() + self.starts.numpy().tobytes())
         for block in self.tokens.split(BLOCK):
-            found.update(block.numpy().tobytes())
-        return found.hexdigest()
+            digest.update(block.numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def roles(self) -> Roles | None:
-        """A text has no columns."""
+        """None: a text has no columns."""
         return None
 
     def part(self, start: int, stop: int) -> "Corpus":
-        """The tokens from `start` to `stop`; documents that are cut there are shorter."""
+        """The tokens from `start` to `stop`; a document that crosses a bound is cut there."""
         starts = (self.starts.clamp(start, stop) - start).unique()
         if len(starts) == 1:
             starts = torch.tensor([0, 0])
@@ -71,7 +71,7 @@ class Corpus:
 
 
 def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
-    """All but the last `share` of the tokens, and the last.
+    """Split off the last `share` of the tokens: those for training, those for validation.
 
     Raises:
         InputError: either would have fewer than two tokens.
@@ -91,13 +91,13 @@ def read_corpus(
 ) -> Corpus:
     """Read a text file, a folder of text files or a glob; each file is one document.
 
-    Tokens are kept in a file without a name in the folder for temporary files, one byte a token,
-    four where there are more than 256; a single file read as bytes is mapped as it is.
+    Tokens are stored in an unnamed file in the folder for temporary files: one byte a token, or
+    four if the vocabulary has more than 256. A single file read as bytes is mapped as it is.
 
     Args:
-        path: the file; of a folder those that end in .txt, .text or .md are read, sorted.
-        tokens: `char` fits a vocabulary of the characters that occur; `byte` takes UTF-8 as it is.
-        vocabulary: of a trained model, in place of one that is fitted.
+        path: the file; of a folder, the files that end in .txt, .text or .md are read, sorted.
+        tokens: `char` makes a vocabulary of the characters that occur; `byte` takes UTF-8 as it is.
+        vocabulary: of a trained model; it is used instead of a new one.
 
     Raises:
         InputError: no such file, an empty one, text that is not UTF-8 where characters are read,
@@ -107,14 +107,14 @@ def read_corpus(
     kind = vocabulary.kind if vocabulary else tokens
     if kind == "byte":
         vocabulary, mapped = Vocabulary("byte"), [_bytes_of(file) for file in files]
-        whole = mapped[0] if len(mapped) == 1 else _spooled(iter(mapped), np.uint8)
+        joined = mapped[0] if len(mapped) == 1 else _spooled(iter(mapped), np.uint8)
         counts = [len(part) for part in mapped]
     else:
         vocabulary = vocabulary or Vocabulary("char", tuple(sorted(count_characters(files))))
         counts = [0] * len(files)
-        whole = _spooled(_codes(files, vocabulary, counts), vocabulary.code_type)
+        joined = _spooled(_codes(files, vocabulary, counts), vocabulary.code_type)
     starts = torch.tensor([0, *np.cumsum(counts).tolist()])
-    return Corpus(torch.from_numpy(whole), starts, vocabulary)
+    return Corpus(torch.from_numpy(joined), starts, vocabulary)
 
 
 def _bytes_of(file: Path) -> NDArray[np.uint8]:
@@ -124,7 +124,7 @@ def _bytes_of(file: Path) -> NDArray[np.uint8]:
 def _codes(
     files: list[Path], vocabulary: Vocabulary, counts: list[int]
 ) -> Iterator[NDArray[np.int64]]:
-    """The codes of all files, block by block; `counts` are filled with those of each file."""
+    """The codes of all files, block by block; adds the number of each file's codes to `counts`."""
     for index, file in enumerate(files):
         for text in texts_of(file):
             codes = vocabulary.encode(text, str(file), counts[index])
@@ -133,7 +133,7 @@ def _codes(
 
 
 def _spooled(blocks: Iterator[NDArray[np.generic]], dtype: type[np.generic]) -> NDArray[np.generic]:
-    """Blocks one after the other, in a file that is gone with the array."""
+    """Blocks joined in a file, which is deleted with the array."""
     with tempfile.TemporaryFile() as file:
         for block in blocks:
             file.write(block.astype(dtype).tobytes())

@@ -1,4 +1,4 @@
-"""What training and evaluation ask of data, whether these are whole sequences or windows."""
+"""The interface of data for training and evaluation: whole sequences, or windows of series."""
 
 from typing import Protocol
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lstm_compile.config import Task
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.series.series_roles import SeriesRoles
+from lstm_compile.data.series.series_table import SeriesRoles
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.model.batch import Batch
 
@@ -21,7 +21,7 @@ class Examples(Protocol):
 
     @property
     def y(self) -> Tensor:
-        """What is to be predicted, one row a row."""
+        """The classes or targets, one for each row."""
 
     @property
     def unit(self) -> Tensor | None:
@@ -41,7 +41,7 @@ class Examples(Protocol):
 
     @property
     def task(self) -> Task:
-        """What is to be done with the rows."""
+        """The task that a model of these rows has."""
 
     def __len__(self) -> int: ...
 

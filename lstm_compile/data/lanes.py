@@ -1,8 +1,8 @@
-"""Text in lanes: each row of a batch reads on where the same row of the batch before stopped.
+"""Text in lanes: each row of a batch continues where the same row of the batch before stopped.
 
-What is read are pairs, a token and the next of its document. All pairs are cut into as many parts
-of one size as there are lanes. Where a document begins inside a chunk, the chunk says so, and the
-state is set back: nothing is told, or known, across the end of a document.
+A pair is a token and the next token of its document. All pairs are cut into equal parts, one for
+each lane. A chunk marks where documents begin; there the state is reset to zero, so that no
+prediction uses, or crosses, the end of a document.
 
 Source: truncated back-propagation through time, Williams and Peng 1990; the lanes are those of
 Zaremba et al. 2014, section 4.1.
@@ -22,12 +22,12 @@ from lstm_compile.recurrence.cell import LSTMState
 
 
 class Chunk(NamedTuple):
-    """Steps of every lane.
+    """The next steps of every lane.
 
     Attributes:
         batch: `x` int64 tokens (lanes, time), 0 in the padding; `y` the token after each; `resets`
             where a document begins, None where none does.
-        fresh: bool (lanes,), which lanes begin anew.
+        fresh: bool (lanes,), the lanes that begin from a zero state.
     """
 
     batch: Batch
@@ -39,9 +39,9 @@ def chunks(corpus: Corpus, lanes: int, time: int, done: int = 0) -> Iterator[Chu
 
     Args:
         corpus: on the CPU.
-        lanes: rows of a batch; a lane that is through has length 0.
-        time: most steps of a chunk.
-        done: chunks at the start that are left out.
+        lanes: rows of a batch; a finished lane has length 0.
+        time: steps of a chunk at most.
+        done: chunks to skip at the start.
     """
     edges = _edges(corpus, lanes)
     for start in range(done * time, int(np.diff(edges).max()), time):
@@ -52,19 +52,19 @@ def chunks(corpus: Corpus, lanes: int, time: int, done: int = 0) -> Iterator[Chu
 
 
 def places_at(corpus: Corpus, lanes: int, time: int, number: int) -> Tensor:
-    """Where in the text each lane stands as chunk 0, 1, ... begins, int64 (lanes,)."""
+    """The first token of each lane in chunk `number`, from 0, int64 (lanes,)."""
     pairs = _pairs(corpus)
     pair = (_edges(corpus, lanes)[:-1] + number * time).clip(max=pairs[-1] - 1)
     return torch.from_numpy(pair + np.searchsorted(pairs, pair, side="right") - 1)
 
 
 def steps_of(corpus: Corpus, lanes: int, time: int) -> int:
-    """How many chunks there are, at least 1."""
+    """The number of chunks, at least 1."""
     return max(1, -(-int(np.diff(_edges(corpus, lanes)).max()) // time))
 
 
 def carried(state: LSTMState | None, fresh: Tensor | None) -> LSTMState | None:
-    """The state that a chunk begins from: zeros where a lane begins anew."""
+    """The state at the begin of a chunk: `state`, with zeros in the `fresh` lanes."""
     if state is None or fresh is None:
         return None
     keep = ~fresh.to(state.h.device)[:, None]
@@ -80,20 +80,20 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def _pairs(corpus: Corpus) -> np.ndarray:
-    """The number of each document's first pair, and that of all: one less than tokens in each."""
+    """The first pair of each document, and the number of pairs; the last token begins none."""
     starts = corpus.starts.numpy()
-    found: np.ndarray = starts - np.arange(len(starts))
-    return found
+    pairs: np.ndarray = starts - np.arange(len(starts))
+    return pairs
 
 
 def _edges(corpus: Corpus, lanes: int) -> np.ndarray:
-    """The number of each lane's first pair, and that of all."""
-    found: np.ndarray = np.arange(lanes + 1) * _pairs(corpus)[-1] // lanes
-    return found
+    """The first pair of each lane, and the number of pairs."""
+    edges: np.ndarray = np.arange(lanes + 1) * _pairs(corpus)[-1] // lanes
+    return edges
 
 
 def _cut(corpus: Corpus, first: np.ndarray, lengths: np.ndarray) -> Batch:
-    """`lengths` pairs of each lane, from its `first` on."""
+    """`lengths` pairs of each lane, from the pair `first` on."""
     step, begins = np.arange(lengths.max()), _pairs(corpus)
     is_valid = step < lengths[:, None]
     pair = np.where(is_valid, first[:, None] + step, 0)

@@ -1,4 +1,4 @@
-"""What a data set is made of, and what looks wrong with it. Loads no torch."""
+"""Describes a data set, and reports what looks wrong in it. Loads no torch."""
 
 import hashlib
 from collections import Counter
@@ -9,27 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.schema import Vocabulary
-from lstm_compile.data.tables.table import Table, numbered, own_schema, sorted_labels
+from lstm_compile.data.schema import Vocabulary, numbered
+from lstm_compile.data.tables.table import Table, own_schema, sorted_labels
 
 BINS = 10
-ALMOST_ONE = 0.999  # a correlation beyond which a feature is taken for the target itself
+ALMOST_ONE = 0.999  # with a higher correlation a feature is taken for the target itself
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profile` finds; the fields are the keys of `inspect --json`.
+    """The description of a data set; the fields are the keys of `inspect --json`.
 
     Attributes:
-        sequences: how many.
+        sequences: their number.
         rows: steps of all sequences.
         features: names, in the file's order.
-        lengths: `min`, `median`, `mean`, `max` steps of a sequence, `empty` sequences without any.
+        lengths: `min`, `median`, `mean` and `max` steps of a sequence, and the number of `empty`
+            sequences.
         histogram: `from`, `to` (steps, inclusive) and `sequences` of each bin.
         missing: empty cells, NaN and infinities of each feature that has any.
-        vocabulary: of text its characters, from the most frequent on, each with how often it
-            occurs; no key for other data.
+        vocabulary: of text, how often each character occurs, from the most frequent on; no key for
+            other data.
         classes: sequences of each class; empty where there is none.
         targets: `min`, `mean`, `max` of each target; empty where there is none.
         constant: features with one value everywhere.
@@ -57,12 +58,7 @@ class Profile:
 
 
 def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
-    """Look at a file's content.
-
-    Args:
-        table: every value finite; labels may be missing.
-        missing: gaps of each feature that were filled as the file was read.
-    """
+    """Describe a file's content; `missing` counts the gaps of each feature that were filled."""
     features = table.features or numbered("feature", table.width)
     counts = frequencies(np.bincount(table.x), table.vocabulary) if table.vocabulary else None
     return Profile(
@@ -84,7 +80,7 @@ def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
 def frequencies(counts: NDArray[np.int64], vocabulary: Vocabulary) -> dict[str, int]:
     """How often each character of a vocabulary occurs, from the most frequent on.
 
-    Bytes are called by their number, `0x41`.
+    Bytes have hexadecimal numbers as names, like `0x41`.
     """
     order = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code]]
     names = vocabulary.characters or [f"0x{code:02x}" for code in range(len(vocabulary))]
@@ -104,7 +100,7 @@ def _lengths(lengths: NDArray[np.int64]) -> dict[str, float]:
 
 
 def _histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
-    """At most `BINS` bins of whole numbers, all of one width."""
+    """At most `BINS` bins of equal width."""
     if not len(lengths):
         return []
     low, high = int(lengths.min()), int(lengths.max())
@@ -148,14 +144,14 @@ def _duplicate(x: NDArray[np.float32], features: tuple[str, ...]) -> list[list[s
 
 def _leaks(table: Table) -> Iterator[tuple[int, str]]:
     """Each column that seems to hold the answer, with the reason."""
-    some = np.flatnonzero(table.lengths)  # a sequence without steps shows nothing
-    starts = (table.lengths.cumsum() - table.lengths)[some]
-    if len(some) < 3 or table.per_step or table.vocabulary:
+    filled = np.flatnonzero(table.lengths)  # the sequences with steps
+    starts = (table.lengths.cumsum() - table.lengths)[filled]
+    if len(filled) < 3 or table.per_step or table.vocabulary:
         return
     if isinstance(table.y, list):
-        yield from _class_leaks(table, [table.y[i] for i in some], starts)
+        yield from _class_leaks(table, [table.y[i] for i in filled], starts)
     elif table.y.size:
-        yield from _target_leaks(table, table.y[some].astype(np.float64), starts)
+        yield from _target_leaks(table, table.y[filled].astype(np.float64), starts)
 
 
 def _class_leaks(
@@ -164,7 +160,7 @@ def _class_leaks(
     names = sorted_labels([*(table.classes or ()), *labels])
     known = {name: code for code, name in enumerate(names)}
     codes = np.array([known[label] for label in labels])
-    if not 1 < len(set(labels)) < len(labels):  # with one sequence a class anything tells them
+    if not 1 < len(set(labels)) < len(labels):  # with one sequence a class, any feature predicts it
         return
     low, high = (reduce.reduceat(table.x, starts, axis=0) for reduce in (np.minimum, np.maximum))
     last = table.x[_last(table, starts)]
@@ -197,9 +193,11 @@ def _target_leaks(table: Table, y: Floats, starts: NDArray[np.int64]) -> Iterato
             "mean": sums / table.lengths[table.lengths > 0],
         }
         for index, target in enumerate(names):
-            found = {name: _correlation(values, y[:, index]) for name, values in summaries.items()}
-            for name in [name for name, value in found.items() if abs(value) > ALMOST_ONE][:1]:
-                yield column, f"its {name} is target {target!r} (correlation {found[name]:.4f})"
+            for name, values in summaries.items():
+                value = _correlation(values, y[:, index])
+                if abs(value) > ALMOST_ONE:
+                    yield column, f"its {name} is target {target!r} (correlation {value:.4f})"
+                    break
 
 
 def _last(table: Table, starts: NDArray[np.int64]) -> NDArray[np.int64]:

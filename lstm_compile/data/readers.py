@@ -1,7 +1,7 @@
-"""Read a file of sequences, with all that can be wrong with it said in one line."""
+"""Read sequences from a file or a bundled data set; every error is one line."""
 
 from collections.abc import Callable
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,8 @@ import torch
 
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Sequences
-from lstm_compile.data.tables.columns import TableOptions
-from lstm_compile.data.tables.read import read_table
+from lstm_compile.data.tables.columns import ReadRequest, TableOptions
+from lstm_compile.data.tables.read import Part, locate, read_table
 from lstm_compile.data.tables.table import Table, check_schema, encode_labels, own_schema
 
 
@@ -33,7 +33,7 @@ def read_sequences(
         table: which columns of a long table to take; None infers them.
         per_step: whether every step has a label, or every sequence; None takes `.npz` files as they
             are, others by sequence.
-        tokens: `char` or `byte`, what a column of text is made of.
+        tokens: `char` or `byte`: the tokens of a column of text.
         progress: called with rows done and rows in all, while a long table is read.
 
     Returns:
@@ -42,27 +42,59 @@ def read_sequences(
     Raises:
         InputError: the file is missing, of another format, damaged, or does not fit `schema`.
     """
-    found = read_table(
-        Path(path), table, schema=schema, per_step=per_step, tokens=tokens, progress=progress
-    )
+    request = ReadRequest(
+        Path(path), table or TableOptions(),
+        schema=schema, per_step=per_step, tokens=tokens, progress=progress,
+    )  # fmt: skip
+    content = read_table(request)
     if schema is None:
-        schema = own_schema(found)
+        schema = own_schema(content)
     else:
-        check_schema(found, schema)
-    return _to_sequences(found, schema)
+        check_schema(content, schema)
+    return _to_sequences(content, schema)
+
+
+def load_dataset(
+    name_or_path: str | PathLike[str],
+    part: Part,
+    schema: Schema | None = None,
+    table: TableOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    per_step: bool | None = None,
+    tokens: str = "char",
+) -> Sequences:
+    """Read one part of a bundled data set, or a file.
+
+    Args:
+        name_or_path: one of `BUNDLED`, the path of a `.ts` or `.npz` file, or that of a long table:
+            a file, a folder or a glob.
+        part: `train` or `test` of a bundled data set; a file is read whole.
+        schema: of a trained model, as for `read_sequences`.
+        table: the columns of a long table, as for `read_sequences`.
+        progress: as for `read_sequences`.
+        per_step: as for `read_sequences`.
+        tokens: as for `read_sequences`.
+
+    Returns:
+        The sequences, on the CPU.
+
+    Raises:
+        InputError: no such part, name or file, or what `read_sequences` refuses.
+    """
+    path = locate(fspath(name_or_path), part)
+    return read_sequences(
+        path, schema=schema, table=table, per_step=per_step, tokens=tokens, progress=progress
+    )
 
 
 def _to_sequences(table: Table, schema: Schema) -> Sequences:
     y = table.y
-    if isinstance(y, list):
-        y_tensor = torch.from_numpy(encode_labels(table, y, schema.classes))
-    else:
-        y_tensor = torch.from_numpy(y)
+    codes = encode_labels(table, y, schema.classes) if isinstance(y, list) else y
     offsets = np.concatenate(([0], table.lengths.cumsum()))
     return Sequences(
         torch.from_numpy(table.x),
         torch.from_numpy(offsets),
-        y_tensor,
+        torch.from_numpy(codes),
         schema.features,
         schema.classes,
         schema.targets,

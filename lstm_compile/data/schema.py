@@ -1,4 +1,4 @@
-"""What the columns of a data set are called; a trained model carries one. Loads no torch."""
+"""The names of the columns of a data set; a trained model carries them. Loads no torch."""
 
 import json
 import re
@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.config import checked_keys
-from lstm_compile.data.series.clock import CALENDAR, Clock, Kind, calendar_names
+from lstm_compile.data.calendar import CALENDAR, calendar_names
+from lstm_compile.data.series.clock import Clock, Kind
 from lstm_compile.errors import InputError
 
 BYTES = 256
@@ -19,16 +20,16 @@ _UNIT = re.compile(r"\[([^\[\]]+)\]\s*$")
 
 @dataclass(frozen=True)
 class SeriesSchema:
-    """What a forecasting model knows of its series beside the names of their columns.
+    """The clock and the covariates of a forecasting model's series.
 
     Attributes:
         kind: of the clock, see `Clock`.
         step: of the clock.
-        known: columns of the table that are known in the horizon too.
-        calendar: which of `clock.CALENDAR` stand beside them, made from the stamps.
+        known: columns of the table whose values are known in the horizon too.
+        calendar: the columns of `calendar.CALENDAR` beside them, made from the time stamps.
         statics: columns with one category a series.
         categories: of each of `statics`, in the order of their codes.
-        indicator: whether the last feature says that a step was filled.
+        indicator: whether the last feature marks the steps that were filled.
 
     Raises:
         InputError: no such clock, or not one list of categories a static.
@@ -49,7 +50,7 @@ class SeriesSchema:
 
     @property
     def clock(self) -> Clock:
-        """What one step is."""
+        """The length of one step."""
         return Clock(self.kind, self.step)
 
     @property
@@ -59,7 +60,7 @@ class SeriesSchema:
 
     @classmethod
     def from_dict(cls, values: Any) -> "SeriesSchema":
-        """Read what `asdict` and JSON made of one.
+        """The opposite of `dataclasses.asdict`, after a way through JSON.
 
         Raises:
             InputError: damaged.
@@ -82,10 +83,10 @@ class SeriesSchema:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What the tokens of a text stand for.
+    """The characters or bytes that tokens stand for.
 
     Attributes:
-        kind: `char`: each of `characters`, in their order; `byte`: the 256 bytes of UTF-8.
+        kind: `char`: a token for each of `characters`, in order; `byte`: the 256 bytes of UTF-8.
         characters: sorted; empty for `byte`.
 
     Raises:
@@ -108,8 +109,8 @@ class Vocabulary:
         """The tokens of a text, int64.
 
         Raises:
-            InputError: a character that is not in the vocabulary; `place` says whose text, and
-                `first` the number of its first character there.
+            InputError: a character that is not in the vocabulary; `place` names the text, and
+                `first` is the number of its first character there.
         """
         codes, unknown = self.find(text)
         for index in unknown[:1]:
@@ -121,11 +122,11 @@ class Vocabulary:
 
     @property
     def described(self) -> str:
-        """What a message calls it."""
+        """The vocabulary in a message."""
         return f"vocabulary of {len(self)} characters that the model was trained on"
 
     def find(self, text: str) -> tuple[NDArray[Any], NDArray[np.intp]]:
-        """The tokens of a text, and which characters have none; these are -1."""
+        """The tokens of a text, and the places of its unknown characters; their token is -1."""
         if self.kind == "byte":
             return np.frombuffer(text.encode(), np.uint8), np.empty(0, np.intp)
         known = np.array([ord(character) for character in self.characters])
@@ -137,7 +138,7 @@ class Vocabulary:
 
     @property
     def code_type(self) -> type[np.generic]:
-        """The smaller of two types that hold every token."""
+        """The type that stores tokens: uint8 if it holds all of them, else int32."""
         return np.uint8 if len(self) <= BYTES else np.int32
 
 
@@ -149,10 +150,10 @@ class Schema:
         features: one name a feature.
         classes: the class labels, code by code; empty for regression.
         targets: one name a regression target; empty for classification.
-        units: one a feature, then one a target, empty text where there is none; empty if there is
-            none at all. Left out, it is taken from names like `speed [km/h]`.
+        units: one a feature, then one a target, empty text where there is none; empty if there are
+            none at all. By default they come from names like `speed [km/h]`.
         series: of a forecasting model, whose targets are among its features; else None.
-        vocabulary: of a model that reads text; one that writes it has no classes or targets.
+        vocabulary: of a model that reads text; a language model has no classes or targets.
 
     Raises:
         InputError: no feature, a name twice, not exactly one of `classes` and `targets`, or another
@@ -223,11 +224,16 @@ def _vocabulary(values: Any) -> Vocabulary:
         raise InputError("Schema: vocabulary is damaged; train again") from error
 
 
+def numbered(word: str, count: int) -> tuple[str, ...]:
+    """`word_0`, `word_1`, ... up to `count` names."""
+    return tuple(f"{word}_{index}" for index in range(count))
+
+
 def check_unique(what: str, names: Sequence[str]) -> None:
-    """Refuse a name that occurs twice.
+    """Check that no name occurs twice.
 
     Raises:
-        InputError: `what` and the first repeated name.
+        InputError: names `what` and the first repeated name.
     """
     seen: set[str] = set()
     for name in names:
@@ -238,8 +244,8 @@ def check_unique(what: str, names: Sequence[str]) -> None:
 
 def unit_of(name: str) -> str:
     """The unit in a name like `speed [km/h]`, else empty text."""
-    found = _UNIT.search(name)
-    return found[1].strip() if found else ""
+    match = _UNIT.search(name)
+    return match[1].strip() if match else ""
 
 
 def bare_name(name: str) -> str:

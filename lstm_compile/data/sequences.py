@@ -1,16 +1,21 @@
-"""Sequences of different lengths in one flat tensor, and padded batches cut from them."""
+"""Sequences of different lengths in one flat tensor, and padded batches of them."""
 
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lstm_compile.config import Task
-from lstm_compile.data.schema import Schema, Vocabulary
-from lstm_compile.data.tables.roles import Roles
+from lstm_compile.data.schema import Schema, Vocabulary, numbered
+from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Batch
+from lstm_compile.recurrence.lengths import check_lengths, valid_mask
+
+if TYPE_CHECKING:
+    from lstm_compile.data.tables.roles import Roles
 
 IGNORED = -100  # the label of padded steps, as in torch's cross_entropy
 
@@ -39,7 +44,7 @@ class Sequences:
     features: tuple[str, ...]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
-    roles: Roles | None = None
+    roles: "Roles | None" = None
     per_step: bool = False
     vocabulary: Vocabulary | None = None
 
@@ -58,7 +63,7 @@ class Sequences:
 
     @property
     def strata(self) -> Tensor:
-        """What a split into parts keeps the shares of: `y`, or nothing where steps have classes."""
+        """The classes or targets for a stratified split; all equal where steps have classes."""
         return torch.zeros(len(self)) if self.per_step else self.y
 
     @property
@@ -74,7 +79,7 @@ class Sequences:
         return replace(self, x=self.x[steps], offsets=offsets, y=y)
 
     def steps_of(self, indices: Tensor) -> Tensor:
-        """Where the steps of the sequences at `indices` stand in `x`, in their order."""
+        """The rows of `x` that hold the steps of the sequences at `indices`, in their order."""
         lengths = self.lengths[indices]
         ends = lengths.cumsum(0)
         shifts = self.offsets[:-1][indices] - (ends - lengths)
@@ -91,7 +96,7 @@ class Sequences:
         return
 
     def to(self, device: torch.device | str) -> "Sequences":
-        """Give the same sequences with all tensors on `device`."""
+        """The same sequences with all tensors on `device`."""
         return replace(
             self, x=self.x.to(device), offsets=self.offsets.to(device), y=self.y.to(device)
         )
@@ -103,8 +108,8 @@ def gather(sequences: Sequences, indices: Tensor, time: int | None = None) -> Ba
     Args:
         sequences: on any device.
         indices: int64 (batch,), on the same device; repeats are allowed.
-        time: steps to pad to, at least the batch's longest; None looks the longest up, which
-            waits for the device. A batch without any step is padded to one.
+        time: steps to pad to, at least the batch's longest; None takes the longest, which waits
+            for the device. A batch without any step is padded to one.
 
     Returns:
         The batch, on the same device.
@@ -124,7 +129,7 @@ def gather(sequences: Sequences, indices: Tensor, time: int | None = None) -> Ba
 
 
 def fingerprint(sequences: Sequences) -> str:
-    """Compute the sha256 of the values, their shapes and the names, as 64 hexadecimal digits."""
+    """The sha256 of the values, their shapes and the names, as 64 hexadecimal digits."""
     tensors = (sequences.x, sequences.offsets, sequences.y)
     names = (sequences.features, sequences.classes, sequences.targets)
     digest = hashlib.sha256(json.dumps([names, [tuple(t.shape) for t in tensors]]).encode())
@@ -140,3 +145,49 @@ def _rows(x: Tensor, index: Tensor, is_valid: Tensor, padding: float) -> Tensor:
         return x.new_full((*index.shape, *x.shape[1:]), padding)
     rows = x[torch.where(is_valid, index, 0)]
     return rows.masked_fill(~is_valid.view(*is_valid.shape, *[1] * (x.dim() - 1)), padding)
+
+
+def from_padded(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Sequences:
+    """Sequences to train on, from padded tensors; features, classes and targets are numbered.
+
+    Args:
+        x: (sequences, time, features), floating.
+        y: (sequences,) int64 class codes from 0, or floating (sequences, targets).
+        lengths: (sequences,) int64 on the CPU, or None where every step is valid; the values in
+            the padding are ignored.
+
+    Raises:
+        InputError: shapes or dtypes that do not fit together, or values that are not finite.
+    """
+    _check_padded(x, y)
+    check_lengths(lengths, len(x), x.shape[1])
+    count = x.new_full((len(x),), x.shape[1], dtype=torch.int64) if lengths is None else lengths
+    steps = x[valid_mask(count, x.shape[1]).to(x.device)].float()
+    if not bool(steps.isfinite().all()):
+        raise InputError("x must be finite in every valid step; fill gaps before training")
+    offsets = torch.nn.functional.pad(count.cumsum(0), (1, 0)).to(x.device)
+    features = numbered("feature", x.shape[2])
+    if y.is_floating_point():
+        return Sequences(steps, offsets, y.float(), features, (), numbered("target", y.shape[1]))
+    classes = tuple(str(code) for code in range(int(y.max()) + 1))
+    return Sequences(steps, offsets, y, features, classes, ())
+
+
+def _check_padded(x: Tensor, y: Tensor) -> None:
+    if x.dim() != 3 or not x.is_floating_point() or len(x) == 0:
+        raise InputError(
+            "x must be floating, (sequences, time, features), with a sequence at least; "
+            f"got {x.dtype} {tuple(x.shape)}"
+        )
+    expected = 2 if y.is_floating_point() else 1
+    if y.dim() != expected or len(y) != len(x):
+        raise InputError(
+            f"y must be int64 classes ({len(x)},) or floating targets ({len(x)}, targets); "
+            f"got {y.dtype} {tuple(y.shape)}"
+        )
+    if not y.is_floating_point() and (y.dtype != torch.int64 or bool((y < 0).any())):
+        raise InputError(
+            f"classes in y must be int64 and count from 0; got {y.dtype} {y.tolist()[:3]}"
+        )
+    if y.is_floating_point() and not bool(y.isfinite().all()):
+        raise InputError("targets in y must be finite; leave such sequences out")

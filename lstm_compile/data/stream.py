@@ -1,7 +1,7 @@
-"""Sequences of Parquet files that are trained on without all being in memory at once."""
+"""Streams sequences of Parquet files, for training on more data than memory holds."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -11,17 +11,18 @@ from lstm_compile.config import Task
 from lstm_compile.data.batches import MAX_POOL_BATCHES
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Sequences
+from lstm_compile.data.tables.columns import Progress
+from lstm_compile.data.tables.parquet_index import ParquetIndex
 from lstm_compile.data.tables.roles import Roles
-from lstm_compile.data.tables.survey import Progress, Survey
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.scaling import Moments, moments_of
 
 FLOAT = 4  # bytes
-BLOCK = 1 << 16  # rows that float64 is made of at once
+BLOCK = 1 << 16  # rows converted to float64 at once
 
 
 class EpochPlan(NamedTuple):
-    """What an epoch takes, and in which order; the same for any number of processes.
+    """The rows of an epoch and their order; it is the same for any number of processes.
 
     Attributes:
         pools: the units that are in memory together, one pool after the other.
@@ -34,23 +35,23 @@ class EpochPlan(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Some of the sequences of a survey, read as they are needed.
+    """Some of the sequences of Parquet files, read when they are needed.
 
     Attributes:
-        survey: where all sequences lie.
+        index: the places of all sequences.
         schema: their names.
         labels: `y` of all sequences: int64 (sequences,), or float32 (sequences, targets).
-        kept: int64 (rows,), which of them are the rows of this, rising.
-        moments: of the features of the rows.
-        pool_bytes: that the features of a pool may take.
+        kept: int64 (rows,), the sequences of this stream, rising.
+        pool_bytes: the most bytes for the features of a pool.
+        moments: of the features of the rows; none before `open_stream`.
     """
 
-    survey: Survey
+    index: ParquetIndex
     schema: Schema
     labels: Tensor
     kept: Tensor
-    moments: Moments
     pool_bytes: int
+    moments: Moments = field(default_factory=lambda: moments_of(torch.empty(0, 0)))
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -58,7 +59,7 @@ class Stream:
     @property
     def lengths(self) -> Tensor:
         """Steps of each row, int64 (rows,)."""
-        return torch.from_numpy(self.survey.lengths)[self.kept]
+        return torch.from_numpy(self.index.lengths)[self.kept]
 
     @property
     def y(self) -> Tensor:
@@ -68,7 +69,7 @@ class Stream:
     @property
     def roles(self) -> Roles:
         """The columns of the files."""
-        return self.survey.roles
+        return self.index.roles
 
     @property
     def task(self) -> Task:
@@ -77,8 +78,8 @@ class Stream:
 
     @property
     def units(self) -> Tensor:
-        """The unit that each row is in, int64 (rows,)."""
-        bounds = torch.from_numpy(self.survey.bounds)
+        """The unit of each row, int64 (rows,)."""
+        bounds = torch.from_numpy(self.index.bounds)
         return torch.bucketize(self.kept, bounds, right=True) - 1
 
     def digest(self) -> str:
@@ -92,15 +93,15 @@ class Stream:
     def plan(self, batch_size: int, generator: Generator, most: int = 0) -> EpochPlan:
         """The pools and batches of an epoch.
 
-        Units are shuffled and put together to pools, rows shuffled within each pool, and rows of
-        similar length put together to batches.
+        It shuffles the units, joins them to pools, shuffles the rows of each pool, and makes
+        batches of rows of similar length.
 
         Args:
             batch_size: rows a batch; the last may have fewer.
             generator: on the CPU; the same state gives the same plan.
-            most: rows that an epoch takes; 0: all.
+            most: rows of an epoch at most; 0 takes all.
         """
-        lengths, bounds = self.lengths, torch.from_numpy(self.survey.bounds)
+        lengths, bounds = self.lengths, torch.from_numpy(self.index.bounds)
         starts = torch.searchsorted(self.kept, bounds)  # of the rows of each unit
         used = (starts.diff() > 0).nonzero()[:, 0]
         used = used[torch.randperm(len(used), generator=generator)]
@@ -118,8 +119,8 @@ class Stream:
         return EpochPlan(pools, batches)
 
     def _pools(self, units: list[int]) -> list[list[int]]:
-        """As many units one after the other as fit into memory together."""
-        sizes = torch.from_numpy(self.survey.steps) * len(self.schema.features) * FLOAT
+        """Consecutive units, as many a pool as `pool_bytes` hold."""
+        sizes = torch.from_numpy(self.index.steps) * len(self.schema.features) * FLOAT
         pools, free = list[list[int]](), 0
         for unit in units:
             if not pools or free < int(sizes[unit]):
@@ -134,26 +135,26 @@ class Stream:
         return torch.empty(self.pool_bytes // FLOAT)
 
     def load(self, units: list[int], room: Tensor) -> "Pool":
-        """Read units, all their sequences.
+        """Read all sequences of some units.
 
         Args:
             units: of one pool.
-            room: where their features go.
+            room: the memory for their features, from `room`.
 
         Raises:
             InputError: a file changed.
         """
-        units, bounds, width = sorted(units), self.survey.bounds, len(self.schema.features)
+        units, bounds, width = sorted(units), self.index.bounds, len(self.schema.features)
         numbers = torch.cat([torch.arange(bounds[unit], bounds[unit + 1]) for unit in units])
-        steps = self.survey.steps[units].tolist()
+        steps = self.index.steps[units].tolist()
         x = room[: sum(steps) * width].view(-1, width)
         for unit, part in zip(units, x.split(steps), strict=True):
-            self.survey.read(unit, part.numpy())
+            self.index.read(unit, part.numpy())
         return Pool(numbers, self.sequences(numbers, x))
 
     def sequences(self, numbers: Tensor, x: Tensor) -> Sequences:
-        """Those of the survey with these numbers, int64 (count,), whose features are `x`."""
-        lengths = torch.from_numpy(self.survey.lengths)[numbers]
+        """The sequences with these numbers, int64 (count,), and the features `x`."""
+        lengths = torch.from_numpy(self.index.lengths)[numbers]
         offsets = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
         names = self.schema.features, self.schema.classes, self.schema.targets
         return Sequences(x, offsets, self.labels[numbers], *names, self.roles)
@@ -163,7 +164,7 @@ class Pool(NamedTuple):
     """Sequences in memory.
 
     Attributes:
-        numbers: int64 (sequences,), which of the survey they are, rising.
+        numbers: int64 (sequences,), their places in the index, rising.
         sequences: with all their steps.
     """
 
@@ -171,28 +172,18 @@ class Pool(NamedTuple):
     sequences: Sequences
 
     def gather(self, numbers: Tensor, time: int) -> Batch:
-        """A batch of those with these numbers, padded to `time` steps."""
+        """A batch of the sequences with these numbers, padded to `time` steps."""
         return self.sequences.gather(torch.searchsorted(self.numbers, numbers), time)
 
 
 def open_stream(
-    survey: Survey,
-    schema: Schema,
-    labels: Tensor,
-    kept: Tensor,
-    pool_bytes: int,
-    wanted: list[Tensor],
-    progress: Progress | None = None,
+    stream: Stream, wanted: list[Tensor], progress: Progress | None = None
 ) -> tuple[Stream, list[Sequences]]:
-    """Read all features once: the moments of the rows of a stream, and what stays in memory.
+    """Read all features once, for the moments of a stream and the sequences to keep in memory.
 
     Args:
-        survey: where the sequences lie.
-        schema: their names.
-        labels: see `Stream`.
-        kept: see `Stream`.
-        pool_bytes: see `Stream`.
-        wanted: int64 (count,) each, rising: numbers of the sequences to keep.
+        stream: without moments.
+        wanted: int64 (count,) each, rising: numbers of the sequences to keep in memory.
         progress: called with rows done and rows in all.
 
     Returns:
@@ -201,14 +192,15 @@ def open_stream(
     Raises:
         InputError: a value is no number or missing, or a file changed.
     """
-    width, lengths = len(schema.features), torch.from_numpy(survey.lengths)
-    is_kept, *masks = (_mask(numbers, len(survey)) for numbers in (kept, *wanted))
+    index, width = stream.index, len(stream.schema.features)
+    lengths = torch.from_numpy(index.lengths)
+    is_kept, *masks = (_mask(numbers, len(index)) for numbers in (stream.kept, *wanted))
     parts = [torch.empty(int(lengths[numbers].sum()), width) for numbers in wanted]
     places, moments, filled = [0] * len(parts), moments_of(torch.empty(0, width)), 0
-    for unit in range(len(survey.steps)):
-        values, count = survey.read(unit)
+    for unit in range(len(index.steps)):
+        values, count = index.read(unit)
         x, filled = torch.from_numpy(values), filled + count
-        here = slice(int(survey.bounds[unit]), int(survey.bounds[unit + 1]))
+        here = slice(int(index.bounds[unit]), int(index.bounds[unit + 1]))
         for block in x[is_kept[here].repeat_interleave(lengths[here])].split(BLOCK):
             moments = moments.merge(moments_of(block))
         for number, mask in enumerate(masks):
@@ -216,9 +208,9 @@ def open_stream(
             parts[number][places[number] : places[number] + len(rows)] = rows
             places[number] += len(rows)
         if progress is not None:
-            progress(int(survey.steps[: unit + 1].sum()), int(survey.steps.sum()))
-    survey = replace(survey, roles=replace(survey.roles, filled=filled))
-    stream = Stream(survey, schema, labels, kept, moments, pool_bytes)
+            progress(int(index.steps[: unit + 1].sum()), int(index.steps.sum()))
+    index = replace(index, roles=replace(index.roles, filled=filled))
+    stream = replace(stream, index=index, moments=moments)
     return stream, [stream.sequences(*pair) for pair in zip(wanted, parts, strict=True)]
 
 

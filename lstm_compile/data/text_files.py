@@ -1,61 +1,59 @@
 """Files of text, read block by block and never whole. Loads no torch."""
 
 import codecs
-import glob
 from collections import Counter
 from collections.abc import Iterator
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 
 from lstm_compile.data.tables.columns import TableOptions
-from lstm_compile.data.tables.encoding import check_utf8
-from lstm_compile.data.tables.folders import TEXT_SUFFIXES
+from lstm_compile.data.tables.folders import TEXT_SUFFIXES, matching_files
 from lstm_compile.errors import InputError
 
 BLOCK = 1 << 20  # bytes read at once
 
 
 def refuse_columns(path: str | PathLike[str], options: TableOptions | None) -> None:
-    """Refuse what only tables have.
+    """Refuse options that only tables have.
 
     Raises:
         InputError: an option says how to read a table.
     """
-    if options and options.given:
+    if options and options.changed_flags:
         raise InputError(
-            f"{path}: {', '.join(options.given)} says how to read a table, and task lm reads whole "
-            "files; leave it out"
+            f"{path}: {', '.join(options.changed_flags)} says how to read a table, and task lm "
+            "reads whole files; leave it out"
         )
 
 
 def find_texts(path: str | PathLike[str]) -> list[Path]:
-    """The files that a path to text means, none of them empty.
+    """The text files of a path: one file, a folder of them or a glob.
 
     Raises:
         InputError: there is none, or one cannot be read or is empty.
     """
     place = Path(path)
     if place.is_dir():
-        files = sorted(
-            p for p in place.rglob("*") if p.suffix.lower() in TEXT_SUFFIXES and p.is_file()
-        )
-    elif place.exists():
-        files = [place]
+        found = (file for file in place.rglob("*") if file.suffix.lower() in TEXT_SUFFIXES)
+        files = sorted(file for file in found if file.is_file())
     else:
-        files = sorted(Path(name) for name in glob.glob(fspath(path), recursive=True))
-        files = [file for file in files if file.is_file()]
+        files = [place] if place.exists() else matching_files(path)
     if not files:
         ends = ", ".join(TEXT_SUFFIXES)
-        found = f"holds no file that ends in {ends}" if place.is_dir() else "no such text file"
-        raise InputError(f"{path}: {found}; name a text file, a folder of them or a glob")
+        problem = f"holds no file that ends in {ends}" if place.is_dir() else "no such text file"
+        raise InputError(f"{path}: {problem}; name a text file, a folder of them or a glob")
     for file in files:
-        try:
-            if file.stat().st_size == 0:
-                raise InputError(f"{file}: the file is empty; expected text")
-            file.open("rb").close()
-        except OSError as error:
-            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+        _check_readable(file)
     return files
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        if file.stat().st_size == 0:
+            raise InputError(f"{file}: the file is empty; expected text")
+        file.open("rb").close()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def texts_of(file: Path) -> Iterator[str]:
@@ -76,13 +74,38 @@ def texts_of(file: Path) -> Iterator[str]:
 
 
 def count_characters(files: list[Path]) -> Counter[str]:
-    """How often each character occurs in files.
+    """How often each character occurs in the files.
 
     Raises:
         InputError: one is not UTF-8.
     """
-    found = Counter[str]()
+    counts = Counter[str]()
     for file in files:
         for text in texts_of(file):
-            found.update(text)
-    return found
+            counts.update(text)
+    return counts
+
+
+def check_utf8(path: Path) -> None:
+    """Refuse a file that is not UTF-8.
+
+    Raises:
+        InputError: names the first wrong byte (from 0) and its line (from 1).
+    """
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    offset, line = 0, 1
+    with path.open("rb") as file:
+        while True:
+            block = file.read(BLOCK)
+            try:
+                decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                # the decoder may still hold bytes of the block before
+                start = offset + error.start - (len(error.object) - len(block))
+                line += block[: max(0, start - offset)].count(b"\n")
+                raise InputError(
+                    f"{path}, line {line}: byte {start} is not UTF-8; save the file as UTF-8"
+                ) from error
+            if not block:
+                return
+            offset, line = offset + len(block), line + block.count(b"\n")

@@ -10,8 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lstm_compile.config import CLASSES, LM, ModelConfig
-from lstm_compile.data.listing import numbered
-from lstm_compile.data.schema import BYTES, Schema, SeriesSchema, Vocabulary
+from lstm_compile.data.schema import BYTES, Schema, SeriesSchema, Vocabulary, numbered
 from lstm_compile.errors import InputError
 from lstm_compile.files import from_json, write_atomically
 from lstm_compile.model.archive import open_archive, with_short_header

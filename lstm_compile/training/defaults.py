@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple, get_args
 
 from lstm_compile.config import LM, WHOLE, ModelConfig, Task, check_tasks
-from lstm_compile.data.bundled_files import settings_of
+from lstm_compile.data.bundled import settings_of
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import is_text
 from lstm_compile.errors import InputError

@@ -70,7 +70,7 @@ class Streamed:
         self.batches = plan.batches
         self._data, self._processes, self._device = data, processes, device
         self._lengths, self._unit = data.lengths, data.units
-        units = len(data.survey.steps)
+        units = len(data.index.steps)
         self._pool, self._owner = torch.full((2, units), -1)
         self._units = list[list[int]]()  # of each pool, those that this process reads
         for number, pool in enumerate(plan.pools):

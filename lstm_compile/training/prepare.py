@@ -11,14 +11,14 @@ from torch import Tensor
 
 from lstm_compile.config import FORECAST, LM, ModelConfig
 from lstm_compile.data.batches import stratified_split
-from lstm_compile.data.bundled import BUNDLED, load_dataset
+from lstm_compile.data.bundled import BUNDLED, SERIES
 from lstm_compile.data.corpus import Corpus, read_corpus, split_corpus
 from lstm_compile.data.examples import Examples
+from lstm_compile.data.readers import load_dataset
 from lstm_compile.data.sequences import Sequences, fingerprint
 from lstm_compile.data.series.windows import Windows
 from lstm_compile.data.stream import Stream
 from lstm_compile.data.tables.folders import is_table, plain_name
-from lstm_compile.data.tables.read import SERIES
 from lstm_compile.data.text_files import refuse_columns
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError

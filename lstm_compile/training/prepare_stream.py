@@ -8,12 +8,14 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.data.batches import stratified_split
-from lstm_compile.data.bundled import BUNDLED, load_dataset
+from lstm_compile.data.bundled import BUNDLED
+from lstm_compile.data.readers import load_dataset
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.stream import FLOAT, open_stream
+from lstm_compile.data.stream import FLOAT, Stream, open_stream
+from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import is_address, is_table
-from lstm_compile.data.tables.long import labels_of
-from lstm_compile.data.tables.survey import Survey, survey
+from lstm_compile.data.tables.labels import sequence_labels
+from lstm_compile.data.tables.parquet_index import ParquetIndex, index_parquet
 from lstm_compile.data.tables.table import Table, encode_labels, own_schema
 from lstm_compile.errors import InputError
 from lstm_compile.training.job import JobRequest, Parts, in_place_of_test
@@ -34,14 +36,14 @@ def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     """
     data, training, test = request.data, request.training, request.test
     _check(data, training, request.task)
-    found = survey(data, request.table, request.progress).with_means()
+    reading = ReadRequest(data, request.table or TableOptions(), progress=request.progress)
+    found = index_parquet(reading).with_means()
     share = (training.stream << 20) // SHARES
     _check_units(found, training.stream, share)
     schema, labels = _labels(found)
     kept, held, sample = _split(data, found, labels, training, share)
-    stream, parts = open_stream(
-        found, schema, labels, kept, share, [held, sample], request.progress
-    )
+    stream = Stream(found, schema, labels, kept, share)
+    stream, parts = open_stream(stream, [held, sample], request.progress)
     validation = parts[0] if training.validation else None
     config = ModelConfig(
         task=stream.task,
@@ -69,7 +71,7 @@ def _check(data: str, training: TrainingConfig, task: Task | None) -> None:
         raise InputError("refit needs all data in memory; leave --refit or --stream out")
 
 
-def _check_units(found: Survey, megabytes: int, share: int) -> None:
+def _check_units(found: ParquetIndex, megabytes: int, share: int) -> None:
     sizes = found.steps * len(found.roles.features) * FLOAT
     unit = int(sizes.argmax())
     if sizes[unit] > share:
@@ -81,9 +83,9 @@ def _check_units(found: Survey, megabytes: int, share: int) -> None:
         )
 
 
-def _labels(found: Survey) -> tuple[Schema, Tensor]:
+def _labels(found: ParquetIndex) -> tuple[Schema, Tensor]:
     """The names, and the label or the targets of each sequence."""
-    roles, y = found.roles, labels_of(found.labels, found.rows, None)
+    roles, y = found.roles, sequence_labels(found.labels, found.files, None)
     targets = None if isinstance(y, list) else roles.target
     x = np.empty((0, len(roles.features)), np.float32)
     table = Table(Path(found.path), x, found.lengths, y, roles.features, targets=targets)
@@ -93,7 +95,7 @@ def _labels(found: Survey) -> tuple[Schema, Tensor]:
 
 
 def _split(
-    data: str, found: Survey, labels: Tensor, training: TrainingConfig, share: int
+    data: str, found: ParquetIndex, labels: Tensor, training: TrainingConfig, share: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The training sequences, the validation sequences, and the training sample for baselines."""
     generator = torch.Generator().manual_seed(training.seed)

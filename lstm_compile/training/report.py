@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from lstm_compile import formatting
-from lstm_compile.data.listing import SHOWN_NAMES, listing
 from lstm_compile.data.tables.columns import CHOICES
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError, reason
 from lstm_compile.evaluation.evaluate import HEADLINE
 from lstm_compile.files import write_atomically
+from lstm_compile.formatting import SHOWN_NAMES, listing
 from lstm_compile.model.header import count_parameters
 from lstm_compile.model.run_folder import REPORT_FILE
 from lstm_compile.training.charts import line_chart

@@ -316,7 +316,7 @@ def short(path):
             ("--target", "y", "--gaps", "forward"),
             "column 'y': found no number in any row",
         ),
-        (hourly, ("--missing", "zero"), "series have --gaps for what is missing, not --missing"),
+        (hourly, ("--missing", "zero"), "series take --gaps in place of --missing"),
         (
             hourly,
             ("--noise", 0.1),

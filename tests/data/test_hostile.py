@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from lstm_compile import init_params, load_model, save_model
 from lstm_compile.cli.app import app
 from lstm_compile.config import ModelConfig
+from lstm_compile.data.tables.columns import ReadRequest
 from lstm_compile.data.tables.read import read_table
 from lstm_compile.errors import LONGEST, InputError
 from lstm_compile.export.proof.onnx_file import read_onnx
@@ -422,7 +423,7 @@ def test_deep_values_beyond_the_first_block_are_refused(tmp_path, monkeypatch):
     deep = '{"id": "a", "x": ' + "[" * 10**6 + "]" * 10**6 + "}\n"
     path = text(tmp_path / "a.jsonl", rows + deep)
     with pytest.raises(InputError, match="row 70001: not a JSON object"):
-        read_table(path)
+        read_table(ReadRequest(path))
 
 
 def test_a_page_that_says_it_is_large_is_refused(tmp_path):

@@ -309,7 +309,7 @@ BAD = {
     "missing": (
         {"time": hours(4), "y": range(4)},
         {"missing": "zero"},
-        "series have --gaps for what is missing, not --missing",
+        "series take --gaps in place of --missing",
     ),
     "text": (
         {"time": hours(4), "y": range(4), "note": ["a"] * 4},

@@ -137,9 +137,9 @@ def test_a_file_may_be_a_sequence_over_many_row_groups(tmp_path):
     folder = write(tmp_path / "set", *(table.drop_columns("id") for table in tables), group=100)
     training, expected = replace(TRAINING, validation=0.4), read_sequences(folder)
     stream = parts_of(folder, training).train
-    assert len(stream.survey.steps) == 6
+    assert len(stream.index.steps) == 6
     for unit in range(6):
-        x = torch.from_numpy(stream.survey.read(unit)[0])
+        x = torch.from_numpy(stream.index.read(unit)[0])
         assert x.equal(expected.x[expected.offsets[unit] : expected.offsets[unit + 1]])
 
 
@@ -192,7 +192,7 @@ def test_processes_read_units_of_their_own(stream):
         whole = epoch_of(stream, rank, size)
         assert all(len(pool) > 0 for pool in whole._units)
         units.append({unit for pool in whole._units for unit in pool})
-    assert units[0] | units[1] == set(range(len(stream.survey.steps)))
+    assert units[0] | units[1] == set(range(len(stream.index.steps)))
     assert len(units[0] & units[1]) < len(units[0]) / 2
 
 
@@ -366,7 +366,7 @@ def test_what_does_not_go_with_stream_is_refused(tmp_path, monkeypatch, data, op
 
 
 def test_an_address_without_stream_is_refused():
-    with pytest.raises(InputError, match="s3://a/b: an address is read by train --stream MB alone"):
+    with pytest.raises(InputError, match="s3://a/b: only train --stream MB reads an address"):
         parts_of("s3://a/b", replace(TRAINING, stream=0))
 
 

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from lstm_compile import load_model
 from lstm_compile.cli.app import app
 from lstm_compile.data import Schema, TableOptions, fingerprint, load_dataset, read_sequences
-from lstm_compile.data.tables.long import read_long
+from lstm_compile.data.tables import long
+from lstm_compile.data.tables.columns import ReadRequest
 from lstm_compile.errors import InputError
 
 QUICK = [
@@ -32,6 +33,10 @@ def here(tmp_path, monkeypatch):
     """An empty working directory: `runs/` is relative."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def read_long(path, *args, **named):
+    return long.read_long(ReadRequest(path, *args, **named))
 
 
 def invoke(*args):

@@ -14,7 +14,7 @@ from lstm_compile import ModelConfig, init_params
 from lstm_compile.cli.app import app
 from lstm_compile.data.readers import read_sequences
 from lstm_compile.data.schema import Schema, Vocabulary
-from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.read import read_table
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.baselines import baseline_predictions, fit_baselines
@@ -116,7 +116,7 @@ def test_a_character_outside_the_vocabulary_is_named(tmp_path):
     schema = Schema(("review",), ("in", "out"), (), vocabulary=VOCABULARY)
     message = r"row 2, column 'review': found 'z' \(character 2\), expected characters in the"
     with pytest.raises(InputError, match=message):
-        read_table(path, schema=schema, labelled=False)
+        read_table(ReadRequest(path, schema=schema, labelled=False))
 
 
 def test_empty_texts_are_asked_for(tmp_path):
@@ -127,9 +127,10 @@ def test_empty_texts_are_asked_for(tmp_path):
 
 def test_a_model_of_text_and_one_of_features_are_told_apart(tmp_path):
     numbers = save(tmp_path / "n.csv", {"id": [1, 2], "u": [0.5, 1.5], "label": ["in", "out"]})
+    schema = Schema(("u",), ("in", "out"), ())
     with pytest.raises(InputError, match="the model was trained on the features u; leave --text"):
-        read_table(numbers, TableOptions(text="id"), schema=Schema(("u",), ("in", "out"), ()))
-    with pytest.raises(InputError, match="text stands in place of features"):
+        read_table(ReadRequest(numbers, TableOptions(text="id"), schema))
+    with pytest.raises(InputError, match="text replaces features"):
         TableOptions(text="a", features=("b",))
     found = invoke("train", numbers, "--tokens", "byte", "--output", tmp_path / "run")
     assert found.exit_code == 2

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lstm_compile.data.tables.columns import ReadRequest
 from lstm_compile.data.tables.read import read_table
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.baselines import read_baselines
@@ -39,7 +40,7 @@ def open_file(path):
 
 
 def ways_of(path):
-    return WAYS.get(path.suffix, (lambda name: read_table(Path(name)), inspect_source))
+    return WAYS.get(path.suffix, (lambda name: read_table(ReadRequest(Path(name))), inspect_source))
 
 
 def _answer(path):

@@ -1,4 +1,4 @@
-"""Time stamps as whole steps: which step a table has, and which stamp a step is. Loads no torch."""
+"""Converts time stamps to whole steps and back, and infers the step of a table. Loads no torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.tables.columns import CALENDAR as CALENDAR
 from lstm_compile.errors import InputError
 
 Kind = Literal["number", "fixed", "months", "month-ends"]
@@ -14,13 +13,13 @@ Ticks = NDArray[Any]  # int64, or float64 for numbers with fractions
 
 HOUR = 3_600_000_000_000  # of nanoseconds
 DAY = 24 * HOUR
-CLOSE = 1e-6  # of a step: how far fractional times may lie from it
+CLOSE = 1e-6  # of a step: the largest error of fractional times
 DAYS_OF_WEEK, WEEKS_OF_YEAR, MONTHS_OF_YEAR = 7, 52, 12
 
 
 @dataclass(frozen=True)
 class Clock:
-    """What one step of a table is.
+    """The length of one step of a table.
 
     Attributes:
         kind: `number` (the time column holds numbers), `fixed` (a number of nanoseconds), `months`
@@ -40,7 +39,7 @@ class Clock:
 
     @property
     def season(self) -> int:
-        """Steps of the season that its step suggests: 24 hours, 7 days, 12 months; else 1."""
+        """Steps of the usual season: 24 hours, 7 days, 52 weeks or 12 months; else 1."""
         if self.kind == "number":
             return 1
         if self.kind in ("months", "month-ends"):
@@ -51,7 +50,7 @@ class Clock:
 
     @property
     def name(self) -> str:
-        """The step as a person says it: `1 hour`, `3 months`, `0.5`."""
+        """The step in words: `1 hour`, `3 months`, `0.5`."""
         if self.kind == "number":
             return f"{self.step:g}"
         if self.kind in ("months", "month-ends"):
@@ -77,30 +76,24 @@ class Clock:
     def stamps(self, ticks: Ticks, like: np.datetime64 | None = None) -> NDArray[Any]:
         """The times of ticks: datetime64[s or ns], or numbers.
 
-        Args:
-            ticks: as `ticks` gives them.
-            like: for `months`, any stamp of the table: its day and time of the month are taken.
+        For `months`, the day and time of the month are those of `like`, any stamp of the table.
         """
         if self.kind == "number":
             return ticks
         if self.kind == "fixed":
-            found = ticks.astype("M8[ns]")
+            stamps = ticks.astype("M8[ns]")
         elif self.kind == "month-ends":
-            found = (ticks + 1).astype("M8[M]").astype("M8[D]") - np.timedelta64(1, "D")
+            stamps = (ticks + 1).astype("M8[M]").astype("M8[D]") - np.timedelta64(1, "D")
         else:
             offset = (
                 _in_month(np.asarray([like]))[0] if like is not None else np.timedelta64(0, "ns")
             )
-            found = ticks.astype("M8[M]").astype("M8[ns]") + offset
-        seconds = found.astype("M8[s]")
-        return seconds if (seconds == found).all() else found
+            stamps = ticks.astype("M8[M]").astype("M8[ns]") + offset
+        seconds = stamps.astype("M8[s]")
+        return seconds if (seconds == stamps).all() else stamps
 
     def features(self, span: float) -> tuple[str, ...]:
-        """Which of `CALENDAR` tell the steps of a table apart.
-
-        Args:
-            span: ticks of the training part; a month of the year must be seen twice to be learned.
-        """
+        """The columns of `CALENDAR` that differ between steps and repeat within `span` ticks."""
         if self.kind == "number":
             return ()
         if self.kind in ("months", "month-ends"):
@@ -112,7 +105,7 @@ class Clock:
 def infer_clock(times: NDArray[Any], is_next: NDArray[np.bool_]) -> Clock:
     """The clock of a table whose rows are in order.
 
-    The step is the most frequent distance between two rows that follow each other.
+    The step is the most frequent distance between a row and the next.
 
     Args:
         times: numbers or datetime64 (rows,), sorted within each series.
@@ -136,7 +129,7 @@ def infer_clock(times: NDArray[Any], is_next: NDArray[np.bool_]) -> Clock:
 
 
 def whole_steps(distance: Ticks, step: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Distances in steps, int64, and which of them are no whole number of steps."""
+    """Distances rounded to steps, int64, and a mask of those that are no whole number of steps."""
     count = np.rint(distance / step).astype(np.int64)
     return count, np.abs(distance - count * step) > CLOSE * step
 
@@ -161,11 +154,6 @@ def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np
     return np.stack(columns, 1).astype(np.float32)
 
 
-def calendar_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """What the columns of `calendar_columns` are called: `hour_sin`, `hour_cos`, ..."""
-    return tuple(f"{name}_{part}" for name in names for part in ("sin", "cos"))
-
-
 def _counted(count: float, unit: str) -> str:
     return f"{count:g} {unit}{'' if count == 1 else 's'}"
 
@@ -173,7 +161,9 @@ def _counted(count: float, unit: str) -> str:
 def _most_frequent(steps: NDArray[Any]) -> float:
     steps = steps[steps > 0]
     if steps.dtype.kind == "f":
-        steps = np.array([float(f"{step:.9g}") for step in steps[: 1 << 16]])  # rounding differs
+        steps = np.array(
+            [float(f"{step:.9g}") for step in steps[: 1 << 16]]
+        )  # ignores rounding errors
     values, counts = np.unique(steps, return_counts=True)
     value = values[counts.argmax()]
     return float(value) if steps.dtype.kind == "f" else int(value)

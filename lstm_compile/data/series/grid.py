@@ -1,4 +1,4 @@
-"""Rows of series at equal steps: duplicates made one, steps without a row found, gaps filled."""
+"""Rows of series at equal steps: merges duplicates, adds missing steps, fills gaps."""
 
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
@@ -10,10 +10,10 @@ from lstm_compile.data.series.clock import Clock, Ticks, whole_steps
 from lstm_compile.data.tables.columns import Duplicates
 from lstm_compile.errors import InputError
 
-MOST_STEPS = 20  # a row, beyond which a stamp is taken for a mistake
+MOST_STEPS = 20  # for each row; with more missing steps a stamp must be wrong
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-# row of the table, what was found, what was expected, how to mend it
+# takes the row of the table, what was found, what was expected and how to mend it
 Refuse = Callable[[int, str, str, str], NoReturn]
 
 
@@ -24,7 +24,7 @@ class GridRows(NamedTuple):
         x: float32 (rows, columns), NaN where a cell is missing.
         ticks: (rows,), see `Clock.ticks`.
         lengths: int64 (series,).
-        table_rows: int64 (rows,), where each came from.
+        table_rows: int64 (rows,), the row of the table that each came from.
     """
 
     x: Floats
@@ -34,19 +34,16 @@ class GridRows(NamedTuple):
 
     @property
     def is_next(self) -> NDArray[np.bool_]:
-        """Whether each row but the first is of the series of the row before, bool (rows - 1,)."""
+        """Whether a row belongs to the series of the row before, bool (rows - 1,)."""
         same = np.ones(max(0, len(self.x) - 1), bool)
         same[self.lengths.cumsum()[:-1] - 1] = False
         return same
 
 
 def merge_duplicates(rows: GridRows, how: Duplicates, refuse: Refuse) -> GridRows:
-    """One row a series and time.
+    """Make one row of all rows that a series has at one time, which must be sorted.
 
-    Args:
-        rows: sorted; of equal times the last is the last of the files.
-        how: `error`, `mean` (over the cells that hold a number) or `last`.
-        refuse: raises for a row of the table.
+    `last` takes the last row in the order of the files; `mean` ignores cells without a number.
 
     Raises:
         InputError: two rows of a series at one time, and `how` is `error`.
@@ -70,16 +67,12 @@ def merge_duplicates(rows: GridRows, how: Duplicates, refuse: Refuse) -> GridRow
 
 
 def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tuple[GridRows, int]:
-    """A row for every step between the first and the last of each series, NaN where none was.
+    """Make a row for every step between the first and the last of each series.
 
-    Args:
-        rows: of different times within each series.
-        clock: what a step is.
-        may_fill: whether steps without a row are allowed.
-        refuse: raises for a row of the table.
+    The times of a series must differ. `may_fill` allows steps without a row.
 
     Returns:
-        The rows, those that are new with the table row of the one before, and how many are new.
+        The rows, and how many are new. New rows hold NaN, and have the table row of the one before.
 
     Raises:
         InputError: a distance that is no whole number of steps, or a missing step.
@@ -120,14 +113,14 @@ def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tup
 
 
 def fill_linear(x: Floats, lengths: Ints, parts: Ints) -> None:
-    """Replace NaN between two values by the line between them, in place.
+    """Replace NaN between two values by linear interpolation, in place.
 
     Gaps at the ends of a series or across the border of two parts stay.
 
     Args:
         x: float32 (rows, columns), the series one after the other.
         lengths: int64 (series,).
-        parts: int64 (rows,), which part of the data a row is in.
+        parts: int64 (rows,), the part of the data that each row is in.
     """
     owner = np.repeat(np.arange(len(lengths)), lengths)
     index = np.arange(len(x))
@@ -146,18 +139,18 @@ def fill_linear(x: Floats, lengths: Ints, parts: Ints) -> None:
 def _means(x: Floats, starts: Ints) -> Floats:
     result = np.empty((len(starts), x.shape[1]), np.float32)
     for index, column in enumerate(x.T):
-        is_there = np.isfinite(column)
-        total = np.add.reduceat(np.where(is_there, column, 0).astype(np.float64), starts)
-        count = np.add.reduceat(is_there.astype(np.int64), starts)
+        is_finite = np.isfinite(column)
+        total = np.add.reduceat(np.where(is_finite, column, 0).astype(np.float64), starts)
+        count = np.add.reduceat(is_finite.astype(np.int64), starts)
         result[:, index] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return result
 
 
-def check_some(place: str, x: Floats, names: tuple[str, ...]) -> None:
-    """Refuse a column without any number.
+def check_values(place: str, x: Floats, names: tuple[str, ...]) -> None:
+    """Check that every column has a number.
 
     Raises:
-        InputError: names it.
+        InputError: names the first column without one.
     """
     for name, column in zip(names, x.T, strict=True):
         if not np.isfinite(column).any():

@@ -1,4 +1,4 @@
-"""Location and scale of each series, of its own past alone."""
+"""Location and scale of each series, computed from its own past only."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-CONSTANT = 1e-6  # a deviation below this share of the values is rounding
+CONSTANT = 1e-6  # a deviation below this share of the values is rounding error
 
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """Running sums over the rows of all series, less each series' first value.
+    """Cumulative sums over the rows of all series, minus the first value of each series.
 
     Attributes:
         first: float64 (series, columns).
@@ -27,10 +27,10 @@ class History:
 
     @classmethod
     def of(cls, x: Tensor, starts: Tensor) -> "History":
-        """Sum up `x` (rows, columns), where series begin at `starts`."""
+        """The sums of `x` (rows, columns), whose series begin at the rows `starts`."""
         lengths = torch.diff(starts, append=starts.new_tensor([len(x)]))
         first = x[starts].double()
-        # far from zero, squares would lose what deviations are made of
+        # far from zero, the squares would lose the digits of the deviations
         centred = x.double() - first.repeat_interleave(lengths, 0)
         sums, squares = (pad(v.cumsum(0), (0, 0, 1, 0)) for v in (centred, centred.square()))
         return cls(first, starts, sums, squares)
@@ -38,7 +38,7 @@ class History:
     def at(self, origins: Tensor, series: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation of each series before an origin, float32 (origins, columns) each.
 
-        The deviation of a series that never changed is 1, and so is that of one without a past.
+        The deviation of a constant series is 1, and so is that of one without a past.
         """
         begin = self.starts[series]
         count = (origins - begin).clamp(min=1).double()[:, None]

@@ -1,43 +1,45 @@
-"""Series to forecast: long tables as rows at equal steps, gaps filled, the calendar beside them.
+"""Reads series to forecast: rows at equal steps, gaps filled, calendar columns added.
 
 Loads no torch.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing, suggestion
+from lstm_compile.data.calendar import calendar_names
 from lstm_compile.data.schema import Schema, SeriesSchema
-from lstm_compile.data.series.clock import Clock, calendar_columns, calendar_names, infer_clock
+from lstm_compile.data.series.clock import Clock, calendar_columns, infer_clock
 from lstm_compile.data.series.grid import (
     GridRows,
-    check_some,
+    Refuse,
+    check_values,
     fill_linear,
     merge_duplicates,
     to_grid,
 )
-from lstm_compile.data.series.series_roles import INDICATOR, SeriesRoles, find_series_roles
 from lstm_compile.data.series.series_table import (
+    INDICATOR,
     NO_SHARES,
     Ints,
+    SeriesRoles,
     SeriesTable,
     Shares,
     Split,
+    find_series_roles,
     split_of,
 )
-from lstm_compile.data.tables.columns import TableOptions
-from lstm_compile.data.tables.gaps import column_means, fill
-from lstm_compile.data.tables.keys import Keys, Labels, read_keys
-from lstm_compile.data.tables.long import check_columns, open_sources, read_features
+from lstm_compile.data.tables.columns import Progress, TableOptions
+from lstm_compile.data.tables.formats import open_files
+from lstm_compile.data.tables.gaps import GapFiller, column_means
+from lstm_compile.data.tables.long import check_columns, read_features
+from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
-
-Progress = Callable[[int, int], None]
+from lstm_compile.formatting import listing, suggestion
 
 
 def read_series(
@@ -50,7 +52,7 @@ def read_series(
 ) -> SeriesTable:
     """Read series from a long table of one file, a folder or a glob.
 
-    GridRows may stand anywhere; they are sorted by series and time.
+    Rows may stand anywhere; they are sorted by series and time.
 
     Args:
         path: as for `long.read_long`.
@@ -62,170 +64,198 @@ def read_series(
     Raises:
         InputError: anything wrong with the files, their columns or a value, in one line.
     """
-    sources = open_sources(path)
-    first = sources[0]
+    files = open_files(path)
+    first = files.sources[0]
     roles = find_series_roles(str(first.path), first.kinds, options or TableOptions(), schema)
-    check_columns(sources, roles.reading)
-    keys = read_keys(sources, roles.reading, with_times=True)
-    clock, rows = _sorted_rows(keys, roles, schema, progress)
-    place = fspath(path)
-    check_some(place, rows.x, roles.values)
-    duplicates = roles.options.duplicates or "error"
-    merged = merge_duplicates(rows, duplicates, _refuse(keys, roles.options.time))
-    grid, added = to_grid(merged, clock, roles.gaps != "error", _refuse(keys, roles.options.time))
+    check_columns(files, roles.reading)
+    index = index_sequences(files, roles.reading, with_times=True)
+    trained = schema.series if schema else None
+    clock, rows = _sorted_rows(index, roles, trained, progress)
+    reading = _Reading(fspath(path), index, roles, clock, trained)
+    check_values(reading.place, rows.x, roles.values)
+    duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
+    merged = merge_duplicates(rows, duplicates, refuse)
+    grid, added = to_grid(merged, clock, roles.gaps != "error", refuse)
     notes = (
         f"step: {clock.name}",
         *_note(len(rows.x) - len(merged.x), "duplicate rows", duplicates),
         *_note(added, "steps without a row", roles.gaps),
     )
-    history = _history(grid, len(roles.options.target))
-    if roles.gaps == "error":
-        _check_cells(keys, roles, grid, history)
     if not isinstance(split, Split):
         split = split_of(merged.ticks, clock, split)
-    return _finished(place, grid, history, clock, keys, replace(roles, notes=notes), schema, split)
+    return reading.table(grid, split, notes)
 
 
 def _sorted_rows(
-    keys: Keys, roles: SeriesRoles, schema: Schema | None, progress: Progress | None
+    index: SequenceIndex,
+    roles: SeriesRoles,
+    trained: SeriesSchema | None,
+    progress: Progress | None,
 ) -> tuple[Clock, GridRows]:
-    assert keys.times is not None
-    x = read_features(keys, roles.reading, progress)
+    """The clock of the table, and its rows sorted by series and time."""
+    times = index.times
+    assert times is not None
+    x = read_features(index, roles.reading, progress)
     x[~np.isfinite(x)] = np.nan
-    table_rows = np.arange(len(x))
-    rows = GridRows(x, keys.times, keys.lengths, table_rows)
-    place = str(keys.rows.sources[0].path)
+    rows = GridRows(x, times, index.lengths, np.arange(len(x)))
     try:
-        apart = np.concatenate(([True], keys.times[1:] != keys.times[:-1]))
-        clock = (
-            schema.series.clock
-            if schema and schema.series
-            else infer_clock(keys.times, rows.is_next & apart[1:])
-        )
-        return clock, rows._replace(ticks=clock.ticks(keys.times))
+        clock = trained.clock if trained else infer_clock(times, rows.is_next & _differ(times))
+        return clock, rows._replace(ticks=clock.ticks(times))
     except InputError as error:
+        place = index.files.sources[0].path
         raise InputError(f"{place}, column {roles.options.time!r}: {error}") from error
 
 
-def _refuse(keys: Keys, column: str | None) -> Callable[[int, str, str, str], NoReturn]:
-    def refuse(row: int, found: str, expected: str, mend: str) -> NoReturn:
-        keys.rows.refuse(keys.file_row(row), str(column), found, expected, mend)
-
-    return refuse
+def _differ(times: NDArray[Any]) -> NDArray[np.bool_]:
+    differ: NDArray[np.bool_] = times[1:] != times[:-1]
+    return differ
 
 
 def _note(count: int, what: str, how: str) -> tuple[str, ...]:
     return (f"{count} {what} ({how})",) if count else ()
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What all steps of reading need.
+
+    Attributes:
+        place: the path, for messages.
+        index: the series of the files, and their rows.
+        roles: the columns.
+        clock: what a step is.
+        trained: the series of a trained model, or None.
+    """
+
+    place: str
+    index: SequenceIndex
+    roles: SeriesRoles
+    clock: Clock
+    trained: SeriesSchema | None
+
+    @property
+    def refuse_time(self) -> Refuse:
+        """Raises for the time of a row of the table."""
+
+        def refuse(row: int, found: str, expected: str, mend: str) -> NoReturn:
+            self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
+
+        return refuse
+
+    def table(self, rows: GridRows, split: Split, notes: tuple[str, ...]) -> SeriesTable:
+        """Fill the gaps of rows at equal steps, and add calendar and indicator.
+
+        Raises:
+            InputError: a gap where none is allowed, or what does not fit the trained model.
+        """
+        options, history = self.roles.options, _history(rows, len(self.roles.options.target))
+        if self.roles.gaps == "error":
+            self._check_cells(rows, history)
+        missing = np.isnan(rows.x)
+        means = self._fill(rows, split)
+        info = self._schema(rows.ticks[split.part_of(rows.ticks) == 0])
+        stamp = self._stamp()
+        calendar = calendar_columns(self.clock.stamps(rows.ticks, stamp), info.calendar)
+        is_filled: NDArray[np.bool_] = np.any(missing, axis=1, keepdims=True)
+        indicator = is_filled[:, : int(info.indicator)].astype(np.float32)
+        names = (
+            *self.roles.values,
+            *calendar_names(info.calendar),
+            *((INDICATOR,) if info.indicator else ()),
+        )
+        resolved = replace(options, means=means, calendar=info.calendar or ("none",))
+        return SeriesTable(
+            place=self.place,
+            x=np.concatenate((rows.x, calendar, indicator), 1),
+            missing=missing,
+            lengths=rows.lengths,
+            history=history,
+            ticks=rows.ticks,
+            stamp=stamp,
+            ids=tuple(self.index.ids) if options.id else None,
+            statics=self._codes(info.categories),
+            schema=Schema(names, (), options.target, series=info),
+            roles=replace(self.roles, options=resolved, notes=notes),
+            split=split,
+        )
+
+    def _check_cells(self, rows: GridRows, history: Ints) -> None:
+        is_gap, lengths = np.isnan(rows.x), rows.lengths
+        step = np.arange(len(rows.x)) - np.repeat(lengths.cumsum() - lengths, lengths)
+        is_future = step >= np.repeat(history, lengths)
+        unknown = len(self.roles.options.target) + len(self.roles.options.features)
+        is_gap[is_future, :unknown] = False
+        for row, column in np.argwhere(is_gap)[:1]:
+            self.index.refuse(
+                int(rows.table_rows[row]),
+                self.roles.values[column],
+                f"an empty cell, NaN or infinity ({int(is_gap.sum())} in all)",
+                "a finite number",
+                "fill gaps with --gaps forward, linear or indicate",
+            )
+
+    def _fill(self, rows: GridRows, split: Split) -> tuple[float, ...]:
+        """Fill all gaps in place, and return the means of the columns in the training part."""
+        parts = split.part_of(rows.ticks)
+        if self.roles.gaps == "linear":
+            fill_linear(rows.x, rows.lengths, parts)
+        means = self.roles.options.means or column_means(rows.x[parts == 0], "mean")
+        means = tuple(mean if np.isfinite(mean) else 0.0 for mean in means)
+        GapFiller(self.place, self.roles.values, "forward", means).fill(rows.x, rows.lengths)
+        return means
+
+    def _schema(self, ticks: NDArray[Any]) -> SeriesSchema:
+        """The series as a model carries them; `ticks` are those of the training part."""
+        options, trained = self.roles.options, self.trained
+        return SeriesSchema(
+            self.clock.kind,
+            self.clock.step,
+            options.known,
+            trained.calendar if trained else self._calendar(ticks),
+            options.static,
+            trained.categories if trained else self._categories(),
+            trained.indicator if trained else self.roles.gaps == "indicate",
+        )
+
+    def _calendar(self, ticks: NDArray[Any]) -> tuple[str, ...]:
+        asked = self.roles.options.calendar or ("auto",)
+        if "auto" in asked:
+            return self.clock.features(float(ticks.max() - ticks.min()) if len(ticks) else 0.0)
+        names = tuple(name for name in asked if name != "none")
+        if names and self.clock.kind == "number":
+            raise InputError(
+                f"{self.place}: calendar {listing(names)} needs dates, but column "
+                f"{self.roles.options.time!r} holds numbers; use --calendar none"
+            )
+        return names
+
+    def _categories(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(sorted_labels(map(str, each.values())) for each in self.index.labels)
+
+    def _stamp(self) -> np.datetime64 | None:
+        times: Any = self.index.times
+        return None if self.clock.kind == "number" else times[0]
+
+    def _codes(self, categories: tuple[tuple[str, ...], ...]) -> Ints:
+        """The code of each series' category, int64 (series, statics)."""
+        codes = np.zeros((len(self.index.ids), len(categories)), np.int64)
+        for column, (label, known) in enumerate(zip(self.index.labels, categories, strict=True)):
+            code_of = {name: code for code, name in enumerate(known)}
+            for series, value in enumerate(map(str, label.values())):
+                if value not in code_of:
+                    self.index.files.refuse(
+                        int(label.rows[series]), label.column, repr(value),
+                        f"one of the categories the model was trained on: {listing(known)}"
+                        f"{suggestion(value, known)}",
+                        "train again with it, or drop the series",
+                    )  # fmt: skip
+                codes[series, column] = code_of[value]
+        return codes
+
+
 def _history(rows: GridRows, targets: int) -> Ints:
     """Rows of each series up to the last with a target, int64 (series,)."""
-    is_there = np.isfinite(rows.x[:, :targets]).any(1)
+    has_target = np.isfinite(rows.x[:, :targets]).any(1)
     starts = rows.lengths.cumsum() - rows.lengths
-    last = np.maximum.reduceat(np.where(is_there, np.arange(len(rows.x)), -1), starts)
+    last = np.maximum.reduceat(np.where(has_target, np.arange(len(rows.x)), -1), starts)
     return np.maximum(last - starts + 1, 0)
-
-
-def _check_cells(keys: Keys, roles: SeriesRoles, rows: GridRows, history: Ints) -> None:
-    is_gap = np.isnan(rows.x)
-    step = np.arange(len(rows.x)) - np.repeat(rows.lengths.cumsum() - rows.lengths, rows.lengths)
-    future = step >= np.repeat(history, rows.lengths)
-    unknown = len(roles.options.target) + len(roles.options.features)
-    is_gap[future, :unknown] = False
-    for row, column in np.argwhere(is_gap)[:1]:
-        keys.rows.refuse(
-            keys.file_row(int(rows.table_rows[row])),
-            roles.values[column],
-            f"an empty cell, NaN or infinity ({int(is_gap.sum())} in all)",
-            "a finite number",
-            "fill gaps with --gaps forward, linear or indicate",
-        )
-
-
-def _finished(
-    place: str,
-    rows: GridRows,
-    history: Ints,
-    clock: Clock,
-    keys: Keys,
-    roles: SeriesRoles,
-    schema: Schema | None,
-    split: Split,
-) -> SeriesTable:
-    missing = np.isnan(rows.x)
-    parts = split.part_of(rows.ticks)
-    if roles.gaps == "linear":
-        fill_linear(rows.x, rows.lengths, parts)
-    means = roles.options.means or column_means(rows.x[parts == 0], "mean")
-    means = tuple(mean if np.isfinite(mean) else 0.0 for mean in means)
-    fill(place, rows.x, rows.lengths, roles.values, "forward", means)
-    calendar = _calendar(place, roles, clock, rows.ticks[parts == 0], schema)
-    categories = _categories(keys.labels, schema)
-    info = SeriesSchema(
-        clock.kind, clock.step, roles.options.known, calendar, roles.options.static,
-        categories, roles.gaps == "indicate",
-    )  # fmt: skip
-    if schema is not None and schema.series is not None:
-        info = replace(info, indicator=schema.series.indicator)
-    assert keys.times is not None
-    first: Any = keys.times[:1]
-    stamp = None if clock.kind == "number" else first[0]
-    extra = calendar_columns(clock.stamps(rows.ticks, stamp), calendar)
-    is_filled: NDArray[np.bool_] = np.any(missing, axis=1, keepdims=True)
-    gap = is_filled[:, : int(info.indicator)].astype(np.float32)
-    indicator = (INDICATOR,) if info.indicator else ()
-    names = (*roles.values, *calendar_names(calendar), *indicator)
-    options = replace(roles.options, means=means, calendar=calendar or ("none",))
-    return SeriesTable(
-        place=place,
-        x=np.concatenate((rows.x, extra, gap), 1),
-        missing=missing,
-        lengths=rows.lengths,
-        history=history,
-        ticks=rows.ticks,
-        stamp=stamp,
-        ids=tuple(keys.ids) if roles.options.id else None,
-        statics=_codes(keys, categories),
-        schema=Schema(names, (), roles.options.target, series=info),
-        roles=replace(roles, options=options),
-        split=split,
-    )
-
-
-def _calendar(
-    place: str, roles: SeriesRoles, clock: Clock, ticks: NDArray[Any], schema: Schema | None
-) -> tuple[str, ...]:
-    asked = roles.options.calendar or ("auto",)
-    if schema is not None and schema.series is not None:
-        return schema.series.calendar
-    if "auto" in asked:
-        return clock.features(float(ticks.max() - ticks.min()) if len(ticks) else 0.0)
-    names = tuple(name for name in asked if name != "none")
-    if names and clock.kind == "number":
-        raise InputError(
-            f"{place}: calendar {listing(names)} needs dates, but column {roles.options.time!r} "
-            "holds numbers; use --calendar none"
-        )
-    return names
-
-
-def _categories(labels: list[Labels], schema: Schema | None) -> tuple[tuple[str, ...], ...]:
-    if schema is not None and schema.series is not None:
-        return schema.series.categories
-    return tuple(sorted_labels(str(value) for value in label.values()) for label in labels)
-
-
-def _codes(keys: Keys, categories: tuple[tuple[str, ...], ...]) -> Ints:
-    codes = np.zeros((len(keys.ids), len(categories)), np.int64)
-    for column, (label, known) in enumerate(zip(keys.labels, categories, strict=True)):
-        places = {name: code for code, name in enumerate(known)}
-        for series, value in enumerate(map(str, label.values())):
-            if value not in places:
-                keys.rows.refuse(
-                    int(label.rows[series]), label.column, repr(value),
-                    f"one of the categories the model was trained on: {listing(known)}"
-                    f"{suggestion(value, known)}",
-                    "train again with it, or drop the series",
-                )  # fmt: skip
-            codes[series, column] = places[value]
-    return codes

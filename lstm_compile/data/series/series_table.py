@@ -1,27 +1,154 @@
-"""Series at equal steps: what `read_series` gives, its parts and what lies ahead of it."""
+"""Series at equal steps: the roles of the columns, the table, its parts and its next steps."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing
 from lstm_compile.data.schema import Schema, SeriesSchema
 from lstm_compile.data.series.clock import Clock, calendar_columns
-from lstm_compile.data.series.series_roles import SeriesRoles
+from lstm_compile.data.tables.columns import Gaps, Kind, TableOptions
+from lstm_compile.data.tables.roles import (
+    Roles,
+    check_roles,
+    described_roles,
+    free_numbers,
+    infer_role,
+    missing_role,
+)
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 
 Ints = NDArray[np.int64]
+INDICATOR = "gap"  # the feature that marks filled steps
+
+
+@dataclass(frozen=True)
+class SeriesRoles:
+    """The role of each column of a table of series, and notes on its rows.
+
+    Attributes:
+        options: the options that ask for the same table again; nothing is left to infer.
+        inferred: the roles that no flag named.
+        left_out: the columns without a role, with their kinds.
+        notes: the step, gaps and duplicates of the table.
+    """
+
+    options: TableOptions
+    inferred: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, Kind], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The columns of numbers: targets, past covariates, known covariates."""
+        return (*self.options.target, *self.options.features, *self.options.known)
+
+    @property
+    def gaps(self) -> Gaps:
+        """What fills gaps."""
+        return self.options.gaps or "error"
+
+    @property
+    def reading(self) -> Roles:
+        """The roles as those of a long table, whose labels are the statics; gaps are not filled."""
+        o = self.options
+        return Roles(o.id, o.time, o.static, self.values, "zero")
+
+    @property
+    def description(self) -> str:
+        """One line: `time: date (inferred); target: ...; step: 1 hour; ...`."""
+        o = self.options
+        parts = {
+            "id": o.id or "none, one series a file",
+            "time": o.time or "",
+            "target": listing(o.target),
+            "past covariates": listing(o.features),
+            "known covariates": listing(o.known),
+            "static": listing(o.static),
+            "calendar": listing(o.calendar),
+        }
+        return "; ".join([*described_roles(parts, self.inferred, self.left_out), *self.notes])
+
+
+def find_series_roles(
+    place: str, columns: Mapping[str, Kind], options: TableOptions, schema: Schema | None = None
+) -> SeriesRoles:
+    """Find the role of every column; `schema` is that of a trained model.
+
+    Past covariates are never inferred: they are `options.features`, or those of the schema.
+
+    Raises:
+        InputError: a column that is missing, has two roles, or cannot be inferred, or an option
+            of other tasks.
+    """
+    _check_options(place, options)
+    options = _with_schema(options, schema)
+    asked = _asked(options)
+    check_roles(place, columns, asked, lambda both: both == {"id", "static"})
+    taken = {name for _, name in asked}
+    inferred = []
+    for role in ("id", "time", "target"):
+        if getattr(options, role):
+            continue
+        found = infer_role(place, role, columns, taken)
+        if role == "target" and not found:
+            free = free_numbers(columns, taken)
+            found = free if len(free) == 1 else ()
+        if found:
+            taken.update(found)
+            inferred.append(role)
+            value: Any = found if role == "target" else found[0]
+            options = replace(options, **{role: value})
+    for role in ("time", "target"):
+        if not getattr(options, role):
+            raise missing_role(place, role, columns)
+    left_out = tuple((name, kind) for name, kind in columns.items() if name not in taken)
+    return SeriesRoles(options, tuple(inferred), left_out)
+
+
+def _check_options(place: str, options: TableOptions) -> None:
+    if options.missing is not None:
+        raise InputError(f"{place}: series take --gaps in place of --missing")
+    if options.text is not None:
+        raise InputError(
+            f"{place}: --text {options.text} is for tasks classify and tag; leave it out"
+        )
+
+
+def _with_schema(options: TableOptions, schema: Schema | None) -> TableOptions:
+    if schema is None or schema.series is None:
+        past = tuple(name for name in options.features if name not in options.target)
+        return replace(options, features=past)
+    series, targets = schema.series, schema.targets
+    count = len(series.known_features) + series.indicator
+    past = schema.features[len(targets) : len(schema.features) - count]
+    return replace(
+        options, target=targets, features=past, known=series.known, static=series.statics,
+        calendar=series.calendar or ("none",),
+    )  # fmt: skip
+
+
+def _asked(options: TableOptions) -> list[tuple[str, str]]:
+    """Pairs of a role and a column."""
+    single = [(role, getattr(options, role)) for role in ("id", "time") if getattr(options, role)]
+    several = [
+        (role, name)
+        for role in ("target", "features", "known", "static")
+        for name in getattr(options, role)
+    ]
+    return single + several
 
 
 class Shares(NamedTuple):
-    """How large the parts at the end are.
+    """The sizes of the validation and test parts at the end of a table.
 
     Attributes:
         validation: share of all rows.
-        test: share of all rows, or a number of steps from 1 on.
-        least: steps that validation takes at least, where it takes any.
+        test: share of all rows, or from 1 on a number of steps.
+        least: the least number of steps of validation, unless its share is 0.
     """
 
     validation: float = 0.0
@@ -30,9 +157,9 @@ class Shares(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Where parts begin, in ticks of the clock; infinity where there is none.
+    """The first ticks of the validation and test parts; infinity where there is none.
 
-    The training part is what lies before `validation`, the test part what lies from `test` on.
+    The training part lies before `validation`.
     """
 
     validation: float
@@ -51,15 +178,15 @@ class SeriesTable:
     """Series at equal steps, one after the other.
 
     Attributes:
-        place: where they come from, for messages.
+        place: the path that they were read from, for messages.
         x: float32 (rows, features), finite, in the order of `schema.features`.
-        missing: bool (rows, columns): which values of targets, past and known covariates were
+        missing: bool (rows, columns), the values of targets, past and known covariates that were
             filled.
         lengths: int64 (series,), rows of each.
         history: int64 (series,), rows up to the last target; those after it hold known covariates.
         ticks: (rows,), the time of each row, see `Clock.ticks`.
         stamp: any of the table's times, for `Clock.stamps`; None for numbers.
-        ids: what each series is called, or None where there is but one without a name.
+        ids: the name of each series, or None where there is only one, without a name.
         statics: int64 (series, statics), codes of categories.
         schema: names, clock and categories.
         roles: the columns of the file.
@@ -81,7 +208,7 @@ class SeriesTable:
 
     @property
     def info(self) -> SeriesSchema:
-        """What the schema says of the series."""
+        """The series part of the schema."""
         assert self.schema.series is not None
         return self.schema.series
 
@@ -100,33 +227,27 @@ class SeriesTable:
 
 
 def split_of(ticks: NDArray[Any], clock: Clock, shares: Shares) -> Split:
-    """Where the parts of rows at `ticks` begin.
-
-    Args:
-        ticks: of all rows, in any order.
-        clock: what a step is.
-        shares: how large the parts are.
-    """
+    """The split of rows at `ticks`, in any order, into parts of the sizes `shares`."""
     ordered = np.sort(ticks)
     end = float(ordered[-1]) + clock.step
-    tested = end - shares.test * clock.step
+    test = end - shares.test * clock.step
     if shares.test < 1:
-        tested = _quantile(ordered, shares.test, end)
+        test = _quantile(ordered, shares.test, end)
     if not shares.validation:
-        return Split(tested, tested)
-    rest = shares.test if shares.test < 1 else float((ordered >= tested).mean())
-    begin = _quantile(ordered, rest + shares.validation, end)
-    return Split(min(begin, tested - shares.least * clock.step), tested)
+        return Split(test, test)
+    rest = shares.test if shares.test < 1 else float((ordered >= test).mean())
+    validation = _quantile(ordered, rest + shares.validation, end)
+    return Split(min(validation, test - shares.least * clock.step), test)
 
 
 def _quantile(ordered: NDArray[Any], share: float, end: float) -> float:
-    """Where the last `share` of rows begins."""
+    """The tick at which the last `share` of rows begins."""
     place = round(len(ordered) * (1 - share))
     return end if place >= len(ordered) else float(ordered[max(0, place)])
 
 
 class Ahead(NamedTuple):
-    """What is known of the steps after the last target of each series.
+    """The known covariates of the steps after the last target of each series.
 
     Attributes:
         known: float32 (series, horizon, known).
@@ -157,10 +278,10 @@ def look_ahead(table: SeriesTable, horizon: int) -> Ahead:
         return Ahead(calendar, ticks)
     first = len(table.roles.values) - len(info.known)
     rows = last[:, None] + steps
-    is_there = rows < (table.starts + table.lengths)[:, None]
-    rows = np.where(is_there, rows, last[:, None])
-    is_there = is_there[..., None] & ~table.missing[rows][..., first:]
-    for series, step, column in np.argwhere(~is_there)[:1]:
+    is_known = rows < (table.starts + table.lengths)[:, None]
+    rows = np.where(is_known, rows, last[:, None])
+    is_known = is_known[..., None] & ~table.missing[rows][..., first:]
+    for series, step, column in np.argwhere(~is_known)[:1]:
         raise InputError(
             f"{table.name(series)}, column {info.known[column]!r}: no value for "
             f"{table.stamps(ticks[series, step : step + 1])[0]}, step {step + 1} of the horizon; "

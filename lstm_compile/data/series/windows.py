@@ -1,4 +1,4 @@
-"""Windows of series: a context and the steps after it, found by index in the flat rows."""
+"""Windows of series: a context and the steps after it, as indices into the flat rows."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,8 +12,7 @@ from torch import Tensor
 from lstm_compile.config import Task
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.series.history import History
-from lstm_compile.data.series.series_roles import SeriesRoles
-from lstm_compile.data.series.series_table import SeriesTable
+from lstm_compile.data.series.series_table import SeriesRoles, SeriesTable
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Batch, Given
 
@@ -33,15 +32,15 @@ class Windows:
 
     Attributes:
         x: float32 (rows, features), finite, the series one after the other.
-        is_unknown: bool (rows, targets), True where a target was filled: neither learned nor
-            measured.
+        is_unknown: bool (rows, targets), True where a target was filled; training and evaluation
+            leave it out.
         starts: int64 (windows,), the first row of each context.
         origins: int64 (windows,), the first row to forecast.
-        series: int64 (windows,), whose.
+        series: int64 (windows,), the number of each window's series.
         statics: int64 (series, statics).
         shape: context and horizon.
         table: the series these are windows of; on the CPU, whatever the tensors are on.
-        history: for the inputs `series_location` and `series_scale`; None where nobody wants them.
+        history: for the inputs `series_location` and `series_scale`; None if the model has neither.
     """
 
     x: Tensor
@@ -64,12 +63,12 @@ class Windows:
 
     @property
     def y(self) -> Tensor:
-        """What is to be forecast, float32 (windows, horizon, targets); NaN where nobody knows."""
+        """The targets to forecast, float32 (windows, horizon, targets); NaN where unknown."""
         return self._truth(self.origins)
 
     @property
     def unit(self) -> Tensor | None:
-        """What a target's error is measured in, (windows, targets), where that is by series."""
+        """The unit of each target's error, (windows, targets); None if not scaled by series."""
         targets = len(self.schema.targets)
         return self.history.at(self.origins, self.series)[1][:, :targets] if self.history else None
 
@@ -94,17 +93,12 @@ class Windows:
         return self.schema.targets
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    @property
     def roles(self) -> SeriesRoles:
         """The columns of the table."""
         return self.table.roles
 
     def digest(self) -> str:
-        """The sha256 of the names and of all rows up to the last that is forecast."""
+        """The sha256 of the names and of all rows up to the end of the last horizon."""
         stop = int(self.origins.max()) + self.shape.horizon
         parts = (self.table.ticks[:stop], self.table.x[:stop], self.table.lengths)
         digest = hashlib.sha256(self.schema.to_json().encode())
@@ -128,12 +122,7 @@ class Windows:
         return replace(self, **moved, history=self.history and self.history.to(device))
 
     def gather(self, indices: Tensor, time: int | None = None) -> Batch:
-        """Cut a padded batch out of the flat rows, by indexing alone.
-
-        Args:
-            indices: int64 (batch,), on the device of the rows.
-            time: steps to pad to; None looks the longest context up.
-        """
+        """Cut a padded batch out of the flat rows, by indexing alone; see `sequences.gather`."""
         starts, origins = self.starts[indices], self.origins[indices]
         lengths = origins - starts
         steps = torch.arange(time or max(1, int(lengths.max())), device=starts.device)
@@ -165,7 +154,7 @@ class Windows:
 
 
 def known_columns(schema: Schema) -> slice:
-    """Where in `x` the columns of `known_future` stand."""
+    """The columns of `x` that the input `known_future` takes."""
     assert schema.series is not None
     stop = len(schema.features) - schema.series.indicator
     return slice(stop - len(schema.series.known_features), stop)
@@ -174,14 +163,10 @@ def known_columns(schema: Schema) -> slice:
 def all_windows(table: SeriesTable, shape: Shape, by_series: bool = False) -> Windows:
     """Every window whose horizon lies within its series and holds a known target.
 
-    A context is as long as `shape.context` where the series is long enough for twice as much;
-    before that it may be as short as half of what there is. No window begins after a step that a
-    line was drawn through: what stands there is known only later.
+    The shortest context has `shape.context` steps, or half of the steps before the last origin if
+    these are fewer. No origin follows a step that was interpolated: its value uses a later one.
 
-    Args:
-        table: the series.
-        shape: context and horizon.
-        by_series: whether a model with `scaling` `series` will be asked.
+    `by_series` says that the windows are for a model with `scaling` `series`.
     """
     targets = len(table.schema.targets)
     unknown = table.missing[:, :targets]
@@ -207,7 +192,7 @@ def all_windows(table: SeriesTable, shape: Shape, by_series: bool = False) -> Wi
 
 
 def _origins(table: SeriesTable, shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of origins, their series and where their contexts start, int64 (windows,) each."""
+    """The row of each origin, its series and the first row of its context, int64 (windows,)."""
     room = table.history - shape.horizon  # the last origin of each series
     first = np.minimum(shape.context, np.maximum(room // 2, 1))
     count = np.maximum(room - first + 1, 0)
@@ -218,9 +203,9 @@ def _origins(table: SeriesTable, shape: Shape) -> tuple[np.ndarray, np.ndarray, 
 
 
 def split_windows(windows: Windows) -> dict[str, Windows]:
-    """The windows of each part: `train`, `validation`, `known` (both and those across), `test`.
+    """The windows of each part: `train`, `validation`, `test`, and `known` (all before the test).
 
-    All that a window forecasts lies in its part; its context may reach back into the part before.
+    The horizon of a window lies in its part; its context may begin in the part before.
     """
     parts = torch.from_numpy(windows.table.split.part_of(windows.table.ticks))
     begin, end = parts[windows.origins], parts[windows.origins + windows.shape.horizon - 1]
@@ -242,7 +227,7 @@ def thinned(windows: Windows, stride: int = 1, most: int = 0) -> Windows:
 
 
 def require(windows: Windows, part: str) -> Windows:
-    """The same windows.
+    """The same windows, if there is any.
 
     Raises:
         InputError: there is none.
@@ -257,10 +242,10 @@ def require(windows: Windows, part: str) -> Windows:
 
 
 def check_lengths(table: SeriesTable, horizon: int) -> None:
-    """Refuse series that no window fits into.
+    """Check that a window fits into every series.
 
     Raises:
-        InputError: names the first, and its first row.
+        InputError: names the first series that is too short, and its first row.
     """
     for series in np.flatnonzero(table.history <= horizon)[:1]:
         begin = table.stamps(table.ticks[table.starts[series:][:1]])[0]

@@ -1,22 +1,27 @@
-"""How to read a long table: which columns to take, and what to do about gaps.
+"""How to read a table: its columns, what fills its gaps, and what the reader returns.
 
-Loads neither torch nor pyarrow: the command line makes flags of `TableOptions`.
+Loads neither torch nor pyarrow nor numpy: the command line makes flags of `TableOptions`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
-from typing import Any, Literal, get_args
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lstm_compile.config import CLASSES, FORECAST, WHOLE, WITH_FEATURES, option
+from lstm_compile.data.calendar import CALENDAR
 from lstm_compile.errors import InputError
 
+if TYPE_CHECKING:
+    from lstm_compile.data.schema import Schema
+
+Progress = Callable[[int, int], None]  # is called with rows done and rows in all
 Missing = Literal["error", "forward", "mean", "zero"]
 Gaps = Literal["error", "forward", "linear", "indicate"]
 Duplicates = Literal["error", "mean", "last"]
-CALENDAR = ("hour", "weekday", "month")
 CHOICES = {"missing": Missing, "gaps": Gaps, "duplicates": Duplicates}
-# what only tables of series to forecast have
+# the options that only tables of series to forecast have
 SERIES_ONLY = ("known", "static", "calendar", "gaps", "duplicates")
 Kind = Literal["number", "text", "date", "other"]  # bool and whole numbers are numbers too
 
@@ -31,19 +36,19 @@ class TableOptions:
         target: columns with the label or the numbers to predict; empty infers one.
         features: columns with the values of a step, in the model's order; empty infers them.
         text: column with text, read character by character in place of features.
-        missing: what becomes of empty cells, NaN and infinities in the features; None is `error`,
-            or what a model was trained with.
+        missing: what fills empty cells, NaN and infinities in the features; None is `error`, or
+            the value that a model was trained with.
         known: columns whose values are known in the horizon of a forecast too.
         static: columns with one category a series.
-        calendar: columns made from the stamps: `hour`, `weekday`, `month`; `auto` takes those that
-            the step and the span of the table allow, `none` none.
-        gaps: what a series to forecast has at steps without a row and in empty cells: nothing
+        calendar: columns made from the time stamps: `hour`, `weekday`, `month`; `auto` takes those
+            that the step and the span of the table allow, `none` none.
+        gaps: what fills steps without a row and empty cells of a series to forecast: nothing
             (`error`), the value before (`forward`), a line to the value after (`linear`), or the
-            value before and a column that says so (`indicate`).
-        duplicates: what two rows of one series at one time become: nothing (`error`), their mean,
-            or the last of them.
-        means: of the features in the data a model was trained on, which fill gaps in later data
-            too; no flag. Empty takes those of the data that are read.
+            value before with a column that marks the step (`indicate`).
+        duplicates: what replaces two rows of one series at one time: nothing (`error`), their
+            mean, or the last of them.
+        means: of the features in a model's training data; they fill gaps in later data too. There
+            is no flag for them. Empty takes the means of the data that are read.
 
     Raises:
         InputError: a value of another type, or an empty name.
@@ -109,24 +114,24 @@ class TableOptions:
             raise InputError(f"means must be finite numbers, got {self.means!r}")
         object.__setattr__(self, "means", tuple(self.means))
         if self.text and self.features:
-            raise InputError("text stands in place of features; name one of them")
+            raise InputError("text replaces features; name only one of them")
 
     @property
-    def given(self) -> list[str]:
-        """The flags that ask for something other than the default."""
+    def changed_flags(self) -> list[str]:
+        """The flags of the options that differ from the default."""
         return [f"--{name}" for name in self._changed() if name != "means"]
 
     @property
-    def given_for_series(self) -> list[str]:
-        """Those of them that only series to forecast have."""
-        return [name for name in self.given if name.removeprefix("--") in SERIES_ONLY]
+    def series_flags(self) -> list[str]:
+        """Those of `changed_flags` that only tables of series to forecast have."""
+        return [name for name in self.changed_flags if name.removeprefix("--") in SERIES_ONLY]
 
     def _changed(self) -> dict[str, Any]:
         default = asdict(TableOptions())
         return {name: value for name, value in asdict(self).items() if value != default[name]}
 
     def over(self, stored: Mapping[str, Any] | None) -> "TableOptions":
-        """These options, with what they leave open taken from those of a trained model.
+        """These options; where they have the default, those of a trained model.
 
         Args:
             stored: `asdict` of the options that the model's training used, or None.
@@ -152,3 +157,37 @@ def _column_names(role: str, names: Any) -> tuple[str, ...]:
     if not all(isinstance(name, str) and name for name in names):
         raise InputError(f"{role} must be names of columns, got {list(names)!r}")
     return tuple(names)
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """A file to read, and everything that decides what its reader returns.
+
+    Attributes:
+        path: the file; for a long table also a folder or a glob.
+        options: the columns of a long table, and what fills its gaps; other formats take none.
+        schema: of a trained model: picks the columns and the vocabulary; None takes the file's.
+        labelled: False ignores classes and targets, whether the file has them or not.
+        per_step: whether every step has a label, or every sequence; None takes `.npz` files as they
+            are, others by sequence.
+        tokens: `char` or `byte`: the tokens of a column of text, unless `schema` says it.
+        progress: called while a long table is read.
+    """
+
+    path: str | PathLike[str]
+    options: TableOptions = TableOptions()
+    schema: "Schema | None" = None
+    labelled: bool = True
+    per_step: bool | None = None
+    tokens: str = "char"
+    progress: Progress | None = None
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the input is a column of text."""
+        return bool(self.schema.vocabulary if self.schema else self.options.text)
+
+    @property
+    def step_labels(self) -> bool:
+        """Whether labels are read, one for every step."""
+        return self.labelled and bool(self.per_step)

@@ -1,4 +1,4 @@
-"""Which files a path means: one file, a folder of files, or a glob."""
+"""The files of a path: one file, a folder of files, or a glob."""
 
 import glob
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from lstm_compile.data.listing import listing
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 
 FORMATS = {
     ".csv": "CSV",
@@ -23,7 +23,7 @@ TEXT_SUFFIXES = (".txt", ".md", ".text")
 
 
 class TableFile(NamedTuple):
-    """A file, and the columns that folders called `name=value` above it give its rows."""
+    """A file, and the columns that its rows get from folders called `name=value` above it."""
 
     path: Path
     constants: dict[str, str]
@@ -34,17 +34,17 @@ def is_text(path: str | PathLike[str]) -> bool:
     place = Path(path)
     if not place.is_dir():
         return place.suffix.lower() in TEXT_SUFFIXES
-    suffixes = {file.suffix.lower() for file in place.rglob("*") if _counts(file, place)}
+    suffixes = {file.suffix.lower() for file in _visible_files(place)}
     return not suffixes.isdisjoint(TEXT_SUFFIXES) and suffixes.isdisjoint(FORMATS)
 
 
 def is_table(path: str | PathLike[str]) -> bool:
     """Whether a path means a long table: by its suffix, as a folder or as a glob."""
-    return Path(path).suffix.lower() in FORMATS or is_set(path)
+    return Path(path).suffix.lower() in FORMATS or is_several(path)
 
 
-def is_set(path: str | PathLike[str]) -> bool:
-    """Whether a path means as many files as there are: a folder, or a glob."""
+def is_several(path: str | PathLike[str]) -> bool:
+    """Whether a path means any number of files: a folder, or a glob."""
     return Path(path).is_dir() or (glob.has_magic(fspath(path)) and not Path(path).exists())
 
 
@@ -54,10 +54,10 @@ def is_address(path: str | PathLike[str]) -> bool:
 
 
 def plain_name(path: str | PathLike[str]) -> str:
-    """The path to name a run after: what stands before the first wildcard of a glob."""
+    """The path that a run is named after: the part of a glob before its first wildcard."""
     if is_address(path):
         return fspath(path).rstrip("/")
-    if not is_set(path) or Path(path).is_dir():
+    if not is_several(path) or Path(path).is_dir():
         return fspath(path)
     plain = _plain_parts(Path(path))
     return plain[-1] if plain and plain[-1] != "/" else "table"
@@ -70,27 +70,30 @@ def find_files(path: str | PathLike[str]) -> list[TableFile]:
         InputError: no such file or none in the folder, no table, or more than one format.
     """
     place = Path(path)
-    if not is_set(path):
+    if not is_several(path):
         if place.suffix.lower() not in FORMATS:
             raise InputError(
                 f"{path}: expected a file that ends in {_endings()}, found "
                 f"{repr(place.suffix) if place.suffix else 'no ending'}"
             )
         return [TableFile(place, {})]
+    files = matching_files(path)
     if place.is_dir():
-        found = [file for file in place.rglob("*") if _counts(file, place)]
-        files = [file for file in found if file.suffix.lower() in FORMATS]
-    else:
-        files = [Path(name) for name in glob.glob(fspath(path), recursive=True)]
-        files = [file for file in files if file.is_file()]
+        files = sorted(file for file in _visible_files(place) if file.suffix.lower() in FORMATS)
     if not files:
         raise InputError(f"{path}: no file here; expected files that end in {_endings()}")
+    _check_one_format(path, files)
     fixed = len(place.parts) if place.is_dir() else len(_plain_parts(place))
-    files = _one_format(path, sorted(files))
-    return [TableFile(file, constants_of(file.parts[fixed:-1])) for file in files]
+    return [TableFile(file, folder_columns(file.parts[fixed:-1])) for file in files]
 
 
-def constants_of(folders: Iterable[str]) -> dict[str, str]:
+def matching_files(path: str | PathLike[str]) -> list[Path]:
+    """The files that match a glob, sorted."""
+    found = (Path(name) for name in glob.glob(fspath(path), recursive=True))
+    return sorted(file for file in found if file.is_file())
+
+
+def folder_columns(folders: Iterable[str]) -> dict[str, str]:
     """The columns that folders called `name=value` give the rows of the files in them."""
     pairs = [part.split("=", 1) for part in folders if "=" in part]
     return {unquote(name): unquote(value) for name, value in pairs if name}
@@ -100,12 +103,14 @@ def _plain_parts(path: Path) -> list[str]:
     return list(takewhile(lambda part: not glob.has_magic(part), path.parts))
 
 
-def _counts(file: Path, folder: Path) -> bool:
-    parts = file.relative_to(folder).parts
-    return file.is_file() and not any(part.startswith((".", "_")) for part in parts)
+def _visible_files(folder: Path) -> Iterable[Path]:
+    for file in folder.rglob("*"):
+        is_hidden = any(part.startswith((".", "_")) for part in file.relative_to(folder).parts)
+        if not is_hidden and file.is_file():
+            yield file
 
 
-def _one_format(path: str | PathLike[str], files: list[Path]) -> list[Path]:
+def _check_one_format(path: str | PathLike[str], files: list[Path]) -> None:
     formats = {FORMATS.get(file.suffix.lower(), file.suffix or "no ending") for file in files}
     if len(formats) > 1:
         raise InputError(
@@ -114,7 +119,6 @@ def _one_format(path: str | PathLike[str], files: list[Path]) -> list[Path]:
         )
     if not formats <= set(FORMATS.values()):
         raise InputError(f"{files[0]}: expected a file that ends in {_endings()}")
-    return files
 
 
 def _endings() -> str:

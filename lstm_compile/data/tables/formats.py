@@ -1,4 +1,4 @@
-"""CSV, Parquet, Arrow and JSON Lines files, read a batch at a time.
+"""CSV, Parquet, Arrow and JSON Lines files, read a batch of rows at a time.
 
 Source: https://arrow.apache.org/docs/python/ (csv, json, parquet, ipc).
 """
@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,24 +19,34 @@ import pyarrow.json
 import pyarrow.parquet
 
 from lstm_compile.config import MAX_SIZE
-from lstm_compile.data.tables.encoding import check_utf8, separator
+from lstm_compile.data.tables.folders import find_files
 from lstm_compile.data.tables.pages import check_pages
-from lstm_compile.data.tables.source import BATCH_ROWS, BLOCK_BYTES, Source, too_long, too_many
+from lstm_compile.data.tables.source import (
+    BATCH_ROWS,
+    BLOCK_BYTES,
+    Source,
+    TableFiles,
+    too_long,
+    too_many,
+)
 from lstm_compile.data.tables.values import is_date, type_of_text
+from lstm_compile.data.text_files import check_utf8
 from lstm_compile.errors import InputError, reason
 
-ARROW_FILE = b"ARROW1"  # how the IPC file format begins, and a stream does not
+ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream begins otherwise
+SEPARATORS = (",", ";", "\t")
+HEADER_BYTES = 1 << 20
 MOST_CELLS = 1 << 24  # of a sample
 MANY_BRACKETS = 1000  # of a row
-SAMPLE_ROWS = 10_000  # of a text file, whose cells say what kind a column is
+SAMPLE_ROWS = 10_000  # of a text file, that decide the types of its columns
 
 
 class Parquet(Source):
-    """A Parquet file, read a batch at a time, whatever the size of its row groups.
+    """A Parquet file.
 
     Attributes:
-        groups: rows of each row group.
-        filesystem: of `pyarrow.fs`, where `path` lies.
+        groups: the number of rows of each row group.
+        filesystem: the `pyarrow.fs` that `path` lies in.
     """
 
     def __init__(
@@ -47,7 +58,7 @@ class Parquet(Source):
         super().__init__(path, constants)
 
     def part(self, groups: range) -> "Parquet":
-        """The same file, of which these row groups alone are read."""
+        """The same file, reduced to some row groups."""
         part = copy(self)
         part._part = groups
         return part
@@ -67,12 +78,11 @@ class Parquet(Source):
             return [(field.name, field.type) for field in file.schema_arrow]
 
     def _stamped(self) -> object:
-        """Differs once the file is written again."""
+        """Size and time of the file, which change when it is written again."""
         info = self.filesystem.get_file_info(self.path.as_posix())
         return info.size, info.mtime_ns
 
     def _checked(self, file: Any) -> list[int]:
-        """The rows of each row group."""
         is_near = isinstance(self.filesystem, pa.fs.LocalFileSystem)
         try:
             return check_pages(file, file.size(), each=is_near)
@@ -86,7 +96,7 @@ class Parquet(Source):
         # pre_buffer would hold a whole row group, and there may be only one
         options: Any = {"pre_buffer": False, "buffer_size": 1 << 20, "metadata": self._metadata}
         groups = range(len(self.groups)) if self._part is None else self._part
-        # not closed by hand: columns are read in threads, which an error in one leaves at work
+        # not closed by hand: after an error in one thread, others still read columns
         with pa.parquet.ParquetFile(self._open(), **options) as file:
             if self._stamped() != self._stamp:
                 raise InputError(f"{self.path}: changed while it was read; read it again")
@@ -120,12 +130,12 @@ class Arrow(Source):
 
 
 class Csv(Source):
-    """A CSV file in UTF-8 whose first line names the columns; `,`, `;` and tabs part cells."""
+    """A CSV file in UTF-8 whose first line names the columns; see `SEPARATORS`."""
 
     is_text = True
 
     def _types(self) -> list[tuple[str, Any]]:
-        self.separator = separator(self.path)
+        self.separator = _separator(self.path)
         reader = self._open(None)
         names = reader.schema.names
         if len(set(names)) < len(names):
@@ -180,7 +190,7 @@ class JsonLines(Source):
                 yield from table.combine_chunks().to_batches()
 
     def _count_columns(self, lines: list[bytes]) -> int:
-        """How many names there are; pyarrow gives each of them a cell in every row."""
+        """The number of names in all rows; pyarrow gives each of them a cell in every row."""
         names = set[str]()
         for line in filter(bytes.strip, lines):
             try:
@@ -205,8 +215,8 @@ class JsonLines(Source):
 
     def _parse(self, lines: list[bytes], row: int, types: dict[str, Any] | None) -> Any:
         for line in lines:
-            if line.count(b"[") + line.count(b"{") > MANY_BRACKETS:  # pyarrow's parser has no floor
-                _check_depth(self.path, lines, row, line)
+            if line.count(b"[") + line.count(b"{") > MANY_BRACKETS:
+                _check_depth(self.path, lines, row, line)  # pyarrow recurses without a limit
         text = b"".join(lines)
         if not text.isascii():
             text.decode()  # pyarrow does not check
@@ -232,6 +242,29 @@ SOURCES: dict[str, type[Source]] = {
 }
 
 
+def open_files(path: str | PathLike[str]) -> TableFiles:
+    """The files of a table, sorted by path.
+
+    Raises:
+        InputError: no such file, none in the folder, or a damaged one.
+    """
+    return TableFiles(
+        [SOURCES[f.path.suffix.lower()](f.path, f.constants) for f in find_files(path)]
+    )
+
+
+def _separator(path: Path) -> str:
+    """Whichever of `SEPARATORS` the first line of a CSV file has most of, outside quotes."""
+    with path.open("rb") as file:
+        line = file.readline(HEADER_BYTES)
+    try:
+        header = line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        check_utf8(path)
+        header = line.decode("utf-8", "replace")  # cut within a character
+    return max(SEPARATORS, key="".join(header.split('"')[::2]).count)
+
+
 def _check_depth(path: Path, lines: list[bytes], row: int, line: bytes) -> None:
     try:
         json.loads(line)
@@ -240,7 +273,7 @@ def _check_depth(path: Path, lines: list[bytes], row: int, line: bytes) -> None:
 
 
 def _bad_line(path: Path, lines: list[bytes], row: int, error: Exception) -> InputError:
-    """Find the line that pyarrow refused, which it counts within its own block only."""
+    """The error that names the line that pyarrow refused; pyarrow counts from its own block."""
     seen: dict[str, str] = {}
     for number, line in enumerate((line for line in lines if line.strip()), row + 1):
         try:
@@ -260,8 +293,8 @@ def _bad_line(path: Path, lines: list[bytes], row: int, error: Exception) -> Inp
 
 
 def _widened(kind: Any) -> Any:
-    is_open = pa.types.is_integer(kind) or pa.types.is_null(kind)  # nothing but null so far
-    return pa.float64() if is_open else kind
+    may_be_float = pa.types.is_integer(kind) or pa.types.is_null(kind)  # null: no value so far
+    return pa.float64() if may_be_float else kind
 
 
 def _json_kind(value: object) -> str:

@@ -15,17 +15,18 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from lstm_compile.data.schema import check_unique
-from lstm_compile.data.tables.table import Table, listing, numbered
+from lstm_compile.data.schema import check_unique, numbered
+from lstm_compile.data.tables.table import Table
 from lstm_compile.errors import InputError, reason
+from lstm_compile.formatting import listing
 
 Arrays = Mapping[str, NDArray[Any]]
 SHAPES = {"x": "(total_steps, features)", "lengths": "(sequences,)", "y": "(sequences, ...)"}
 NAMES = ("features", "targets")
 VERSIONS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-SMALL = 64 << 20  # bytes of an array that may be packed as tightly as it can
-RATIO = 100  # larger arrays may be so many times as large as in the file
-# what NumPy and zipfile raise for a damaged or hostile file
+SMALL = 64 << 20  # bytes that any array may unpack to
+RATIO = 100  # a larger array may unpack to so many times its packed bytes
+# the errors of NumPy and zipfile for a damaged or hostile file
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -46,7 +47,7 @@ def read_npz(path: Path, labelled: bool = True) -> Table:
             (sequences,), `y` integers or strings (sequences,), or (total_steps,) with a class for
             every step, or floats (sequences,) or (sequences, targets), and optionally the name
             lists `features` and `targets`.
-        labelled: False leaves `y` and `targets` alone, there or not.
+        labelled: False ignores `y` and `targets`.
 
     Returns:
         Its content; float targets have two dimensions.
@@ -102,7 +103,7 @@ def _load_array(
 
 
 def _check_header(file: IO[bytes], member: zipfile.ZipInfo) -> None:
-    """Compare what an array says it is with the bytes there are, before memory is taken."""
+    """Compare the shape and type of an array with its bytes, before memory is allocated."""
     version = npy.read_magic(file)
     if version not in VERSIONS:
         raise ValueError(f"version {version} of the format is not known")
@@ -145,7 +146,7 @@ def _check_lengths(path: Path, lengths: NDArray[Any], total: int) -> NDArray[np.
             f"{lengths.dtype} {lengths.shape}"
         )
     outside = np.flatnonzero((lengths < 0) | (lengths > total))
-    if len(outside):  # checked before the sum, which could wrap round
+    if len(outside):  # checked before the sum, which could overflow
         row = int(outside[0])
         raise InputError(
             f"{path}, sequence {row}: length {lengths[row]} is not between 0 and the {total} rows "
@@ -158,7 +159,7 @@ def _check_lengths(path: Path, lengths: NDArray[Any], total: int) -> NDArray[np.
 
 
 def _to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is reported as such
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is reported
         return values.astype(np.float32)
 
 

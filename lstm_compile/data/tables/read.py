@@ -1,21 +1,18 @@
 """From a name or a path to the table in that file. Loads no torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lstm_compile.data.bundled_files import BUNDLED as BUNDLED
-from lstm_compile.data.bundled_files import SERIES as SERIES
-from lstm_compile.data.bundled_files import file_of
-from lstm_compile.data.schema import Schema
-from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.data.bundled import BUNDLED, bundled_file
+from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import FORMATS, is_address, is_table
 from lstm_compile.data.tables.npz import read_npz
-from lstm_compile.data.tables.table import Table, suggestion
+from lstm_compile.data.tables.table import Table
 from lstm_compile.data.tables.ts import read_ts
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import suggestion
 
 Part = Literal["train", "test"]
 
@@ -31,9 +28,11 @@ def locate(name_or_path: str, part: Part) -> Path:
     if part not in get_args(Part):
         raise InputError(f"part must be one of {', '.join(get_args(Part))}; got {part!r}")
     if name_or_path in BUNDLED:
-        return file_of(name_or_path, part)
+        return bundled_file(name_or_path, part)
     if is_address(name_or_path):
-        raise InputError(f"{name_or_path}: an address is read by train --stream MB alone")
+        raise InputError(
+            f"{name_or_path}: only train --stream MB reads an address; name a file or a folder"
+        )
     path = Path(name_or_path)
     if not path.exists() and path.suffix.lower() not in READERS and not is_table(path):
         raise InputError(
@@ -44,58 +43,29 @@ def locate(name_or_path: str, part: Part) -> Path:
 
 
 def table_options(
-    path: str, given: TableOptions | None, training: Mapping[str, Any]
+    path: str, asked: TableOptions | None, training: Mapping[str, Any]
 ) -> TableOptions | None:
-    """What was asked for, and for a long table the columns that a model was trained on besides.
-
-    Args:
-        path: the data.
-        given: what was asked for.
-        training: a model's metadata.
-    """
+    """The options asked for; for a long table, the rest as in `training`, a model's metadata."""
     if path in BUNDLED or not is_table(path):
-        return given
-    return (given or TableOptions()).over(training.get("table"))
+        return asked
+    return (asked or TableOptions()).over(training.get("table"))
 
 
-def read_table(
-    path: Path,
-    options: TableOptions | None = None,
-    *,
-    schema: Schema | None = None,
-    labelled: bool = True,
-    per_step: bool | None = None,
-    tokens: str = "char",
-    progress: Callable[[int, int], None] | None = None,
-) -> Table:
-    """Read a file by its suffix: one of `READERS`, else a long table.
-
-    Args:
-        path: the file; for a long table also a folder or a glob.
-        options: the columns of a long table; other formats have none.
-        schema: of a trained model: picks the feature columns of a long table.
-        labelled: False leaves classes and targets alone, there or not.
-        per_step: whether every step has a label, or every sequence; None takes `.npz` files as they
-            are, others by sequence.
-        tokens: what a text is made of, for a column of text.
-        progress: called with rows done and rows in all, while a long table is read.
+def read_table(request: ReadRequest) -> Table:
+    """Read a file by its suffix: with one of `READERS`, else as a long table.
 
     Raises:
         InputError: the file is missing, empty, damaged or of another format.
     """
-    if is_table(path):
+    if is_table(request.path):
         from lstm_compile.data.tables.long import read_long  # pyarrow takes as long as all the rest
         from lstm_compile.data.tables.texts import read_texts
 
-        is_text = schema.vocabulary if schema else options and options.text
-        read = partial(read_texts, tokens=tokens) if is_text else read_long
-        return read(
-            path, options, schema=schema, labelled=labelled, per_step=bool(per_step),
-            progress=progress,
-        )  # fmt: skip
-    if options and options.given:
+        return read_texts(request) if request.reads_text else read_long(request)
+    path = Path(request.path)
+    if flags := request.options.changed_flags:
         raise InputError(
-            f"{path}: {', '.join(options.given)} says how to read a long table; leave it out, or "
+            f"{path}: {', '.join(flags)} says how to read a long table; leave it out, or "
             f"name a file that ends in {', '.join(FORMATS)}"
         )
     reader = READERS.get(path.suffix.lower())
@@ -107,20 +77,24 @@ def read_table(
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        table = reader(path, labelled)
+        table = reader(path, request.labelled)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    return _with_labels_of(table, per_step) if labelled else table
+    return _with_step_labels(table, request.per_step) if request.labelled else table
 
 
-def _with_labels_of(table: Table, per_step: bool | None) -> Table:
-    """The table, once its labels are seen to be those of steps, or of sequences, as was asked."""
+def _with_step_labels(table: Table, per_step: bool | None) -> Table:
+    """The table, if it has one label a step or one a sequence as `per_step` asks.
+
+    Raises:
+        InputError: it has the other.
+    """
     if per_step in (None, table.per_step):
         return table
     if per_step and isinstance(table.y, list) and len(table.y) == len(table.x):
         return replace(table, per_step=True)  # sequences of one step each
-    of = ("sequence", "step")
-    found, expected = of[table.per_step], of[not table.per_step]
+    words = ("sequence", "step")
+    found, expected = words[table.per_step], words[not table.per_step]
     raise InputError(
         f"{table.path}: holds one label a {found}, expected one a {expected}"
         + ("; for task tag y must have a class for every row of x" if per_step else "")

@@ -1,23 +1,25 @@
-"""A file of a long table as a stream of cells, and its errors in one line."""
+"""The files of a long table, read a batch of rows at a time; every error is one line."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import pyarrow as pa
 
 from lstm_compile.config import MAX_SIZE
-from lstm_compile.data.tables.columns import Kind
-from lstm_compile.data.tables.encoding import check_utf8
-from lstm_compile.data.tables.values import kind_of, type_of_text
+from lstm_compile.data.tables.columns import Kind, Progress
+from lstm_compile.data.tables.values import CellError, kind_of, type_of_text
+from lstm_compile.data.text_files import check_utf8
 from lstm_compile.errors import InputError, reason
 
 BATCH_ROWS = 1 << 16
 TEXT_FORMATS = (".csv", ".jsonl", ".ndjson")
 BLOCK_BYTES = 1 << 22  # of text parsed at once; no row may be longer
+MEND_CELL = "mend the cell or drop the row"
 
 
 class Source(ABC):
@@ -26,8 +28,8 @@ class Source(ABC):
     Attributes:
         path: the file.
         types: the Arrow type of each column, in the file's order, then those of `constants`.
-        constants: columns that a folder called `name=value` gives all rows of the file.
-        texts: columns whose cells come as text, whatever they mean.
+        constants: columns that all rows of the file get from folders called `name=value`.
+        texts: columns whose cells are read as text, whatever they mean.
     """
 
     is_text = False
@@ -60,11 +62,11 @@ class Source(ABC):
     def batches(
         self, columns: Sequence[str], *, as_numbers: bool = False
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """How many rows, at most `BATCH_ROWS`, and an Arrow array a column, in the file's order.
+        """Batches of at most `BATCH_ROWS` rows: their number, and an Arrow array for each column.
 
         Args:
             columns: some of `types`; may be none.
-            as_numbers: whether JSON numbers are wanted as float64 even where they look whole.
+            as_numbers: whether to read JSON numbers as float64 even if they look whole.
 
         Raises:
             InputError: the file is damaged.
@@ -82,7 +84,6 @@ class Source(ABC):
                     yield part.num_rows, cells
 
     def _size(self) -> int:
-        """Bytes of the file."""
         return self.path.stat().st_size
 
     @abstractmethod
@@ -92,13 +93,106 @@ class Source(ABC):
     def _batches(self, columns: list[str], as_numbers: bool) -> Iterator[Any]: ...
 
 
+class RowBatch(NamedTuple):
+    """Some rows of a table.
+
+    Attributes:
+        start: the number of the first row, counted over all files.
+        file: the number of their file.
+        size: how many rows.
+        cells: an Arrow array for each column.
+    """
+
+    start: int
+    file: int
+    size: int
+    cells: dict[str, Any]
+
+
+class TableFiles:
+    """The files of a table in order, whose rows are counted over all of them.
+
+    Attributes:
+        sources: the files.
+        starts: the first row of each file that `scan` has begun, then the number of all rows.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources, self.starts = sources, [0]
+
+    def scan(
+        self, columns: Sequence[str], progress: Progress | None = None, total: int = 0
+    ) -> Iterator[RowBatch]:
+        """Read columns of all files for the first time, and set `starts`.
+
+        `progress` gets `total` as the number of all rows, which is not known yet.
+
+        Raises:
+            InputError: a file has no row, or is damaged.
+        """
+        start = 0
+        for number, source in enumerate(self.sources):
+            for count, cells in source.batches(columns):
+                yield RowBatch(start, number, count, cells)
+                start += count
+                if progress is not None:
+                    progress(start, total)
+            if start == self.starts[-1]:
+                raise InputError(f"{source.path}: holds no row; expected at least one")
+            self.starts.append(start)
+
+    def reread(
+        self, columns: Sequence[str], progress: Progress | None = None, as_numbers: bool = False
+    ) -> Iterator[RowBatch]:
+        """Read columns of all files after `scan`; see `Source.batches`.
+
+        Raises:
+            InputError: a file has another number of rows than before, or is damaged.
+        """
+        start, total = 0, self.starts[-1]
+        for number, (source, end) in enumerate(zip(self.sources, self.starts[1:], strict=True)):
+            for count, cells in source.batches(columns, as_numbers=as_numbers):
+                if start + count > end:
+                    raise _changed(source)
+                yield RowBatch(start, number, count, cells)
+                start += count
+                if progress is not None:
+                    progress(start, total)
+            if start < end:
+                raise _changed(source)
+
+    def convert(
+        self, row: int, column: str, convert: Callable[[], Any], mend: str = MEND_CELL
+    ) -> Any:
+        """What `convert` makes of cells of a column that begin at `row`.
+
+        Raises:
+            InputError: `convert` raises `CellError`; names the row and the column.
+        """
+        try:
+            return convert()
+        except CellError as error:
+            self.refuse(row + error.index, column, error.found, error.expected, mend)
+
+    def place(self, row: int) -> str:
+        """`file, row N` for row number `row` of the table, from 0."""
+        file = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return f"{self.sources[file].path}, row {row - self.starts[file] + 1}"
+
+    def refuse(self, row: int, column: str, found: str, expected: str, mend: str) -> NoReturn:
+        """Say in one line what is wrong with a cell.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"{self.place(row)}, column {column!r}: found {found}, expected {expected}; {mend}"
+        )
+
+
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turn what pyarrow and the system raise about a file into one line.
-
-    Raises:
-        InputError: instead of theirs.
-    """
+    """Turn errors of pyarrow and of the system about a file into an `InputError` of one line."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -129,8 +223,12 @@ def _translated(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: not a complete {kind} file ({text}); write or copy it again")
 
 
+def _changed(source: Source) -> InputError:
+    return InputError(f"{source.path}: changed while it was read; read it again")
+
+
 def too_long(path: Path) -> InputError:
-    """What to say of a row that is longer than a block."""
+    """The error that a row is longer than a block."""
     limit = BLOCK_BYTES >> 20
     return InputError(
         f"{path}: a row is longer than {limit} MB; is a quote not closed? Expected short rows"
@@ -138,5 +236,5 @@ def too_long(path: Path) -> InputError:
 
 
 def too_many(path: Path, columns: int) -> InputError:
-    """What to say of a file with more columns than a model can have features."""
+    """The error that a file has more columns than a model can have features."""
     return InputError(f"{path}: {columns} columns or more, expected at most {MAX_SIZE}")

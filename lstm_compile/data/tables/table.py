@@ -1,4 +1,4 @@
-"""What a file holds before its labels become numbers, and the check against a model's schema."""
+"""The content of a file before its labels become numbers, and its check against a schema."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing as listing
-from lstm_compile.data.listing import numbered as numbered
-from lstm_compile.data.listing import suggestion as suggestion
-from lstm_compile.data.schema import Schema, Vocabulary
+from lstm_compile.data.schema import Schema, Vocabulary, numbered
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing, suggestion
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +30,8 @@ class Table:
         classes: labels the header declares, or None.
         targets: names, or None where the file has none.
         lines: the line of each sequence in a text file, or None.
-        ids: what each sequence is called in a long table, or None.
-        roles: which columns of a long table these are, or None.
+        ids: the name of each sequence of a long table, or None.
+        roles: of the columns of a long table, or None.
         per_step: whether every step has a label of its own.
         vocabulary: of text, else None.
     """
@@ -53,11 +51,11 @@ class Table:
 
     @property
     def width(self) -> int:
-        """How many features there are; a text is one."""
+        """The number of features; a text is one."""
         return 1 if self.vocabulary else self.x.shape[1]
 
     def place_of_label(self, index: int) -> str:
-        """Where label number `index` stands, for a message."""
+        """The place of label number `index` in the file, for a message."""
         if not self.per_step:
             return self.place(index)
         ends = self.lengths.cumsum()
@@ -65,7 +63,7 @@ class Table:
         return f"{self.place(sequence)}, step {index - ends[sequence] + self.lengths[sequence]}"
 
     def place(self, sequence: int) -> str:
-        """Where sequence number `sequence` (from 0) stands, for a message."""
+        """The place of sequence number `sequence` (from 0) in the file, for a message."""
         if self.ids is not None:
             return f"{self.path}, sequence {sequence} (id {self.ids[sequence]!r})"
         if self.lines is None:
@@ -74,7 +72,7 @@ class Table:
 
 
 def own_schema(table: Table) -> Schema:
-    """Take the schema that a file itself declares, with default names where it has none."""
+    """The schema that a file itself declares, with default names where it has none."""
     features = table.features or numbered("feature", table.width)
     if isinstance(table.y, list):
         classes = sorted_labels(table.classes or table.y)
@@ -88,7 +86,7 @@ def check_schema(table: Table, schema: Schema) -> None:
     """Check that a file fits a trained model; a file without names takes the schema's.
 
     Raises:
-        InputError: labels where the model has targets or the reverse, or other names or counts.
+        InputError: classes where the model has targets or the reverse, or other names or counts.
     """
     if isinstance(table.y, list) != bool(schema.classes):
         kinds = ("number targets", "class labels")

@@ -1,7 +1,7 @@
 """The `.ts` text format of sktime and the UCR and UEA archives.
 
 Comments start with `#`; the header is `@key value` lines up to `@data`; then one case a line:
-dimensions parted by `:`, the values of a dimension by `,`, the class or target last. Source:
+dimensions separated by `:`, the values of a dimension by `,`, the class or target last. Source:
 https://www.sktime.net/en/stable/api_reference/file_specifications/ts.html
 """
 
@@ -16,20 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.config import MAX_SIZE
-from lstm_compile.data.tables.encoding import check_utf8
 from lstm_compile.data.tables.table import Table
+from lstm_compile.data.text_files import check_utf8
 from lstm_compile.errors import InputError
 
 LONGEST_LINE = 1 << 24  # characters
 MISSING = ("?", "nan", "")
 LARGEST = float(np.finfo(np.float32).max)
 Line = tuple[int, str]  # its number from 1, and its text
-Keys = dict[str, tuple[int, list[str]]]  # each header key's line number and values
+HeaderKeys = dict[str, tuple[int, list[str]]]  # the line number and values of each key
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the `@` lines say: dimensions (None: ask the first case), and what comes last."""
+    """The `@` lines. The first case tells the number of dimensions where `dimensions` is None."""
 
     dimensions: int | None
     is_regression: bool
@@ -41,7 +41,7 @@ def read_ts(path: Path, labelled: bool = True) -> Table:
 
     Args:
         path: an existing text file.
-        labelled: False leaves the class or target of each case alone.
+        labelled: False ignores the class or target of each case.
 
     Returns:
         Its content; `features` is None because the format has no names for them.
@@ -50,16 +50,16 @@ def read_ts(path: Path, labelled: bool = True) -> Table:
         InputError: not in the format, or a value is missing; names the file and the line.
     """
     lines = _read_lines(path)
-    header, at = _read_header(path, lines)
+    header, end = _read_header(path, lines)
     dimensions, parsed, last = header.dimensions, [], list[Line]()
-    for number, text in lines:  # one by one: nothing is kept of a file that is wrong at once
+    for number, text in lines:  # one by one: a file with an early fault is not read on
         dimensions = dimensions or text.count(":")
         if dimensions > MAX_SIZE:
             raise InputError(f"{path}: {dimensions} dimensions, expected at most {MAX_SIZE}")
         parsed.append(_parse_case(path, (number, text), dimensions))
         last.append((number, text.rpartition(":")[2].strip()))
     if not parsed:
-        raise InputError(f"{path}, line {at}: no case follows `@data`")
+        raise InputError(f"{path}, line {end}: no case follows `@data`")
     return Table(
         path=path,
         x=np.concatenate(parsed),
@@ -93,8 +93,8 @@ def _bounded(path: Path, file: TextIO) -> Iterator[str]:
 
 
 def _read_header(path: Path, lines: Iterator[Line]) -> tuple[Header, int]:
-    """The header, and the line of its end."""
-    keys: Keys = {}
+    """The header, and the number of its last line."""
+    keys: HeaderKeys = {}
     for number, line in lines:
         if not line.startswith("@"):
             raise InputError(f"{path}, line {number}: expected `@key value` before `@data`")
@@ -105,7 +105,7 @@ def _read_header(path: Path, lines: Iterator[Line]) -> tuple[Header, int]:
     raise InputError(f"{path}: no `@data` line, so this is not a complete .ts file")
 
 
-def _parse_header(path: Path, keys: Keys) -> Header:
+def _parse_header(path: Path, keys: HeaderKeys) -> Header:
     if _is_true(keys, "timestamps"):
         raise InputError(
             f"{path}, line {keys['timestamps'][0]}: `@timeStamps true` is not supported; "
@@ -120,12 +120,12 @@ def _parse_header(path: Path, keys: Keys) -> Header:
     return Header(_parse_dimensions(path, keys), is_regression, classes or None)
 
 
-def _is_true(keys: Keys, key: str) -> bool:
+def _is_true(keys: HeaderKeys, key: str) -> bool:
     _, values = keys.get(key, (0, []))
     return [value.lower() for value in values[:1]] == ["true"]
 
 
-def _parse_dimensions(path: Path, keys: Keys) -> int | None:
+def _parse_dimensions(path: Path, keys: HeaderKeys) -> int | None:
     if "dimensions" not in keys:
         return 1 if _is_true(keys, "univariate") else None
     number, values = keys["dimensions"]
@@ -143,8 +143,8 @@ def _parse_case(path: Path, case: Line, dimensions: int) -> NDArray[np.float32]:
     series = text.split(":")[:-1]
     if len(series) != dimensions or not series:
         raise InputError(
-            f"{path}, line {number}: expected {max(dimensions, 1)} dimensions and a label, parted "
-            f"by `:`, found {len(series)} dimensions; is the line cut off?"
+            f"{path}, line {number}: expected {max(dimensions, 1)} dimensions and a label, "
+            f"separated by `:`, found {len(series)} dimensions; is the line cut off?"
         )
     values = [_parse_series(path, number, *item) for item in enumerate(series, 1)]
     for dimension, steps in enumerate(values, 1):

@@ -1,4 +1,4 @@
-"""Cells of Arrow arrays as NumPy numbers, times and codes; what cannot be one is named."""
+"""Cells of Arrow arrays as NumPy numbers, times and codes; an error names the wrong cell."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from lstm_compile.data.tables.columns import Kind
 
-GAPS = ("", "na", "n/a", "#n/a", "null", "none", "nan", "?", "-")  # in text, whatever the case
+GAPS = ("", "na", "n/a", "#n/a", "null", "none", "nan", "?", "-")  # in text, in any case
 _MONTH = r"^\s*\d{4}-\d\d\s*$"
 _DATE = r"^\d{4}-\d\d(-\d\d)?([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?$"
 _NUMBER = r"(?i)^\s*([-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?|nan|true|false)\s*$"
 
 
 class CellError(Exception):
-    """A cell that is not what its column should hold.
+    """A cell that does not hold what its column should.
 
     Attributes:
         index: its row in the array.
-        found: what it holds, ready to print.
-        expected: what was wanted.
+        found: its content, ready to print.
+        expected: what the column should hold.
     """
 
     def __init__(self, index: int, found: str, expected: str) -> None:
@@ -31,7 +31,7 @@ class CellError(Exception):
 
 
 def kind_of(kind: Any) -> Kind:
-    """What cells of an Arrow type are good for."""
+    """The kind of an Arrow type."""
     if pa.types.is_dictionary(kind):
         return kind_of(kind.value_type)
     if is_date(kind):
@@ -53,7 +53,7 @@ def is_number(cells: Any) -> Any:
 
 
 def type_of_text(cells: Any) -> Any:
-    """What most of the texts that are not empty look like: float64, a timestamp or text."""
+    """The type that at least half of the non-empty texts have: float64, a timestamp or text."""
     filled = cells.drop_null()
     if 2 * (pc.sum(is_number(filled)).as_py() or 0) >= len(filled):
         return pa.float64()
@@ -72,14 +72,14 @@ def to_floats(cells: Any) -> NDArray[Any]:
     if kind == "text":
         return _texts_to_floats(cells)
     if kind != "number":
-        raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "a number")
+        raise _wrong_type(cells, "a number")
     if not pa.types.is_floating(cells.type) or pa.types.is_float16(cells.type):
         if pa.types.is_boolean(cells.type):
             cells = cells.cast(pa.uint8())
         try:
             cells = cells.cast(pa.float64(), safe=False)
         except pa.ArrowException as error:
-            raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "a number") from error
+            raise _wrong_type(cells, "a number") from error
     return np.asarray(cells.fill_null(np.nan).to_numpy(zero_copy_only=False))
 
 
@@ -91,12 +91,12 @@ def to_texts(cells: Any) -> list[str | None]:
     """
     cells = _plain(cells)
     if kind_of(cells.type) != "text" and cells.null_count < len(cells):
-        raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "text")
+        raise _wrong_type(cells, "text")
     return list(cells.to_pylist())
 
 
 def to_times(cells: Any) -> NDArray[Any]:
-    """Moments that sort in order: int64 or float64 (rows,), or datetime64 for dates.
+    """Times as numbers that sort in order: int64, float64 or, for dates, datetime64 (rows,).
 
     Raises:
         CellError: a cell is empty, infinite, or neither a number nor a date.
@@ -108,7 +108,7 @@ def to_times(cells: Any) -> NDArray[Any]:
     if kind == "text":
         return _texts_to_times(cells)
     if kind == "other" or pa.types.is_boolean(cells.type):
-        raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "a number or a date")
+        raise _wrong_type(cells, "a number or a date")
     if pa.types.is_timestamp(cells.type) or pa.types.is_date(cells.type):
         return np.asarray(cells.to_numpy(zero_copy_only=False))
     if pa.types.is_time32(cells.type):
@@ -122,7 +122,7 @@ def to_codes(cells: Any, known: dict[Any, int], key: Callable[[Any], Any]) -> ND
     """The code of each cell in `known`, int32 (rows,); new cells get the next codes.
 
     Raises:
-        CellError: a cell is empty, or of a type that is no name.
+        CellError: a cell is empty, or neither text nor a number nor a date.
     """
     encoded = to_names(cells).dictionary_encode()  # in order of first appearance
     values = map(key, encoded.dictionary.to_pylist())
@@ -132,10 +132,10 @@ def to_codes(cells: Any, known: dict[Any, int], key: Callable[[Any], Any]) -> ND
 
 
 def to_names(cells: Any) -> Any:
-    """Cells that name something, an Arrow array whose cells can be compared.
+    """Cells that name a sequence or a class, as an Arrow array whose cells can be compared.
 
     Raises:
-        CellError: a cell is empty, or of a type that is no name.
+        CellError: a cell is empty, or neither text nor a number nor a date.
     """
     cells = _plain(cells)
     if pa.types.is_floating(cells.type):
@@ -143,8 +143,9 @@ def to_names(cells: Any) -> Any:
     if cells.null_count:
         raise CellError(_first(cells.is_null()), "an empty cell", "a value")
     if kind_of(cells.type) == "other":
-        raise CellError(0, f"{_shown(cells, 0)} ({cells.type})", "text or a number")
-    return cells.cast(pa.string()) if is_date(cells.type) else cells  # Python knows no nanoseconds
+        raise _wrong_type(cells, "text or a number")
+    # as text: Python's dates have no nanoseconds
+    return cells.cast(pa.string()) if is_date(cells.type) else cells
 
 
 def _plain(cells: Any) -> Any:
@@ -190,7 +191,7 @@ def _cast(cells: Any, kind: Any, expected: str, raw: Any = None) -> Any:
 
 
 def _first_bad(cells: Any, kind: Any) -> int:
-    """Bisect for the first cell that cannot be cast; there is one."""
+    """Bisect for the first cell that cannot be cast; there must be one."""
     low, high = 0, len(cells)
     while high - low > 1:
         middle = (low + high) // 2
@@ -213,6 +214,10 @@ def _finite(times: NDArray[Any]) -> NDArray[Any]:
         index = int(np.flatnonzero(~np.isfinite(times))[0])
         raise CellError(index, str(times[index]), "a finite time")
     return times
+
+
+def _wrong_type(cells: Any, expected: str) -> CellError:
+    return CellError(0, f"{_shown(cells, 0)} ({cells.type})", expected)
 
 
 def _first(mask: Any) -> int:

@@ -1,0 +1,168 @@
+"""The first pass over a long table: the sequence, the place and the label of every row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_compile.data.tables.labels import MEND_STATIC, Labels, StepLabels
+from lstm_compile.data.tables.roles import Roles
+from lstm_compile.data.tables.source import RowBatch, TableFiles
+from lstm_compile.data.tables.values import to_codes, to_times
+from lstm_compile.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceIndex:
+    """The sequences of a long table.
+
+    Attributes:
+        files: the files, all scanned.
+        ids: one a sequence, in order of first appearance; empty where each row is a text.
+        lengths: int64 (sequences,).
+        target_rows: int64 (rows,), the row of the table that each row of the files becomes; None
+            where the files are in order already.
+        labels: one a target column.
+        times: (rows,), of the rows of the table, in its order; None unless they were asked for.
+    """
+
+    files: TableFiles
+    ids: list[str]
+    lengths: NDArray[np.int64]
+    target_rows: NDArray[np.int64] | None
+    labels: list[Labels]
+    times: NDArray[Any] | None = None
+
+    def refuse(self, row: int, column: str, found: str, expected: str, mend: str) -> NoReturn:
+        """Say in one line what is wrong with a cell of row number `row` of the table.
+
+        Raises:
+            InputError: always.
+        """
+        if self.target_rows is not None:
+            row = int(np.flatnonzero(self.target_rows == row)[0])
+        self.files.refuse(row, column, found, expected, mend)
+
+
+def index_sequences(
+    files: TableFiles, roles: Roles, *, with_times: bool = False, per_step: bool = False
+) -> SequenceIndex:
+    """Read the id, time and target columns of all files.
+
+    Args:
+        files: not scanned yet.
+        roles: their columns.
+        with_times: keep the times, and sort rows of equal time in the order of the files.
+        per_step: every row has a label of its own, and not every sequence.
+
+    Raises:
+        InputError: no row, an empty id, time or label, a time twice in a sequence, a label that
+            changes, or rows of a sequence apart without a time to sort them by.
+    """
+    kind = StepLabels if per_step else partial(Labels, mend=MEND_STATIC) if with_times else Labels
+    labels, known = [kind(name) for name in roles.target], dict[str, int]()
+    sequences, times = [], []
+    for batch in files.scan(roles.index_columns):
+        codes = _sequences_of(batch, files, roles, known)
+        if roles.time is not None:
+            times.append(_convert(batch, files, roles.time, to_times))
+        sequences.append(codes)
+        for label in labels:
+            label.add(batch, files, codes, lambda code: list(known)[code])
+    codes = np.concatenate(sequences)
+    sequences.clear()
+    lengths = np.bincount(codes).astype(np.int64)
+    index = SequenceIndex(files, list(known), lengths, None, labels)
+    if roles.time is None:
+        _check_contiguous(index, codes)
+        return index
+    return _sorted(index, roles.time, codes, _joined(files, roles.time, times), with_times)
+
+
+def _sequences_of(
+    batch: RowBatch, files: TableFiles, roles: Roles, known: dict[str, int]
+) -> NDArray[np.int32]:
+    """The number of each row's sequence, int32 (rows,); new ids are added to `known`."""
+    if roles.id is not None:
+        codes: NDArray[np.int32] = _convert(
+            batch, files, roles.id, lambda cells: to_codes(cells, known, str)
+        )
+        return codes
+    if roles.is_text:
+        return np.arange(batch.start, batch.start + batch.size, dtype=np.int32)
+    known.setdefault(str(files.sources[batch.file].path), batch.file)
+    return np.full(batch.size, batch.file, np.int32)
+
+
+def _convert(batch: RowBatch, files: TableFiles, name: str, convert: Callable[[Any], Any]) -> Any:
+    return files.convert(batch.start, name, lambda: convert(batch.cells[name]))
+
+
+def _sorted(
+    index: SequenceIndex,
+    column: str,
+    codes: NDArray[np.int32],
+    time: NDArray[Any],
+    with_times: bool,
+) -> SequenceIndex:
+    """The index of rows sorted by sequence and time; rows of equal time stay as they come."""
+    ascends, is_same = codes[1:] > codes[:-1], codes[1:] == codes[:-1]
+    rises = time[1:] >= time[:-1] if with_times else time[1:] > time[:-1]
+    if (ascends | (is_same & rises)).all():
+        return replace(index, times=time if with_times else None)
+    order = np.lexsort((time, codes))
+    codes, time = codes[order], time[order]
+    if not with_times:
+        _check_times(index, column, codes, time, order)
+    target_rows = np.empty(len(order), np.int64)
+    target_rows[order] = np.arange(len(order))
+    return replace(index, target_rows=target_rows, times=time if with_times else None)
+
+
+def _check_times(
+    index: SequenceIndex,
+    column: str,
+    codes: NDArray[np.int32],
+    time: NDArray[Any],
+    order: NDArray[np.intp],
+) -> None:
+    for row in np.flatnonzero((codes[1:] == codes[:-1]) & (time[1:] == time[:-1]))[:1]:
+        first, sequence = index.files.place(int(order[row])), index.ids[codes[row]]
+        index.files.refuse(
+            int(order[row + 1]),
+            column,
+            f"{time[row]!s} again in the sequence of id {sequence!r}, first in {first}",
+            "one row a time",
+            "drop one of the rows, or name another column with --time",
+        )
+
+
+def _joined(files: TableFiles, column: str, times: list[NDArray[Any]]) -> NDArray[Any]:
+    """The times of all batches, which must all be numbers or all be dates."""
+    kinds = [values.dtype.kind == "M" for values in times]
+    if len(set(kinds)) > 1:
+        batch = kinds.index(not kinds[0])
+        row = sum(len(values) for values in times[:batch])
+        names = ("numbers", "dates")
+        files.refuse(row, column, names[kinds[batch]], names[kinds[0]], "one kind in all rows")
+    joined = np.concatenate(times)
+    times.clear()
+    return joined
+
+
+def _check_contiguous(index: SequenceIndex, codes: NDArray[np.int32]) -> None:
+    ids, files = index.ids, index.files
+    for row in np.flatnonzero(codes[1:] < codes[:-1])[:1]:
+        raise InputError(
+            f"{files.place(int(row) + 1)}: the sequence of id {ids[codes[row + 1]]!r} goes on "
+            f"after another began; expected its rows together, or a column that orders them: --time"
+        )
+    for start in files.starts[1:-1]:
+        if codes[start] == codes[start - 1]:
+            raise InputError(
+                f"{files.place(start)}: the sequence of id {ids[codes[start]]!r} began in another "
+                f"file; expected it in one file, or a column that orders its rows: --time"
+            )
