@@ -3,8 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from series_cases import SMALL, do, hourly, hours, several, waves, write
-from test_forecast import windows_of
+from series_cases import SMALL, do, hourly, hours, several, waves, windows_of, write
 
 from lstm_compile import ModelConfig
 from lstm_compile.data.series.series_table import Shares

@@ -5,37 +5,29 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from forecast_cases import FORECASTERS, forecast_model, inputs, make_forecaster
 from series_cases import do, hourly, several
-from test_forecast import CONFIGS, inputs, make
 
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_onnx, verify_onnx
 from lstm_compile.export.runtime import ModelError, calendar, load
 from lstm_compile.export.write.onnx import to_onnx
-from lstm_compile.model.checkpoint import Model, load_model, numbered_schema, save_model
+from lstm_compile.model.checkpoint import load_model, save_model
 from lstm_compile.model.model import complete
 
 RUNTIMES = ["eager", "onnxruntime", "openvino"]
 
 
-def model_of(**changes):
-    params, config = make(**changes)
-    means, deviations = ([40.0, 3.0], [12.0, 0.5])
-    size = config.output_size
-    training = {"target_mean": means[:size], "target_deviation": deviations[:size]}
-    return Model(params, config, numbered_schema(config), training)
-
-
 @cache
 def exported(name):
     """The bytes of a file: a second or two each, which the tests share."""
-    return to_onnx(model_of(**CONFIGS[name])).SerializeToString()
+    return to_onnx(forecast_model(**FORECASTERS[name])).SerializeToString()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FORECASTERS)
 def test_runtimes_agree_with_the_reference(tmp_path, name):
     (tmp_path / "m.onnx").write_bytes(exported(name))
-    report = verify_onnx(model_of(**CONFIGS[name]), tmp_path / "m.onnx", RUNTIMES)
+    report = verify_onnx(forecast_model(**FORECASTERS[name]), tmp_path / "m.onnx", RUNTIMES)
     assert report.passed, "\n".join(report.lines())
     assert {row.runtime for row in report.rows} == {"metadata", *RUNTIMES}
 
@@ -43,13 +35,13 @@ def test_runtimes_agree_with_the_reference(tmp_path, name):
 @pytest.mark.slow
 def test_compiled_chunks_agree_too(tmp_path):
     (tmp_path / "m.onnx").write_bytes(exported("known, static"))
-    model = model_of(**CONFIGS["known, static"])
+    model = forecast_model(**FORECASTERS["known, static"])
     assert verify_onnx(model, tmp_path / "m.onnx", ["compiled"]).passed
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FORECASTERS)
 def test_every_input_is_named_and_the_graph_is_portable(name):
-    model = model_of(**CONFIGS[name])
+    model = forecast_model(**FORECASTERS[name])
     graph = onnx.load_model_from_string(exported(name)).graph
     found = [value.name for value in graph.input]
     assert found == ["x", "lengths", *model.config.given]
@@ -76,7 +68,7 @@ def test_every_input_is_named_and_the_graph_is_portable(name):
     ],
 )
 def test_the_smallest_windows_are_exported(tmp_path, changes):
-    model = model_of(**changes)
+    model = forecast_model(**changes)
     (tmp_path / "m.onnx").write_bytes(to_onnx(model).SerializeToString())
     report = verify_onnx(model, tmp_path / "m.onnx", RUNTIMES)
     assert report.passed, "\n".join(report.lines())
@@ -89,9 +81,9 @@ def test_the_graph_computes_nothing_from_weights_alone():
         assert not set(node.input) <= constants, node.op_type
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FORECASTERS)
 def test_the_torch_free_runtime_forecasts_whole_horizons(name):
-    model = model_of(**CONFIGS[name])
+    model = forecast_model(**FORECASTERS[name])
     config = model.config
     x, lengths, given = inputs(config, [6, 3, 1, 0])
     with torch.no_grad():
@@ -197,7 +189,7 @@ def test_real_forecasts_agree_within_1e5_of_the_targets_spread(tmp_path):
 
 
 def test_the_selftest_has_every_input(tmp_path):
-    model = model_of(**CONFIGS["known, static"])
+    model = forecast_model(**FORECASTERS["known, static"])
     export_onnx(model, tmp_path / "m.onnx", ["onnxruntime"])
     found = json.loads((tmp_path / "selftest.json").read_text())
     assert found["inputs"] == ["x", "lengths", "known_future", "static"]
@@ -212,12 +204,12 @@ def test_the_selftest_has_every_input(tmp_path):
 def test_a_file_of_other_inputs_is_refused(tmp_path):
     (tmp_path / "m.onnx").write_bytes(exported("known, static"))
     with pytest.raises(InputError, match=r"inputs is .*, the model's is .*; name the file of this"):
-        verify_onnx(model_of(past_size=3), tmp_path / "m.onnx", ["onnxruntime"])
+        verify_onnx(forecast_model(past_size=3), tmp_path / "m.onnx", ["onnxruntime"])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", FORECASTERS)
 def test_a_saved_model_is_the_same(tmp_path, name):
-    model = model_of(**CONFIGS[name])
+    model = forecast_model(**FORECASTERS[name])
     save_model(tmp_path / "m.safetensors", *model)
     again = load_model(tmp_path / "m.safetensors")
     assert (again.config, again.schema) == (model.config, model.schema)
@@ -225,7 +217,7 @@ def test_a_saved_model_is_the_same(tmp_path, name):
 
 
 def test_an_untrained_model_has_names(tmp_path):
-    params, config = make(**CONFIGS["known, static"])
+    params, config = make_forecaster(**FORECASTERS["known, static"])
     save_model(tmp_path / "m.safetensors", params, config)
     schema = load_model(tmp_path / "m.safetensors").schema
     assert schema.targets == ("target_0", "target_1")

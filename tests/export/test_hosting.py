@@ -8,10 +8,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-import test_forecast_export
-import test_streaming
-import test_text
-import test_verify
+from forecast_cases import FORECASTERS, forecast_model
+from model_cases import sequence_model, streaming_model, text_model
 
 from lstm_compile.export import export_onnx, export_streaming
 from lstm_compile.export.proof.selftest import selftest, streaming_selftest
@@ -20,13 +18,11 @@ from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
 
 MODELS = {
-    "classify": lambda: test_verify.make_model(),
-    "regress": lambda: test_verify.make_model(task="regress"),
-    "tag": lambda: test_verify.make_model(task="tag"),
-    "forecast": lambda: test_forecast_export.model_of(
-        **test_forecast_export.CONFIGS["known, static"]
-    ),
-    "lm": lambda: test_text.make_model(6),
+    "classify": lambda: sequence_model(),
+    "regress": lambda: sequence_model(task="regress"),
+    "tag": lambda: sequence_model(task="tag"),
+    "forecast": lambda: forecast_model(**FORECASTERS["known, static"]),
+    "lm": lambda: text_model(6),
 }
 
 
@@ -46,7 +42,7 @@ def test_a_host_checks_itself_by_the_selftest(task):
 
 @pytest.mark.parametrize("cells", ["node", "plain"])
 def test_so_does_one_that_streams(cells):
-    model = test_streaming.make_model(task="tag")
+    model = streaming_model(task="tag")
     example = streaming_selftest(model, cells == "plain")
     streams = open_streams(to_streaming(model, cells, example).SerializeToString())
     assert 0 <= streams.check(example.encode()) <= 1
@@ -75,9 +71,7 @@ def test_warm_up_answers_any_size(task):
 
 
 def test_streams_warm_up_and_none_begins():
-    streams = open_streams(
-        to_streaming(test_streaming.make_model(task="tag")).SerializeToString(), threads=2
-    )
+    streams = open_streams(to_streaming(streaming_model(task="tag")).SerializeToString(), threads=2)
     assert streams.warm_up(batch=4) > 0
     assert len(streams) == 0
 
@@ -124,6 +118,6 @@ def test_it_starts_without_what_takes_long_to_load(tmp_path):
 def test_files_on_disk_check_themselves(tmp_path):
     export_onnx(MODELS["tag"](), tmp_path / "model.onnx", ["onnxruntime"])
     load(tmp_path / "model.onnx").check(tmp_path / "selftest.json")
-    model = test_streaming.make_model(task="tag")
+    model = streaming_model(task="tag")
     export_streaming(model, tmp_path / "streaming.onnx", runtimes=["onnxruntime"])
     open_streams(tmp_path / "streaming.onnx").check(tmp_path / "streaming.selftest.json")

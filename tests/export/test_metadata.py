@@ -9,10 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import test_forecast_export
-import test_streaming
-import test_text
-import test_verify
+from forecast_cases import FORECASTERS, forecast_model
+from model_cases import sequence_model, streaming_model, text_model
 
 from lstm_compile.data.schema import Schema
 from lstm_compile.export import export_onnx, export_streaming, names
@@ -21,20 +19,20 @@ from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
 
 SCHEMA = json.loads(files("lstm_compile.export").joinpath("metadata.schema.json").read_text())
-FORECAST = {**test_forecast_export.CONFIGS["known, static"]}
+FORECAST = {**FORECASTERS["known, static"]}
 FAST = ["eager", "onnxruntime"]
 
 
 def models():
-    verify, forecast = test_verify.make_model, test_forecast_export.model_of
+    verify, forecast = sequence_model, forecast_model
     yield "classify", to_onnx(verify())
     yield "classify, ort", to_onnx(verify(), "ort")
     yield "regress", to_onnx(verify(task="regress", target_scaling="minmax"))
     yield "tag", to_onnx(verify(task="tag"))
     yield "forecast", to_onnx(forecast(**FORECAST))
-    yield "lm", to_onnx(test_text.make_model(6))
-    yield "streaming", to_streaming(test_streaming.make_model(task="tag"))
-    yield "plain cells", to_streaming(test_streaming.make_model(task="tag"), "plain")
+    yield "lm", to_onnx(text_model(6))
+    yield "streaming", to_streaming(streaming_model(task="tag"))
+    yield "plain cells", to_streaming(streaming_model(task="tag"), "plain")
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +90,7 @@ def test_the_profile_says_where_lengths_are_honoured(written):
 
 
 def test_the_file_knows_its_selftest(tmp_path):
-    report = export_onnx(test_verify.make_model(), tmp_path / "model.onnx", FAST)
+    report = export_onnx(sequence_model(), tmp_path / "model.onnx", FAST)
     assert [path.name for path in report.beside] == ["parity.json", "selftest.json"]
     digest = parsed(onnx.load(tmp_path / "model.onnx"))["selftest_sha256"]
     assert digest == hashlib.sha256((tmp_path / "selftest.json").read_bytes()).hexdigest()
@@ -102,7 +100,7 @@ def test_the_file_knows_its_selftest(tmp_path):
 @pytest.mark.parametrize("changes", [{"task": "tag"}, {"task": "classify", "pooling": "last"}])
 def test_any_host_can_run_the_streaming_selftest(tmp_path, cells, changes):
     path = tmp_path / "streaming.onnx"
-    report = export_streaming(test_streaming.make_model(**changes), path, cells, FAST)
+    report = export_streaming(streaming_model(**changes), path, cells, FAST)
     assert [file.name for file in report.beside] == [
         "streaming.parity.json",
         "streaming.selftest.json",
@@ -123,7 +121,7 @@ def test_any_host_can_run_the_streaming_selftest(tmp_path, cells, changes):
 
 
 def test_inspect_shows_what_a_host_needs(tmp_path):
-    model = test_verify.make_model(task="regress", output_size=1)
+    model = sequence_model(task="regress", output_size=1)
     model = model._replace(schema=Schema(("speed [km/h]", "b", "c"), (), ("force [N]",)))
     (tmp_path / "m.onnx").write_bytes(to_onnx(model).SerializeToString())
     found = inspect_onnx(tmp_path / "m.onnx")
@@ -134,9 +132,7 @@ def test_inspect_shows_what_a_host_needs(tmp_path):
     )
     assert found["schema"]["units"] == ["km/h", "", "", "N"]
     assert len(found["selftest_sha256"]) == 64
-    (tmp_path / "s.onnx").write_bytes(
-        to_streaming(test_streaming.make_model(task="tag")).SerializeToString()
-    )
+    (tmp_path / "s.onnx").write_bytes(to_streaming(streaming_model(task="tag")).SerializeToString())
     state = inspect_onnx(tmp_path / "s.onnx")["state"]["tensors"]
     assert (state["h"]["from"], state["c"]["from"], state["c"]["initial"]) == (
         "h_next",

@@ -7,9 +7,9 @@ from functools import cache
 import numpy as np
 import onnx
 import pytest
-import test_forecast_export
-import test_verify
 from click.testing import CliRunner
+from forecast_cases import FORECASTERS, forecast_model
+from model_cases import sequence_model
 from onnx import numpy_helper
 
 from lstm_compile.cli.app import app
@@ -32,8 +32,8 @@ KINDS = {
 
 def make(kind):
     if kind == "forecast":
-        return test_forecast_export.model_of(**test_forecast_export.CONFIGS["season, revin"])
-    return test_verify.make_model(**KINDS[kind])
+        return forecast_model(**FORECASTERS["season, revin"])
+    return sequence_model(**KINDS[kind])
 
 
 @cache
@@ -139,7 +139,7 @@ def test_both_profiles_answer_alike(kind):
 
 @pytest.fixture(scope="module")
 def int8():
-    model = test_verify.make_model(hidden_size=64)
+    model = sequence_model(hidden_size=64)
     plain = to_onnx(model, "ort", finite=True)
     return model, plain, *quantize(model, plain)
 
@@ -199,7 +199,7 @@ def invoke(*words):
 def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    model = test_verify.make_model(num_layers=1)
+    model = sequence_model(num_layers=1)
     save_model(folder / "model.safetensors", *model._replace(training={"data": "mine.npz"}))
     return folder
 

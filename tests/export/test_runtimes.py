@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import test_forecast_export
-import test_streaming
-import test_verify
 from click.testing import CliRunner
+from forecast_cases import FORECASTERS, forecast_model
+from model_cases import sequence_model, streaming_model
 from onnx import helper
 
 from lstm_compile.cli.app import app
@@ -43,7 +42,7 @@ def differing(report):
 
 
 def test_ragged_cases_are_what_breaks_runtimes():
-    cases, model = ragged_cases(), test_verify.make_model()
+    cases, model = ragged_cases(), sequence_model()
     assert len({case.batch for case in cases}) == len({case.time for case in cases}) == 2
     drawn = [draw(case, model) for case in cases]
     lengths = [(inputs["lengths"], case.time) for inputs, case in zip(drawn, cases, strict=True)]
@@ -56,7 +55,7 @@ def test_ragged_cases_are_what_breaks_runtimes():
 
 @pytest.mark.slow
 def test_portable_is_right_in_every_runtime_installed(tmp_path):
-    model = test_verify.make_model(**TWO_LAYERS)
+    model = sequence_model(**TWO_LAYERS)
     report = everywhere(model, to_onnx(model), tmp_path)
     assert report.passed, "\n".join(report.lines())
     assert {row.runtime for row in report.rows} == {"metadata", *INSTALLED}
@@ -66,20 +65,20 @@ def test_portable_is_right_in_every_runtime_installed(tmp_path):
 @pytest.mark.parametrize("kind", ["tag", "forecast", "season", "hybrid", "streaming", "plain"])
 def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
     if kind in ("streaming", "plain"):
-        model = test_streaming.make_model(task="tag")
+        model = streaming_model(task="tag")
         proto = to_streaming(model, "node" if kind == "streaming" else "plain")
     elif kind in ("tag", "hybrid"):
         blocks = {"transformer_layers": 1, "heads": 2, "hidden_size": 8}
         changes = {"task": "tag"} if kind == "tag" else blocks
-        model = test_verify.make_model(num_layers=1, **changes)
+        model = sequence_model(num_layers=1, **changes)
         proto = to_onnx(model)
     else:
-        configs = test_forecast_export.CONFIGS
+        configs = FORECASTERS
         changes = {
             "forecast": {**configs["known, static"], "targets": 1},
             "season": configs["season, revin"],
         }[kind]
-        model = test_forecast_export.model_of(**changes)
+        model = forecast_model(**changes)
         proto = to_onnx(model)
     report = everywhere(model, proto, tmp_path)
     assert report.passed, "\n".join(report.lines())
@@ -89,7 +88,7 @@ def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
 @pytest.mark.parametrize("scaling", ["last", "mean", "revin"])
 def test_tract_takes_what_is_known_of_lengths_apart(tmp_path, scaling):
     changes = {"targets": 1, "scaling": scaling, "bidirectional": True, "pooling": "mean"}
-    model = test_forecast_export.model_of(**changes)
+    model = forecast_model(**changes)
     (tmp_path / "m.onnx").write_bytes(to_onnx(model).SerializeToString())
     report = verify_onnx(model, tmp_path / "m.onnx", ["tract"])
     assert report.passed, "\n".join(report.lines())
@@ -98,7 +97,7 @@ def test_tract_takes_what_is_known_of_lengths_apart(tmp_path, scaling):
 @pytest.mark.slow
 @pytest.mark.skipif("openvino" not in INSTALLED, reason="OpenVINO is not installed")
 def test_the_silent_error_is_caught_with_its_size(tmp_path):
-    model = test_verify.make_model(**TWO_LAYERS)
+    model = sequence_model(**TWO_LAYERS)
     (tmp_path / "model.safetensors").touch()
     save_model(tmp_path / "model.safetensors", *model)
     path = tmp_path / "model-ort.onnx"
@@ -114,7 +113,7 @@ def test_the_silent_error_is_caught_with_its_size(tmp_path):
 
 
 def test_the_ort_form_is_compared_in_onnx_runtime_alone(tmp_path):
-    model = test_verify.make_model()
+    model = sequence_model()
     (tmp_path / "m.onnx").write_bytes(to_onnx(model, "ort").SerializeToString())
     report = verify_onnx(model, tmp_path / "m.onnx")
     assert report.passed
@@ -214,7 +213,7 @@ def test_verify_goes_on_where_a_runtime_ends(tmp_path, misbehaving, monkeypatch)
     for module in ("answers", "parity"):
         monkeypatch.setattr(f"lstm_compile.export.{module}.EVERYWHERE", ("bad", "onnxruntime"))
     monkeypatch.setattr("lstm_compile.export.proof.engines.KNOWN", ("bad", "onnxruntime"))
-    model = test_verify.make_model(num_layers=1)
+    model = sequence_model(num_layers=1)
     report = everywhere(model, to_onnx(model), tmp_path)
     (bad,) = [row for row in report.rows if row.runtime == "bad"]
     assert (bad.case, math.isnan(bad.difference)) == ("load", True)
@@ -240,7 +239,7 @@ def happenings(proto):
 
 
 def test_rows_concern_the_nodes_of_the_file():
-    model = test_verify.make_model()
+    model = sequence_model()
     portable, ort = happenings(to_onnx(model)), happenings(to_onnx(model, "ort"))
     silent = ("OpenVINO", known_faults.LENGTHS)
     assert silent in ort
@@ -249,7 +248,7 @@ def test_rows_concern_the_nodes_of_the_file():
         "LSTM without initial states", "LSTM with outputs that have no name", "Max of one input",
         "ConstantOfShape without value", "ReverseSequence", "LSTM with layout 1", "Loop, Scan",
     }  # fmt: skip
-    plain = happenings(to_streaming(test_streaming.make_model(task="tag"), "plain"))
+    plain = happenings(to_streaming(streaming_model(task="tag"), "plain"))
     assert not any("LSTM" in part for _, part in plain)
 
 

@@ -9,8 +9,8 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from model_cases import streaming_model
 
-from lstm_compile import ModelConfig, init_params
 from lstm_compile.cli.app import app
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_streaming, verify_onnx
@@ -19,13 +19,12 @@ from lstm_compile.export.proof.streaming_parity import CUTS, STEPS, feedings
 from lstm_compile.export.runtime import ModelError, load, open_streams
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
-from lstm_compile.model.checkpoint import Model, numbered_schema, save_model
+from lstm_compile.model.checkpoint import save_model
 from lstm_compile.model.model import predict
 
 FAST = ["eager", "onnxruntime", "openvino"]
 # in one process of their own each, and without compiling anything
 QUICK = [*FAST, *({"tract", "opencv"} & {*choose_runtimes(None, EVERYWHERE)[0]})]
-SMALL = {"input_size": 3, "output_size": 4, "hidden_size": 5, "bidirectional": False}
 KINDS = [
     {"task": "tag"},
     {"task": "classify", "pooling": "last", "scaling": "minmax", "bias": False},
@@ -34,19 +33,9 @@ KINDS = [
 ]
 
 
-def make_model(**changes):
-    config = ModelConfig(**{**SMALL, **changes})
-    generator = torch.Generator().manual_seed(0)
-    params = {
-        name: value + 0.3 * torch.randn(value.shape, generator=generator).abs()
-        for name, value in init_params(config, 0).items()
-    }
-    return Model(params, config, numbered_schema(config), {})
-
-
 @pytest.fixture(scope="module")
 def tag():
-    return make_model(task="tag")
+    return streaming_model(task="tag")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +59,7 @@ def whole(model, x):
 @pytest.mark.parametrize("cells", ["node", "plain"])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["task"])
 def test_every_kind_streams_as_it_runs_whole(tmp_path, kind, cells):
-    report = export_streaming(make_model(**kind), tmp_path / "s.onnx", cells, QUICK)
+    report = export_streaming(streaming_model(**kind), tmp_path / "s.onnx", cells, QUICK)
     assert report.parity.passed
     assert max(row.difference for row in report.parity.rows if row.runtime in FAST) <= 1e-5
     assert json.loads((tmp_path / "s.parity.json").read_text())["passed"]
@@ -82,7 +71,7 @@ def test_every_kind_streams_as_it_runs_whole(tmp_path, kind, cells):
 
 @pytest.mark.parametrize("cells", ["node", "plain"])
 def test_a_model_that_adds_up_is_held_to_the_long_tolerance(tmp_path, cells):
-    model = make_model(task="tag", num_layers=1)
+    model = streaming_model(task="tag", num_layers=1)
     model.params["lstm.bias_ih_l0"][5:10] = 3.0  # it forgets little: 1,000 roundings add up
     report = export_streaming(model, tmp_path / "s.onnx", cells, ["compiled", "onnxruntime"])
     assert report.parity.passed
@@ -144,7 +133,7 @@ def test_metadata_say_which_output_feeds_which_input(data):
 )
 def test_models_that_need_the_whole_sequence_are_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        export_streaming(make_model(**{"output_size": 3, **changes}), tmp_path / "s.onnx")
+        export_streaming(streaming_model(**{"output_size": 3, **changes}), tmp_path / "s.onnx")
     assert not list(tmp_path.iterdir())
 
 
@@ -186,7 +175,7 @@ def test_plain_cells_take_chunks_step_by_step(tag):
 
 
 def test_pooled_answers_are_of_the_last_step():
-    model = make_model(task="classify", pooling="last")
+    model = streaming_model(task="classify", pooling="last")
     streams, x = open_streams(to_streaming(model).SerializeToString()), steps(9, batch=2)
     streams.push("ab", x[:, :4])
     answers = streams.push("ab", x[:, 4:])

@@ -231,8 +231,8 @@ ASKED = """
 import sys
 from lstm_compile.recurrence import inductor
 seen = []
-start, compiling.Thread.start = compiling.Thread.start, lambda self: seen.append(set(sys.modules))
-thread = compiling._find_instructions()
+start, inductor.Thread.start = inductor.Thread.start, lambda self: seen.append(set(sys.modules))
+thread = inductor._find_instructions()
 start(thread)
 thread.join()
 print(*set(sys.modules) - seen[0])

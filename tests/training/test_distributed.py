@@ -12,7 +12,7 @@ from threading import Timer
 
 import pytest
 import torch
-from test_resume import CASES, assert_same_run, figures_of, forked, job_of
+from resume_cases import CASES, assert_same_run, figures_of, forked, job_of
 from training_cases import save_npz, two_classes
 
 from lstm_compile import load_model
