@@ -6,11 +6,10 @@ import tomllib
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from cli_cases import invoke
 from series_cases import hourly, hours, several, waves, write
 
 from lstm_compile import load_model
-from lstm_compile.cli.app import app
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.export.use.evaluate_file import evaluate_file
@@ -29,10 +28,6 @@ def here(tmp_path, monkeypatch):
     """An empty working directory: `runs/` is relative."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def invoke(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="lstm-compile")
 
 
 def ok(*args):

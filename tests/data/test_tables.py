@@ -9,13 +9,12 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_cases import invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from lstm_compile import load_model
-from lstm_compile.cli.app import app
 from lstm_compile.data import Schema, TableOptions, fingerprint, load_dataset, read_sequences
 from lstm_compile.data.tables.long import read_long
 from lstm_compile.errors import InputError
@@ -32,10 +31,6 @@ def here(tmp_path, monkeypatch):
     """An empty working directory: `runs/` is relative."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def invoke(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="lstm-compile")
 
 
 def as_table(data, count=None):

@@ -8,10 +8,9 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_cases import invoke
 
 from lstm_compile import ModelConfig, init_params
-from lstm_compile.cli.app import app
 from lstm_compile.data.readers import read_sequences
 from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.data.tables.columns import TableOptions
@@ -29,10 +28,6 @@ TEXTS = ["good day", "bye", "hello\nyou", "a, b"]
 LABELS = ["in", "out", "in", "out"]
 REVIEW = TableOptions(text="review", target=("label",))
 VOCABULARY = Vocabulary("char", ("a", "b", "c"))
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def save(path, columns):

@@ -10,9 +10,8 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_cases import invoke
 
-from lstm_compile.cli.app import app
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.schema import Schema
 from lstm_compile.errors import InputError
@@ -28,11 +27,6 @@ from lstm_compile.model.model import init_params, predict
 
 FEATURES = ("a", "b [V]")
 CLASSES = ("no", "yes", "may be, or not")
-
-
-def invoke(*args, **options):
-    words = [str(arg) for arg in args]
-    return CliRunner().invoke(app, words, prog_name="lstm-compile", **options)
 
 
 def make_model(task, **training):

@@ -7,12 +7,11 @@ from functools import cache
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from cli_cases import invoke
 from forecast_cases import FORECASTERS, forecast_model
 from model_cases import sequence_model
 from onnx import numpy_helper
 
-from lstm_compile.cli.app import app
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_int8, verify_onnx
 from lstm_compile.export.proof.parity import INT8_TOLERANCE
@@ -189,10 +188,6 @@ def test_a_quantised_weight_gone_wrong_is_found(int8, tmp_path):
             )
     (tmp_path / "m.onnx").write_bytes(broken.SerializeToString())
     assert not verify_onnx(model, tmp_path / "m.onnx", ORT).passed
-
-
-def invoke(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture

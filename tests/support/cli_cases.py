@@ -46,3 +46,8 @@ def assert_refused(result, message, before, folder, *, code=2):
     assert message in errors[0]
     assert "Traceback" not in result.output
     assert snapshot(folder) == before
+
+
+def invoke_small(*args, **options):
+    """A command of `train` with a small model and two epochs."""
+    return invoke(*args, "--hidden-size", 6, "--num-layers", 1, "--epochs", 2, **options)

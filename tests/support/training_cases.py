@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from lstm_compile import ModelConfig, init_params
 from lstm_compile.data import Sequences
+from lstm_compile.training import loop
 from lstm_compile.training.prepare import prepare
 from lstm_compile.training.run import run
 from lstm_compile.training.settings import TrainingConfig
@@ -64,3 +65,14 @@ def do(data, output, training=QUICK, on_epoch=lambda epoch: None, test=None, **c
 
 def same(first, second):
     return first.keys() == second.keys() and all(first[k].equal(second[k]) for k in first)
+
+
+def paths_of(folder, data=None, test=None):
+    data, test = data or two_classes(), test or two_classes(30, seed=5)
+    return save_npz(folder, data), save_npz(folder, test, "test")
+
+
+def scripted(monkeypatch, losses):
+    """Validation losses as given, epoch by epoch."""
+    script = iter(losses)
+    monkeypatch.setattr(loop, "_validate", lambda *_: (next(script), {"accuracy": 0.0}))

@@ -9,12 +9,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_cases import invoke
 from model_cases import text_model
 from torch.nn.functional import cross_entropy
 
 from lstm_compile import ModelConfig, forward, init_params
-from lstm_compile.cli.app import app
 from lstm_compile.data.corpus import Corpus, read_corpus, split_corpus
 from lstm_compile.data.lanes import carried, chunks, steps_of
 from lstm_compile.data.schema import Vocabulary
@@ -46,10 +45,6 @@ def corpus_of(*texts, vocabulary=None):
     vocabulary = vocabulary or Vocabulary("char", tuple(sorted(set(whole))))
     starts = torch.tensor([0, *np.cumsum([len(text) for text in texts])])
     return Corpus(torch.tensor(vocabulary.encode(whole), dtype=torch.uint8), starts, vocabulary)
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(("lanes", "time"), [(1, 7), (3, 4), (5, 100), (40, 3)])

@@ -10,9 +10,8 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from cli_cases import invoke
 
-from lstm_compile.cli.app import app
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.errors import InputError
 from lstm_compile.training.settings import TrainingConfig
@@ -34,11 +33,6 @@ num_layers = [1, 2]
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def invoke(*args):
-    words = [str(arg) for arg in args]
-    return CliRunner().invoke(app, words, prog_name="lstm-compile")
 
 
 def write(folder, count=40, targets=0):
