@@ -51,8 +51,16 @@ def cuda():
         yield "cuda"
 
 
-def pytest_collection_modifyitems(items):
-    """Tests that live in torch's tracing run without coverage's, which slows them by two thirds."""
+def pytest_collection_modifyitems(config, items):
+    """Slow tests run with `-m slow`, or named by their id.
+
+    Tests that live in torch's tracing run without coverage's, which slows them by two thirds.
+    """
     for item in items:
         if item.path.stem in TRACING:
             item.add_marker(pytest.mark.no_cover)
+    if "slow" in config.option.markexpr or any("::" in arg for arg in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]

@@ -13,8 +13,8 @@ from cases import (
     CASES,
     DOUBLE,
     HALF,
+    PARITY,
     SINGLE,
-    TABLE,
     TOLERANCES,
     Case,
     assert_close,
@@ -46,14 +46,16 @@ def test_the_table_covers_what_the_design_names():
     assert {dtype for case in CASES for dtype in case.dtypes} == set(TOLERANCES)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("case", "dtype"), TABLE)
+@pytest.mark.parametrize(("case", "dtype", "backend"), PARITY)
 def test_backend_meets_the_float64_reference(case, dtype, backend):
     data = make_data(case, dtype)
     found = run_case(case, backend, data)
     assert {value.dtype for value in (*found[:3], *found.gradients.values())} == {dtype}
     assert_close(found, oracle(case, dtype), case.tolerance(dtype))
     assert_padding_is_dead(data, found)
+    assert_inference_meets(oracle(case, dtype), case, dtype, backend)
+    if dtype == SINGLE and case in NN_CASES:
+        assert_close(found, run_nn_lstm(case, make_data(case, dtype)), case.tolerance(dtype))
 
 
 def assert_padding_is_dead(data, found):
@@ -64,10 +66,8 @@ def assert_padding_is_dead(data, found):
     assert (found.gradients["x"][padded] == 0).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("case", "dtype"), TABLE)
-def test_inference_meets_the_float64_reference(case, dtype, backend):
-    data, expected = make_data(case, dtype), oracle(case, dtype)
+def assert_inference_meets(expected, case, dtype, backend):
+    data = make_data(case, dtype)
     state = data.state if case.state else None
     with torch.inference_mode():
         output, (h, c) = lstm(
@@ -79,8 +79,7 @@ def test_inference_meets_the_float64_reference(case, dtype, backend):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("case", "dtype"), TABLE)
+@pytest.mark.parametrize(("case", "dtype", "backend"), PARITY)
 def test_backend_meets_the_float64_reference_on_cuda(case, dtype, backend, cuda):
     data = make_data(case, dtype).to(dtype, cuda)
     found = run_case(case, backend, data)
@@ -123,13 +122,6 @@ NN_CASES = [
 def test_the_float64_reference_is_nn_lstm(case):
     expected = run_nn_lstm(case, make_data(case, DOUBLE))
     assert_close(oracle(case, DOUBLE), expected, TOLERANCES[DOUBLE])
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", NN_CASES, ids=lambda case: case.name)
-def test_float32_meets_nn_lstm_in_float32(case, backend):
-    expected = run_nn_lstm(case, make_data(case, SINGLE))
-    assert_close(run_case(case, backend, make_data(case, SINGLE)), expected, case.tolerance(SINGLE))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

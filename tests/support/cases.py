@@ -110,15 +110,24 @@ CASES = (
     Case(hidden_size=33, time=16, chunk=16),
     Case(hidden_size=33, time=41, lengths=(40, 17, 16), bidirectional=True, chunk=16),
 )
-TABLE = [
+
+
+def _is_slow(case: Case, dtype: torch.dtype, backend: str) -> bool:
+    """A chunk is compiled for each hidden size, dtype and K: seconds, and more the longer it is."""
+    return backend == "compiled" and (case.hidden_size != 5 or dtype == HALF or case.chunk > 2)
+
+
+PARITY = [
     pytest.param(
         case,
         dtype,
-        id=f"{case.name}-{str(dtype).removeprefix('torch.')}",
-        marks=[pytest.mark.slow] if case.chunk > 2 else [],  # long chunks take long to compile
+        backend,
+        id=f"{case.name}-{str(dtype).removeprefix('torch.')}-{backend}",
+        marks=[pytest.mark.slow] if _is_slow(case, dtype, backend) else [],
     )
     for case in CASES
     for dtype in case.dtypes
+    for backend in BACKENDS
 ]
 
 
