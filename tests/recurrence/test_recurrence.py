@@ -29,6 +29,7 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lstm_compile import lstm
@@ -118,7 +119,9 @@ NN_CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", NN_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case if case.time <= 512 else slow(case) for case in NN_CASES], ids=lambda c: c.name
+)
 def test_the_float64_reference_is_nn_lstm(case):
     expected = run_nn_lstm(case, make_data(case, DOUBLE))
     assert_close(oracle(case, DOUBLE), expected, TOLERANCES[DOUBLE])
@@ -141,7 +144,7 @@ def test_gradcheck(backend, lengths):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [slow(False), True])
 def test_gradcheck_of_one_layer_in_full(backend, reverse):
     data = make_data(of(time=3, input_size=1, batch=2, lengths=(1, 3)), DOUBLE)
     leaves = (
@@ -486,6 +489,7 @@ def test_a_batch_is_its_rows_one_by_one(backend, case):
 # without a compiler -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_a_compiler_compiled_warns_once_and_runs_as_vendor(tmp_path):
     program = """
         import warnings

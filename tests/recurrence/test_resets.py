@@ -18,6 +18,7 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lstm_compile import LSTM, LSTMState, ModelConfig, forward, init_params, lstm
@@ -255,7 +256,7 @@ def function_of(data, backend):
     return function
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [slow("reference"), slow("vendor"), "compiled"])
 def test_compiled_fullgraph(backend):
     data = draw([[0, 1, 0, 0, 1], [0, 0, 0, 1, 0], [1, 1, 1, 1, 1]], (5, 4, 0), reset_state=True)
     expected = run(data, "reference")

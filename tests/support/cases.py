@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from marks import slow
 from torch import Tensor
 
 from lstm_compile import lstm
@@ -112,9 +113,14 @@ CASES = (
 )
 
 
+# Backends where torch.compile traces them: seconds each, and the reference's loop the longest.
+TRACED = (slow("reference"), "vendor", slow("compiled"))
+
+
 def _is_slow(case: Case, dtype: torch.dtype, backend: str) -> bool:
     """A chunk is compiled for each hidden size, dtype and K: seconds, and more the longer it is."""
-    return backend == "compiled" and (case.hidden_size != 5 or dtype == HALF or case.chunk > 2)
+    other_chunk = case.hidden_size != 5 or dtype == HALF or case.chunk > 2
+    return case.time > 512 or (backend == "compiled" and other_chunk)
 
 
 PARITY = [
