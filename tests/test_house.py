@@ -112,6 +112,7 @@ def test_the_program_runs_in_the_root_of_the_checkout():
     assert done.stdout.startswith("lstm-compile, version ")
 
 
+@pytest.mark.slow
 def test_pytest_runs_in_the_root_of_the_checkout():
     done = run(
         sys.executable, "-m", "pytest", "tests/data/test_sequences.py", "-q", "-k", "moves_every"
