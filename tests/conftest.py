@@ -42,6 +42,14 @@ def _no_silent_fallback():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _threads_are_given_back():
+    """A chunk is compiled for a number of threads: with another one it would be compiled again."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def cuda():
     """The device of a CUDA test, with TF32 off while it runs."""

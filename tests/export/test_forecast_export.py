@@ -1,11 +1,9 @@
 import json
-from functools import cache
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from forecast_cases import FORECASTERS, forecast_model, inputs, make_forecaster
+from forecast_cases import FORECASTERS, forecast_file, forecast_model, inputs, make_forecaster
 from series_cases import do, hourly, several
 
 from lstm_compile.errors import InputError
@@ -18,15 +16,9 @@ from lstm_compile.model.model import complete
 RUNTIMES = ["eager", "onnxruntime", "openvino"]
 
 
-@cache
-def exported(name):
-    """The bytes of a file: a second or two each, which the tests share."""
-    return to_onnx(forecast_model(**FORECASTERS[name])).SerializeToString()
-
-
 @pytest.mark.parametrize("name", FORECASTERS)
 def test_runtimes_agree_with_the_reference(tmp_path, name):
-    (tmp_path / "m.onnx").write_bytes(exported(name))
+    (tmp_path / "m.onnx").write_bytes(forecast_file(name).SerializeToString())
     report = verify_onnx(forecast_model(**FORECASTERS[name]), tmp_path / "m.onnx", RUNTIMES)
     assert report.passed, "\n".join(report.lines())
     assert {row.runtime for row in report.rows} == {"metadata", *RUNTIMES}
@@ -34,7 +26,7 @@ def test_runtimes_agree_with_the_reference(tmp_path, name):
 
 @pytest.mark.slow
 def test_compiled_chunks_agree_too(tmp_path):
-    (tmp_path / "m.onnx").write_bytes(exported("known, static"))
+    (tmp_path / "m.onnx").write_bytes(forecast_file("known, static").SerializeToString())
     model = forecast_model(**FORECASTERS["known, static"])
     assert verify_onnx(model, tmp_path / "m.onnx", ["compiled"]).passed
 
@@ -42,10 +34,10 @@ def test_compiled_chunks_agree_too(tmp_path):
 @pytest.mark.parametrize("name", FORECASTERS)
 def test_every_input_is_named_and_the_graph_is_portable(name):
     model = forecast_model(**FORECASTERS[name])
-    graph = onnx.load_model_from_string(exported(name)).graph
+    graph = forecast_file(name).graph
     found = [value.name for value in graph.input]
     assert found == ["x", "lengths", *model.config.given]
-    assert json.loads(load(exported(name)).metadata["inputs"]) == found
+    assert json.loads(load(forecast_file(name).SerializeToString()).metadata["inputs"]) == found
     operators = {node.op_type for node in graph.node}
     banned = {"Loop", "Scan", "GatherElements", "ReverseSequence", "CastLike", "If", "ScatterND"}
     assert not operators & banned
@@ -75,7 +67,7 @@ def test_the_smallest_windows_are_exported(tmp_path, changes):
 
 
 def test_the_graph_computes_nothing_from_weights_alone():
-    graph = onnx.load_model_from_string(exported("season, revin")).graph
+    graph = forecast_file("season, revin").graph
     constants = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         assert not set(node.input) <= constants, node.op_type
@@ -88,7 +80,7 @@ def test_the_torch_free_runtime_forecasts_whole_horizons(name):
     x, lengths, given = inputs(config, [6, 3, 1, 0])
     with torch.no_grad():
         expected = complete(model.params, config, x, lengths, given=given).numpy()
-    ready = load(exported(name))
+    ready = load(forecast_file(name).SerializeToString())
     arrays = {n: v.numpy() for n, v in given._asdict().items() if v is not None}
     padded = ready.forecast_padded({"x": x.numpy(), "lengths": lengths.numpy(), **arrays})
     np.testing.assert_allclose(padded, expected, rtol=1e-5, atol=1e-5)
@@ -104,7 +96,7 @@ def test_the_torch_free_runtime_forecasts_whole_horizons(name):
 
 
 def test_series_statistics_are_of_the_whole_history():
-    ready = load(exported("series"))
+    ready = load(forecast_file("series").SerializeToString())
     history = np.random.default_rng(0).normal(5, 2, (40, 3)).astype(np.float32)
     location, scale = history.mean(0), history.std(0)
     inputs = {"x": history[None, -6:], "lengths": np.array([6])}
@@ -114,7 +106,7 @@ def test_series_statistics_are_of_the_whole_history():
 
 
 def test_the_runtime_refuses_what_does_not_fit():
-    ready = load(exported("known, static"))
+    ready = load(forecast_file("known, static").SerializeToString())
     history, known = np.zeros((4, 5), np.float32), np.zeros((1, 5, 3), np.float32)
     for args, message in (
         (
@@ -139,7 +131,7 @@ def test_the_runtime_refuses_what_does_not_fit():
     with pytest.raises(
         ModelError, match="static is no input of this model; its inputs are x, lengths"
     ):
-        load(exported("plain")).forecast([np.zeros((4, 2))], static=[[0]])
+        load(forecast_file("plain").SerializeToString()).forecast([np.zeros((4, 2))], static=[[0]])
 
 
 def test_calendar_columns_are_those_of_training(tmp_path):
@@ -202,7 +194,7 @@ def test_the_selftest_has_every_input(tmp_path):
 
 
 def test_a_file_of_other_inputs_is_refused(tmp_path):
-    (tmp_path / "m.onnx").write_bytes(exported("known, static"))
+    (tmp_path / "m.onnx").write_bytes(forecast_file("known, static").SerializeToString())
     with pytest.raises(InputError, match=r"inputs is .*, the model's is .*; name the file of this"):
         verify_onnx(forecast_model(past_size=3), tmp_path / "m.onnx", ["onnxruntime"])
 

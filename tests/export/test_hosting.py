@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 from forecast_cases import FORECASTERS, forecast_model
-from model_cases import sequence_model, streaming_model, text_model
+from model_cases import sequence_model, streaming_file, streaming_model, text_model
 
 from lstm_compile.export import export_onnx, export_streaming
 from lstm_compile.export.proof.selftest import selftest, streaming_selftest
@@ -71,7 +71,7 @@ def test_warm_up_answers_any_size(task):
 
 
 def test_streams_warm_up_and_none_begins():
-    streams = open_streams(to_streaming(streaming_model(task="tag")).SerializeToString(), threads=2)
+    streams = open_streams(streaming_file(task="tag").SerializeToString(), threads=2)
     assert streams.warm_up(batch=4) > 0
     assert len(streams) == 0
 

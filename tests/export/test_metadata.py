@@ -9,14 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from forecast_cases import FORECASTERS, forecast_model
-from model_cases import sequence_model, streaming_model, text_model
+from forecast_cases import FORECASTERS, forecast_file
+from model_cases import sequence_file, sequence_model, streaming_file, streaming_model, text_model
 
 from lstm_compile.data.schema import Schema
 from lstm_compile.export import export_onnx, export_streaming, names
 from lstm_compile.export.use.inspect import inspect_onnx
 from lstm_compile.export.write.onnx import to_onnx
-from lstm_compile.export.write.streaming import to_streaming
 
 SCHEMA = json.loads(files("lstm_compile.export").joinpath("metadata.schema.json").read_text())
 FORECAST = {**FORECASTERS["known, static"]}
@@ -24,15 +23,14 @@ FAST = ["eager", "onnxruntime"]
 
 
 def models():
-    verify, forecast = sequence_model, forecast_model
-    yield "classify", to_onnx(verify())
-    yield "classify, ort", to_onnx(verify(), "ort")
-    yield "regress", to_onnx(verify(task="regress", target_scaling="minmax"))
-    yield "tag", to_onnx(verify(task="tag"))
-    yield "forecast", to_onnx(forecast(**FORECAST))
+    yield "classify", sequence_file()
+    yield "classify, ort", sequence_file("ort")
+    yield "regress", sequence_file(task="regress", target_scaling="minmax")
+    yield "tag", sequence_file(task="tag")
+    yield "forecast", forecast_file("known, static")
     yield "lm", to_onnx(text_model(6))
-    yield "streaming", to_streaming(streaming_model(task="tag"))
-    yield "plain cells", to_streaming(streaming_model(task="tag"), "plain")
+    yield "streaming", streaming_file(task="tag")
+    yield "plain cells", streaming_file("plain", task="tag")
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +130,7 @@ def test_inspect_shows_what_a_host_needs(tmp_path):
     )
     assert found["schema"]["units"] == ["km/h", "", "", "N"]
     assert len(found["selftest_sha256"]) == 64
-    (tmp_path / "s.onnx").write_bytes(to_streaming(streaming_model(task="tag")).SerializeToString())
+    (tmp_path / "s.onnx").write_bytes(streaming_file(task="tag").SerializeToString())
     state = inspect_onnx(tmp_path / "s.onnx")["state"]["tensors"]
     assert (state["h"]["from"], state["c"]["from"], state["c"]["initial"]) == (
         "h_next",

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from forecast_cases import FORECASTERS, forecast_model
-from model_cases import sequence_model, streaming_model
+from model_cases import sequence_file, sequence_model, streaming_file, streaming_model
 from onnx import helper
 
 from lstm_compile.cli.app import app
@@ -21,7 +21,6 @@ from lstm_compile.export.proof.engines import EVERYWHERE, choose_runtimes
 from lstm_compile.export.proof.inputs import draw, ragged_cases
 from lstm_compile.export.proof.isolated import Apart, NoAnswerError
 from lstm_compile.export.write.onnx import to_onnx
-from lstm_compile.export.write.streaming import to_streaming
 from lstm_compile.model.checkpoint import save_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,7 +55,7 @@ def test_ragged_cases_are_what_breaks_runtimes():
 @pytest.mark.slow
 def test_portable_is_right_in_every_runtime_installed(tmp_path):
     model = sequence_model(**TWO_LAYERS)
-    report = everywhere(model, to_onnx(model), tmp_path)
+    report = everywhere(model, sequence_file(**TWO_LAYERS), tmp_path)
     assert report.passed, "\n".join(report.lines())
     assert {row.runtime for row in report.rows} == {"metadata", *INSTALLED}
 
@@ -66,12 +65,12 @@ def test_portable_is_right_in_every_runtime_installed(tmp_path):
 def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
     if kind in ("streaming", "plain"):
         model = streaming_model(task="tag")
-        proto = to_streaming(model, "node" if kind == "streaming" else "plain")
+        proto = streaming_file("node" if kind == "streaming" else "plain", task="tag")
     elif kind in ("tag", "hybrid"):
         blocks = {"transformer_layers": 1, "heads": 2, "hidden_size": 8}
         changes = {"task": "tag"} if kind == "tag" else blocks
         model = sequence_model(num_layers=1, **changes)
-        proto = to_onnx(model)
+        proto = sequence_file(num_layers=1, **changes)
     else:
         configs = FORECASTERS
         changes = {
@@ -101,7 +100,7 @@ def test_the_silent_error_is_caught_with_its_size(tmp_path):
     (tmp_path / "model.safetensors").touch()
     save_model(tmp_path / "model.safetensors", *model)
     path = tmp_path / "model-ort.onnx"
-    path.write_bytes(to_onnx(model, "ort").SerializeToString())
+    path.write_bytes(sequence_file("ort", **TWO_LAYERS).SerializeToString())
     words = ["verify", str(tmp_path), "--onnx", str(path), "--runtimes"]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 1
@@ -114,7 +113,7 @@ def test_the_silent_error_is_caught_with_its_size(tmp_path):
 
 def test_the_ort_form_is_compared_in_onnx_runtime_alone(tmp_path):
     model = sequence_model()
-    (tmp_path / "m.onnx").write_bytes(to_onnx(model, "ort").SerializeToString())
+    (tmp_path / "m.onnx").write_bytes(sequence_file("ort").SerializeToString())
     report = verify_onnx(model, tmp_path / "m.onnx")
     assert report.passed
     assert report.skipped["openvino"] == "the file is for ONNX Runtime only"
@@ -239,8 +238,7 @@ def happenings(proto):
 
 
 def test_rows_concern_the_nodes_of_the_file():
-    model = sequence_model()
-    portable, ort = happenings(to_onnx(model)), happenings(to_onnx(model, "ort"))
+    portable, ort = happenings(sequence_file()), happenings(sequence_file("ort"))
     silent = ("OpenVINO", known_faults.LENGTHS)
     assert silent in ort
     assert silent not in portable
@@ -248,7 +246,7 @@ def test_rows_concern_the_nodes_of_the_file():
         "LSTM without initial states", "LSTM with outputs that have no name", "Max of one input",
         "ConstantOfShape without value", "ReverseSequence", "LSTM with layout 1", "Loop, Scan",
     }  # fmt: skip
-    plain = happenings(to_streaming(streaming_model(task="tag"), "plain"))
+    plain = happenings(streaming_file("plain", task="tag"))
     assert not any("LSTM" in part for _, part in plain)
 
 

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from model_cases import streaming_model
+from model_cases import streaming_file, streaming_model
 
 from lstm_compile.cli.app import app
 from lstm_compile.errors import InputError
@@ -40,7 +40,7 @@ def tag():
 
 @pytest.fixture(scope="module")
 def data(tag):
-    return to_streaming(tag).SerializeToString()
+    return streaming_file(task="tag").SerializeToString()
 
 
 @pytest.fixture
@@ -170,7 +170,10 @@ def test_streams_are_apart_and_ragged_chunks_are_grouped(streams, tag):
 
 
 def test_plain_cells_take_chunks_step_by_step(tag):
-    streams, x = open_streams(to_streaming(tag, "plain").SerializeToString()), steps(9, batch=2)
+    streams, x = (
+        open_streams(streaming_file("plain", task="tag").SerializeToString()),
+        steps(9, batch=2),
+    )
     np.testing.assert_allclose(streams.push("ab", x), whole(tag, x), atol=1e-5)
 
 
@@ -253,7 +256,7 @@ def test_threads_may_push_at_once(streams, tag):
         assert not worker.is_alive()
     found = np.concatenate([np.concatenate(part, 1) for part in answers])
     np.testing.assert_allclose(found, whole(tag, x), atol=1e-5)
-    alone = open_streams(to_streaming(tag).SerializeToString())
+    alone = open_streams(streaming_file(task="tag").SerializeToString())
     alone.push(["s"], np.zeros((1, 120, 3), np.float32))
     np.testing.assert_allclose(streams.snapshot("s")["h"], alone.snapshot("s")["h"], atol=1e-5)
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from model_cases import sequence_model
+from model_cases import sequence_file, sequence_model
 from onnx import numpy_helper
 
 from lstm_compile.errors import InputError
@@ -25,7 +25,7 @@ ORT = ("onnxruntime",)
 
 @pytest.fixture(scope="module")
 def proto():
-    return to_onnx(sequence_model())
+    return sequence_file()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from cases import (
     DOUBLE,
     SINGLE,
     TOLERANCES,
-    TRACED,
+    UNDER_COMPILE,
     assert_close,
     compiled_alone,
     make_data,
@@ -112,7 +112,7 @@ def test_an_outer_compile_meets_one_node_whatever_the_time(backend, time):
     assert torch.allclose(state.c, expected_state.c, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", TRACED)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 def test_an_outer_compile_takes_dynamic_batch_and_time(backend):
     data = plain(make_data(of(num_layers=2, bidirectional=True, state=False), SINGLE))
     graphs = []
@@ -136,7 +136,7 @@ def test_an_outer_compile_takes_dynamic_batch_and_time(backend):
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("backend", TRACED)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 def test_compile_under_no_grad_and_autocast(backend):
     data = plain(make_data(CASE, SINGLE))
 
@@ -357,7 +357,7 @@ def test_vmap_of_grad(backend):
         assert_same({name: value[index] for name, value in found.items()}, expected)
 
 
-@pytest.mark.parametrize("backend", TRACED)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 @pytest.mark.parametrize("bias", [slow(True), False])
 def test_compile_of_func_grad(backend, bias):
     """Dynamo lost the backward of inputs that reach the operator untouched: zeros, no error."""
@@ -371,7 +371,7 @@ def test_compile_of_func_grad(backend, bias):
         assert_same(compiled(data.params, data.x), expected[argnum])
 
 
-@pytest.mark.parametrize("backend", TRACED)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 def test_compile_of_vmap(backend):
     data = plain(make_data(CASE, DOUBLE))
     models = stacked(data, 2)
@@ -513,7 +513,7 @@ def test_a_gradient_penalty_under_compile_is_right_with_the_reference():
     assert_same(torch.autograd.grad(compiled(weights, data.x), wanted), expected)
 
 
-@pytest.mark.parametrize("backend", TRACED)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 def test_compile_of_func_grad_by_parameters_that_require_grad(backend):
     """What is refused is the second order, not parameters that could ask for it."""
     data = plain(make_data(CASE, DOUBLE))
@@ -523,7 +523,7 @@ def test_compile_of_func_grad_by_parameters_that_require_grad(backend):
     assert_same({name: value.detach() for name, value in found.items()}, expected)
 
 
-@pytest.mark.parametrize("backend", TRACED)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 def test_forward_mode_through_a_compiled_function_is_refused(backend):
     data = plain(make_data(CASE, DOUBLE))
     compiled = compiled_alone(x_loss(data, backend), "aot_eager")
@@ -534,7 +534,7 @@ def test_forward_mode_through_a_compiled_function_is_refused(backend):
         compiled(forward_ad.make_dual(data.x, torch.ones_like(data.x)))
 
 
-@pytest.mark.parametrize("backend", TRACED)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 def test_second_order_of_a_compiled_function_is_refused(backend):
     data = plain(make_data(CASE, DOUBLE))
     x = data.x.clone().requires_grad_()

@@ -114,7 +114,7 @@ CASES = (
 
 
 # Backends where torch.compile traces them: seconds each, and the reference's loop the longest.
-TRACED = (slow("reference"), "vendor", slow("compiled"))
+UNDER_COMPILE = (slow("reference"), "vendor", slow("compiled"))
 
 
 def _is_slow(case: Case, dtype: torch.dtype, backend: str) -> bool:

@@ -1,8 +1,11 @@
 """Forecasters of every kind, untrained, and what is put into them."""
 
+from functools import cache
+
 import torch
 
 from lstm_compile import ModelConfig, init_params
+from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.model.batch import Given
 from lstm_compile.model.checkpoint import Model, numbered_schema
 
@@ -65,3 +68,13 @@ def forecast_model(**changes):
     size = config.output_size
     training = {"target_mean": means[:size], "target_deviation": deviations[:size]}
     return Model(params, config, numbered_schema(config), training)
+
+
+def forecast_file(name, profile="portable"):
+    """A second or two each, which all tests share; they change no more than a copy."""
+    return _forecast_file(name, profile)
+
+
+@cache
+def _forecast_file(name, profile):
+    return to_onnx(forecast_model(**FORECASTERS[name]), profile)

@@ -1,8 +1,12 @@
 """Untrained models of every task but forecast, and the files that are written of them."""
 
+from functools import cache
+
 import torch
 
 from lstm_compile import ModelConfig, init_params
+from lstm_compile.export.write.onnx import to_onnx
+from lstm_compile.export.write.streaming import to_streaming
 from lstm_compile.model.checkpoint import Model, numbered_schema
 
 STREAMED = {"input_size": 3, "output_size": 4, "hidden_size": 5, "bidirectional": False}
@@ -39,3 +43,24 @@ def text_model(size, **changes):
         for name, value in init_params(config, 0).items()
     }
     return Model(params, config, numbered_schema(config), {})
+
+
+# A file takes a second or more to write. All tests share it, and change no more than a copy.
+
+
+def sequence_file(profile="portable", **changes):
+    return _sequence_file(profile, tuple(sorted(changes.items())))
+
+
+def streaming_file(cells="node", **changes):
+    return _streaming_file(cells, tuple(sorted(changes.items())))
+
+
+@cache
+def _sequence_file(profile, changes):
+    return to_onnx(sequence_model(**dict(changes)), profile)
+
+
+@cache
+def _streaming_file(cells, changes):
+    return to_streaming(streaming_model(**dict(changes)), cells)

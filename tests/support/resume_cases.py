@@ -7,6 +7,7 @@ import traceback
 from dataclasses import replace
 
 import numpy as np
+import torch
 from stream_cases import write_parquet
 from training_cases import QUICK, SMALL, means, save_npz, two_classes
 
@@ -98,6 +99,7 @@ def assert_same_run(found, expected):
 
 def forked(action):
     """The id of a process that does `action` and nothing else."""
+    torch.set_num_threads(1)  # before it forks: threads do not live on in the children
     pid = os.fork()
     if pid:
         return pid

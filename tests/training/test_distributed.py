@@ -32,7 +32,6 @@ def free_port():
 
 def in_team(size, action):
     """Do `action` in so many processes that meet; their exit codes."""
-    torch.set_num_threads(1)  # before it forks: threads do not live on in the children
     port = free_port()
 
     def member(rank):

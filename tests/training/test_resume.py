@@ -428,7 +428,6 @@ def test_a_kill_within_a_write_loses_nothing(copied, name, call):
 
 @pytest.mark.slow
 def test_thirty_of_thirty_kills_are_resumed_bit_for_bit(tmp_path):
-    torch.set_num_threads(1)  # before it forks: threads do not live on in the children
     whole, kills, running = tmp_path / "whole", 0, 0
     run(job_of(tmp_path, "augmented", whole, epochs=6))
     draw = random.Random(0)
