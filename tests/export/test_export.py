@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from marks import slow
 from onnx import helper, numpy_helper
 
 import lstm_compile
@@ -44,7 +45,12 @@ def name_of(config):
     return "-".join(str(value) for value in config.values())
 
 
-every_config = pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+USUAL = (0, 2, 4, 9)  # the others take a second or more each, as often
+every_config = pytest.mark.parametrize(
+    "config",
+    [config if place in USUAL else slow(config) for place, config in enumerate(CONFIGS)],
+    ids=name_of,
+)
 
 
 def make_model(seed=0, **changes):
@@ -393,8 +399,8 @@ own_module_warnings = pytest.mark.filterwarnings(
 
 
 @own_module_warnings
-@pytest.mark.parametrize("ragged", [True, False])
-@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("ragged", [True, slow(False)])
+@pytest.mark.parametrize("directions", [slow(1), 2])
 def test_own_module_exports_with_its_states(directions, ragged):
     torch.manual_seed(0)
     module = OwnModule(directions == 2, ragged, keeps_state=True)

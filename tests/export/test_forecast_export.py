@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from forecast_cases import FORECASTERS, forecast_file, forecast_model, inputs, make_forecaster
+from marks import slow
 from series_cases import do, hourly, several
 
 from lstm_compile.errors import InputError
@@ -14,9 +15,13 @@ from lstm_compile.model.checkpoint import load_model, save_model
 from lstm_compile.model.model import complete
 
 RUNTIMES = ["eager", "onnxruntime", "openvino"]
+USUAL = ("season, revin", "quantiles", "known, static", "recursive")
+every_config = pytest.mark.parametrize(
+    "name", [name if name in USUAL else slow(name) for name in FORECASTERS]
+)
 
 
-@pytest.mark.parametrize("name", FORECASTERS)
+@every_config
 def test_runtimes_agree_with_the_reference(tmp_path, name):
     (tmp_path / "m.onnx").write_bytes(forecast_file(name).SerializeToString())
     report = verify_onnx(forecast_model(**FORECASTERS[name]), tmp_path / "m.onnx", RUNTIMES)
@@ -31,7 +36,7 @@ def test_compiled_chunks_agree_too(tmp_path):
     assert verify_onnx(model, tmp_path / "m.onnx", ["compiled"]).passed
 
 
-@pytest.mark.parametrize("name", FORECASTERS)
+@every_config
 def test_every_input_is_named_and_the_graph_is_portable(name):
     model = forecast_model(**FORECASTERS[name])
     graph = forecast_file(name).graph
@@ -73,7 +78,7 @@ def test_the_graph_computes_nothing_from_weights_alone():
         assert not set(node.input) <= constants, node.op_type
 
 
-@pytest.mark.parametrize("name", FORECASTERS)
+@every_config
 def test_the_torch_free_runtime_forecasts_whole_horizons(name):
     model = forecast_model(**FORECASTERS[name])
     config = model.config
@@ -199,7 +204,7 @@ def test_a_file_of_other_inputs_is_refused(tmp_path):
         verify_onnx(forecast_model(past_size=3), tmp_path / "m.onnx", ["onnxruntime"])
 
 
-@pytest.mark.parametrize("name", FORECASTERS)
+@every_config
 def test_a_saved_model_is_the_same(tmp_path, name):
     model = forecast_model(**FORECASTERS[name])
     save_model(tmp_path / "m.safetensors", *model)

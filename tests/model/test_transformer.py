@@ -12,6 +12,7 @@ from cases import compiled_alone
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow
 from torch import nn
 from training_cases import SMALL, save_npz, two_classes
 
@@ -419,7 +420,13 @@ def exported(name):
     return to_onnx(make_model(name)).SerializeToString()
 
 
-@every_task
+USUAL = ("regress", "tag, forward", "lm")
+exported_tasks = pytest.mark.parametrize(
+    "name", [name if name in USUAL else slow(name) for name in TASKS]
+)
+
+
+@exported_tasks
 def test_runtimes_agree_with_the_reference(name, tmp_path):
     (tmp_path / "m.onnx").write_bytes(exported(name))
     report = verify_onnx(make_model(name), tmp_path / "m.onnx", FAST)
@@ -433,7 +440,7 @@ def test_compiled_chunks_agree_too(tmp_path):
     assert {"eager", "compiled"} <= {row.runtime for row in report.parity.rows}
 
 
-@every_task
+@exported_tasks
 def test_the_graph_is_portable_and_its_weights_have_their_names(name):
     model, graph = make_model(name), onnx.load_model_from_string(exported(name)).graph
     operators = {node.op_type for node in graph.node}
@@ -449,7 +456,7 @@ def test_the_graph_is_portable_and_its_weights_have_their_names(name):
     assert count_parameters(weights) == count_parameters(shapes)
 
 
-@pytest.mark.parametrize("name", ["classify", "tag, forward", "lm"])
+@pytest.mark.parametrize("name", [slow("classify"), "tag, forward", "lm"])
 def test_tract_agrees_too(name, tmp_path):
     tract = pytest.importorskip("tract")
     model, path = make_model(name), tmp_path / "m.onnx"
