@@ -45,7 +45,7 @@ def name_of(config):
     return "-".join(str(value) for value in config.values())
 
 
-USUAL = (0, 2, 4, 9)  # the others take a second or more each, as often
+USUAL = (0, 4, 9)  # the others take a second or more each, as often
 every_config = pytest.mark.parametrize(
     "config",
     [config if place in USUAL else slow(config) for place, config in enumerate(CONFIGS)],
@@ -231,6 +231,7 @@ def test_initial_state_writes_its_value_out():
     assert numpy_helper.to_array(node.attribute[0].t).tolist() == [0.0]
 
 
+@pytest.mark.slow
 def test_two_exports_of_one_model_are_the_same_bytes():
     first, second = (to_onnx(make_model()).SerializeToString(deterministic=True) for _ in "ab")
     assert first == second
@@ -244,6 +245,7 @@ def test_runtimes_agree_with_the_reference(config, tmp_path):
     assert report.passed, "\n".join(report.lines())
 
 
+@pytest.mark.slow
 def test_sequences_of_600_steps_stay_within_the_long_tolerance():
     model = make_model()
     x, lengths = 40 + 4 * np.random.default_rng(0).standard_normal((2, 600, 3)), [600, 590]
@@ -272,7 +274,7 @@ def test_export_writes_the_file_and_its_evidence(tmp_path):
     assert {row["runtime"] for row in parity["rows"]} == {"metadata", *FAST}
 
 
-@pytest.mark.parametrize("task", ["classify", "regress"])
+@pytest.mark.parametrize("task", ["classify", slow("regress")])
 def test_any_host_can_run_the_selftest(tmp_path, task):
     export_onnx(make_model(task=task), tmp_path / "model.onnx", ("onnxruntime",))
     text = (tmp_path / "selftest.json").read_text()
@@ -289,11 +291,13 @@ def test_any_host_can_run_the_selftest(tmp_path, task):
     assert len({np.shape(case["x"])[:2] for case in selftest["cases"]}) > 3
 
 
+@pytest.mark.slow
 def test_selftest_of_many_features_stays_small(tmp_path):
     export_onnx(make_model(input_size=2000), tmp_path / "model.onnx", ("onnxruntime",))
     assert (tmp_path / "selftest.json").stat().st_size < 400_000
 
 
+@pytest.mark.slow
 def test_export_reads_a_run_folder(tmp_path):
     model = make_model(task="regress")
     save_model(tmp_path / "model.safetensors", *model)
@@ -301,6 +305,7 @@ def test_export_reads_a_run_folder(tmp_path):
     assert verify_onnx(tmp_path / "model.safetensors", tmp_path / "model.onnx", FAST).passed
 
 
+@pytest.mark.slow
 def test_failed_parity_leaves_the_earlier_files_alone(tmp_path):
     path = tmp_path / "model.onnx"
     export_onnx(make_model(), path, ("onnxruntime",))
@@ -320,6 +325,7 @@ def test_failed_parity_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_interruption_leaves_no_file(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -425,7 +431,7 @@ def test_own_module_exports_with_its_states(directions, ragged):
 
 
 @own_module_warnings
-@pytest.mark.parametrize(("keeps_state", "width"), [(True, 4), (False, 3)])
+@pytest.mark.parametrize(("keeps_state", "width"), [(True, 4), slow(False, 3)])
 def test_cell_state_costs_an_input_column_only_where_it_is_read(keeps_state, width):
     model = export_own(OwnModule(False, True, keeps_state), 1)
     sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}

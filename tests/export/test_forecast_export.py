@@ -15,7 +15,7 @@ from lstm_compile.model.checkpoint import load_model, save_model
 from lstm_compile.model.model import complete
 
 RUNTIMES = ["eager", "onnxruntime", "openvino"]
-USUAL = ("season, revin", "quantiles", "known, static", "recursive")
+USUAL = ("season, revin", "known, static")
 every_config = pytest.mark.parametrize(
     "name", [name if name in USUAL else slow(name) for name in FORECASTERS]
 )
@@ -100,6 +100,7 @@ def test_the_torch_free_runtime_forecasts_whole_horizons(name):
     assert ready.forecast([]).shape == (0, *expected.shape[1:])
 
 
+@pytest.mark.slow
 def test_series_statistics_are_of_the_whole_history():
     ready = load(forecast_file("series").SerializeToString())
     history = np.random.default_rng(0).normal(5, 2, (40, 3)).astype(np.float32)
@@ -136,7 +137,9 @@ def test_the_runtime_refuses_what_does_not_fit():
     with pytest.raises(
         ModelError, match="static is no input of this model; its inputs are x, lengths"
     ):
-        load(forecast_file("plain").SerializeToString()).forecast([np.zeros((4, 2))], static=[[0]])
+        load(forecast_file("season, revin").SerializeToString()).forecast(
+            [np.zeros((4, 3))], static=[[0]]
+        )
 
 
 def test_calendar_columns_are_those_of_training(tmp_path):

@@ -371,7 +371,8 @@ def test_compile_of_func_grad(backend, bias):
         assert_same(compiled(data.params, data.x), expected[argnum])
 
 
-@pytest.mark.parametrize("backend", UNDER_COMPILE)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_of_vmap(backend):
     data = plain(make_data(CASE, DOUBLE))
     models = stacked(data, 2)
@@ -493,7 +494,7 @@ def trained(data):
     return {name: value.clone().requires_grad_() for name, value in data.params.items()}
 
 
-@pytest.mark.parametrize("backend", FIRST_ORDER)
+@pytest.mark.parametrize("backend", ["vendor", slow("compiled")])
 @pytest.mark.parametrize("compiler", ["eager", slow("aot_eager")])
 def test_a_gradient_penalty_under_compile_is_refused(backend, compiler):
     """One transform inside and one backward outside: Dynamo alone would cut the graph between."""
@@ -513,7 +514,8 @@ def test_a_gradient_penalty_under_compile_is_right_with_the_reference():
     assert_same(torch.autograd.grad(compiled(weights, data.x), wanted), expected)
 
 
-@pytest.mark.parametrize("backend", UNDER_COMPILE)
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_of_func_grad_by_parameters_that_require_grad(backend):
     """What is refused is the second order, not parameters that could ask for it."""
     data = plain(make_data(CASE, DOUBLE))
