@@ -58,10 +58,12 @@ def test_every_input_is_named_and_the_graph_is_portable(name):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"context": 1, "horizon": 1, "targets": 1},
+        slow({"context": 1, "horizon": 1, "targets": 1}),
         {"context": 1, "horizon": 1, "targets": 1, "hidden_size": 1, "known_size": 1},
-        {"context": 1, "horizon": 3, "targets": 1, "num_layers": 3, "bidirectional": True},
-        {"context": 2, "horizon": 9, "quantiles": (0.5,), "transformer_layers": 1, "heads": 1},
+        slow({"context": 1, "horizon": 3, "targets": 1, "num_layers": 3, "bidirectional": True}),
+        slow(
+            {"context": 2, "horizon": 9, "quantiles": (0.5,), "transformer_layers": 1, "heads": 1}
+        ),
     ],
 )
 def test_the_smallest_windows_are_exported(tmp_path, changes):
@@ -154,6 +156,7 @@ def test_calendar_columns_are_those_of_training(tmp_path):
     assert calendar(["2020-01-01T05"], []).shape == (1, 0)
 
 
+@pytest.mark.slow
 def test_real_forecasts_agree_within_1e5_of_the_targets_spread(tmp_path):
     """At contexts shorter and longer than trained, in raw units."""
     model = {"scaling": "revin", "log1p": True, "season": 4, "context": 12}

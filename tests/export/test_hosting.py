@@ -8,8 +8,16 @@ from functools import cache
 
 import numpy as np
 import pytest
-from forecast_cases import FORECASTERS, forecast_model
-from model_cases import sequence_model, streaming_file, streaming_model, text_model
+from forecast_cases import FORECASTERS, forecast_file, forecast_model
+from marks import slow
+from model_cases import (
+    sequence_file,
+    sequence_model,
+    streaming_file,
+    streaming_model,
+    text_file,
+    text_model,
+)
 
 from lstm_compile.export import export_onnx, export_streaming
 from lstm_compile.export.proof.selftest import selftest, streaming_selftest
@@ -18,29 +26,35 @@ from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
 
 MODELS = {
-    "classify": lambda: sequence_model(),
-    "regress": lambda: sequence_model(task="regress"),
-    "tag": lambda: sequence_model(task="tag"),
-    "forecast": lambda: forecast_model(**FORECASTERS["known, static"]),
-    "lm": lambda: text_model(6),
+    "classify": (sequence_model(), sequence_file),
+    "regress": (sequence_model(task="regress"), lambda: sequence_file(task="regress")),
+    "tag": (sequence_model(task="tag"), lambda: sequence_file(task="tag")),
+    "forecast": (
+        forecast_model(**FORECASTERS["known, static"]),
+        lambda: forecast_file("known, static"),
+    ),
+    "lm": (text_model(6), lambda: text_file(6)),
 }
+USUAL = ("classify", "forecast")
+every_task = pytest.mark.parametrize(
+    "task", [task if task in USUAL else slow(task) for task in MODELS]
+)
 
 
 @cache
 def exported(task):
-    """A file and its self-test: a second or more each, which the tests share."""
-    model = MODELS[task]()
-    example = selftest(model)
-    return to_onnx(model, example=example).SerializeToString(), example.encode()
+    """A file and its self-test."""
+    model, file = MODELS[task]
+    return file().SerializeToString(), selftest(model).encode()
 
 
-@pytest.mark.parametrize("task", MODELS)
+@every_task
 def test_a_host_checks_itself_by_the_selftest(task):
     data, example = exported(task)
     assert 0 <= load(data).check(example) <= 1
 
 
-@pytest.mark.parametrize("cells", ["node", "plain"])
+@pytest.mark.parametrize("cells", ["node", slow("plain")])
 def test_so_does_one_that_streams(cells):
     model = streaming_model(task="tag")
     example = streaming_selftest(model, cells == "plain")
@@ -51,11 +65,11 @@ def test_so_does_one_that_streams(cells):
 
 def test_another_selftest_is_refused():
     with pytest.raises(ModelError, match="the self-test is not this file's"):
-        load(exported("classify")[0]).check(exported("tag")[1])
+        load(exported("classify")[0]).check(exported("forecast")[1])
 
 
 def test_a_wrong_answer_is_refused():
-    model, changed = MODELS["classify"](), json.loads(exported("classify")[1])
+    model, changed = MODELS["classify"][0], json.loads(exported("classify")[1])
     changed["cases"][1]["expected"][0][2] += 1e-3
     example = json.dumps(changed)
     opened = load(to_onnx(model, example=example).SerializeToString())
@@ -63,7 +77,7 @@ def test_a_wrong_answer_is_refused():
         opened.check(example.encode())
 
 
-@pytest.mark.parametrize("task", MODELS)
+@every_task
 def test_warm_up_answers_any_size(task):
     opened = load(exported(task)[0])
     assert opened.warm_up() > 0
@@ -111,12 +125,13 @@ def test_it_starts_without_what_takes_long_to_load(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", START, path], capture_output=True, text=True, check=True
     )
-    slow = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "sklearn", "click", "safetensors"}
-    assert not slow & set(done.stdout.split())
+    late = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "sklearn", "click", "safetensors"}
+    assert not late & set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_files_on_disk_check_themselves(tmp_path):
-    export_onnx(MODELS["tag"](), tmp_path / "model.onnx", ["onnxruntime"])
+    export_onnx(MODELS["tag"][0], tmp_path / "model.onnx", ["onnxruntime"])
     load(tmp_path / "model.onnx").check(tmp_path / "selftest.json")
     model = streaming_model(task="tag")
     export_streaming(model, tmp_path / "streaming.onnx", runtimes=["onnxruntime"])

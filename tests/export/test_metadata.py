@@ -9,8 +9,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from forecast_cases import FORECASTERS, forecast_file
-from model_cases import sequence_file, sequence_model, streaming_file, streaming_model, text_model
+from forecast_cases import forecast_file
+from marks import slow
+from model_cases import (
+    sequence_file,
+    sequence_model,
+    streaming_file,
+    streaming_model,
+    text_file,
+)
 
 from lstm_compile.data.schema import Schema
 from lstm_compile.export import export_onnx, export_streaming, names
@@ -18,24 +25,21 @@ from lstm_compile.export.use.inspect import inspect_onnx
 from lstm_compile.export.write.onnx import to_onnx
 
 SCHEMA = json.loads(files("lstm_compile.export").joinpath("metadata.schema.json").read_text())
-FORECAST = {**FORECASTERS["known, static"]}
 FAST = ["eager", "onnxruntime"]
-
-
-def models():
-    yield "classify", sequence_file()
-    yield "classify, ort", sequence_file("ort")
-    yield "regress", sequence_file(task="regress", target_scaling="minmax")
-    yield "tag", sequence_file(task="tag")
-    yield "forecast", forecast_file("known, static")
-    yield "lm", to_onnx(text_model(6))
-    yield "streaming", streaming_file(task="tag")
-    yield "plain cells", streaming_file("plain", task="tag")
-
-
-@pytest.fixture(scope="module")
-def written():
-    return dict(models())
+FILES = {
+    "classify": sequence_file,
+    "classify, ort": lambda: sequence_file("ort"),
+    "regress": lambda: sequence_file(task="regress", target_scaling="minmax"),
+    "tag": lambda: sequence_file(task="tag"),
+    "forecast": lambda: forecast_file("known, static"),
+    "lm": lambda: text_file(6),
+    "streaming": lambda: streaming_file(task="tag"),
+    "plain cells": lambda: streaming_file("plain", task="tag"),
+}
+USUAL = ("classify", "forecast", "streaming")
+every_kind = pytest.mark.parametrize(
+    "kind", [kind if kind in USUAL else slow(kind) for kind in FILES]
+)
 
 
 def parsed(model):
@@ -44,17 +48,19 @@ def parsed(model):
     return {k: json.loads(v) if v.startswith(("{", "[")) else v for k, v in found.items()}
 
 
-def test_metadata_of_every_kind_of_file_fit_the_schema(written):
+@every_kind
+def test_metadata_of_every_kind_of_file_fit_the_schema(kind):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    for model in written.values():
-        jsonschema.validate(parsed(model), SCHEMA)
-        assert {entry.key for entry in model.metadata_props} >= set(names.METADATA_KEYS)
+    model = FILES[kind]()
+    jsonschema.validate(parsed(model), SCHEMA)
+    assert {entry.key for entry in model.metadata_props} >= set(names.METADATA_KEYS)
 
 
-def test_the_schema_describes_every_key(written):
+@every_kind
+def test_the_schema_describes_every_key(kind):
     known = {*names.METADATA_KEYS, *names.FORM_KEYS}
     assert set(SCHEMA["properties"]) == known
-    assert {key for model in written.values() for key in parsed(model)} <= known
+    assert set(parsed(FILES[kind]())) <= known
     assert all(
         "enum" in v or "const" in v or "description" in v for v in SCHEMA["properties"].values()
     )
@@ -70,21 +76,22 @@ def test_the_schema_describes_every_key(written):
         ("schema", {"features": []}),
     ],
 )
-def test_the_schema_refuses_others(written, key, value):
+def test_the_schema_refuses_others(key, value):
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(parsed(written["classify"]) | {key: value}, SCHEMA)
+        jsonschema.validate(parsed(sequence_file()) | {key: value}, SCHEMA)
 
 
-def test_inputs_and_outputs_are_those_of_the_graph(written):
-    for model in written.values():
-        found = parsed(model)
-        assert found["inputs"] == [value.name for value in model.graph.input]
-        assert found["outputs"] == [value.name for value in model.graph.output]
+@every_kind
+def test_inputs_and_outputs_are_those_of_the_graph(kind):
+    model = FILES[kind]()
+    found = parsed(model)
+    assert found["inputs"] == [value.name for value in model.graph.input]
+    assert found["outputs"] == [value.name for value in model.graph.output]
 
 
-def test_the_profile_says_where_lengths_are_honoured(written):
-    assert parsed(written["classify"])["runtimes"] == "any"
-    assert parsed(written["classify, ort"])["runtimes"] == "onnxruntime"
+def test_the_profile_says_where_lengths_are_honoured():
+    assert parsed(sequence_file())["runtimes"] == "any"
+    assert parsed(sequence_file("ort"))["runtimes"] == "onnxruntime"
 
 
 def test_the_file_knows_its_selftest(tmp_path):
@@ -94,8 +101,10 @@ def test_the_file_knows_its_selftest(tmp_path):
     assert digest == hashlib.sha256((tmp_path / "selftest.json").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("cells", ["node", "plain"])
-@pytest.mark.parametrize("changes", [{"task": "tag"}, {"task": "classify", "pooling": "last"}])
+@pytest.mark.parametrize("cells", ["node", slow("plain")])
+@pytest.mark.parametrize(
+    "changes", [{"task": "tag"}, slow({"task": "classify", "pooling": "last"})]
+)
 def test_any_host_can_run_the_streaming_selftest(tmp_path, cells, changes):
     path = tmp_path / "streaming.onnx"
     report = export_streaming(streaming_model(**changes), path, cells, FAST)
@@ -118,6 +127,7 @@ def test_any_host_can_run_the_streaming_selftest(tmp_path, cells, changes):
             assert np.abs(state[name] - case[after]).max() <= example["state_tolerance"]
 
 
+@pytest.mark.slow
 def test_inspect_shows_what_a_host_needs(tmp_path):
     model = sequence_model(task="regress", output_size=1)
     model = model._replace(schema=Schema(("speed [km/h]", "b", "c"), (), ("force [N]",)))

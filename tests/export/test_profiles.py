@@ -8,6 +8,7 @@ import onnx
 import pytest
 from cli_cases import invoke
 from forecast_cases import FORECASTERS, forecast_file, forecast_model
+from marks import slow
 from model_cases import sequence_file, sequence_model
 from onnx import numpy_helper
 
@@ -48,7 +49,9 @@ def attributes(node):
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
-every_kind = pytest.mark.parametrize("kind", [*KINDS, "forecast"])
+every_kind = pytest.mark.parametrize(
+    "kind", ["two layers", *map(slow, [*KINDS][1:]), slow("forecast")]
+)
 both_profiles = pytest.mark.parametrize("profile", ["portable", "ort"])
 
 

@@ -64,3 +64,8 @@ def _sequence_file(profile, changes):
 @cache
 def _streaming_file(cells, changes):
     return to_streaming(streaming_model(**dict(changes)), cells)
+
+
+@cache
+def text_file(size):
+    return to_onnx(text_model(size))
