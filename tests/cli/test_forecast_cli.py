@@ -135,6 +135,7 @@ def test_without_a_validation_part_all_before_the_test_part_is_learned(here):
     assert "nothing is held out to measure on; take a --validation above 0" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_recursive_model_from_end_to_end(here):
     path = hourly(here / "t.csv", 200)
     ok("train", path, *QUICK, "--decoder", "recursive", "--scaling", "last", "--output", "run")

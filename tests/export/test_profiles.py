@@ -242,6 +242,7 @@ def test_export_writes_each_form_under_its_own_name(run):
     assert "right in ONNX Runtime only" in inspected.stdout
 
 
+@pytest.mark.slow
 def test_named_data_must_be_there(run):
     with pytest.raises(InputError, match=r"nothing\.npz"):
         export_int8(run, run / "m.onnx", str(run / "nothing.npz"))

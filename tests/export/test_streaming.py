@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from marks import slow
 from model_cases import streaming_file, streaming_model
 
 from lstm_compile.cli.app import app
@@ -56,10 +57,16 @@ def whole(model, x):
     return predict(model.params, model.config, torch.from_numpy(x)).numpy()
 
 
-@pytest.mark.parametrize("cells", ["node", "plain"])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["task"])
-def test_every_kind_streams_as_it_runs_whole(tmp_path, kind, cells):
-    report = export_streaming(streaming_model(**kind), tmp_path / "s.onnx", cells, QUICK)
+@pytest.mark.parametrize(
+    ("kind", "cells", "runtimes"),
+    [
+        (KINDS[0], "node", ["eager", "onnxruntime"]),
+        *(slow(kind, cells, QUICK) for kind in KINDS for cells in ("node", "plain")),
+    ],
+    ids=lambda given: given["task"] if isinstance(given, dict) else None,
+)
+def test_every_kind_streams_as_it_runs_whole(tmp_path, kind, cells, runtimes):
+    report = export_streaming(streaming_model(**kind), tmp_path / "s.onnx", cells, runtimes)
     assert report.parity.passed
     assert max(row.difference for row in report.parity.rows if row.runtime in FAST) <= 1e-5
     assert json.loads((tmp_path / "s.parity.json").read_text())["passed"]
@@ -69,6 +76,7 @@ def test_every_kind_streams_as_it_runs_whole(tmp_path, kind, cells):
     assert cells == "node" or "ConstantOfShape" not in operators  # OpenCV cannot load it here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", ["node", "plain"])
 def test_a_model_that_adds_up_is_held_to_the_long_tolerance(tmp_path, cells):
     model = streaming_model(task="tag", num_layers=1)
@@ -137,6 +145,7 @@ def test_models_that_need_the_whole_sequence_are_refused(tmp_path, changes, mess
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_sequence_runtime_names_the_way_and_the_other_way_round(data, tmp_path, tag):
     with pytest.raises(ModelError, match="this file streams: open it with `open_streams`"):
         load(data)
@@ -261,6 +270,7 @@ def test_threads_may_push_at_once(streams, tag):
     np.testing.assert_allclose(streams.snapshot("s")["h"], alone.snapshot("s")["h"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_and_verifies(tmp_path, tag):
     invoke = CliRunner().invoke
     save_model(tmp_path / "model.safetensors", *tag)

@@ -290,6 +290,7 @@ def test_far_beyond_any_trained_length_answers_stay_sound():
     assert predict(params, config, x).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["classify", "lm"])
 def test_one_graph_without_a_break_gives_the_same_values_and_gradients(name):
     params, config, *_ = make_model(name, num_layers=1, transformer_layers=1)
@@ -420,7 +421,7 @@ def exported(name):
     return to_onnx(make_model(name)).SerializeToString()
 
 
-USUAL = ("regress", "tag, forward", "lm")
+USUAL = ("tag, forward",)
 exported_tasks = pytest.mark.parametrize(
     "name", [name if name in USUAL else slow(name) for name in TASKS]
 )
@@ -456,7 +457,7 @@ def test_the_graph_is_portable_and_its_weights_have_their_names(name):
     assert count_parameters(weights) == count_parameters(shapes)
 
 
-@pytest.mark.parametrize("name", [slow("classify"), "tag, forward", "lm"])
+@pytest.mark.parametrize("name", [slow("classify"), "tag, forward", slow("lm")])
 def test_tract_agrees_too(name, tmp_path):
     tract = pytest.importorskip("tract")
     model, path = make_model(name), tmp_path / "m.onnx"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from marks import slow
 from torch.nn import functional
 from training_cases import SMALL, do, ragged, save_npz, seeded
 
@@ -216,7 +217,7 @@ def test_pooling_is_refused():
         small_model(pooling="mean")
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, slow(True)])
 def test_the_exported_file_answers_every_step(tagged, tmp_path, bidirectional):
     _, outcome = tagged
     model = outcome.model
@@ -243,6 +244,7 @@ def test_the_exported_file_answers_every_step(tagged, tmp_path, bidirectional):
     assert len(example["tolerance"]) == 2
 
 
+@pytest.mark.slow
 def test_the_command_line_from_table_to_answers(tmp_path):
     invoke = CliRunner().invoke
     data = save_table(tmp_path / "t.csv", steps_above(40))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cli_cases import invoke
+from marks import slow
 from model_cases import text_model
 from torch.nn.functional import cross_entropy
 
@@ -283,7 +284,7 @@ def test_models_of_text_that_cannot_be(changes, message):
         ModelConfig(task="lm", **{**sizes, **changes})
 
 
-@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("tie", [slow(False), slow(True)])
 def test_exported_files_agree_and_do_not_read_the_padding(tmp_path, tie):
     model = text_model(9, tie=tie, embedding_size=12)
     runtimes = ["eager", "onnxruntime", "openvino"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from marks import slow
 from training_cases import QUICK, do, means, same, save_npz, scripted, seeded, setting, two_classes
 
 from lstm_compile.data import gather
@@ -197,7 +198,7 @@ def test_it_learns_to_tell_two_classes_apart(pooling):
     assert result.best.validation["accuracy"] > 0.95
 
 
-@pytest.mark.parametrize("targets", [1, 2])
+@pytest.mark.parametrize("targets", [slow(1), 2])
 @pytest.mark.parametrize("kind", ["standard", "minmax"])
 def test_it_learns_means_in_units_far_from_one(tmp_path, targets, kind):
     path = save_npz(tmp_path, means(200, targets=targets))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow
 from resume_cases import CASES, assert_same_run, figures_of, forked, job_of
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -64,7 +65,9 @@ def steps_done(folder):
         return json.loads(archive.metadata()["progress"])["step"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("augmented", "lm", "refit") else slow(name) for name in CASES]
+)
 def test_a_run_that_was_stopped_anywhere_ends_as_if_it_never_was(tmp_path, monkeypatch, name):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(job_of(tmp_path, name, whole))
@@ -314,7 +317,7 @@ def test_no_byte_of_the_state_can_change_unseen(copied):
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "metrics.jsonl", "baselines.safetensors", "report.html"]
 )
-@pytest.mark.parametrize("damage", [cut_off, emptied, Path.unlink])
+@pytest.mark.parametrize("damage", [cut_off, slow(emptied), slow(Path.unlink)])
 def test_what_else_is_damaged_is_written_again(copied, name, damage, tmp_path_factory):
     damage(copied / "run" / name)
     whole = tmp_path_factory.mktemp("whole")
@@ -403,7 +406,7 @@ def test_a_job_does_not_go_on_from_what_another_run_has_left_behind(copied):
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
-@pytest.mark.parametrize("call", [1, 5, 9])
+@pytest.mark.parametrize("call", [slow(1), 5, slow(9)])
 def test_a_kill_within_a_write_loses_nothing(copied, name, call):
     """Before what was written is on the disk, and before it has its name."""
     folder = copied / "run"
