@@ -788,7 +788,7 @@ def stop_after(process, start, number):
     return [*lines, *rest.splitlines(keepends=True)], stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [slow(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
 def test_a_signal_ends_training_with_the_best_weights(here, number, code):
     data = write_npz(here / "data.npz")
     endless = ["--epochs", 10**6, "--patience", 10**6, "--output", "run", "--json"]
@@ -841,6 +841,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(trained):
     assert snapshot(run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_ends_the_process_at_once(here, monkeypatch, number, code):
     program = """

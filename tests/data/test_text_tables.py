@@ -161,7 +161,7 @@ def make_model(task, **changes):
     return Model(init_params(config, 0), config, schema, {})
 
 
-@pytest.mark.parametrize("task", [slow("classify"), "tag"])
+@pytest.mark.parametrize("task", [slow("classify"), slow("tag")])
 def test_exported_files_take_tokens_and_lengths(tmp_path, task):
     model = make_model(task)
     assert export_onnx(model, tmp_path / "m.onnx", FAST).parity.passed

@@ -15,9 +15,8 @@ from lstm_compile.model.checkpoint import load_model, save_model
 from lstm_compile.model.model import complete
 
 RUNTIMES = ["eager", "onnxruntime", "openvino"]
-USUAL = ("season, revin", "known, static")
 every_config = pytest.mark.parametrize(
-    "name", [name if name in USUAL else slow(name) for name in FORECASTERS]
+    "name", [name if name == "known, static" else slow(name) for name in FORECASTERS]
 )
 
 
@@ -59,7 +58,7 @@ def test_every_input_is_named_and_the_graph_is_portable(name):
     "changes",
     [
         slow({"context": 1, "horizon": 1, "targets": 1}),
-        {"context": 1, "horizon": 1, "targets": 1, "hidden_size": 1, "known_size": 1},
+        slow({"context": 1, "horizon": 1, "targets": 1, "hidden_size": 1, "known_size": 1}),
         slow({"context": 1, "horizon": 3, "targets": 1, "num_layers": 3, "bidirectional": True}),
         slow(
             {"context": 2, "horizon": 9, "quantiles": (0.5,), "transformer_layers": 1, "heads": 1}
@@ -191,6 +190,7 @@ def test_real_forecasts_agree_within_1e5_of_the_targets_spread(tmp_path):
     assert outcome.model.config.season == 4
 
 
+@pytest.mark.slow
 def test_the_selftest_has_every_input(tmp_path):
     model = forecast_model(**FORECASTERS["known, static"])
     export_onnx(model, tmp_path / "m.onnx", ["onnxruntime"])

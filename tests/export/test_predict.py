@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pyarrow.csv
@@ -11,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from cli_cases import invoke
+from marks import slow
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.schema import Schema
@@ -52,11 +54,15 @@ def classifier(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), "classify")
 
 
-def make_run(folder, task, **training):
-    model = make_model(task, **training)
-    save_model(folder / "model.safetensors", *model)
-    (folder / "model.onnx").write_bytes(to_onnx(model).SerializeToString())
+def make_run(folder, task):
+    save_model(folder / "model.safetensors", *make_model(task))
+    (folder / "model.onnx").write_bytes(exported(task))
     return folder
+
+
+@cache
+def exported(task):
+    return to_onnx(make_model(task)).SerializeToString()
 
 
 @pytest.fixture(autouse=True)
@@ -170,11 +176,14 @@ def test_flags_name_the_columns_of_a_long_table(classifier, here):
     assert read(here / "out.csv")["id"] == ["s0", "s1", "s2", "s3", "s4"]
 
 
+@pytest.mark.slow
 def test_the_columns_of_training_are_remembered(here):
     training = {"table": {"id": "who", "time": "when", "features": FEATURES, "missing": "zero"}}
     folder = here / "run"
     folder.mkdir()
-    make_run(folder, "classify", **training)
+    model = make_model("classify", **training)
+    save_model(folder / "model.safetensors", *model)
+    (folder / "model.onnx").write_bytes(to_onnx(model).SerializeToString())
     rows = sequences(5)
     rows[2][0, 1] = np.nan
     write_csv(here / "in.csv", rows, ("who", "when", "a", "b [V]"))
@@ -364,7 +373,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("kind", ["csv", "npz", "ts"])
+@pytest.mark.parametrize("kind", ["csv", slow("npz"), slow("ts")])
 def test_an_onnx_file_answers_without_torch(run, here, kind):
     rows = sequences(9)
     data = {"csv": write_csv, "npz": write_npz, "ts": write_ts}[kind](here / f"in.{kind}", rows)

@@ -85,7 +85,7 @@ def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
 
 
 @pytest.mark.skipif("tract" not in INSTALLED, reason="tract is not installed")
-@pytest.mark.parametrize("scaling", [slow("last"), slow("mean"), "revin"])
+@pytest.mark.parametrize("scaling", [slow("last"), slow("mean"), slow("revin")])
 def test_tract_takes_what_is_known_of_lengths_apart(tmp_path, scaling):
     changes = {"targets": 1, "scaling": scaling, "bidirectional": True, "pooling": "mean"}
     model = forecast_model(**changes)

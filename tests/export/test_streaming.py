@@ -94,6 +94,7 @@ def test_the_proof_takes_a_thousand_steps_in_every_way():
     }
 
 
+@pytest.mark.slow
 def test_a_state_that_is_not_handed_on_is_found(tmp_path, tag):
     proto = to_streaming(tag)
     for node in proto.graph.node:

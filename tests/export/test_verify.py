@@ -268,6 +268,7 @@ def test_units_of_values_are_the_reach_of_the_head_times_the_target_scale():
     np.testing.assert_allclose(answer_units(model._replace(config=plain), answers), [5.0, 1.0])
 
 
+@pytest.mark.slow
 def test_values_far_from_zero_may_be_rounded_to_float32(tmp_path):
     model = sequence_model(task="regress", output_size=1)
     model.params["target_scaler.shift"] = torch.tensor([1e6])  # float32 steps of 0.06 there

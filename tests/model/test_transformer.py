@@ -427,7 +427,8 @@ exported_tasks = pytest.mark.parametrize(
 )
 
 
-@exported_tasks
+@pytest.mark.slow
+@every_task
 def test_runtimes_agree_with_the_reference(name, tmp_path):
     (tmp_path / "m.onnx").write_bytes(exported(name))
     report = verify_onnx(make_model(name), tmp_path / "m.onnx", FAST)

@@ -157,6 +157,7 @@ def test_autocast_adds_the_graphs_of_its_own_dtype_once():
     assert graphs() == before
 
 
+@pytest.mark.slow
 def test_a_new_hidden_size_is_three_graphs():
     assert warm_up(19, 2) == PER_CHUNK  # a size that no other test compiles
     assert warm_up(19, 2) == 0

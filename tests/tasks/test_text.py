@@ -415,6 +415,7 @@ def test_columns_are_not_of_whole_files(tmp_path, poet):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_it_quietly(poet):
     command = [sys.executable, "-m", "lstm_compile", "generate", poet[0], "--length", "20000"]
     with subprocess.Popen(

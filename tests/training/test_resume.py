@@ -66,7 +66,7 @@ def steps_done(folder):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("augmented", "lm", "refit") else slow(name) for name in CASES]
+    "name", [name if name in ("augmented", "lm") else slow(name) for name in CASES]
 )
 def test_a_run_that_was_stopped_anywhere_ends_as_if_it_never_was(tmp_path, monkeypatch, name):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
