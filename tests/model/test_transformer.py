@@ -270,9 +270,10 @@ def test_a_row_of_length_zero_predicts_from_the_bias_alone():
 
 def test_full_lengths_and_no_lengths_are_the_same():
     params, config, *_ = make_model()
-    x = inputs(config, torch.tensor([6, 6]), 6)
+    params = {key: value.double() for key, value in params.items()}
+    x = inputs(config, torch.tensor([6, 6]), 6).double()
     full = forward(params, config, x, torch.tensor([6, 6]))[0]
-    torch.testing.assert_close(forward(params, config, x)[0], full, atol=1e-6, rtol=0)
+    torch.testing.assert_close(forward(params, config, x)[0], full, atol=1e-12, rtol=0)
 
 
 def test_dropout_acts_in_training_only():

@@ -1,5 +1,7 @@
 """Small data sets that can be learned, and short runs on them: what the tests of training share."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -15,6 +17,7 @@ SMALL = {"hidden_size": 6, "num_layers": 1, "dropout": 0.0, "head_dropout": 0.0}
 QUICK = TrainingConfig(
     epochs=3, batch_size=16, learning_rate=0.02, label_smoothing=0.0, device="cpu"
 )
+LONG = replace(QUICK, epochs=6, patience=6)
 
 
 def seeded(seed):

@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import LONG
 from torch.nn import functional
-from training_cases import QUICK, SMALL, means, save_npz, seeded, setting, two_classes
+from training_cases import LONG, QUICK, SMALL, means, save_npz, seeded, setting, two_classes
 
 from lstm_compile import ModelConfig
 from lstm_compile.errors import InputError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cli_cases import invoke_small
 from click.testing import CliRunner
-from training_cases import QUICK, SMALL, do, paths_of, same, save_npz, setting, two_classes
+from training_cases import LONG, QUICK, SMALL, do, paths_of, same, save_npz, setting, two_classes
 
 from lstm_compile import load_model
 from lstm_compile.cli.app import app
@@ -21,8 +21,6 @@ from lstm_compile.training import loop
 from lstm_compile.training.loop import fit, predict_all, refit
 from lstm_compile.training.prepare import prepare
 from lstm_compile.training.run import run
-
-LONG = replace(QUICK, epochs=6, patience=6)
 
 
 def metrics_of(folder):

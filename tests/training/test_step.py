@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import LONG
 from torch.nn import functional
-from training_cases import QUICK, means, same, seeded, setting, two_classes
+from training_cases import LONG, QUICK, means, same, seeded, setting, two_classes
 
 from lstm_compile.data import gather
 from lstm_compile.model.model import trainable

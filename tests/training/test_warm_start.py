@@ -13,8 +13,6 @@ from lstm_compile.model.scaling import fit_scaler
 from lstm_compile.training.prepare import prepare
 from lstm_compile.training.run import run
 
-LONG = replace(QUICK, epochs=6, patience=6)
-
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
