@@ -131,7 +131,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("lengths", ["uniform", slow("full")])
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, slow(True)])
 def test_all_compute_the_same(lengths, bidirectional):
     case = replace(TINY, lengths=lengths, bidirectional=bidirectional, layers=2)
     given = build(case, torch.device("cpu"), "inference", seed=3)
@@ -364,6 +364,7 @@ def test_a_run_refuses_what_it_cannot_measure(case, config, names, message):
         run_bench([case], config, names)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_step():
     if not memory.supported("cpu"):
         pytest.skip("no /proc/self/status")

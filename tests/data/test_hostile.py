@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from hostile import CORPUS, mutated, originals
 from hypothesis import given
 from hypothesis import strategies as st
-from marks import slow
 from onnx import TensorProto, helper
 from opening import FORMATS, Refused, open_file, ways_of
 from safetensors.torch import save_file
@@ -450,7 +449,8 @@ def test_what_a_file_says_cannot_steer_a_terminal(tmp_path):
     assert r"\x1b[2Jred" in refused(path, "expected a finite float32 number")
 
 
-@pytest.mark.parametrize("value", [slow(0), slow(67), 255])
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [0, 67, 255])
 def test_no_byte_of_a_parquet_footer_ends_the_process(tmp_path, value):
     """pyarrow does so where a column's metadata contradict themselves, and it is asked for them."""
     content = (CORPUS / "plain.parquet").read_bytes()

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from marks import slow
 from series_cases import SMALL, do, hourly, hours, several, waves, windows_of, write
 
 from lstm_compile import ModelConfig
@@ -177,7 +178,7 @@ def test_the_metric_that_decides_is_of_what_was_minimised():
     ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, slow(1), slow(2)])
 def test_on_a_random_walk_nothing_beats_persistence(tmp_path, seed):
     walk = 100 + np.random.default_rng(seed).normal(0, 1, 1500).cumsum()
     path = write(tmp_path / "t.csv", {"time": hours(1500), "y": walk})
@@ -198,7 +199,7 @@ def test_a_season_is_learned(tmp_path):
 # ---- the plot
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+@pytest.mark.parametrize("suffix", [".png", slow(".svg"), slow(".pdf")])
 def test_forecasts_are_drawn(tmp_path, suffix):
     pytest.importorskip("matplotlib")
     windows = windows_of(several(tmp_path / "t.csv", (60, 60)), (8, 3))
@@ -221,6 +222,7 @@ def test_forecasts_are_drawn(tmp_path, suffix):
         assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 50
 
 
+@pytest.mark.slow
 def test_one_step_ahead_is_seen(tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread

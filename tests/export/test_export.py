@@ -45,7 +45,7 @@ def name_of(config):
     return "-".join(str(value) for value in config.values())
 
 
-USUAL = (0, 4, 9)  # the others take a second or more each, as often
+USUAL = (0, 9)  # the others take a second or more each, as often
 every_config = pytest.mark.parametrize(
     "config",
     [config if place in USUAL else slow(config) for place, config in enumerate(CONFIGS)],
@@ -274,7 +274,8 @@ def test_export_writes_the_file_and_its_evidence(tmp_path):
     assert {row["runtime"] for row in parity["rows"]} == {"metadata", *FAST}
 
 
-@pytest.mark.parametrize("task", ["classify", slow("regress")])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classify", "regress"])
 def test_any_host_can_run_the_selftest(tmp_path, task):
     export_onnx(make_model(task=task), tmp_path / "model.onnx", ("onnxruntime",))
     text = (tmp_path / "selftest.json").read_text()
@@ -430,8 +431,9 @@ def test_own_module_exports_with_its_states(directions, ragged):
             np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @own_module_warnings
-@pytest.mark.parametrize(("keeps_state", "width"), [(True, 4), slow(False, 3)])
+@pytest.mark.parametrize(("keeps_state", "width"), [(True, 4), (False, 3)])
 def test_cell_state_costs_an_input_column_only_where_it_is_read(keeps_state, width):
     model = export_own(OwnModule(False, True, keeps_state), 1)
     sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
@@ -439,6 +441,7 @@ def test_cell_state_costs_an_input_column_only_where_it_is_read(keeps_state, wid
     assert sizes[first.input[1]] == [1, 16, width]
 
 
+@pytest.mark.slow
 @own_module_warnings
 def test_own_module_must_be_float32():
     module = OwnModule(False, True, keeps_state=True).double()

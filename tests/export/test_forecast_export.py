@@ -72,6 +72,7 @@ def test_the_smallest_windows_are_exported(tmp_path, changes):
     assert report.passed, "\n".join(report.lines())
 
 
+@pytest.mark.slow
 def test_the_graph_computes_nothing_from_weights_alone():
     graph = forecast_file("season, revin").graph
     constants = {tensor.name for tensor in graph.initializer}
@@ -135,6 +136,10 @@ def test_the_runtime_refuses_what_does_not_fit():
     np.testing.assert_array_equal(codes, names)
     with pytest.raises(ModelError, match=r"task of this file is forecast: call model.forecast"):
         ready.predict([history])
+
+
+@pytest.mark.slow
+def test_the_runtime_refuses_what_is_no_input():
     with pytest.raises(
         ModelError, match="static is no input of this model; its inputs are x, lengths"
     ):

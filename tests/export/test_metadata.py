@@ -89,6 +89,7 @@ def test_inputs_and_outputs_are_those_of_the_graph(kind):
     assert found["outputs"] == [value.name for value in model.graph.output]
 
 
+@pytest.mark.slow
 def test_the_profile_says_where_lengths_are_honoured():
     assert parsed(sequence_file())["runtimes"] == "any"
     assert parsed(sequence_file("ort"))["runtimes"] == "onnxruntime"
@@ -101,10 +102,9 @@ def test_the_file_knows_its_selftest(tmp_path):
     assert digest == hashlib.sha256((tmp_path / "selftest.json").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("cells", ["node", slow("plain")])
-@pytest.mark.parametrize(
-    "changes", [{"task": "tag"}, slow({"task": "classify", "pooling": "last"})]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cells", ["node", "plain"])
+@pytest.mark.parametrize("changes", [{"task": "tag"}, {"task": "classify", "pooling": "last"}])
 def test_any_host_can_run_the_streaming_selftest(tmp_path, cells, changes):
     path = tmp_path / "streaming.onnx"
     report = export_streaming(streaming_model(**changes), path, cells, FAST)

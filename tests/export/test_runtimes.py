@@ -211,7 +211,9 @@ def test_verify_goes_on_where_a_runtime_ends(tmp_path, misbehaving, monkeypatch)
     misbehaving("def load(file):\n    os.kill(os.getpid(), signal.SIGABRT)")
     monkeypatch.setitem(runtimes.RUNTIMES, "bad", runtimes.Runtime("os", "bad", lambda file: None))
     for module in ("engines", "parity"):
-        monkeypatch.setattr(f"lstm_compile.export.proof.{module}.EVERYWHERE", ("bad", "onnxruntime"))
+        monkeypatch.setattr(
+            f"lstm_compile.export.proof.{module}.EVERYWHERE", ("bad", "onnxruntime")
+        )
     monkeypatch.setattr("lstm_compile.export.proof.engines.KNOWN", ("bad", "onnxruntime"))
     model = sequence_model(num_layers=1)
     report = everywhere(model, to_onnx(model), tmp_path)
