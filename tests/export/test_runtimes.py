@@ -215,8 +215,7 @@ def test_verify_goes_on_where_a_runtime_ends(tmp_path, misbehaving, monkeypatch)
             f"lstm_compile.export.proof.{module}.EVERYWHERE", ("bad", "onnxruntime")
         )
     monkeypatch.setattr("lstm_compile.export.proof.engines.KNOWN", ("bad", "onnxruntime"))
-    model = sequence_model(num_layers=1)
-    report = everywhere(model, to_onnx(model), tmp_path)
+    report = everywhere(sequence_model(), sequence_file(), tmp_path)
     (bad,) = [row for row in report.rows if row.runtime == "bad"]
     assert (bad.case, math.isnan(bad.difference)) == ("load", True)
     assert "SIGABRT" in bad.error
