@@ -305,6 +305,7 @@ def test_the_machine_is_named_in_general_terms():
 # ---- a run
 
 
+@pytest.mark.slow
 def test_every_case_and_mode_is_measured():
     shown = []
     cases = [TINY, replace(TINY, lengths="full")]

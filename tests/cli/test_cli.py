@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from cli_cases import QUICK, assert_refused, invoke, snapshot, write_npz
-from marks import slow
 from safetensors.torch import load_file, save, save_file
 
 from lstm_compile import load_model, save_model
@@ -788,7 +787,8 @@ def stop_after(process, start, number):
     return [*lines, *rest.splitlines(keepends=True)], stderr
 
 
-@pytest.mark.parametrize(("number", "code"), [slow(signal.SIGINT, 130), slow(signal.SIGTERM, 143)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_training_with_the_best_weights(here, number, code):
     data = write_npz(here / "data.npz")
     endless = ["--epochs", 10**6, "--patience", 10**6, "--output", "run", "--json"]
@@ -865,7 +865,8 @@ main()
     assert time.monotonic() - begun < 30
 
 
-@pytest.mark.parametrize(("number", "code"), [slow(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_before_the_first_epoch_leaves_no_model(here, number, code):
     lengths = np.full(200, 400)
     x = np.random.default_rng(0).standard_normal((lengths.sum(), 1), dtype=np.float32)

@@ -138,6 +138,7 @@ def test_files_without_ids_are_one_sequence_each(here):
     assert "id: one sequence a file" in found.roles.description
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same_model_on_a_table_and_on_npz(here):
     data = load_dataset("spoken-digits", "train").select(torch.arange(0, 2700, 45))
     arrays = {"x": data.x, "lengths": data.lengths, "features": np.array(data.features)}

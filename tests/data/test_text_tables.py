@@ -9,7 +9,6 @@ import pyarrow.parquet
 import pytest
 import torch
 from cli_cases import invoke
-from marks import slow
 
 from lstm_compile import ModelConfig, init_params
 from lstm_compile.data.readers import read_sequences
@@ -161,7 +160,8 @@ def make_model(task, **changes):
     return Model(init_params(config, 0), config, schema, {})
 
 
-@pytest.mark.parametrize("task", [slow("classify"), slow("tag")])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classify", "tag"])
 def test_exported_files_take_tokens_and_lengths(tmp_path, task):
     model = make_model(task)
     assert export_onnx(model, tmp_path / "m.onnx", FAST).parity.passed
@@ -192,7 +192,8 @@ def test_a_tagger_of_text_streams(tmp_path, cells):
     np.testing.assert_allclose(np.concatenate(parts, 1), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("task", ["classify", slow("tag")])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["classify", "tag"])
 def test_the_command_line_from_a_table_to_predictions(tmp_path, task):
     texts = ["good day to you", "bye and farewell", "hello you", "so long, bye"] * 12
     labels = ["in", "out", "in", "out"] * 12

@@ -187,6 +187,7 @@ def test_on_a_random_walk_nothing_beats_persistence(tmp_path, seed):
     assert " of naive" in outcome.evaluation.verdict or " of ridge" in outcome.evaluation.verdict
 
 
+@pytest.mark.slow
 def test_a_season_is_learned(tmp_path):
     outcome = do(
         hourly(tmp_path / "t.csv", 600), tmp_path / "run",

@@ -23,7 +23,6 @@ from lstm_compile.export import export_onnx, export_streaming
 from lstm_compile.export.proof.selftest import selftest, streaming_selftest
 from lstm_compile.export.runtime import ModelError, load, open_streams
 from lstm_compile.export.write.onnx import to_onnx
-from lstm_compile.export.write.streaming import to_streaming
 
 MODELS = {
     "classify": (sequence_model(), sequence_file),
@@ -58,7 +57,7 @@ def test_a_host_checks_itself_by_the_selftest(task):
 def test_so_does_one_that_streams(cells):
     model = streaming_model(task="tag")
     example = streaming_selftest(model, cells == "plain")
-    streams = open_streams(to_streaming(model, cells, example).SerializeToString())
+    streams = open_streams(streaming_file(cells, task="tag").SerializeToString())
     assert 0 <= streams.check(example.encode()) <= 1
     assert len(streams) == 0
 

@@ -95,6 +95,7 @@ def test_the_profile_says_where_lengths_are_honoured():
     assert parsed(sequence_file("ort"))["runtimes"] == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_the_file_knows_its_selftest(tmp_path):
     report = export_onnx(sequence_model(), tmp_path / "model.onnx", FAST)
     assert [path.name for path in report.beside] == ["parity.json", "selftest.json"]

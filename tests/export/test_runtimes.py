@@ -11,7 +11,6 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from forecast_cases import FORECASTERS, forecast_model
-from marks import slow
 from model_cases import sequence_file, sequence_model, streaming_file, streaming_model
 from onnx import helper
 
@@ -84,8 +83,9 @@ def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
     assert report.passed, "\n".join(report.lines())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("tract" not in INSTALLED, reason="tract is not installed")
-@pytest.mark.parametrize("scaling", [slow("last"), slow("mean"), slow("revin")])
+@pytest.mark.parametrize("scaling", ["last", "mean", "revin"])
 def test_tract_takes_what_is_known_of_lengths_apart(tmp_path, scaling):
     changes = {"targets": 1, "scaling": scaling, "bidirectional": True, "pooling": "mean"}
     model = forecast_model(**changes)
@@ -180,6 +180,7 @@ def test_a_crash_is_an_answer(file, misbehaving):
     apart.close()
 
 
+@pytest.mark.slow
 def test_a_runtime_that_hangs_is_given_up(file, misbehaving):
     misbehaving("def load(file):\n    time.sleep(60)")
     began = time.perf_counter()

@@ -187,6 +187,7 @@ def test_plain_cells_take_chunks_step_by_step(tag):
     np.testing.assert_allclose(streams.push("ab", x), whole(tag, x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pooled_answers_are_of_the_last_step():
     model = streaming_model(task="classify", pooling="last")
     streams, x = open_streams(to_streaming(model).SerializeToString()), steps(9, batch=2)

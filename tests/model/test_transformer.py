@@ -12,7 +12,6 @@ from cases import compiled_alone
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marks import slow
 from torch import nn
 from training_cases import SMALL, save_npz, two_classes
 
@@ -422,12 +421,6 @@ def exported(name):
     return to_onnx(make_model(name)).SerializeToString()
 
 
-USUAL = ("tag, forward",)
-exported_tasks = pytest.mark.parametrize(
-    "name", [name if name in USUAL else slow(name) for name in TASKS]
-)
-
-
 @pytest.mark.slow
 @every_task
 def test_runtimes_agree_with_the_reference(name, tmp_path):
@@ -443,7 +436,8 @@ def test_compiled_chunks_agree_too(tmp_path):
     assert {"eager", "compiled"} <= {row.runtime for row in report.parity.rows}
 
 
-@exported_tasks
+@pytest.mark.slow
+@every_task
 def test_the_graph_is_portable_and_its_weights_have_their_names(name):
     model, graph = make_model(name), onnx.load_model_from_string(exported(name)).graph
     operators = {node.op_type for node in graph.node}
@@ -459,7 +453,8 @@ def test_the_graph_is_portable_and_its_weights_have_their_names(name):
     assert count_parameters(weights) == count_parameters(shapes)
 
 
-@pytest.mark.parametrize("name", [slow("classify"), "tag, forward", slow("lm")])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["classify", "tag, forward", "lm"])
 def test_tract_agrees_too(name, tmp_path):
     tract = pytest.importorskip("tract")
     model, path = make_model(name), tmp_path / "m.onnx"
@@ -473,6 +468,7 @@ def test_tract_agrees_too(name, tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_more_than_600_steps_stay_within_the_long_tolerance():
     model = make_model("classify")
     x, lengths = draw(2, 600, 3, dtype=torch.float32), torch.tensor([600, 590])

@@ -59,6 +59,7 @@ def test_one_compile_serves_every_shape_and_mode(hidden_size):
     assert graphs() == before
 
 
+@pytest.mark.slow
 def test_fifty_random_shapes_add_no_graph():
     warm_up(5, 2)
     before, generator = graphs(), torch.Generator().manual_seed(3)

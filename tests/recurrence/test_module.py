@@ -83,7 +83,7 @@ def samples():
     ]
 
 
-@pytest.mark.parametrize("backend", ["reference", "vendor"])
+@pytest.mark.parametrize("backend", [slow("reference"), "vendor"])
 def test_the_module_samples_of_pytorch(backend):
     found = samples()
     assert len(found) >= 8

@@ -180,7 +180,7 @@ def export(data, backend):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [slow("reference"), "vendor", "compiled"])
 def test_an_exported_program_runs_at_any_batch_and_time(backend):
     data = plain(make_data(CASE, SINGLE))
     program = export(data, backend)
@@ -223,7 +223,7 @@ def operands(backend, lengths, reverse, requires_grad):
     return (x, data.lengths, None, *others, reverse, backend, 2)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "vendor", slow("compiled")])
 @pytest.mark.parametrize("lengths", [slow(None), (5, 0, 3)], ids=str)
 def test_opcheck(backend, lengths):
     inputs = operands(backend, lengths, True, False)
@@ -232,7 +232,7 @@ def test_opcheck(backend, lengths):
     torch.library.opcheck(torch.ops.lstm_compile.recurrence_backward.default, (*gradients, *inputs))
 
 
-@pytest.mark.parametrize("backend", [slow("reference"), "vendor", "compiled"])
+@pytest.mark.parametrize("backend", [slow("reference"), "vendor", slow("compiled")])
 def test_opcheck_with_gradients(backend):
     torch.library.opcheck(
         torch.ops.lstm_compile.recurrence.default, operands(backend, (5, 0, 3), False, True)
@@ -294,7 +294,8 @@ def test_func_grad_and_vjp(backend):
     assert_same(value, weights_loss(data, "reference")(data.params, data.x))
 
 
-@pytest.mark.parametrize("backend", [slow("reference"), slow("vendor"), "compiled"])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_jacrev(backend):
     data = plain(make_data(of(bidirectional=True, lengths=(5, 0, 3)), DOUBLE))
     found = torch.func.jacrev(lambda x: call(data, x=x, backend=backend)[0])(data.x)
@@ -357,8 +358,9 @@ def test_vmap_of_grad(backend):
         assert_same({name: value[index] for name, value in found.items()}, expected)
 
 
-@pytest.mark.parametrize("backend", UNDER_COMPILE)
-@pytest.mark.parametrize("bias", [slow(True), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bias", [True, False])
 def test_compile_of_func_grad(backend, bias):
     """Dynamo lost the backward of inputs that reach the operator untouched: zeros, no error."""
     case = of(lengths=(5, 0, 3), num_layers=2, bidirectional=True, bias=bias)

@@ -142,7 +142,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("reset_state", [False, True])
-@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE])
+@pytest.mark.parametrize("dtype", [slow(SINGLE), DOUBLE])
 @pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
 @pytest.mark.parametrize(("resets", "lengths"), ROWS)
 def test_a_row_with_resets_is_its_segments(resets, lengths, backend, dtype, reset_state):
@@ -178,7 +178,7 @@ def batches(draw_from):
     return resets, lengths, draw_from(st.integers(1, 3)), draw_from(st.booleans())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [slow("reference"), slow("vendor"), "compiled"])
 def test_any_batch_with_resets_is_its_segments(backend):
     @few
     @given(batches())
@@ -256,7 +256,8 @@ def function_of(data, backend):
     return function
 
 
-@pytest.mark.parametrize("backend", [slow("reference"), slow("vendor"), "compiled"])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_fullgraph(backend):
     data = draw([[0, 1, 0, 0, 1], [0, 0, 0, 1, 0], [1, 1, 1, 1, 1]], (5, 4, 0), reset_state=True)
     expected = run(data, "reference")

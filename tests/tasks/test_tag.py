@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from marks import slow
 from torch.nn import functional
 from training_cases import SMALL, do, ragged, save_npz, seeded
 
@@ -217,7 +216,8 @@ def test_pooling_is_refused():
         small_model(pooling="mean")
 
 
-@pytest.mark.parametrize("bidirectional", [False, slow(True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bidirectional", [False, True])
 def test_the_exported_file_answers_every_step(tagged, tmp_path, bidirectional):
     _, outcome = tagged
     model = outcome.model

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from cli_cases import invoke
-from marks import slow
 from model_cases import text_model
 from torch.nn.functional import cross_entropy
 
@@ -284,7 +283,8 @@ def test_models_of_text_that_cannot_be(changes, message):
         ModelConfig(task="lm", **{**sizes, **changes})
 
 
-@pytest.mark.parametrize("tie", [slow(False), slow(True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("tie", [False, True])
 def test_exported_files_agree_and_do_not_read_the_padding(tmp_path, tie):
     model = text_model(9, tie=tie, embedding_size=12)
     runtimes = ["eager", "onnxruntime", "openvino"]
@@ -349,6 +349,7 @@ def test_training_learns_the_verse(poet):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_text_from_both(poet):
     run, _ = poet
     prompts, how = ["the ", "rat", "\n"], Sampling(seed=3)
@@ -359,6 +360,7 @@ def test_the_same_seed_gives_the_same_text_from_both(poet):
     assert text_of(run, prompts[:1], 200, how)[0] == ours[0][:200]  # whoever else is asked
 
 
+@pytest.mark.slow
 def test_exported_files_are_measured_as_the_run_is(poet, tmp_path):
     run, _ = poet
     for name, text in {"a": VERSE[:700], "b": "t", "c": VERSE[:91]}.items():
@@ -384,6 +386,7 @@ def test_exported_files_are_measured_as_the_run_is(poet, tmp_path):
     assert "this file streams" in found.output
 
 
+@pytest.mark.slow
 def test_a_text_too_long_for_the_sequence_file_is_refused(monkeypatch, tmp_path, poet):
     monkeypatch.setattr("lstm_compile.export.use.score_text.LARGEST", 1000)
     model = load(to_onnx(load_model(poet[0])).SerializeToString())

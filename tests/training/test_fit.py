@@ -199,7 +199,7 @@ def test_it_learns_to_tell_two_classes_apart(pooling):
 
 
 @pytest.mark.parametrize("targets", [slow(1), 2])
-@pytest.mark.parametrize("kind", ["standard", "minmax"])
+@pytest.mark.parametrize("kind", ["standard", slow("minmax")])
 def test_it_learns_means_in_units_far_from_one(tmp_path, targets, kind):
     path = save_npz(tmp_path, means(200, targets=targets))
     test = save_npz(tmp_path, means(60, seed=5, targets=targets), "test")
@@ -210,6 +210,7 @@ def test_it_learns_means_in_units_far_from_one(tmp_path, targets, kind):
     assert found.tested_on == "test"
 
 
+@pytest.mark.slow
 def test_it_learns_without_target_scaling_where_targets_are_near_unit_scale(tmp_path):
     data = means(200)
     data = replace(data, y=fit_scaler(data.y, "standard").apply(data.y) * 2 + 1)

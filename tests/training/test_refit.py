@@ -159,7 +159,7 @@ def test_without_a_validation_part_all_data_are_learned_in_all_epochs(tmp_path):
 def test_epochs_without_validation_are_printed_as_they_are(tmp_path):
     data, test = paths_of(tmp_path)
     args = ["train", data, "--test", test, "--validation", "0", "--epochs", "2"]
-    result = CliRunner().invoke_small(app, [*args, "--output", str(tmp_path / "run")])
+    result = CliRunner().invoke(app, [*args, "--output", str(tmp_path / "run")])
     assert result.exit_code == 0
     assert "80 sequences to train, 0 to validate, 30 to test\n" in result.stdout
     assert len(re.findall(r"^epoch \d: train loss [\d.]+, [\d.]+ s$", result.stdout, re.M)) == 2

@@ -170,6 +170,7 @@ def test_the_same_command_goes_on_and_another_is_refused(studied, monkeypatch):
     assert "study: holds a study of other data, settings or space; name another" in other.stderr
 
 
+@pytest.mark.slow
 def test_processes_of_one_study_draw_different_settings(tmp_path):
     data, space = write(tmp_path), {"hidden_size": Range(2, 60, whole=True)}
     plan = plan_of(str(data), space, training={"epochs": 1, "device": "cpu"})
