@@ -42,6 +42,14 @@ def _no_silent_fallback():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _threads_are_given_back():
+    """A chunk is compiled for a number of threads: with another one it would be compiled again."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def cuda():
     """The device of a CUDA test, with TF32 off while it runs."""
@@ -51,8 +59,16 @@ def cuda():
         yield "cuda"
 
 
-def pytest_collection_modifyitems(items):
-    """Tests that live in torch's tracing run without coverage's, which slows them by two thirds."""
+def pytest_collection_modifyitems(config, items):
+    """Slow tests run with `-m slow`, or named by their id.
+
+    Tests that live in torch's tracing run without coverage's, which slows them by two thirds.
+    """
     for item in items:
         if item.path.stem in TRACING:
             item.add_marker(pytest.mark.no_cover)
+    if "slow" in config.option.markexpr or any("::" in arg for arg in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]

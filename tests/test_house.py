@@ -115,6 +115,7 @@ def test_the_program_runs_in_the_root_of_the_checkout():
     assert done.stdout.startswith("lstm-compile, version ")
 
 
+@pytest.mark.slow
 def test_pytest_runs_in_the_root_of_the_checkout():
     done = run(
         sys.executable, "-m", "pytest", "tests/data/test_sequences.py", "-q", "-k", "moves_every"
@@ -186,6 +187,29 @@ def test_the_lint_rule_refuses_generic_and_relative_imports(line):
         pytest.skip("ruff is not installed")
     assert done.returncode == 1
     assert "TID25" in done.stdout
+
+
+# ---- the tests
+
+
+def test_no_test_module_is_imported():
+    """What tests share lies in tests/support, so that each of their files can be read alone."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for line in path.read_text("utf-8").splitlines():
+            words = line.split()
+            if words[:1] in (["import"], ["from"]):
+                assert not words[1].startswith("test_"), f"{path}: {line}"
+
+
+def test_every_folder_of_tests_mirrors_a_room():
+    shared = {"corpus", "support"}
+    tests = {path.parent for path in (ROOT / "tests").rglob("test_*.py")} - {ROOT / "tests"}
+    rooms = {path.parent for floor in FLOORS for path in (ROOT / floor).rglob("__init__.py")}
+    for folder in tests:
+        name = folder.relative_to(ROOT / "tests")
+        assert {ROOT / name, ROOT / "lstm_compile" / name} & rooms, f"{folder} is no room's"
+    folders = {path.name for path in (ROOT / "tests").iterdir() if any(path.glob("*.py"))}
+    assert folders - shared == {folder.name for folder in tests}
 
 
 # ---- the README

@@ -12,17 +12,13 @@ import click
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_cases import QUICK, assert_refused, invoke, snapshot, write_npz
 from safetensors.torch import load_file, save, save_file
 
 from lstm_compile import load_model, save_model
 from lstm_compile.cli.app import COMMANDS, app
 from lstm_compile.errors import RunError
 
-QUICK = [
-    *("--epochs", "2", "--hidden-size", "6", "--num-layers", "1", "--batch-size", "16"),
-    *("--learning-rate", "0.02", "--device", "cpu"),
-]
 COLUMN = 12  # where the text of a `title  text` line begins
 
 
@@ -31,22 +27,6 @@ def here(tmp_path, monkeypatch):
     """An empty working directory: `runs/` is relative."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def invoke(*args, **options):
-    words = [str(arg) for arg in args]
-    return CliRunner().invoke(app, words, prog_name="lstm-compile", **options)
-
-
-def write_npz(path, count=60, features=2, seed=0, targets=0, labels=("no", "yes")):
-    generator = np.random.default_rng(seed)
-    lengths = generator.integers(1, 9, count)
-    x = generator.standard_normal((lengths.sum(), features), dtype=np.float32)
-    y = np.array(labels)[np.arange(count) % len(labels)]
-    if targets:
-        y = generator.standard_normal((count, targets), dtype=np.float32)
-    np.savez(path, x=x, lengths=lengths, y=y)
-    return path
 
 
 def write_ts(path, count=40, labels=("a", "b")):
@@ -77,29 +57,8 @@ def exported(trained, tmp_path_factory):
     return path, invoke("export", run, "--onnx", "--output", path)
 
 
-def snapshot(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
-        for path in folder.rglob("*")
-    }
-
-
 def titles(text):
     return [line[:COLUMN].strip() for line in text.splitlines() if not line.startswith("epoch ")]
-
-
-def assert_refused(result, message, before, folder, *, code=2):
-    """One line on standard error; click puts its usage hint above what it finds out itself."""
-    assert result.exit_code == code, result.output
-    assert isinstance(result.exception, SystemExit)
-    assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    errors = [line for line in lines if line.startswith("Error: ")]
-    assert errors == lines[-1:]
-    assert len(lines) == 1 or lines[0].startswith("Usage: lstm-compile")
-    assert message in errors[0]
-    assert "Traceback" not in result.output
-    assert snapshot(folder) == before
 
 
 # ---- the commands and their options
@@ -828,6 +787,7 @@ def stop_after(process, start, number):
     return [*lines, *rest.splitlines(keepends=True)], stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_training_with_the_best_weights(here, number, code):
     data = write_npz(here / "data.npz")
@@ -881,6 +841,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(trained):
     assert snapshot(run) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_second_signal_ends_the_process_at_once(here, monkeypatch, number, code):
     program = """
@@ -904,6 +865,7 @@ main()
     assert time.monotonic() - begun < 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_before_the_first_epoch_leaves_no_model(here, number, code):
     lengths = np.full(200, 400)

@@ -4,9 +4,9 @@ import tomllib
 from dataclasses import fields
 
 import pytest
+from cli_cases import QUICK, assert_refused, invoke, write_npz
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import QUICK, assert_refused, invoke, write_npz
 
 from lstm_compile import load_model
 from lstm_compile.cli import train

@@ -6,11 +6,10 @@ import tomllib
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from cli_cases import invoke
 from series_cases import hourly, hours, several, waves, write
 
 from lstm_compile import load_model
-from lstm_compile.cli.app import app
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.export.use.evaluate_file import evaluate_file
@@ -29,10 +28,6 @@ def here(tmp_path, monkeypatch):
     """An empty working directory: `runs/` is relative."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def invoke(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="lstm-compile")
 
 
 def ok(*args):
@@ -140,6 +135,7 @@ def test_without_a_validation_part_all_before_the_test_part_is_learned(here):
     assert "nothing is held out to measure on; take a --validation above 0" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_recursive_model_from_end_to_end(here):
     path = hourly(here / "t.csv", 200)
     ok("train", path, *QUICK, "--decoder", "recursive", "--scaling", "last", "--output", "run")

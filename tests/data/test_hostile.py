@@ -45,6 +45,7 @@ def refused(path, message):
 # ---- thousands of them; `python tests/fuzz.py` takes all
 
 
+@pytest.mark.slow
 def test_hostile_files_crash_no_process_and_take_no_memory():
     program = Path(__file__).parents[1] / "fuzz.py"
     command = [sys.executable, "-W", "ignore", program, "--count", "60"]
@@ -449,6 +450,7 @@ def test_what_a_file_says_cannot_steer_a_terminal(tmp_path):
     assert r"\x1b[2Jred" in refused(path, "expected a finite float32 number")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0, 67, 255])
 def test_no_byte_of_a_parquet_footer_ends_the_process(tmp_path, value):
     """pyarrow does so where a column's metadata contradict themselves, and it is asked for them."""

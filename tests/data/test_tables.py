@@ -9,13 +9,12 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_cases import invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from lstm_compile import load_model
-from lstm_compile.cli.app import app
 from lstm_compile.data import Schema, TableOptions, fingerprint, load_dataset, read_sequences
 from lstm_compile.data.tables import long
 from lstm_compile.data.tables.columns import ReadRequest
@@ -37,10 +36,6 @@ def here(tmp_path, monkeypatch):
 
 def read_long(path, *args, **named):
     return long.read_long(ReadRequest(path, *args, **named))
-
-
-def invoke(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="lstm-compile")
 
 
 def as_table(data, count=None):
@@ -148,6 +143,7 @@ def test_files_without_ids_are_one_sequence_each(here):
     assert "id: one sequence a file" in found.roles.description
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same_model_on_a_table_and_on_npz(here):
     data = load_dataset("spoken-digits", "train").select(torch.arange(0, 2700, 45))
     arrays = {"x": data.x, "lengths": data.lengths, "features": np.array(data.features)}

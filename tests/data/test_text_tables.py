@@ -8,10 +8,9 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_cases import invoke
 
 from lstm_compile import ModelConfig, init_params
-from lstm_compile.cli.app import app
 from lstm_compile.data.readers import read_sequences
 from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.data.tables.columns import ReadRequest, TableOptions
@@ -29,10 +28,6 @@ TEXTS = ["good day", "bye", "hello\nyou", "a, b"]
 LABELS = ["in", "out", "in", "out"]
 REVIEW = TableOptions(text="review", target=("label",))
 VOCABULARY = Vocabulary("char", ("a", "b", "c"))
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def save(path, columns):
@@ -166,6 +161,7 @@ def make_model(task, **changes):
     return Model(init_params(config, 0), config, schema, {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classify", "tag"])
 def test_exported_files_take_tokens_and_lengths(tmp_path, task):
     model = make_model(task)
@@ -186,6 +182,7 @@ def test_exported_files_take_tokens_and_lengths(tmp_path, task):
         found.predict_padded(x[..., None], lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", ["node", "plain"])
 def test_a_tagger_of_text_streams(tmp_path, cells):
     model = make_model("tag", bidirectional=False)
@@ -196,6 +193,7 @@ def test_a_tagger_of_text_streams(tmp_path, cells):
     np.testing.assert_allclose(np.concatenate(parts, 1), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classify", "tag"])
 def test_the_command_line_from_a_table_to_predictions(tmp_path, task):
     texts = ["good day to you", "bye and farewell", "hello you", "so long, bye"] * 12

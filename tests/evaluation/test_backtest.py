@@ -3,8 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from series_cases import SMALL, do, hourly, hours, several, waves, write
-from test_forecast import windows_of
+from marks import slow
+from series_cases import SMALL, do, hourly, hours, several, waves, windows_of, write
 
 from lstm_compile import ModelConfig
 from lstm_compile.data.series.series_table import Shares
@@ -178,7 +178,7 @@ def test_the_metric_that_decides_is_of_what_was_minimised():
     ]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, slow(1), slow(2)])
 def test_on_a_random_walk_nothing_beats_persistence(tmp_path, seed):
     walk = 100 + np.random.default_rng(seed).normal(0, 1, 1500).cumsum()
     path = write(tmp_path / "t.csv", {"time": hours(1500), "y": walk})
@@ -187,6 +187,7 @@ def test_on_a_random_walk_nothing_beats_persistence(tmp_path, seed):
     assert " of naive" in outcome.evaluation.verdict or " of ridge" in outcome.evaluation.verdict
 
 
+@pytest.mark.slow
 def test_a_season_is_learned(tmp_path):
     outcome = do(
         hourly(tmp_path / "t.csv", 600), tmp_path / "run",
@@ -199,7 +200,7 @@ def test_a_season_is_learned(tmp_path):
 # ---- the plot
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+@pytest.mark.parametrize("suffix", [".png", slow(".svg"), slow(".pdf")])
 def test_forecasts_are_drawn(tmp_path, suffix):
     pytest.importorskip("matplotlib")
     windows = windows_of(several(tmp_path / "t.csv", (60, 60)), (8, 3))
@@ -222,6 +223,7 @@ def test_forecasts_are_drawn(tmp_path, suffix):
         assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 50
 
 
+@pytest.mark.slow
 def test_one_step_ahead_is_seen(tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread

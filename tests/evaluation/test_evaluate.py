@@ -76,6 +76,7 @@ def test_too_few_rows_tell_nothing():
     assert 2 / 2 ** (MIN_ROWS - 1) > 0.05 > 2 / 2**MIN_ROWS
 
 
+@pytest.mark.slow
 def test_the_bootstrap_is_bounded_for_a_large_test_part(monkeypatch):
     drawn, original = [], torch.randint
 

@@ -29,6 +29,7 @@ def found(report):
     return {check.name: check for check in report.checks}
 
 
+@pytest.mark.slow
 def test_all_is_well_here(report, found):
     assert report.passed
     required = [check for check in report.checks if check.required]
@@ -37,6 +38,7 @@ def test_all_is_well_here(report, found):
     assert {f"backend {name}" for name in doctor.BACKENDS} <= set(found)
 
 
+@pytest.mark.slow
 def test_backends_and_runtime_are_measured_and_not_merely_there(found):
     names = ["backend reference", "backend vendor", "onnx export"]
     for name in names:
@@ -44,6 +46,7 @@ def test_backends_and_runtime_are_measured_and_not_merely_there(found):
         assert 0 < difference < 1e-6
 
 
+@pytest.mark.slow
 def test_whatever_is_not_there_comes_with_what_to_do(report):
     for check in report.checks:
         assert check.passed or check.mend

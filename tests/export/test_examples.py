@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import test_forecast_export
-import test_streaming
-import test_verify
+from forecast_cases import forecast_model
+from model_cases import sequence_model, streaming_model
 from series_cases import do, hourly
 
 from lstm_compile.export import export_onnx, export_streaming
@@ -40,20 +39,18 @@ def run(*command, cwd=None, fails=False):
 
 
 def forecast(**changes):
-    return test_forecast_export.model_of(context=11, **changes)
+    return forecast_model(context=11, **changes)
 
 
 MODELS = {
-    "classify": lambda: test_verify.make_model(
-        bidirectional=True, num_layers=2, pooling="attention"
-    ),
-    "regress": lambda: test_verify.make_model(task="regress"),
-    "tag": lambda: test_verify.make_model(task="tag"),
+    "classify": lambda: sequence_model(bidirectional=True, num_layers=2, pooling="attention"),
+    "regress": lambda: sequence_model(task="regress"),
+    "tag": lambda: sequence_model(task="tag"),
     "forecast": lambda: forecast(quantiles=(0.1, 0.5, 0.9)),
 }
 STREAMING = {
-    "streaming tag": lambda: test_streaming.make_model(task="tag"),
-    "streaming classify": lambda: test_streaming.make_model(task="classify", pooling="last"),
+    "streaming tag": lambda: streaming_model(task="tag"),
+    "streaming classify": lambda: streaming_model(task="classify", pooling="last"),
 }
 
 

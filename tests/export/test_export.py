@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from marks import slow
 from onnx import helper, numpy_helper
 
 import lstm_compile
@@ -44,7 +45,9 @@ def name_of(config):
     return "-".join(str(value) for value in config.values())
 
 
-every_config = pytest.mark.parametrize("config", CONFIGS, ids=name_of)
+every_config = pytest.mark.parametrize(
+    "config", [CONFIGS[0], *map(slow, CONFIGS[1:])], ids=name_of
+)  # a second or more each, as often
 
 
 def make_model(seed=0, **changes):
@@ -225,6 +228,7 @@ def test_initial_state_writes_its_value_out():
     assert numpy_helper.to_array(node.attribute[0].t).tolist() == [0.0]
 
 
+@pytest.mark.slow
 def test_two_exports_of_one_model_are_the_same_bytes():
     first, second = (to_onnx(make_model()).SerializeToString(deterministic=True) for _ in "ab")
     assert first == second
@@ -238,6 +242,7 @@ def test_runtimes_agree_with_the_reference(config, tmp_path):
     assert report.passed, "\n".join(report.lines())
 
 
+@pytest.mark.slow
 def test_sequences_of_600_steps_stay_within_the_long_tolerance():
     model = make_model()
     x, lengths = 40 + 4 * np.random.default_rng(0).standard_normal((2, 600, 3)), [600, 590]
@@ -266,6 +271,7 @@ def test_export_writes_the_file_and_its_evidence(tmp_path):
     assert {row["runtime"] for row in parity["rows"]} == {"metadata", *FAST}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classify", "regress"])
 def test_any_host_can_run_the_selftest(tmp_path, task):
     export_onnx(make_model(task=task), tmp_path / "model.onnx", ("onnxruntime",))
@@ -283,11 +289,13 @@ def test_any_host_can_run_the_selftest(tmp_path, task):
     assert len({np.shape(case["x"])[:2] for case in selftest["cases"]}) > 3
 
 
+@pytest.mark.slow
 def test_selftest_of_many_features_stays_small(tmp_path):
     export_onnx(make_model(input_size=2000), tmp_path / "model.onnx", ("onnxruntime",))
     assert (tmp_path / "selftest.json").stat().st_size < 400_000
 
 
+@pytest.mark.slow
 def test_export_reads_a_run_folder(tmp_path):
     model = make_model(task="regress")
     save_model(tmp_path / "model.safetensors", *model)
@@ -295,6 +303,7 @@ def test_export_reads_a_run_folder(tmp_path):
     assert verify_onnx(tmp_path / "model.safetensors", tmp_path / "model.onnx", FAST).passed
 
 
+@pytest.mark.slow
 def test_failed_parity_leaves_the_earlier_files_alone(tmp_path):
     path = tmp_path / "model.onnx"
     export_onnx(make_model(), path, ("onnxruntime",))
@@ -314,6 +323,7 @@ def test_failed_parity_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_interruption_leaves_no_file(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -393,8 +403,8 @@ own_module_warnings = pytest.mark.filterwarnings(
 
 
 @own_module_warnings
-@pytest.mark.parametrize("ragged", [True, False])
-@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("ragged", [True, slow(False)])
+@pytest.mark.parametrize("directions", [slow(1), 2])
 def test_own_module_exports_with_its_states(directions, ragged):
     torch.manual_seed(0)
     module = OwnModule(directions == 2, ragged, keeps_state=True)
@@ -418,6 +428,7 @@ def test_own_module_exports_with_its_states(directions, ragged):
             np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @own_module_warnings
 @pytest.mark.parametrize(("keeps_state", "width"), [(True, 4), (False, 3)])
 def test_cell_state_costs_an_input_column_only_where_it_is_read(keeps_state, width):
@@ -427,6 +438,7 @@ def test_cell_state_costs_an_input_column_only_where_it_is_read(keeps_state, wid
     assert sizes[first.input[1]] == [1, 16, width]
 
 
+@pytest.mark.slow
 @own_module_warnings
 def test_own_module_must_be_float32():
     module = OwnModule(False, True, keeps_state=True).double()

@@ -1,59 +1,47 @@
 import json
-from functools import cache
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from forecast_cases import FORECASTERS, forecast_file, forecast_model, inputs, make_forecaster
+from marks import slow
 from series_cases import do, hourly, several
-from test_forecast import CONFIGS, inputs, make
 
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_onnx, verify_onnx
 from lstm_compile.export.runtime import ModelError, calendar, load
 from lstm_compile.export.write.onnx import to_onnx
-from lstm_compile.model.checkpoint import Model, load_model, numbered_schema, save_model
+from lstm_compile.model.checkpoint import load_model, save_model
 from lstm_compile.model.model import complete
 
 RUNTIMES = ["eager", "onnxruntime", "openvino"]
+every_config = pytest.mark.parametrize(
+    "name", [name if name == "known, static" else slow(name) for name in FORECASTERS]
+)
 
 
-def model_of(**changes):
-    params, config = make(**changes)
-    means, deviations = ([40.0, 3.0], [12.0, 0.5])
-    size = config.output_size
-    training = {"target_mean": means[:size], "target_deviation": deviations[:size]}
-    return Model(params, config, numbered_schema(config), training)
-
-
-@cache
-def exported(name):
-    """The bytes of a file: a second or two each, which the tests share."""
-    return to_onnx(model_of(**CONFIGS[name])).SerializeToString()
-
-
-@pytest.mark.parametrize("name", CONFIGS)
+@every_config
 def test_runtimes_agree_with_the_reference(tmp_path, name):
-    (tmp_path / "m.onnx").write_bytes(exported(name))
-    report = verify_onnx(model_of(**CONFIGS[name]), tmp_path / "m.onnx", RUNTIMES)
+    (tmp_path / "m.onnx").write_bytes(forecast_file(name).SerializeToString())
+    report = verify_onnx(forecast_model(**FORECASTERS[name]), tmp_path / "m.onnx", RUNTIMES)
     assert report.passed, "\n".join(report.lines())
     assert {row.runtime for row in report.rows} == {"metadata", *RUNTIMES}
 
 
 @pytest.mark.slow
 def test_compiled_chunks_agree_too(tmp_path):
-    (tmp_path / "m.onnx").write_bytes(exported("known, static"))
-    model = model_of(**CONFIGS["known, static"])
+    (tmp_path / "m.onnx").write_bytes(forecast_file("known, static").SerializeToString())
+    model = forecast_model(**FORECASTERS["known, static"])
     assert verify_onnx(model, tmp_path / "m.onnx", ["compiled"]).passed
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@every_config
 def test_every_input_is_named_and_the_graph_is_portable(name):
-    model = model_of(**CONFIGS[name])
-    graph = onnx.load_model_from_string(exported(name)).graph
+    model = forecast_model(**FORECASTERS[name])
+    graph = forecast_file(name).graph
     found = [value.name for value in graph.input]
     assert found == ["x", "lengths", *model.config.given]
-    assert json.loads(load(exported(name)).metadata["inputs"]) == found
+    assert json.loads(load(forecast_file(name).SerializeToString()).metadata["inputs"]) == found
     operators = {node.op_type for node in graph.node}
     banned = {"Loop", "Scan", "GatherElements", "ReverseSequence", "CastLike", "If", "ScatterND"}
     assert not operators & banned
@@ -69,34 +57,37 @@ def test_every_input_is_named_and_the_graph_is_portable(name):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"context": 1, "horizon": 1, "targets": 1},
-        {"context": 1, "horizon": 1, "targets": 1, "hidden_size": 1, "known_size": 1},
-        {"context": 1, "horizon": 3, "targets": 1, "num_layers": 3, "bidirectional": True},
-        {"context": 2, "horizon": 9, "quantiles": (0.5,), "transformer_layers": 1, "heads": 1},
+        slow({"context": 1, "horizon": 1, "targets": 1}),
+        slow({"context": 1, "horizon": 1, "targets": 1, "hidden_size": 1, "known_size": 1}),
+        slow({"context": 1, "horizon": 3, "targets": 1, "num_layers": 3, "bidirectional": True}),
+        slow(
+            {"context": 2, "horizon": 9, "quantiles": (0.5,), "transformer_layers": 1, "heads": 1}
+        ),
     ],
 )
 def test_the_smallest_windows_are_exported(tmp_path, changes):
-    model = model_of(**changes)
+    model = forecast_model(**changes)
     (tmp_path / "m.onnx").write_bytes(to_onnx(model).SerializeToString())
     report = verify_onnx(model, tmp_path / "m.onnx", RUNTIMES)
     assert report.passed, "\n".join(report.lines())
 
 
+@pytest.mark.slow
 def test_the_graph_computes_nothing_from_weights_alone():
-    graph = onnx.load_model_from_string(exported("season, revin")).graph
+    graph = forecast_file("season, revin").graph
     constants = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         assert not set(node.input) <= constants, node.op_type
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@every_config
 def test_the_torch_free_runtime_forecasts_whole_horizons(name):
-    model = model_of(**CONFIGS[name])
+    model = forecast_model(**FORECASTERS[name])
     config = model.config
     x, lengths, given = inputs(config, [6, 3, 1, 0])
     with torch.no_grad():
         expected = complete(model.params, config, x, lengths, given=given).numpy()
-    ready = load(exported(name))
+    ready = load(forecast_file(name).SerializeToString())
     arrays = {n: v.numpy() for n, v in given._asdict().items() if v is not None}
     padded = ready.forecast_padded({"x": x.numpy(), "lengths": lengths.numpy(), **arrays})
     np.testing.assert_allclose(padded, expected, rtol=1e-5, atol=1e-5)
@@ -111,8 +102,9 @@ def test_the_torch_free_runtime_forecasts_whole_horizons(name):
     assert ready.forecast([]).shape == (0, *expected.shape[1:])
 
 
+@pytest.mark.slow
 def test_series_statistics_are_of_the_whole_history():
-    ready = load(exported("series"))
+    ready = load(forecast_file("series").SerializeToString())
     history = np.random.default_rng(0).normal(5, 2, (40, 3)).astype(np.float32)
     location, scale = history.mean(0), history.std(0)
     inputs = {"x": history[None, -6:], "lengths": np.array([6])}
@@ -122,7 +114,7 @@ def test_series_statistics_are_of_the_whole_history():
 
 
 def test_the_runtime_refuses_what_does_not_fit():
-    ready = load(exported("known, static"))
+    ready = load(forecast_file("known, static").SerializeToString())
     history, known = np.zeros((4, 5), np.float32), np.zeros((1, 5, 3), np.float32)
     for args, message in (
         (
@@ -144,10 +136,16 @@ def test_the_runtime_refuses_what_does_not_fit():
     np.testing.assert_array_equal(codes, names)
     with pytest.raises(ModelError, match=r"task of this file is forecast: call model.forecast"):
         ready.predict([history])
+
+
+@pytest.mark.slow
+def test_the_runtime_refuses_what_is_no_input():
     with pytest.raises(
         ModelError, match="static is no input of this model; its inputs are x, lengths"
     ):
-        load(exported("plain")).forecast([np.zeros((4, 2))], static=[[0]])
+        load(forecast_file("season, revin").SerializeToString()).forecast(
+            [np.zeros((4, 3))], static=[[0]]
+        )
 
 
 def test_calendar_columns_are_those_of_training(tmp_path):
@@ -162,6 +160,7 @@ def test_calendar_columns_are_those_of_training(tmp_path):
     assert calendar(["2020-01-01T05"], []).shape == (1, 0)
 
 
+@pytest.mark.slow
 def test_real_forecasts_agree_within_1e5_of_the_targets_spread(tmp_path):
     """At contexts shorter and longer than trained, in raw units."""
     model = {"scaling": "revin", "log1p": True, "season": 4, "context": 12}
@@ -196,8 +195,9 @@ def test_real_forecasts_agree_within_1e5_of_the_targets_spread(tmp_path):
     assert outcome.model.config.season == 4
 
 
+@pytest.mark.slow
 def test_the_selftest_has_every_input(tmp_path):
-    model = model_of(**CONFIGS["known, static"])
+    model = forecast_model(**FORECASTERS["known, static"])
     export_onnx(model, tmp_path / "m.onnx", ["onnxruntime"])
     found = json.loads((tmp_path / "selftest.json").read_text())
     assert found["inputs"] == ["x", "lengths", "known_future", "static"]
@@ -210,14 +210,14 @@ def test_the_selftest_has_every_input(tmp_path):
 
 
 def test_a_file_of_other_inputs_is_refused(tmp_path):
-    (tmp_path / "m.onnx").write_bytes(exported("known, static"))
+    (tmp_path / "m.onnx").write_bytes(forecast_file("known, static").SerializeToString())
     with pytest.raises(InputError, match=r"inputs is .*, the model's is .*; name the file of this"):
-        verify_onnx(model_of(past_size=3), tmp_path / "m.onnx", ["onnxruntime"])
+        verify_onnx(forecast_model(past_size=3), tmp_path / "m.onnx", ["onnxruntime"])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@every_config
 def test_a_saved_model_is_the_same(tmp_path, name):
-    model = model_of(**CONFIGS[name])
+    model = forecast_model(**FORECASTERS[name])
     save_model(tmp_path / "m.safetensors", *model)
     again = load_model(tmp_path / "m.safetensors")
     assert (again.config, again.schema) == (model.config, model.schema)
@@ -225,7 +225,7 @@ def test_a_saved_model_is_the_same(tmp_path, name):
 
 
 def test_an_untrained_model_has_names(tmp_path):
-    params, config = make(**CONFIGS["known, static"])
+    params, config = make_forecaster(**FORECASTERS["known, static"])
     save_model(tmp_path / "m.safetensors", params, config)
     schema = load_model(tmp_path / "m.safetensors").schema
     assert schema.targets == ("target_0", "target_1")

@@ -8,58 +8,67 @@ from functools import cache
 
 import numpy as np
 import pytest
-import test_forecast_export
-import test_streaming
-import test_text
-import test_verify
+from forecast_cases import FORECASTERS, forecast_file, forecast_model
+from marks import slow
+from model_cases import (
+    sequence_file,
+    sequence_model,
+    streaming_file,
+    streaming_model,
+    text_file,
+    text_model,
+)
 
 from lstm_compile.export import export_onnx, export_streaming
 from lstm_compile.export.proof.selftest import selftest, streaming_selftest
 from lstm_compile.export.runtime import ModelError, load, open_streams
 from lstm_compile.export.write.onnx import to_onnx
-from lstm_compile.export.write.streaming import to_streaming
 
 MODELS = {
-    "classify": lambda: test_verify.make_model(),
-    "regress": lambda: test_verify.make_model(task="regress"),
-    "tag": lambda: test_verify.make_model(task="tag"),
-    "forecast": lambda: test_forecast_export.model_of(
-        **test_forecast_export.CONFIGS["known, static"]
+    "classify": (sequence_model(), sequence_file),
+    "regress": (sequence_model(task="regress"), lambda: sequence_file(task="regress")),
+    "tag": (sequence_model(task="tag"), lambda: sequence_file(task="tag")),
+    "forecast": (
+        forecast_model(**FORECASTERS["known, static"]),
+        lambda: forecast_file("known, static"),
     ),
-    "lm": lambda: test_text.make_model(6),
+    "lm": (text_model(6), lambda: text_file(6)),
 }
+USUAL = ("classify", "forecast")
+every_task = pytest.mark.parametrize(
+    "task", [task if task in USUAL else slow(task) for task in MODELS]
+)
 
 
 @cache
 def exported(task):
-    """A file and its self-test: a second or more each, which the tests share."""
-    model = MODELS[task]()
-    example = selftest(model)
-    return to_onnx(model, example=example).SerializeToString(), example.encode()
+    """A file and its self-test."""
+    model, file = MODELS[task]
+    return file().SerializeToString(), selftest(model).encode()
 
 
-@pytest.mark.parametrize("task", MODELS)
+@every_task
 def test_a_host_checks_itself_by_the_selftest(task):
     data, example = exported(task)
     assert 0 <= load(data).check(example) <= 1
 
 
-@pytest.mark.parametrize("cells", ["node", "plain"])
+@pytest.mark.parametrize("cells", ["node", slow("plain")])
 def test_so_does_one_that_streams(cells):
-    model = test_streaming.make_model(task="tag")
+    model = streaming_model(task="tag")
     example = streaming_selftest(model, cells == "plain")
-    streams = open_streams(to_streaming(model, cells, example).SerializeToString())
+    streams = open_streams(streaming_file(cells, task="tag").SerializeToString())
     assert 0 <= streams.check(example.encode()) <= 1
     assert len(streams) == 0
 
 
 def test_another_selftest_is_refused():
     with pytest.raises(ModelError, match="the self-test is not this file's"):
-        load(exported("classify")[0]).check(exported("tag")[1])
+        load(exported("classify")[0]).check(exported("forecast")[1])
 
 
 def test_a_wrong_answer_is_refused():
-    model, changed = MODELS["classify"](), json.loads(exported("classify")[1])
+    model, changed = MODELS["classify"][0], json.loads(exported("classify")[1])
     changed["cases"][1]["expected"][0][2] += 1e-3
     example = json.dumps(changed)
     opened = load(to_onnx(model, example=example).SerializeToString())
@@ -67,7 +76,7 @@ def test_a_wrong_answer_is_refused():
         opened.check(example.encode())
 
 
-@pytest.mark.parametrize("task", MODELS)
+@every_task
 def test_warm_up_answers_any_size(task):
     opened = load(exported(task)[0])
     assert opened.warm_up() > 0
@@ -75,9 +84,7 @@ def test_warm_up_answers_any_size(task):
 
 
 def test_streams_warm_up_and_none_begins():
-    streams = open_streams(
-        to_streaming(test_streaming.make_model(task="tag")).SerializeToString(), threads=2
-    )
+    streams = open_streams(streaming_file(task="tag").SerializeToString(), threads=2)
     assert streams.warm_up(batch=4) > 0
     assert len(streams) == 0
 
@@ -117,13 +124,14 @@ def test_it_starts_without_what_takes_long_to_load(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", START, path], capture_output=True, text=True, check=True
     )
-    slow = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "sklearn", "click", "safetensors"}
-    assert not slow & set(done.stdout.split())
+    late = {"torch", "onnx", "onnxscript", "pandas", "pyarrow", "sklearn", "click", "safetensors"}
+    assert not late & set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_files_on_disk_check_themselves(tmp_path):
-    export_onnx(MODELS["tag"](), tmp_path / "model.onnx", ["onnxruntime"])
+    export_onnx(MODELS["tag"][0], tmp_path / "model.onnx", ["onnxruntime"])
     load(tmp_path / "model.onnx").check(tmp_path / "selftest.json")
-    model = test_streaming.make_model(task="tag")
+    model = streaming_model(task="tag")
     export_streaming(model, tmp_path / "streaming.onnx", runtimes=["onnxruntime"])
     open_streams(tmp_path / "streaming.onnx").check(tmp_path / "streaming.selftest.json")

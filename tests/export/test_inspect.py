@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from cli_cases import invoke
 from safetensors.numpy import save_file
 
-from lstm_compile.cli.app import app
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.profile import profile
 from lstm_compile.data.schema import Schema
@@ -45,10 +44,6 @@ def here(tmp_path, monkeypatch):
     """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def invoke(*args):
-    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="lstm-compile")
 
 
 def inspect(*args):

@@ -9,37 +9,37 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import test_forecast_export
-import test_streaming
-import test_text
-import test_verify
+from forecast_cases import forecast_file
+from marks import slow
+from model_cases import (
+    sequence_file,
+    sequence_model,
+    streaming_file,
+    streaming_model,
+    text_file,
+)
 
 from lstm_compile.data.schema import Schema
 from lstm_compile.export import export_onnx, export_streaming, names
 from lstm_compile.export.use.inspect import inspect_onnx
 from lstm_compile.export.write.onnx import to_onnx
-from lstm_compile.export.write.streaming import to_streaming
 
 SCHEMA = json.loads(files("lstm_compile.export").joinpath("metadata.schema.json").read_text())
-FORECAST = {**test_forecast_export.CONFIGS["known, static"]}
 FAST = ["eager", "onnxruntime"]
-
-
-def models():
-    verify, forecast = test_verify.make_model, test_forecast_export.model_of
-    yield "classify", to_onnx(verify())
-    yield "classify, ort", to_onnx(verify(), "ort")
-    yield "regress", to_onnx(verify(task="regress", target_scaling="minmax"))
-    yield "tag", to_onnx(verify(task="tag"))
-    yield "forecast", to_onnx(forecast(**FORECAST))
-    yield "lm", to_onnx(test_text.make_model(6))
-    yield "streaming", to_streaming(test_streaming.make_model(task="tag"))
-    yield "plain cells", to_streaming(test_streaming.make_model(task="tag"), "plain")
-
-
-@pytest.fixture(scope="module")
-def written():
-    return dict(models())
+FILES = {
+    "classify": sequence_file,
+    "classify, ort": lambda: sequence_file("ort"),
+    "regress": lambda: sequence_file(task="regress", target_scaling="minmax"),
+    "tag": lambda: sequence_file(task="tag"),
+    "forecast": lambda: forecast_file("known, static"),
+    "lm": lambda: text_file(6),
+    "streaming": lambda: streaming_file(task="tag"),
+    "plain cells": lambda: streaming_file("plain", task="tag"),
+}
+USUAL = ("classify", "forecast", "streaming")
+every_kind = pytest.mark.parametrize(
+    "kind", [kind if kind in USUAL else slow(kind) for kind in FILES]
+)
 
 
 def parsed(model):
@@ -48,17 +48,19 @@ def parsed(model):
     return {k: json.loads(v) if v.startswith(("{", "[")) else v for k, v in found.items()}
 
 
-def test_metadata_of_every_kind_of_file_fit_the_schema(written):
+@every_kind
+def test_metadata_of_every_kind_of_file_fit_the_schema(kind):
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    for model in written.values():
-        jsonschema.validate(parsed(model), SCHEMA)
-        assert {entry.key for entry in model.metadata_props} >= set(names.METADATA_KEYS)
+    model = FILES[kind]()
+    jsonschema.validate(parsed(model), SCHEMA)
+    assert {entry.key for entry in model.metadata_props} >= set(names.METADATA_KEYS)
 
 
-def test_the_schema_describes_every_key(written):
+@every_kind
+def test_the_schema_describes_every_key(kind):
     known = {*names.METADATA_KEYS, *names.FORM_KEYS}
     assert set(SCHEMA["properties"]) == known
-    assert {key for model in written.values() for key in parsed(model)} <= known
+    assert set(parsed(FILES[kind]())) <= known
     assert all(
         "enum" in v or "const" in v or "description" in v for v in SCHEMA["properties"].values()
     )
@@ -74,35 +76,39 @@ def test_the_schema_describes_every_key(written):
         ("schema", {"features": []}),
     ],
 )
-def test_the_schema_refuses_others(written, key, value):
+def test_the_schema_refuses_others(key, value):
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(parsed(written["classify"]) | {key: value}, SCHEMA)
+        jsonschema.validate(parsed(sequence_file()) | {key: value}, SCHEMA)
 
 
-def test_inputs_and_outputs_are_those_of_the_graph(written):
-    for model in written.values():
-        found = parsed(model)
-        assert found["inputs"] == [value.name for value in model.graph.input]
-        assert found["outputs"] == [value.name for value in model.graph.output]
+@every_kind
+def test_inputs_and_outputs_are_those_of_the_graph(kind):
+    model = FILES[kind]()
+    found = parsed(model)
+    assert found["inputs"] == [value.name for value in model.graph.input]
+    assert found["outputs"] == [value.name for value in model.graph.output]
 
 
-def test_the_profile_says_where_lengths_are_honoured(written):
-    assert parsed(written["classify"])["runtimes"] == "any"
-    assert parsed(written["classify, ort"])["runtimes"] == "onnxruntime"
+@pytest.mark.slow
+def test_the_profile_says_where_lengths_are_honoured():
+    assert parsed(sequence_file())["runtimes"] == "any"
+    assert parsed(sequence_file("ort"))["runtimes"] == "onnxruntime"
 
 
+@pytest.mark.slow
 def test_the_file_knows_its_selftest(tmp_path):
-    report = export_onnx(test_verify.make_model(), tmp_path / "model.onnx", FAST)
+    report = export_onnx(sequence_model(), tmp_path / "model.onnx", FAST)
     assert [path.name for path in report.beside] == ["parity.json", "selftest.json"]
     digest = parsed(onnx.load(tmp_path / "model.onnx"))["selftest_sha256"]
     assert digest == hashlib.sha256((tmp_path / "selftest.json").read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", ["node", "plain"])
 @pytest.mark.parametrize("changes", [{"task": "tag"}, {"task": "classify", "pooling": "last"}])
 def test_any_host_can_run_the_streaming_selftest(tmp_path, cells, changes):
     path = tmp_path / "streaming.onnx"
-    report = export_streaming(test_streaming.make_model(**changes), path, cells, FAST)
+    report = export_streaming(streaming_model(**changes), path, cells, FAST)
     assert [file.name for file in report.beside] == [
         "streaming.parity.json",
         "streaming.selftest.json",
@@ -122,8 +128,9 @@ def test_any_host_can_run_the_streaming_selftest(tmp_path, cells, changes):
             assert np.abs(state[name] - case[after]).max() <= example["state_tolerance"]
 
 
+@pytest.mark.slow
 def test_inspect_shows_what_a_host_needs(tmp_path):
-    model = test_verify.make_model(task="regress", output_size=1)
+    model = sequence_model(task="regress", output_size=1)
     model = model._replace(schema=Schema(("speed [km/h]", "b", "c"), (), ("force [N]",)))
     (tmp_path / "m.onnx").write_bytes(to_onnx(model).SerializeToString())
     found = inspect_onnx(tmp_path / "m.onnx")
@@ -134,9 +141,7 @@ def test_inspect_shows_what_a_host_needs(tmp_path):
     )
     assert found["schema"]["units"] == ["km/h", "", "", "N"]
     assert len(found["selftest_sha256"]) == 64
-    (tmp_path / "s.onnx").write_bytes(
-        to_streaming(test_streaming.make_model(task="tag")).SerializeToString()
-    )
+    (tmp_path / "s.onnx").write_bytes(streaming_file(task="tag").SerializeToString())
     state = inspect_onnx(tmp_path / "s.onnx")["state"]["tensors"]
     assert (state["h"]["from"], state["c"]["from"], state["c"]["initial"]) == (
         "h_next",

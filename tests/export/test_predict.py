@@ -4,15 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_cases import invoke
+from marks import slow
 
-from lstm_compile.cli.app import app
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.schema import Schema
 from lstm_compile.errors import InputError
@@ -28,11 +29,6 @@ from lstm_compile.model.model import init_params, predict
 
 FEATURES = ("a", "b [V]")
 CLASSES = ("no", "yes", "may be, or not")
-
-
-def invoke(*args, **options):
-    words = [str(arg) for arg in args]
-    return CliRunner().invoke(app, words, prog_name="lstm-compile", **options)
 
 
 def make_model(task, **training):
@@ -58,11 +54,15 @@ def classifier(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), "classify")
 
 
-def make_run(folder, task, **training):
-    model = make_model(task, **training)
-    save_model(folder / "model.safetensors", *model)
-    (folder / "model.onnx").write_bytes(to_onnx(model).SerializeToString())
+def make_run(folder, task):
+    save_model(folder / "model.safetensors", *make_model(task))
+    (folder / "model.onnx").write_bytes(exported(task))
     return folder
+
+
+@cache
+def exported(task):
+    return to_onnx(make_model(task)).SerializeToString()
 
 
 @pytest.fixture(autouse=True)
@@ -176,11 +176,14 @@ def test_flags_name_the_columns_of_a_long_table(classifier, here):
     assert read(here / "out.csv")["id"] == ["s0", "s1", "s2", "s3", "s4"]
 
 
+@pytest.mark.slow
 def test_the_columns_of_training_are_remembered(here):
     training = {"table": {"id": "who", "time": "when", "features": FEATURES, "missing": "zero"}}
     folder = here / "run"
     folder.mkdir()
-    make_run(folder, "classify", **training)
+    model = make_model("classify", **training)
+    save_model(folder / "model.safetensors", *model)
+    (folder / "model.onnx").write_bytes(to_onnx(model).SerializeToString())
     rows = sequences(5)
     rows[2][0, 1] = np.nan
     write_csv(here / "in.csv", rows, ("who", "when", "a", "b [V]"))
@@ -370,7 +373,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("kind", ["csv", "npz", "ts"])
+@pytest.mark.parametrize("kind", ["csv", slow("npz"), slow("ts")])
 def test_an_onnx_file_answers_without_torch(run, here, kind):
     rows = sequences(9)
     data = {"csv": write_csv, "npz": write_npz, "ts": write_ts}[kind](here / f"in.{kind}", rows)

@@ -2,17 +2,16 @@
 
 import json
 import re
-from functools import cache
 
 import numpy as np
 import onnx
 import pytest
-import test_forecast_export
-import test_verify
-from click.testing import CliRunner
+from cli_cases import invoke
+from forecast_cases import FORECASTERS, forecast_file, forecast_model
+from marks import slow
+from model_cases import sequence_file, sequence_model
 from onnx import numpy_helper
 
-from lstm_compile.cli.app import app
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_int8, verify_onnx
 from lstm_compile.export.proof.parity import INT8_TOLERANCE
@@ -32,13 +31,14 @@ KINDS = {
 
 def make(kind):
     if kind == "forecast":
-        return test_forecast_export.model_of(**test_forecast_export.CONFIGS["season, revin"])
-    return test_verify.make_model(**KINDS[kind])
+        return forecast_model(**FORECASTERS["season, revin"])
+    return sequence_model(**KINDS[kind])
 
 
-@cache
 def exported(kind, profile):
-    return to_onnx(make(kind), profile)
+    if kind == "forecast":
+        return forecast_file("season, revin", profile)
+    return sequence_file(profile, **KINDS[kind])
 
 
 def nodes(kind, profile, *types):
@@ -49,7 +49,9 @@ def attributes(node):
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
-every_kind = pytest.mark.parametrize("kind", [*KINDS, "forecast"])
+every_kind = pytest.mark.parametrize(
+    "kind", ["two layers", *map(slow, [*KINDS][1:]), slow("forecast")]
+)
 both_profiles = pytest.mark.parametrize("profile", ["portable", "ort"])
 
 
@@ -139,7 +141,7 @@ def test_both_profiles_answer_alike(kind):
 
 @pytest.fixture(scope="module")
 def int8():
-    model = test_verify.make_model(hidden_size=64)
+    model = sequence_model(hidden_size=64)
     plain = to_onnx(model, "ort", finite=True)
     return model, plain, *quantize(model, plain)
 
@@ -191,15 +193,11 @@ def test_a_quantised_weight_gone_wrong_is_found(int8, tmp_path):
     assert not verify_onnx(model, tmp_path / "m.onnx", ORT).passed
 
 
-def invoke(*words):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    model = test_verify.make_model(num_layers=1)
+    model = sequence_model(num_layers=1)
     save_model(folder / "model.safetensors", *model._replace(training={"data": "mine.npz"}))
     return folder
 
@@ -247,6 +245,7 @@ def test_export_writes_each_form_under_its_own_name(run):
     assert "right in ONNX Runtime only" in inspected.stdout
 
 
+@pytest.mark.slow
 def test_named_data_must_be_there(run):
     with pytest.raises(InputError, match=r"nothing\.npz"):
         export_int8(run, run / "m.onnx", str(run / "nothing.npz"))

@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,16 +34,21 @@ def make_model(task="classify", outputs=4):
     return Model(params, config, schema, {"seed": 3})
 
 
+@cache
+def exported(task, outputs):
+    return to_onnx(make_model(task, outputs)).SerializeToString()
+
+
 @pytest.fixture(scope="module", params=["classify", "regress"])
 def trained(request):
     """A model of each task and the bytes of its file."""
-    model = make_model(request.param, 4 if request.param == "classify" else 2)
-    return model, to_onnx(model).SerializeToString()
+    outputs = 4 if request.param == "classify" else 2
+    return make_model(request.param, outputs), exported(request.param, outputs)
 
 
 @pytest.fixture(scope="module")
 def data():
-    return to_onnx(make_model()).SerializeToString()
+    return exported("classify", 4)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +164,7 @@ def test_labels_are_the_most_probable_classes(model):
     assert model.labels(np.zeros((0, 4))) == []
     with pytest.raises(ModelError, match=r"probabilities must be \(rows, 4\), found \(4,\)"):
         model.labels(probabilities[0])
-    ready = load(to_onnx(make_model("regress", 2)).SerializeToString())
+    ready = load(exported("regress", 2))
     with pytest.raises(
         ModelError, match="labels need a file with classes; the task of this file is regress"
     ):

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import test_forecast_export
-import test_streaming
-import test_verify
 from click.testing import CliRunner
+from forecast_cases import FORECASTERS, forecast_model
+from model_cases import sequence_file, sequence_model, streaming_file, streaming_model
 from onnx import helper
 
 from lstm_compile.cli.app import app
@@ -22,7 +21,6 @@ from lstm_compile.export.proof.engines import EVERYWHERE, choose_runtimes
 from lstm_compile.export.proof.inputs import ragged_cases, random_inputs
 from lstm_compile.export.proof.isolated import IsolatedRuntime, NoAnswerError
 from lstm_compile.export.write.onnx import to_onnx
-from lstm_compile.export.write.streaming import to_streaming
 from lstm_compile.model.checkpoint import save_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +41,7 @@ def differing(report):
 
 
 def test_ragged_cases_are_what_breaks_runtimes():
-    cases, model = ragged_cases(), test_verify.make_model()
+    cases, model = ragged_cases(), sequence_model()
     assert len({case.batch for case in cases}) == len({case.time for case in cases}) == 2
     drawn = [random_inputs(case, model) for case in cases]
     lengths = [(inputs["lengths"], case.time) for inputs, case in zip(drawn, cases, strict=True)]
@@ -56,8 +54,8 @@ def test_ragged_cases_are_what_breaks_runtimes():
 
 @pytest.mark.slow
 def test_portable_is_right_in_every_runtime_installed(tmp_path):
-    model = test_verify.make_model(**TWO_LAYERS)
-    report = everywhere(model, to_onnx(model), tmp_path)
+    model = sequence_model(**TWO_LAYERS)
+    report = everywhere(model, sequence_file(**TWO_LAYERS), tmp_path)
     assert report.passed, "\n".join(report.lines())
     assert {row.runtime for row in report.rows} == {"metadata", *INSTALLED}
 
@@ -66,30 +64,31 @@ def test_portable_is_right_in_every_runtime_installed(tmp_path):
 @pytest.mark.parametrize("kind", ["tag", "forecast", "season", "hybrid", "streaming", "plain"])
 def test_other_models_are_right_in_every_runtime_installed(tmp_path, kind):
     if kind in ("streaming", "plain"):
-        model = test_streaming.make_model(task="tag")
-        proto = to_streaming(model, "node" if kind == "streaming" else "plain")
+        model = streaming_model(task="tag")
+        proto = streaming_file("node" if kind == "streaming" else "plain", task="tag")
     elif kind in ("tag", "hybrid"):
         blocks = {"transformer_layers": 1, "heads": 2, "hidden_size": 8}
         changes = {"task": "tag"} if kind == "tag" else blocks
-        model = test_verify.make_model(num_layers=1, **changes)
-        proto = to_onnx(model)
+        model = sequence_model(num_layers=1, **changes)
+        proto = sequence_file(num_layers=1, **changes)
     else:
-        configs = test_forecast_export.CONFIGS
+        configs = FORECASTERS
         changes = {
             "forecast": {**configs["known, static"], "targets": 1},
             "season": configs["season, revin"],
         }[kind]
-        model = test_forecast_export.model_of(**changes)
+        model = forecast_model(**changes)
         proto = to_onnx(model)
     report = everywhere(model, proto, tmp_path)
     assert report.passed, "\n".join(report.lines())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("tract" not in INSTALLED, reason="tract is not installed")
 @pytest.mark.parametrize("scaling", ["last", "mean", "revin"])
 def test_tract_takes_what_is_known_of_lengths_apart(tmp_path, scaling):
     changes = {"targets": 1, "scaling": scaling, "bidirectional": True, "pooling": "mean"}
-    model = test_forecast_export.model_of(**changes)
+    model = forecast_model(**changes)
     (tmp_path / "m.onnx").write_bytes(to_onnx(model).SerializeToString())
     report = verify_onnx(model, tmp_path / "m.onnx", ["tract"])
     assert report.passed, "\n".join(report.lines())
@@ -98,11 +97,11 @@ def test_tract_takes_what_is_known_of_lengths_apart(tmp_path, scaling):
 @pytest.mark.slow
 @pytest.mark.skipif("openvino" not in INSTALLED, reason="OpenVINO is not installed")
 def test_the_silent_error_is_caught_with_its_size(tmp_path):
-    model = test_verify.make_model(**TWO_LAYERS)
+    model = sequence_model(**TWO_LAYERS)
     (tmp_path / "model.safetensors").touch()
     save_model(tmp_path / "model.safetensors", *model)
     path = tmp_path / "model-ort.onnx"
-    path.write_bytes(to_onnx(model, "ort").SerializeToString())
+    path.write_bytes(sequence_file("ort", **TWO_LAYERS).SerializeToString())
     words = ["verify", str(tmp_path), "--onnx", str(path), "--runtimes"]
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 1
@@ -114,8 +113,8 @@ def test_the_silent_error_is_caught_with_its_size(tmp_path):
 
 
 def test_the_ort_form_is_compared_in_onnx_runtime_alone(tmp_path):
-    model = test_verify.make_model()
-    (tmp_path / "m.onnx").write_bytes(to_onnx(model, "ort").SerializeToString())
+    model = sequence_model()
+    (tmp_path / "m.onnx").write_bytes(sequence_file("ort").SerializeToString())
     report = verify_onnx(model, tmp_path / "m.onnx")
     assert report.passed
     assert report.skipped["openvino"] == "the file is for ONNX Runtime only"
@@ -181,6 +180,7 @@ def test_a_crash_is_an_answer(file, misbehaving):
     apart.close()
 
 
+@pytest.mark.slow
 def test_a_runtime_that_hangs_is_given_up(file, misbehaving):
     misbehaving("def load(file):\n    time.sleep(60)")
     began = time.perf_counter()
@@ -216,8 +216,7 @@ def test_verify_goes_on_where_a_runtime_ends(tmp_path, misbehaving, monkeypatch)
             f"lstm_compile.export.proof.{module}.EVERYWHERE", ("bad", "onnxruntime")
         )
     monkeypatch.setattr("lstm_compile.export.proof.engines.KNOWN", ("bad", "onnxruntime"))
-    model = test_verify.make_model(num_layers=1)
-    report = everywhere(model, to_onnx(model), tmp_path)
+    report = everywhere(sequence_model(), sequence_file(), tmp_path)
     (bad,) = [row for row in report.rows if row.runtime == "bad"]
     assert (bad.case, math.isnan(bad.difference)) == ("load", True)
     assert "SIGABRT" in bad.error
@@ -242,8 +241,7 @@ def happenings(proto):
 
 
 def test_rows_concern_the_nodes_of_the_file():
-    model = test_verify.make_model()
-    portable, ort = happenings(to_onnx(model)), happenings(to_onnx(model, "ort"))
+    portable, ort = happenings(sequence_file()), happenings(sequence_file("ort"))
     silent = ("OpenVINO", known_faults.LENGTHS)
     assert silent in ort
     assert silent not in portable
@@ -251,7 +249,7 @@ def test_rows_concern_the_nodes_of_the_file():
         "LSTM without initial states", "LSTM with outputs that have no name", "Max of one input",
         "ConstantOfShape without value", "ReverseSequence", "LSTM with layout 1", "Loop, Scan",
     }  # fmt: skip
-    plain = happenings(to_streaming(test_streaming.make_model(task="tag"), "plain"))
+    plain = happenings(streaming_file("plain", task="tag"))
     assert not any("LSTM" in part for _, part in plain)
 
 

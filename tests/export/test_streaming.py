@@ -9,8 +9,9 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from marks import slow
+from model_cases import streaming_file, streaming_model
 
-from lstm_compile import ModelConfig, init_params
 from lstm_compile.cli.app import app
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_streaming, verify_onnx
@@ -19,13 +20,12 @@ from lstm_compile.export.proof.inputs import CUTS, STEPS, feedings
 from lstm_compile.export.runtime import ModelError, load, open_streams
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
-from lstm_compile.model.checkpoint import Model, numbered_schema, save_model
+from lstm_compile.model.checkpoint import save_model
 from lstm_compile.model.model import predict
 
 FAST = ["eager", "onnxruntime", "openvino"]
 # in one process of their own each, and without compiling anything
 QUICK = [*FAST, *({"tract", "opencv"} & {*choose_runtimes(None, EVERYWHERE)[0]})]
-SMALL = {"input_size": 3, "output_size": 4, "hidden_size": 5, "bidirectional": False}
 KINDS = [
     {"task": "tag"},
     {"task": "classify", "pooling": "last", "scaling": "minmax", "bias": False},
@@ -34,24 +34,14 @@ KINDS = [
 ]
 
 
-def make_model(**changes):
-    config = ModelConfig(**{**SMALL, **changes})
-    generator = torch.Generator().manual_seed(0)
-    params = {
-        name: value + 0.3 * torch.randn(value.shape, generator=generator).abs()
-        for name, value in init_params(config, 0).items()
-    }
-    return Model(params, config, numbered_schema(config), {})
-
-
 @pytest.fixture(scope="module")
 def tag():
-    return make_model(task="tag")
+    return streaming_model(task="tag")
 
 
 @pytest.fixture(scope="module")
 def data(tag):
-    return to_streaming(tag).SerializeToString()
+    return streaming_file(task="tag").SerializeToString()
 
 
 @pytest.fixture
@@ -67,10 +57,16 @@ def whole(model, x):
     return predict(model.params, model.config, torch.from_numpy(x)).numpy()
 
 
-@pytest.mark.parametrize("cells", ["node", "plain"])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["task"])
-def test_every_kind_streams_as_it_runs_whole(tmp_path, kind, cells):
-    report = export_streaming(make_model(**kind), tmp_path / "s.onnx", cells, QUICK)
+@pytest.mark.parametrize(
+    ("kind", "cells", "runtimes"),
+    [
+        (KINDS[0], "node", ["eager", "onnxruntime"]),
+        *(slow(kind, cells, QUICK) for kind in KINDS for cells in ("node", "plain")),
+    ],
+    ids=lambda given: given["task"] if isinstance(given, dict) else None,
+)
+def test_every_kind_streams_as_it_runs_whole(tmp_path, kind, cells, runtimes):
+    report = export_streaming(streaming_model(**kind), tmp_path / "s.onnx", cells, runtimes)
     assert report.parity.passed
     assert max(row.difference for row in report.parity.rows if row.runtime in FAST) <= 1e-5
     assert json.loads((tmp_path / "s.parity.json").read_text())["passed"]
@@ -80,9 +76,10 @@ def test_every_kind_streams_as_it_runs_whole(tmp_path, kind, cells):
     assert cells == "node" or "ConstantOfShape" not in operators  # OpenCV cannot load it here
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", ["node", "plain"])
 def test_a_model_that_adds_up_is_held_to_the_long_tolerance(tmp_path, cells):
-    model = make_model(task="tag", num_layers=1)
+    model = streaming_model(task="tag", num_layers=1)
     model.params["lstm.bias_ih_l0"][5:10] = 3.0  # it forgets little: 1,000 roundings add up
     report = export_streaming(model, tmp_path / "s.onnx", cells, ["compiled", "onnxruntime"])
     assert report.parity.passed
@@ -97,6 +94,7 @@ def test_the_proof_takes_a_thousand_steps_in_every_way():
     }
 
 
+@pytest.mark.slow
 def test_a_state_that_is_not_handed_on_is_found(tmp_path, tag):
     proto = to_streaming(tag)
     for node in proto.graph.node:
@@ -144,10 +142,11 @@ def test_metadata_say_which_output_feeds_which_input(data):
 )
 def test_models_that_need_the_whole_sequence_are_refused(tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
-        export_streaming(make_model(**{"output_size": 3, **changes}), tmp_path / "s.onnx")
+        export_streaming(streaming_model(**{"output_size": 3, **changes}), tmp_path / "s.onnx")
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_sequence_runtime_names_the_way_and_the_other_way_round(data, tmp_path, tag):
     with pytest.raises(ModelError, match="this file streams: open it with `open_streams`"):
         load(data)
@@ -181,21 +180,25 @@ def test_streams_are_apart_and_ragged_chunks_are_grouped(streams, tag):
 
 
 def test_plain_cells_take_chunks_step_by_step(tag):
-    streams, x = open_streams(to_streaming(tag, "plain").SerializeToString()), steps(9, batch=2)
+    streams, x = (
+        open_streams(streaming_file("plain", task="tag").SerializeToString()),
+        steps(9, batch=2),
+    )
     np.testing.assert_allclose(streams.push("ab", x), whole(tag, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("cells", ["node", "plain"])
 def test_forecasts_stream(cells):
-    model, x = make_model(**KINDS[3] | {"horizon": 1}), steps(9, batch=2)
+    model, x = streaming_model(**KINDS[3] | {"horizon": 1}), steps(9, batch=2)
     streams = open_streams(to_streaming(model, cells).SerializeToString())
     assert not streams.stepwise
     streams.push("ab", x[:, :4])
     np.testing.assert_allclose(streams.push("ab", x[:, 4:]), whole(model, x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_pooled_answers_are_of_the_last_step():
-    model = make_model(task="classify", pooling="last")
+    model = streaming_model(task="classify", pooling="last")
     streams, x = open_streams(to_streaming(model).SerializeToString()), steps(9, batch=2)
     streams.push("ab", x[:, :4])
     answers = streams.push("ab", x[:, 4:])
@@ -273,11 +276,12 @@ def test_threads_may_push_at_once(streams, tag):
         assert not worker.is_alive()
     found = np.concatenate([np.concatenate(part, 1) for part in answers])
     np.testing.assert_allclose(found, whole(tag, x), atol=1e-5)
-    alone = open_streams(to_streaming(tag).SerializeToString())
+    alone = open_streams(streaming_file(task="tag").SerializeToString())
     alone.push(["s"], np.zeros((1, 120, 3), np.float32))
     np.testing.assert_allclose(streams.snapshot("s")["h"], alone.snapshot("s")["h"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_line_writes_and_verifies(tmp_path, tag):
     invoke = CliRunner().invoke
     save_model(tmp_path / "model.safetensors", *tag)

@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from model_cases import sequence_file, sequence_model
 from onnx import numpy_helper
 
-from lstm_compile.config import ModelConfig
 from lstm_compile.devices import tf32
 from lstm_compile.errors import InputError
 from lstm_compile.export import ParityReport, verify_onnx
@@ -19,24 +19,14 @@ from lstm_compile.export.proof.onnx_file import read_onnx
 from lstm_compile.export.proof.parity_report import Comparison
 from lstm_compile.export.runtime import ModelError, ask, open_session
 from lstm_compile.export.write.onnx import to_onnx
-from lstm_compile.model.checkpoint import Model, numbered_schema, save_model
-from lstm_compile.model.model import init_params
+from lstm_compile.model.checkpoint import numbered_schema, save_model
 
 ORT = ("onnxruntime",)
 
 
-def make_model(seed=0, **changes):
-    sizes = {"task": "classify", "input_size": 3, "output_size": 4, "hidden_size": 5}
-    config = ModelConfig(**sizes | changes)
-    params = init_params(config, seed)
-    params["scaler.shift"] += 20.0
-    params["scaler.scale"] *= torch.tensor([0.5, 2.0, 300.0][: config.input_size])
-    return Model(params, config, numbered_schema(config), {"seed": seed})
-
-
 @pytest.fixture(scope="module")
 def proto():
-    return to_onnx(make_model())
+    return sequence_file()
 
 
 @pytest.fixture
@@ -61,7 +51,7 @@ def edit(proto, path):
 
 
 def test_good_file_passes_on_every_runtime_asked(path):
-    report = verify_onnx(make_model(), path, ("eager", "onnxruntime", "openvino"))
+    report = verify_onnx(sequence_model(), path, ("eager", "onnxruntime", "openvino"))
     assert report.passed
     assert not report.failures()
     assert count_rows(report) == {"metadata": 1, "eager": 30, "onnxruntime": 30, "openvino": 30}
@@ -74,7 +64,7 @@ def count_rows(report):
 
 
 def test_model_may_be_a_path(path, tmp_path):
-    save_model(tmp_path / "model.safetensors", *make_model())
+    save_model(tmp_path / "model.safetensors", *sequence_model())
     assert verify_onnx(tmp_path, path, ORT).passed
 
 
@@ -83,10 +73,18 @@ def test_cases_cover_the_sizes_and_lengths_that_break_runtimes():
     assert {case.batch for case in cases} == {1, 3, 32}
     assert {case.time for case in cases} == {1, 2, 17, 61}
     assert len(set(cases)) == len(cases)
-    mixed = random_inputs(ParityCase(3, 17, "mixed"), make_model())["lengths"]
+    mixed = random_inputs(ParityCase(3, 17, "mixed"), sequence_model())["lengths"]
     assert (mixed[0], mixed[1]) == (17, 0)
-    assert random_inputs(ParityCase(3, 17, "zero"), make_model())["lengths"].tolist() == [0, 0, 0]
-    assert random_inputs(ParityCase(3, 17, "one"), make_model())["lengths"].tolist() == [1, 1, 1]
+    assert random_inputs(ParityCase(3, 17, "zero"), sequence_model())["lengths"].tolist() == [
+        0,
+        0,
+        0,
+    ]
+    assert random_inputs(ParityCase(3, 17, "one"), sequence_model())["lengths"].tolist() == [
+        1,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +92,7 @@ def test_cases_cover_the_sizes_and_lengths_that_break_runtimes():
     [("standard", 20.0, -1300, 1300), ("minmax", 170.0, 20, 320), ("none", 0.0, -5, 5)],
 )
 def test_inputs_are_in_the_users_own_units(scaling, mean, low, high):
-    x = random_inputs(ParityCase(32, 61, "full"), make_model(scaling=scaling))["x"]
+    x = random_inputs(ParityCase(32, 61, "full"), sequence_model(scaling=scaling))["x"]
     assert x.dtype == np.float32
     assert abs(x[..., 2].mean() - mean) < 20
     assert low < x[..., 2].min()
@@ -102,14 +100,14 @@ def test_inputs_are_in_the_users_own_units(scaling, mean, low, high):
 
 
 def test_padding_of_the_inputs_is_nan():
-    x, lengths = random_inputs(ParityCase(32, 17, "mixed"), make_model()).values()
+    x, lengths = random_inputs(ParityCase(32, 17, "mixed"), sequence_model()).values()
     padded = np.arange(17) >= lengths[:, None]
     assert np.isnan(x[padded]).all()
     assert np.isfinite(x[~padded]).all()
 
 
 def test_retrained_model_fails(path):
-    report = verify_onnx(make_model(seed=1), path, ("eager", *ORT))
+    report = verify_onnx(sequence_model(seed=1), path, ("eager", *ORT))
     assert not report.passed
     assert {row.runtime for row in report.failures()} == {"onnxruntime"}
 
@@ -121,7 +119,7 @@ def test_one_changed_weight_fails(edit):
         values[0, 7, 2] += 0.01
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
-    assert not verify_onnx(make_model(), edit(change), ORT).passed
+    assert not verify_onnx(sequence_model(), edit(change), ORT).passed
 
 
 def test_nan_in_an_answer_fails(edit):
@@ -129,14 +127,14 @@ def test_nan_in_an_answer_fails(edit):
         tensor = next(t for t in model.graph.initializer if t.name == "head.bias")
         tensor.CopyFrom(numpy_helper.from_array(np.full(4, np.nan, np.float32), tensor.name))
 
-    report = verify_onnx(make_model(), edit(change), ORT)
+    report = verify_onnx(sequence_model(), edit(change), ORT)
     assert len(report.failures()) == 30
     assert all(math.isnan(row.difference) for row in report.failures())
     assert json.loads(report.to_json())["rows"][1]["difference"] is None
 
 
 def test_swapped_class_names_fail(path):
-    model = make_model()
+    model = sequence_model()
     schema = numbered_schema(model.config)
     swapped = type(schema)(schema.features, schema.classes[::-1], ())
     (failure,) = verify_onnx(model._replace(schema=swapped), path, ORT).failures()
@@ -150,7 +148,7 @@ def test_runtime_that_refuses_the_file_is_a_failure(edit):
                 if attribute.name == "layout":
                     attribute.i = 1
 
-    report = verify_onnx(make_model(), edit(use_layout_1), ORT)
+    report = verify_onnx(sequence_model(), edit(use_layout_1), ORT)
     assert not report.passed
     assert any(row.error for row in report.failures())
 
@@ -165,7 +163,7 @@ def test_runtime_that_refuses_the_file_is_a_failure(edit):
 )
 def test_file_of_another_shape_is_refused(path, changes, message):
     with pytest.raises(InputError, match=rf"model\.onnx: {message}; name the file"):
-        verify_onnx(make_model(**changes), path, ORT)
+        verify_onnx(sequence_model(**changes), path, ORT)
 
 
 def rename_lengths(model):
@@ -208,7 +206,7 @@ def remove_a_node(model):
 )
 def test_wrong_file_is_refused_in_one_line(edit, change, message):
     with pytest.raises(InputError, match=rf"model\.onnx: .*({message})") as caught:
-        verify_onnx(make_model(), edit(change), ORT)
+        verify_onnx(sequence_model(), edit(change), ORT)
     assert "\n" not in str(caught.value)
 
 
@@ -216,18 +214,18 @@ def test_wrong_file_is_refused_in_one_line(edit, change, message):
 def test_corrupt_file_is_refused_in_one_line(path, damage):
     path.write_bytes(path.read_bytes()[:2000] if damage is None else damage)
     with pytest.raises(InputError, match=r"model\.onnx: ") as caught:
-        verify_onnx(make_model(), path, ORT)
+        verify_onnx(sequence_model(), path, ORT)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"none\.onnx: cannot be read .*; export it first"):
-        verify_onnx(make_model(), tmp_path / "none.onnx", ORT)
+        verify_onnx(sequence_model(), tmp_path / "none.onnx", ORT)
 
 
 def test_unknown_runtime_is_refused(path):
     with pytest.raises(InputError, match=r"runtime must be one of eager, .*; got 'tensorrt'"):
-        verify_onnx(make_model(), path, ("tensorrt",))
+        verify_onnx(sequence_model(), path, ("tensorrt",))
 
 
 def test_absent_runtimes_are_skipped_or_refused(monkeypatch):
@@ -252,7 +250,7 @@ def test_cuda_runtimes_need_a_device():
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_cuda_backends_agree(path):
-    report = verify_onnx(make_model(), path, ("eager-cuda", "compiled-cuda"))
+    report = verify_onnx(sequence_model(), path, ("eager-cuda", "compiled-cuda"))
     assert report.passed, "\n".join(report.lines())
 
 
@@ -270,8 +268,8 @@ def test_tolerance_grows_past_512_steps():
 
 def test_units_of_values_are_the_reach_of_the_head_times_the_target_scale():
     answers = np.zeros((3, 4))
-    assert answer_units(make_model(), answers).tolist() == [1.0] * 4
-    model = make_model(task="regress", output_size=2)
+    assert answer_units(sequence_model(), answers).tolist() == [1.0] * 4
+    model = sequence_model(task="regress", output_size=2)
     model.params["head.weight"] = torch.full((2, 10), 0.5) * torch.tensor([[1.0], [-0.1]])
     model.params["target_scaler.scale"] = torch.tensor([3.0, 7.0])
     np.testing.assert_allclose(answer_units(model, answers), [15.0, 7.0])
@@ -279,8 +277,9 @@ def test_units_of_values_are_the_reach_of_the_head_times_the_target_scale():
     np.testing.assert_allclose(answer_units(model._replace(config=plain), answers), [5.0, 1.0])
 
 
+@pytest.mark.slow
 def test_values_far_from_zero_may_be_rounded_to_float32(tmp_path):
-    model = make_model(task="regress", output_size=1)
+    model = sequence_model(task="regress", output_size=1)
     model.params["target_scaler.shift"] = torch.tensor([1e6])  # float32 steps of 0.06 there
     model.params["target_scaler.scale"] = torch.tensor([0.5])
     (tmp_path / "far.onnx").write_bytes(to_onnx(model).SerializeToString())

@@ -53,6 +53,7 @@ def test_what_was_measured_slower_is_not_taken(params):
     assert "compiled 2 ms, vendor 1 ms" in str(found)
 
 
+@pytest.mark.slow
 def test_what_was_measured_faster_is_taken_once_it_is_compiled(params, monkeypatch):
     remember(work(params), FAST)
     monkeypatch.setattr(inductor, "_RAN", set())

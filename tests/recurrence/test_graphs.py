@@ -7,6 +7,7 @@ import textwrap
 import pytest
 import torch
 from cases import SINGLE, make_data, of
+from marks import slow
 from torch._dynamo.utils import counters
 
 from lstm_compile import lstm
@@ -39,7 +40,7 @@ def warm_up(hidden_size, chunk):
     return graphs() - before
 
 
-@pytest.mark.parametrize("hidden_size", [1, 5, 7])
+@pytest.mark.parametrize("hidden_size", [slow(1), 5, slow(7)])
 def test_one_compile_serves_every_shape_and_mode(hidden_size):
     warm_up(hidden_size, 2)  # compiled here, or before in this process
     before = graphs()
@@ -58,6 +59,7 @@ def test_one_compile_serves_every_shape_and_mode(hidden_size):
     assert graphs() == before
 
 
+@pytest.mark.slow
 def test_fifty_random_shapes_add_no_graph():
     warm_up(5, 2)
     before, generator = graphs(), torch.Generator().manual_seed(3)
@@ -68,6 +70,7 @@ def test_fifty_random_shapes_add_no_graph():
     assert graphs() == before
 
 
+@pytest.mark.slow
 def test_the_first_batch_may_be_as_large_as_any_other_size():
     """Rows are the one dynamic size: a size that happens to equal theirs at first is not theirs."""
     torch.manual_seed(0)
@@ -137,6 +140,7 @@ def test_one_compile_serves_transforms_and_outer_modes():
     assert graphs() == before
 
 
+@pytest.mark.slow
 def test_autocast_adds_the_graphs_of_its_own_dtype_once():
     def under_autocast(batch, time, **mode):
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -154,6 +158,7 @@ def test_autocast_adds_the_graphs_of_its_own_dtype_once():
     assert graphs() == before
 
 
+@pytest.mark.slow
 def test_a_new_hidden_size_is_three_graphs():
     assert warm_up(19, 2) == PER_CHUNK  # a size that no other test compiles
     assert warm_up(19, 2) == 0
@@ -239,6 +244,7 @@ print(*set(sys.modules) - seen[0])
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_beside_the_tracing():
     """setuptools changes sys.meta_path as it is imported, and imports elsewhere then fail."""
     found = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True)

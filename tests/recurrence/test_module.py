@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from cases import BACKENDS, SINGLE, TOLERANCES, compiled_alone
+from marks import slow
 from safetensors.torch import load, save
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -82,7 +83,7 @@ def samples():
     ]
 
 
-@pytest.mark.parametrize("backend", ["reference", "vendor"])
+@pytest.mark.parametrize("backend", [slow("reference"), "vendor"])
 def test_the_module_samples_of_pytorch(backend):
     found = samples()
     assert len(found) >= 8
@@ -269,7 +270,7 @@ def test_dropout_of_one_drops_all():
     assert (ours(torch.randn(4, 6, 3))[0] == 0).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [slow("reference"), slow("vendor"), "compiled"])
 def test_compiled_fullgraph(backend):
     theirs, ours = pair(num_layers=2, bidirectional=True)
     x = torch.randn(4, 6, 3)

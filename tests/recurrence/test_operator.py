@@ -9,12 +9,14 @@ from cases import (
     DOUBLE,
     SINGLE,
     TOLERANCES,
+    UNDER_COMPILE,
     assert_close,
     compiled_alone,
     make_data,
     of,
     oracle,
 )
+from marks import slow
 from torch.autograd import forward_ad
 
 from lstm_compile import lstm
@@ -73,7 +75,7 @@ def gradients_by_autograd(data, backend="reference"):
 # torch.compile ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [slow("reference"), slow("vendor"), "compiled"])
 def test_compiled_fullgraph_meets_the_reference(backend):
     """Inductor, forward and backward, through whatever compiled code the backend itself calls."""
     data = make_data(CASE, SINGLE)
@@ -91,7 +93,7 @@ def test_compiled_fullgraph_meets_the_reference(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("time", [1, 3, 50])
+@pytest.mark.parametrize("time", [slow(1), 3, slow(50)])
 def test_an_outer_compile_meets_one_node_whatever_the_time(backend, time):
     graphs = []
 
@@ -110,7 +112,7 @@ def test_an_outer_compile_meets_one_node_whatever_the_time(backend, time):
     assert torch.allclose(state.c, expected_state.c, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 def test_an_outer_compile_takes_dynamic_batch_and_time(backend):
     data = plain(make_data(of(num_layers=2, bidirectional=True, state=False), SINGLE))
     graphs = []
@@ -134,7 +136,7 @@ def test_an_outer_compile_takes_dynamic_batch_and_time(backend):
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 def test_compile_under_no_grad_and_autocast(backend):
     data = plain(make_data(CASE, SINGLE))
 
@@ -178,7 +180,7 @@ def export(data, backend):
     )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [slow("reference"), "vendor", "compiled"])
 def test_an_exported_program_runs_at_any_batch_and_time(backend):
     data = plain(make_data(CASE, SINGLE))
     program = export(data, backend)
@@ -221,8 +223,8 @@ def operands(backend, lengths, reverse, requires_grad):
     return (x, data.lengths, None, *others, reverse, backend, 2)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("lengths", [None, (5, 0, 3)], ids=str)
+@pytest.mark.parametrize("backend", ["reference", "vendor", slow("compiled")])
+@pytest.mark.parametrize("lengths", [slow(None), (5, 0, 3)], ids=str)
 def test_opcheck(backend, lengths):
     inputs = operands(backend, lengths, True, False)
     torch.library.opcheck(torch.ops.lstm_compile.recurrence.default, inputs)
@@ -230,7 +232,7 @@ def test_opcheck(backend, lengths):
     torch.library.opcheck(torch.ops.lstm_compile.recurrence_backward.default, (*gradients, *inputs))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [slow("reference"), "vendor", slow("compiled")])
 def test_opcheck_with_gradients(backend):
     torch.library.opcheck(
         torch.ops.lstm_compile.recurrence.default, operands(backend, (5, 0, 3), False, True)
@@ -292,6 +294,7 @@ def test_func_grad_and_vjp(backend):
     assert_same(value, weights_loss(data, "reference")(data.params, data.x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_jacrev(backend):
     data = plain(make_data(of(bidirectional=True, lengths=(5, 0, 3)), DOUBLE))
@@ -355,6 +358,7 @@ def test_vmap_of_grad(backend):
         assert_same({name: value[index] for name, value in found.items()}, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_compile_of_func_grad(backend, bias):
@@ -369,6 +373,7 @@ def test_compile_of_func_grad(backend, bias):
         assert_same(compiled(data.params, data.x), expected[argnum])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_of_vmap(backend):
     data = plain(make_data(CASE, DOUBLE))
@@ -460,7 +465,7 @@ def test_second_order_and_forward_mode_in_torch_func_are_refused(backend, transf
         transform(x_loss(data, backend))(data.x)
 
 
-@pytest.mark.parametrize("backend", FIRST_ORDER)
+@pytest.mark.parametrize("backend", ["vendor", slow("compiled")])
 @pytest.mark.parametrize("transform", [second_order, forward_mode])
 def test_second_order_and_forward_mode_under_compile_are_refused(backend, transform):
     data = plain(make_data(CASE, DOUBLE))
@@ -469,7 +474,7 @@ def test_second_order_and_forward_mode_under_compile_are_refused(backend, transf
         compiled(data.x)
 
 
-@pytest.mark.parametrize("backend", FIRST_ORDER)
+@pytest.mark.parametrize("backend", ["vendor", slow("compiled")])
 def test_vmap_of_grad_under_compile_is_refused(backend):
     data = plain(make_data(CASE, DOUBLE))
     function = torch.func.vmap(torch.func.grad(x_loss(data, backend)))
@@ -491,8 +496,8 @@ def trained(data):
     return {name: value.clone().requires_grad_() for name, value in data.params.items()}
 
 
-@pytest.mark.parametrize("backend", FIRST_ORDER)
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["vendor", slow("compiled")])
+@pytest.mark.parametrize("compiler", ["eager", slow("aot_eager")])
 def test_a_gradient_penalty_under_compile_is_refused(backend, compiler):
     """One transform inside and one backward outside: Dynamo alone would cut the graph between."""
     data = plain(make_data(CASE, DOUBLE))
@@ -501,6 +506,7 @@ def test_a_gradient_penalty_under_compile_is_refused(backend, compiler):
         loss.backward()
 
 
+@pytest.mark.slow
 def test_a_gradient_penalty_under_compile_is_right_with_the_reference():
     data = plain(make_data(of(lengths=(5, 0, 3)), DOUBLE))
     function, weights = penalty(data, "reference"), trained(data)
@@ -510,6 +516,7 @@ def test_a_gradient_penalty_under_compile_is_right_with_the_reference():
     assert_same(torch.autograd.grad(compiled(weights, data.x), wanted), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compile_of_func_grad_by_parameters_that_require_grad(backend):
     """What is refused is the second order, not parameters that could ask for it."""
@@ -520,7 +527,7 @@ def test_compile_of_func_grad_by_parameters_that_require_grad(backend):
     assert_same({name: value.detach() for name, value in found.items()}, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 def test_forward_mode_through_a_compiled_function_is_refused(backend):
     data = plain(make_data(CASE, DOUBLE))
     compiled = compiled_alone(x_loss(data, backend), "aot_eager")
@@ -531,7 +538,7 @@ def test_forward_mode_through_a_compiled_function_is_refused(backend):
         compiled(forward_ad.make_dual(data.x, torch.ones_like(data.x)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", UNDER_COMPILE)
 def test_second_order_of_a_compiled_function_is_refused(backend):
     data = plain(make_data(CASE, DOUBLE))
     x = data.x.clone().requires_grad_()
@@ -565,7 +572,7 @@ def test_the_reference_has_second_order(wanted):
     assert (found * direction).sum().item() == pytest.approx(numeric.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("compiler", [None, "aot_eager"])
+@pytest.mark.parametrize("compiler", [None, slow("aot_eager")])
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_the_reference_has_every_mode_of_torch_func(compiler):
     data = plain(make_data(CASE, DOUBLE))

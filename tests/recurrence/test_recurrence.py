@@ -13,8 +13,8 @@ from cases import (
     CASES,
     DOUBLE,
     HALF,
+    PARITY,
     SINGLE,
-    TABLE,
     TOLERANCES,
     Case,
     assert_close,
@@ -29,6 +29,7 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from lstm_compile import lstm
@@ -47,14 +48,16 @@ def test_the_table_covers_what_the_design_names():
     assert {dtype for case in CASES for dtype in case.dtypes} == set(TOLERANCES)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("case", "dtype"), TABLE)
+@pytest.mark.parametrize(("case", "dtype", "backend"), PARITY)
 def test_backend_meets_the_float64_reference(case, dtype, backend):
     data = make_data(case, dtype)
     found = run_case(case, backend, data)
     assert {value.dtype for value in (*found[:3], *found.gradients.values())} == {dtype}
     assert_close(found, oracle(case, dtype), case.tolerance(dtype))
     assert_padding_is_dead(data, found)
+    assert_inference_meets(oracle(case, dtype), case, dtype, backend)
+    if dtype == SINGLE and case in NN_CASES:
+        assert_close(found, run_nn_lstm(case, make_data(case, dtype)), case.tolerance(dtype))
 
 
 def assert_padding_is_dead(data, found):
@@ -65,10 +68,8 @@ def assert_padding_is_dead(data, found):
     assert (found.gradients["x"][padded] == 0).all()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("case", "dtype"), TABLE)
-def test_inference_meets_the_float64_reference(case, dtype, backend):
-    data, expected = make_data(case, dtype), oracle(case, dtype)
+def assert_inference_meets(expected, case, dtype, backend):
+    data = make_data(case, dtype)
     state = data.state if case.state else None
     with torch.inference_mode():
         output, (h, c) = lstm(
@@ -80,8 +81,7 @@ def test_inference_meets_the_float64_reference(case, dtype, backend):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("case", "dtype"), TABLE)
+@pytest.mark.parametrize(("case", "dtype", "backend"), PARITY)
 def test_backend_meets_the_float64_reference_on_cuda(case, dtype, backend, cuda):
     data = make_data(case, dtype).to(dtype, cuda)
     found = run_case(case, backend, data)
@@ -120,17 +120,12 @@ NN_CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", NN_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [case if case.time <= 512 else slow(case) for case in NN_CASES], ids=lambda c: c.name
+)
 def test_the_float64_reference_is_nn_lstm(case):
     expected = run_nn_lstm(case, make_data(case, DOUBLE))
     assert_close(oracle(case, DOUBLE), expected, TOLERANCES[DOUBLE])
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("case", NN_CASES, ids=lambda case: case.name)
-def test_float32_meets_nn_lstm_in_float32(case, backend):
-    expected = run_nn_lstm(case, make_data(case, SINGLE))
-    assert_close(run_case(case, backend, make_data(case, SINGLE)), expected, case.tolerance(SINGLE))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -149,8 +144,8 @@ def test_gradcheck(backend, lengths):
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("backend", [slow("reference"), "vendor", "compiled"])
+@pytest.mark.parametrize("reverse", [slow(False), True])
 def test_gradcheck_of_one_layer_in_full(backend, reverse):
     data = make_data(of(time=3, input_size=1, batch=2, lengths=(1, 3)), DOUBLE)
     leaves = (
@@ -269,7 +264,7 @@ def test_parameters_made_in_inference_mode(backend):
     assert_values("output", output, expected.output, 1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "vendor", slow("compiled")])
 @pytest.mark.parametrize("dtype", BOTH, ids=str)
 def test_autocast(backend, dtype):
     case = of(lengths=(5, 0, 3), num_layers=2, bidirectional=True)
@@ -498,6 +493,7 @@ def test_a_batch_is_its_rows_one_by_one(backend, case):
 # without a compiler -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_a_compiler_compiled_warns_once_and_runs_as_vendor(tmp_path):
     program = """
         import warnings

@@ -18,6 +18,7 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lstm_compile import LSTM, LSTMState, ModelConfig, forward, init_params, lstm
@@ -142,7 +143,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("reset_state", [False, True])
-@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE])
+@pytest.mark.parametrize("dtype", [slow(SINGLE), DOUBLE])
 @pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
 @pytest.mark.parametrize(("resets", "lengths"), ROWS)
 def test_a_row_with_resets_is_its_segments(resets, lengths, backend, dtype, reset_state):
@@ -178,7 +179,7 @@ def batches(draw_from):
     return resets, lengths, draw_from(st.integers(1, 3)), draw_from(st.booleans())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [slow("reference"), slow("vendor"), "compiled"])
 def test_any_batch_with_resets_is_its_segments(backend):
     @few
     @given(batches())
@@ -256,6 +257,7 @@ def function_of(data, backend):
     return function
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_fullgraph(backend):
     data = draw([[0, 1, 0, 0, 1], [0, 0, 0, 1, 0], [1, 1, 1, 1, 1]], (5, 4, 0), reset_state=True)

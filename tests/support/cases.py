@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from marks import slow
 from torch import Tensor
 
 from lstm_compile import lstm
@@ -110,15 +111,29 @@ CASES = (
     Case(hidden_size=33, time=16, chunk=16),
     Case(hidden_size=33, time=41, lengths=(40, 17, 16), bidirectional=True, chunk=16),
 )
-TABLE = [
+
+
+# Backends where torch.compile traces them: seconds each, and the reference's loop the longest.
+UNDER_COMPILE = (slow("reference"), "vendor", slow("compiled"))
+
+
+def _is_slow(case: Case, dtype: torch.dtype, backend: str) -> bool:
+    """A chunk is compiled for each hidden size, dtype and K: seconds, and more the longer it is."""
+    other_chunk = case.hidden_size != 5 or dtype == HALF or case.chunk > 2
+    return case.time > 512 or (backend == "compiled" and other_chunk)
+
+
+PARITY = [
     pytest.param(
         case,
         dtype,
-        id=f"{case.name}-{str(dtype).removeprefix('torch.')}",
-        marks=[pytest.mark.slow] if case.chunk > 2 else [],  # long chunks take long to compile
+        backend,
+        id=f"{case.name}-{str(dtype).removeprefix('torch.')}-{backend}",
+        marks=[pytest.mark.slow] if _is_slow(case, dtype, backend) else [],
     )
     for case in CASES
     for dtype in case.dtypes
+    for backend in BACKENDS
 ]
 
 

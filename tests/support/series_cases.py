@@ -3,6 +3,8 @@
 import numpy as np
 
 from lstm_compile.data.series.reader import read_series
+from lstm_compile.data.series.series_table import Shares
+from lstm_compile.data.series.windows import Shape, all_windows
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.training.defaults import resolve
 from lstm_compile.training.prepare import JobRequest, prepare
@@ -65,3 +67,8 @@ def do(path, output, model=None, training=None, table=None, test=None):
     )
     request = JobRequest(path, settings.model, settings.training, test, settings.table, "forecast")
     return run(prepare(request, output=output))
+
+
+def windows_of(path, shape=(8, 3), split=None, **options):
+    table = read_series(path, TableOptions(**options), split=split or Shares(0.1, 0.2))
+    return all_windows(table, Shape(*shape))

@@ -1,11 +1,14 @@
 """Small data sets that can be learned, and short runs on them: what the tests of training share."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch.nn import functional
 
 from lstm_compile import ModelConfig, init_params
 from lstm_compile.data import Sequences
+from lstm_compile.training import loop
 from lstm_compile.training.prepare import JobRequest, prepare
 from lstm_compile.training.run import run
 from lstm_compile.training.settings import TrainingConfig
@@ -14,6 +17,7 @@ SMALL = {"hidden_size": 6, "num_layers": 1, "dropout": 0.0, "head_dropout": 0.0}
 QUICK = TrainingConfig(
     epochs=3, batch_size=16, learning_rate=0.02, label_smoothing=0.0, device="cpu"
 )
+LONG = replace(QUICK, epochs=6, patience=6)
 
 
 def seeded(seed):
@@ -70,3 +74,14 @@ def do(data, output, training=QUICK, on_epoch=lambda epoch: None, test=None, **c
 
 def same(first, second):
     return first.keys() == second.keys() and all(first[k].equal(second[k]) for k in first)
+
+
+def paths_of(folder, data=None, test=None):
+    data, test = data or two_classes(), test or two_classes(30, seed=5)
+    return save_npz(folder, data), save_npz(folder, test, "test")
+
+
+def scripted(monkeypatch, losses):
+    """Validation losses as given, epoch by epoch."""
+    script = iter(losses)
+    monkeypatch.setattr(loop, "_validate", lambda *_: (next(script), {"accuracy": 0.0}))

@@ -3,14 +3,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from series_cases import SMALL, do, hourly, hours, read, several, waves, write
+from forecast_cases import FORECASTERS, inputs, make_forecaster
+from series_cases import SMALL, do, hourly, hours, read, several, waves, windows_of, write
 
 from lstm_compile import ModelConfig, init_params
 from lstm_compile.data.series.history import History
-from lstm_compile.data.series.reader import read_series
 from lstm_compile.data.series.series_table import Shares
 from lstm_compile.data.series.windows import Shape, all_windows, split_windows, thinned
-from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Given
 from lstm_compile.model.last_steps import last_steps
@@ -19,58 +18,7 @@ from lstm_compile.model.window_scaling import differences, symmetric_exp, symmet
 from lstm_compile.tasks.forecast_losses import forecast_loss, pinball
 from lstm_compile.tasks.series_scaler import fit_series_scaler
 
-CONFIGS = {
-    "plain": {},
-    "none": {"scaling": "none"},
-    "last": {"scaling": "last"},
-    "mean": {"scaling": "mean"},
-    "revin": {"scaling": "revin", "past_size": 2},
-    "series": {"scaling": "series", "past_size": 1},
-    "minmax": {"scaling": "minmax"},
-    "log1p": {"scaling": "mean", "log1p": True},
-    "season": {"scaling": "last", "season": 4},
-    "season, revin": {"scaling": "revin", "season": 2, "log1p": True, "past_size": 1},
-    "quantiles": {"scaling": "mean", "quantiles": (0.1, 0.5, 0.9), "season": 2},
-    "known, static": {"known_size": 3, "static_sizes": (2, 5), "scaling": "mean"},
-    "recursive": {"decoder": "recursive", "known_size": 1, "scaling": "last"},
-    "no linear path": {"linear": False, "pooling": "mean", "bidirectional": True},
-}
-every_config = pytest.mark.parametrize("name", CONFIGS)
-
-
-def make(seed=0, targets=2, indicator=0, **changes):
-    """A model whose tensors are all away from where they start."""
-    settings = {
-        "hidden_size": 5, "num_layers": 1, "bidirectional": False, "pooling": "last",
-        "context": 6, "horizon": 5, "dropout": 0.0, "head_dropout": 0.0, **changes,
-    }  # fmt: skip
-    size = targets + settings.get("past_size", 0) + settings.get("known_size", 0) + indicator
-    config = ModelConfig(task="forecast", input_size=size, output_size=targets, **settings)
-    generator = torch.Generator().manual_seed(seed)
-    params = {
-        name: value + 0.3 * torch.randn(value.shape, generator=generator)
-        for name, value in init_params(config, seed).items()
-    }
-    params["scaler.scale"] = params["scaler.scale"].abs() + 0.5
-    return params, config
-
-
-def inputs(config, lengths, seed=0, time=None):
-    generator = torch.Generator().manual_seed(seed)
-    rows, lengths = len(lengths), torch.tensor(lengths)
-    x = 3 + torch.randn(rows, time or int(lengths.max()), config.input_size, generator=generator)
-    levels = config.level_size
-    found = {
-        "known_future": torch.randn(rows, config.horizon, config.known_size, generator=generator),
-        "static": torch.stack(
-            [torch.randint(n, (rows,), generator=generator) for n in config.static_sizes], 1
-        )
-        if config.static_sizes
-        else None,
-        "series_location": torch.randn(rows, levels, generator=generator),
-        "series_scale": torch.rand(rows, levels, generator=generator) + 0.5,
-    }
-    return x, lengths, Given(**{name: found[name] for name in config.given})
+every_config = pytest.mark.parametrize("name", FORECASTERS)
 
 
 def ask(params, config, x, lengths, given, **options):
@@ -87,7 +35,7 @@ def rows_of(given, rows):
 
 @every_config
 def test_padding_and_neighbours_change_nothing(name):
-    params, config = make(**CONFIGS[name])
+    params, config = make_forecaster(**FORECASTERS[name])
     x, lengths, given = inputs(config, [9, 4, 1, 0, 6])
     x[torch.arange(9) >= lengths[:, None]] = torch.nan
     found = ask(params, config, x, lengths, given)
@@ -103,7 +51,7 @@ def test_padding_and_neighbours_change_nothing(name):
 
 @every_config
 def test_backends_agree_and_float64_is_the_oracle(name):
-    params, config = make(**CONFIGS[name])
+    params, config = make_forecaster(**FORECASTERS[name])
     x, lengths, given = inputs(config, [9, 4, 1, 0])
     double = {key: value.double() for key, value in params.items()}
     wide = Given(*(p.double() if p is not None and p.is_floating_point() else p for p in given))
@@ -114,7 +62,7 @@ def test_backends_agree_and_float64_is_the_oracle(name):
 
 @every_config
 def test_constant_windows_give_numbers_and_gradients(name):
-    params, config = make(**CONFIGS[name])
+    params, config = make_forecaster(**FORECASTERS[name])
     x, lengths, given = inputs(config, [7, 1, 3])
     leaves = {key: value.requires_grad_() for key, value in params.items()}
     found, _ = forward(leaves, config, torch.full_like(x, 4.0), lengths, given=_now(given, config))
@@ -129,13 +77,13 @@ def _now(given, config):
 
 
 def test_no_step_at_all_gives_a_forecast_too():
-    params, config = make(season=3, scaling="mean", log1p=True)
+    params, config = make_forecaster(season=3, scaling="mean", log1p=True)
     found = ask(params, config, torch.zeros(2, 0, 2), torch.zeros(2, dtype=torch.int64), Given())
     assert found.isfinite().all()
 
 
 def test_a_forecast_is_of_float32_units_however_large():
-    params, config = make(log1p=True)
+    params, config = make_forecaster(log1p=True)
     params["head.bias"] += 1e6
     x, lengths, given = inputs(config, [6])
     assert ask(params, config, x, lengths, given).isfinite().all()
@@ -143,7 +91,7 @@ def test_a_forecast_is_of_float32_units_however_large():
 
 @pytest.mark.parametrize("given", [{}, {"known_future": 1, "static": 1}])
 def test_what_is_given_must_be_what_the_model_takes(given):
-    params, config = make(known_size=2)
+    params, config = make_forecaster(known_size=2)
     x, lengths, full = inputs(config, [4])
     found = Given(**dict.fromkeys(given, full.known_future))
     with pytest.raises(InputError, match="given must hold known_future for this model, found"):
@@ -155,7 +103,7 @@ def test_what_is_given_must_be_what_the_model_takes(given):
 
 @pytest.mark.parametrize(("scaling", "scale"), [("last", 1.0), ("mean", 1.0), ("revin", 7.0)])
 def test_windows_carry_their_level_and_scale_to_the_forecast(scaling, scale):
-    params, config = make(scaling=scaling)
+    params, config = make_forecaster(scaling=scaling)
     # the decoder is told the level: without that the forecast moves exactly with the window
     params["decoder.steps.weight"][:, config.hidden_size :] = 0
     x, lengths, given = inputs(config, [8, 5])
@@ -165,7 +113,7 @@ def test_windows_carry_their_level_and_scale_to_the_forecast(scaling, scale):
 
 
 def test_series_scaling_carries_location_and_scale():
-    params, config = make(scaling="series")
+    params, config = make_forecaster(scaling="series")
     x, lengths, given = inputs(config, [8, 5])
     moved = Given(None, None, given.series_location * 7 + 50, given.series_scale * 7)
     first, second = (
@@ -191,13 +139,13 @@ def test_a_network_of_zeros_forecasts_what_its_transforms_say():
         ({"season": 3, "log1p": True}, [6, 7, 8, 6, 7]),
         ({"season": 3, "quantiles": (0.5,)}, [6, 7, 8, 6, 7]),
     ):
-        config = make(**changes)[1]
+        config = make_forecaster(**changes)[1]
         found = ask(nothing(config), config, x, lengths, Given())
         torch.testing.assert_close(found.reshape(5, 2)[:, 0], torch.tensor(expected).float())
 
 
 def test_a_season_longer_than_the_window_is_led_by_the_last_value():
-    config = make(season=4)[1]
+    config = make_forecaster(season=4)[1]
     x = torch.tensor([2.0, 3.0, 5.0]).reshape(1, 3, 1).expand(1, 3, 2).clone()
     found = ask(nothing(config), config, x, torch.tensor([3]), Given())
     assert found[0, :, 0].tolist() == [5, 2, 3, 5, 5]
@@ -231,7 +179,7 @@ def test_last_steps_stand_at_equal_places():
     "quantiles", [(0.1, 0.5, 0.9), (0.05, 0.2), (0.7,), (0.01, 0.5, 0.6, 0.99)]
 )
 def test_quantiles_never_cross(quantiles):
-    params, config = make(quantiles=quantiles, season=2, log1p=True, scaling="revin")
+    params, config = make_forecaster(quantiles=quantiles, season=2, log1p=True, scaling="revin")
     params["head.weight"] *= 20
     x, lengths, given = inputs(config, [9, 6, 3, 1] * 8)
     found = ask(params, config, x * 30, lengths, given)
@@ -240,7 +188,7 @@ def test_quantiles_never_cross(quantiles):
 
 
 def test_the_recursive_decoder_feeds_its_forecasts_back():
-    params, config = make(decoder="recursive", known_size=1, indicator=1, scaling="mean")
+    params, config = make_forecaster(decoder="recursive", known_size=1, indicator=1, scaling="mean")
     x, lengths, given = inputs(config, [6, 4])
     found = ask(params, config, x, lengths, given)
     assert found.shape == (2, 5, 2)
@@ -269,7 +217,7 @@ def test_the_recursive_decoder_feeds_its_forecasts_back():
 )
 def test_what_does_not_go_together_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        make(**changes)
+        make_forecaster(**changes)
 
 
 @pytest.mark.parametrize("changes", [{"horizon": 3}, {"scaling": "revin"}, {"log1p": True}])
@@ -282,7 +230,7 @@ def test_other_tasks_take_nothing_of_forecasts(changes):
 
 
 def test_losses_leave_out_what_nobody_knows():
-    params, config = make(scaling="standard")
+    params, config = make_forecaster(scaling="standard")
     prediction, y = torch.randn(4, 5, 2, requires_grad=True), torch.randn(4, 5, 2)
     y[0, 2] = y[3] = torch.nan
     known = ~y.isnan()
@@ -307,11 +255,6 @@ def test_pinball_is_least_at_the_quantile():
 
 
 # ---- windows
-
-
-def windows_of(path, shape=(8, 3), split=None, **options):
-    table = read_series(path, TableOptions(**options), split=split or Shares(0.1, 0.2))
-    return all_windows(table, Shape(*shape))
 
 
 def test_windows_are_views_by_index(tmp_path):

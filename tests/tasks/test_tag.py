@@ -216,6 +216,7 @@ def test_pooling_is_refused():
         small_model(pooling="mean")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_the_exported_file_answers_every_step(tagged, tmp_path, bidirectional):
     _, outcome = tagged
@@ -243,6 +244,7 @@ def test_the_exported_file_answers_every_step(tagged, tmp_path, bidirectional):
     assert len(example["tolerance"]) == 2
 
 
+@pytest.mark.slow
 def test_the_command_line_from_table_to_answers(tmp_path):
     invoke = CliRunner().invoke
     data = save_table(tmp_path / "t.csv", steps_above(40))

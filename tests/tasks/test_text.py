@@ -9,11 +9,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from cli_cases import invoke
+from model_cases import text_model
 from torch.nn.functional import cross_entropy
 
 from lstm_compile import ModelConfig, forward, init_params
-from lstm_compile.cli.app import app
 from lstm_compile.data.corpus import Corpus, read_corpus, split_corpus
 from lstm_compile.data.lanes import carried, chunks, steps_of
 from lstm_compile.data.schema import Vocabulary
@@ -30,7 +30,7 @@ from lstm_compile.export.use.score_text import score_exported
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
 from lstm_compile.model.batch import Batch
-from lstm_compile.model.checkpoint import Model, load_model, numbered_schema, save_model
+from lstm_compile.model.checkpoint import load_model, save_model
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.training.loop import fit
 from lstm_compile.training.settings import TrainingConfig
@@ -44,24 +44,6 @@ def corpus_of(*texts, vocabulary=None):
     vocabulary = vocabulary or Vocabulary("char", tuple(sorted(set(whole))))
     starts = torch.tensor([0, *np.cumsum([len(text) for text in texts])])
     return Corpus(torch.tensor(vocabulary.encode(whole), dtype=torch.uint8), starts, vocabulary)
-
-
-def make_model(size, **changes):
-    config = ModelConfig(
-        task="lm", input_size=1, output_size=size, vocabulary_size=size, bidirectional=False,
-        **{"hidden_size": 12, "embedding_size": 6, "num_layers": 2, "dropout": 0.0,
-           "head_dropout": 0.0, **changes},
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(0)
-    params = {
-        name: value + 0.3 * torch.randn(value.shape, generator=generator)
-        for name, value in init_params(config, 0).items()
-    }
-    return Model(params, config, numbered_schema(config), {})
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(("lanes", "time"), [(1, 7), (3, 4), (5, 100), (40, 3)])
@@ -111,7 +93,7 @@ def told(params, config, corpus, lanes, time):
 def test_documents_in_one_lane_are_told_as_if_each_stood_alone(time):
     texts = VERSE[:31], "a", VERSE[7:9], VERSE[11:60], VERSE[20:33]
     whole = corpus_of(*texts)
-    params, config, *_ = make_model(len(whole.vocabulary))
+    params, config, *_ = text_model(len(whole.vocabulary))
     params = {name: value.double() for name, value in params.items()}
     alone = [
         told(params, config, corpus_of(text, vocabulary=whole.vocabulary), 1, 100) for text in texts
@@ -123,7 +105,7 @@ def test_documents_in_one_lane_are_told_as_if_each_stood_alone(time):
 def test_a_training_step_learns_nothing_across_the_end_of_a_document():
     texts = VERSE[:9], VERSE[11:20]
     both = corpus_of(*texts)
-    params, config, *_ = make_model(len(both.vocabulary))
+    params, config, *_ = text_model(len(both.vocabulary))
     training = TrainingConfig(label_smoothing=0.0, backend="vendor", clip_norm=0.0)
     ((batch, _),) = chunks(both, 1, 100)
     rows = Batch(batch.x.view(2, 8), torch.tensor([8, 8]), batch.y.view(2, 8))
@@ -137,7 +119,7 @@ def test_a_training_step_learns_nothing_across_the_end_of_a_document():
 
 def test_the_carried_loss_is_that_of_one_long_unrolled_run():
     corpus = corpus_of(VERSE[:200])
-    params, config, *_ = make_model(len(corpus.vocabulary))
+    params, config, *_ = text_model(len(corpus.vocabulary))
     params = {name: value.double() for name, value in params.items()}
     tokens = corpus.tokens.long()[None]
     logits, _ = forward(params, config, tokens[:, :-1], backend="reference")
@@ -158,7 +140,7 @@ def test_the_carried_loss_is_that_of_one_long_unrolled_run():
 
 def test_a_training_step_goes_on_from_the_state_it_is_given():
     corpus = corpus_of(VERSE[:64])
-    params, config, *_ = make_model(len(corpus.vocabulary))
+    params, config, *_ = text_model(len(corpus.vocabulary))
     training = TrainingConfig(label_smoothing=0.0, backend="vendor")
     (first, _), (second, _) = list(chunks(corpus, 2, 16))[:2]
     one = train_step(params, init_adam(params), first, 0.0, config, training)
@@ -177,7 +159,7 @@ def test_a_training_step_goes_on_from_the_state_it_is_given():
 @pytest.mark.parametrize("lanes", [1, 3])
 def test_a_training_run_has_the_loss_of_whole_documents(lanes):
     corpus = corpus_of(VERSE[:150], "a", VERSE[7:90])
-    params, config, *_ = make_model(len(corpus.vocabulary))
+    params, config, *_ = text_model(len(corpus.vocabulary))
     training = TrainingConfig(
         epochs=1, batch_size=lanes, unroll=16, learning_rate=0.0, label_smoothing=0.0
     )
@@ -197,7 +179,7 @@ def test_a_training_run_has_the_loss_of_whole_documents(lanes):
 
 def test_gradients_end_where_a_chunk_begins():
     corpus = corpus_of(VERSE[:64])
-    params, config, *_ = make_model(len(corpus.vocabulary))
+    params, config, *_ = text_model(len(corpus.vocabulary))
     training = TrainingConfig(
         epochs=1, batch_size=1, unroll=21, learning_rate=1e-3, label_smoothing=0.0, clip_norm=0.0,
         weight_decay=0.0, schedule="constant", warmup=0.0,
@@ -219,7 +201,7 @@ def test_scores_of_baselines_are_those_of_counting():
     corpus = corpus_of("abababab" * 50)
     baselines = fit_text_baselines(corpus)
     assert math.exp(baselines["bigram frequencies"].weight[0, 1]) == pytest.approx(201 / 202)
-    params, config, *_ = make_model(2)
+    params, config, *_ = text_model(2)
     scores = score_text(params, config, corpus)
     found = evaluate_text(scores, corpus, baselines)
     assert found.rows == 399
@@ -300,9 +282,10 @@ def test_models_of_text_that_cannot_be(changes, message):
         ModelConfig(task="lm", **{**sizes, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tie", [False, True])
 def test_exported_files_agree_and_do_not_read_the_padding(tmp_path, tie):
-    model = make_model(9, tie=tie, embedding_size=12)
+    model = text_model(9, tie=tie, embedding_size=12)
     runtimes = ["eager", "onnxruntime", "openvino"]
     assert export_onnx(model, tmp_path / "m.onnx", runtimes).parity.passed
     for cells in ("node", "plain"):
@@ -365,6 +348,7 @@ def test_training_learns_the_verse(poet):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_text_from_both(poet):
     run, _ = poet
     prompts, how = ["the ", "rat", "\n"], Sampling(seed=3)
@@ -375,6 +359,7 @@ def test_the_same_seed_gives_the_same_text_from_both(poet):
     assert text_of(run, prompts[:1], 200, how)[0] == ours[0][:200]  # whoever else is asked
 
 
+@pytest.mark.slow
 def test_exported_files_are_measured_as_the_run_is(poet, tmp_path):
     run, _ = poet
     for name, text in {"a": VERSE[:700], "b": "t", "c": VERSE[:91]}.items():
@@ -400,6 +385,7 @@ def test_exported_files_are_measured_as_the_run_is(poet, tmp_path):
     assert "this file streams" in found.output
 
 
+@pytest.mark.slow
 def test_a_text_too_long_for_the_sequence_file_is_refused(monkeypatch, tmp_path, poet):
     monkeypatch.setattr("lstm_compile.export.use.score_text.LARGEST", 1000)
     model = load(to_onnx(load_model(poet[0])).SerializeToString())
@@ -431,6 +417,7 @@ def test_columns_are_not_of_whole_files(tmp_path, poet):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_ends_it_quietly(poet):
     command = [sys.executable, "-m", "lstm_compile", "generate", poet[0], "--length", "20000"]
     with subprocess.Popen(

@@ -12,7 +12,8 @@ from threading import Timer
 
 import pytest
 import torch
-from test_resume import CASES, assert_same_run, figures_of, forked, job_of
+from marks import slow
+from resume_cases import CASES, assert_same_run, figures_of, forked, job_of
 from training_cases import save_npz, two_classes
 
 from lstm_compile import load_model
@@ -32,7 +33,6 @@ def free_port():
 
 def in_team(size, action):
     """Do `action` in so many processes that meet; their exit codes."""
-    torch.set_num_threads(1)  # before it forks: threads do not live on in the children
     port = free_port()
 
     def member(rank):
@@ -96,13 +96,14 @@ def test_shares_are_every_row_once_and_as_long(size, count):
 # ---- the same curve
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name if name == "classify" else slow(name) for name in CASES])
 def test_two_processes_give_the_curve_of_one(tmp_path, without_dropout, name):
     run(job_of(tmp_path, name, tmp_path / "one"))
     train_together(2, tmp_path, name, tmp_path / "two")
     assert_close_runs(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_more_processes_than_rows_are_left_give_it_too(tmp_path, without_dropout):
     changes = {"batch_size": 5, "epochs": 2}  # 72 rows: the last batch has 2
     run(job_of(tmp_path, "classify", tmp_path / "one", **changes))
@@ -110,8 +111,8 @@ def test_more_processes_than_rows_are_left_give_it_too(tmp_path, without_dropout
     assert_close_runs(tmp_path / "three", tmp_path / "one")
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
-@pytest.mark.parametrize("name", ["classify", "lm"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), slow(1, 2), slow(2, 3)])
+@pytest.mark.parametrize("name", ["classify", slow("lm")])
 def test_a_run_is_resumed_by_another_number_of_processes(
     tmp_path, without_dropout, name, before, after
 ):

@@ -8,23 +8,20 @@ import resource
 import shutil
 import signal
 import threading
-import traceback
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from marks import slow
+from resume_cases import CASES, assert_same_run, figures_of, forked, job_of
 from safetensors import safe_open
 from safetensors.torch import load_file
-from stream_cases import write_parquet
 from torch.utils._pytree import tree_leaves
-from training_cases import QUICK, SMALL, means, prepared, save_npz, setting, two_classes
+from training_cases import QUICK, SMALL, prepared, save_npz, setting, two_classes
 
 from lstm_compile import load_model
-from lstm_compile.data import Sequences
-from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.training import epoch as epochs
 from lstm_compile.training import step
@@ -35,86 +32,6 @@ from lstm_compile.training.run import run
 from lstm_compile.training.run_files import locked
 from lstm_compile.training.settings import TrainingConfig, parse_interval
 from lstm_compile.training.step import init_adam
-
-DROPS = {**SMALL, "num_layers": 2, "dropout": 0.3, "head_dropout": 0.3}
-EVERY = replace(QUICK, epochs=3, save_every="1 steps")
-
-
-def tags(seed=0):
-    data = two_classes(60, seed)
-    y = (data.x[:, 0] > 0).long()
-    return Sequences(data.x, data.offsets, y, data.features, data.classes, (), per_step=True)
-
-
-def write_series(folder):
-    rows = np.arange(150)
-    wave = np.sin(rows / 5) + 0.01 * rows
-    lines = ["t,v", *(f"{row},{value:.5f}" for row, value in zip(rows, wave, strict=True))]
-    path = folder / "series.csv"
-    path.write_text("\n".join(lines) + "\n")
-    return str(path)
-
-
-def write_text(folder):
-    text = "".join(random.Random(0).choices("abcde \n", k=900))
-    for name, part in (("one.txt", text[:700]), ("two.txt", text[700:])):
-        (folder / "texts").mkdir(exist_ok=True)
-        (folder / "texts" / name).write_text(part)
-    return str(folder / "texts")
-
-
-LM = {"hidden_size": 6, "num_layers": 1, "bidirectional": False, "dropout": 0.0, "tie": False}
-WINDOWS = {**DROPS, "bidirectional": False, "context": 12, "horizon": 4, "scaling": "mean"}
-CASES = {  # data, its task, the model, changes of the training
-    "classify": (lambda p: save_npz(p, two_classes()), None, DROPS, {}),
-    "augmented": (
-        lambda p: save_npz(p, two_classes()),
-        None,
-        DROPS,
-        {"noise": 0.1, "time_crop": 0.3, "ema": 0.8, "accumulate": 2, "class_weight": "balanced"},
-    ),
-    "regress": (lambda p: save_npz(p, means()), None, DROPS, {"schedule": "plateau"}),
-    "tag": (lambda p: save_npz(p, tags()), "tag", DROPS, {}),
-    "forecast": (
-        write_series, "forecast", WINDOWS, {"epoch_size": 50, "validation": 0.2},
-    ),
-    "lm": (write_text, "lm", {**LM, "head_dropout": 0.3}, {"batch_size": 4, "unroll": 16}),
-    "refit": (lambda p: save_npz(p, two_classes()), None, DROPS, {"refit": True}),
-    "stream": (
-        lambda p: str(write_parquet(p / "parquet")), None, DROPS,
-        {"stream": 1, "batch_size": 24, "accumulate": 2},
-    ),
-}  # fmt: skip
-
-
-def job_of(folder, name, output, *, resume=False, path=None, **changes):
-    data, task, model, training = CASES[name]
-    table = TableOptions(time="t", target=("v",)) if name == "forecast" else None
-    settings = replace(EVERY, **{**training, **changes})
-    return prepared(
-        path or data(folder), model, settings, task=task, output=output, table=table, resume=resume
-    )
-
-
-def figures_of(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
-
-
-def model_of(folder):
-    model = load_model(folder)
-    return model.params, {
-        k: v for k, v in model.training.items() if "seconds" not in k and k != "backend"
-    }
-
-
-def assert_same_run(found, expected):
-    assert figures_of(found) == figures_of(expected)
-    params, training = model_of(found)
-    others, other_training = model_of(expected)
-    assert params.keys() == others.keys()
-    assert all(params[name].equal(others[name]) for name in params)
-    assert training == other_training
 
 
 def interrupt_at(monkeypatch, step):
@@ -148,7 +65,9 @@ def steps_done(folder):
         return json.loads(archive.metadata()["progress"])["step"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("augmented", "lm") else slow(name) for name in CASES]
+)
 def test_a_run_that_was_stopped_anywhere_ends_as_if_it_never_was(tmp_path, monkeypatch, name):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(job_of(tmp_path, name, whole))
@@ -398,7 +317,7 @@ def test_no_byte_of_the_state_can_change_unseen(copied):
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "metrics.jsonl", "baselines.safetensors", "report.html"]
 )
-@pytest.mark.parametrize("damage", [cut_off, emptied, Path.unlink])
+@pytest.mark.parametrize("damage", [cut_off, slow(emptied), slow(Path.unlink)])
 def test_what_else_is_damaged_is_written_again(copied, name, damage, tmp_path_factory):
     damage(copied / "run" / name)
     whole = tmp_path_factory.mktemp("whole")
@@ -486,23 +405,8 @@ def test_a_job_does_not_go_on_from_what_another_run_has_left_behind(copied):
 # ---- kill -9
 
 
-def forked(action):
-    """The id of a process that does `action` and nothing else."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        action()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
-
-
 @pytest.mark.parametrize("name", ["fsync", "replace"])
-@pytest.mark.parametrize("call", [1, 5, 9])
+@pytest.mark.parametrize("call", [slow(1), 5, slow(9)])
 def test_a_kill_within_a_write_loses_nothing(copied, name, call):
     """Before what was written is on the disk, and before it has its name."""
     folder = copied / "run"
@@ -527,7 +431,6 @@ def test_a_kill_within_a_write_loses_nothing(copied, name, call):
 
 @pytest.mark.slow
 def test_thirty_of_thirty_kills_are_resumed_bit_for_bit(tmp_path):
-    torch.set_num_threads(1)  # before it forks: threads do not live on in the children
     whole, kills, running = tmp_path / "whole", 0, 0
     run(job_of(tmp_path, "augmented", whole, epochs=6))
     draw = random.Random(0)

@@ -94,6 +94,7 @@ def test_bf16_is_of_the_forward_pass_alone(monkeypatch):
     assert not result.loss.equal(plain.loss)
 
 
+@pytest.mark.slow
 def test_bf16_learns_as_well_on_real_data():
     train, test = (load_dataset("japanese-vowels", part) for part in ("train", "test"))
     config = ModelConfig(task="classify", input_size=12, output_size=9, hidden_size=32)

@@ -10,9 +10,8 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from cli_cases import invoke
 
-from lstm_compile.cli.app import app
 from lstm_compile.config import ModelConfig, Task
 from lstm_compile.errors import InputError
 from lstm_compile.training.settings import TrainingConfig
@@ -34,11 +33,6 @@ num_layers = [1, 2]
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def invoke(*args):
-    words = [str(arg) for arg in args]
-    return CliRunner().invoke(app, words, prog_name="lstm-compile")
 
 
 def write(folder, count=40, targets=0):
@@ -176,6 +170,7 @@ def test_the_same_command_goes_on_and_another_is_refused(studied, monkeypatch):
     assert "study: holds a study of other data, settings or space; name another" in other.stderr
 
 
+@pytest.mark.slow
 def test_processes_of_one_study_draw_different_settings(tmp_path):
     data, space = write(tmp_path), {"hidden_size": Range(2, 60, whole=True)}
     plan = plan_of(str(data), space, training={"epochs": 1, "device": "cpu"})
