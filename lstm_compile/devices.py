@@ -69,12 +69,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def tf32(allowed: bool) -> Iterator[None]:
     """Allow TF32 in CUDA's matrix products and in cuDNN, or not; by default cuDNN uses it."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+    before, matmul.allow_tf32 = matmul.allow_tf32, allowed
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
     try:
-        yield
+        with cudnn.flags(**kept, allow_tf32=allowed):
+            yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32 = before
 
 
 def keep_freed_memory() -> None:

@@ -158,7 +158,7 @@ def test_choices_and_what_stands_for_nothing_are_told():
         (["a.csv", "--task", "lm", "--id", "a"], "id is for task classify or regress or forecast"),
         (["a.txt", "--bidirectional"], "bidirectional must be off for task lm"),
         (["--epochs", 0], "epochs must be"),
-        (["--refit", "--validation", 0], "refit goes by a validation part"),
+        (["--refit", "--validation", 0], "refit needs a validation part"),
         (["--task", "sing"], "Invalid value for '--task'"),
         (["--config", "absent.toml"], "Invalid value for '--config'"),
     ],

@@ -7,7 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional
-from training_cases import LONG, QUICK, SMALL, means, save_npz, seeded, setting, two_classes
+from training_cases import (
+    LONG,
+    QUICK,
+    SMALL,
+    means,
+    prepared,
+    save_npz,
+    seeded,
+    setting,
+    two_classes,
+)
 
 from lstm_compile import ModelConfig
 from lstm_compile.errors import InputError
@@ -22,7 +32,6 @@ from lstm_compile.tasks.scoring import (
     training_loss,
 )
 from lstm_compile.training.loop import fit, predict_all
-from lstm_compile.training.prepare import prepare
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
@@ -166,5 +175,5 @@ def test_balanced_training_finds_the_rare_class_and_stays_finite():
 def test_balanced_weights_are_refused_for_targets(tmp_path):
     training = replace(QUICK, class_weight="balanced")
     with pytest.raises(InputError, match="class_weight must be none for task regress, whose"):
-        prepare(save_npz(tmp_path, means()), SMALL, training, output=tmp_path / "run")
+        prepared(save_npz(tmp_path, means()), SMALL, training, output=tmp_path / "run")
     assert not (tmp_path / "run").exists()
