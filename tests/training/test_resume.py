@@ -37,7 +37,7 @@ from lstm_compile.training.settings import TrainingConfig, parse_interval
 from lstm_compile.training.step import init_adam
 
 DROPS = {**SMALL, "num_layers": 2, "dropout": 0.3, "head_dropout": 0.3}
-EVERY = replace(QUICK, epochs=3, save_every="1 steps")
+EVERY = replace(QUICK, epochs=3, save_every="1 steps", threads=1)  # as some tests fork it
 
 
 def tags(seed=0):
