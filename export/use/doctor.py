@@ -21,6 +21,7 @@ OLDEST_PYTHON = (3, 11)
 OLDEST = {  # as pyproject.toml has them
     "torch": "2.11", "numpy": "1.26", "safetensors": "0.4.5", "onnx": "1.18", "onnxruntime": "1.20",
     "onnxscript": "0.5.4", "pyarrow": "15", "click": "8.2", "rich": "13",
+    "filelock": "3.13", "jinja2": "3.1",
 }  # fmt: skip
 EXTRAS = {"openvino": "a second runtime for verify", "matplotlib": "plots", "optuna": "tune"}
 BACKENDS = ("reference", "vendor", "compiled", "auto")
