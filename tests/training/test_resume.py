@@ -505,6 +505,7 @@ def forked(action):
 @pytest.mark.parametrize("call", [1, 5, 9])
 def test_a_kill_within_a_write_loses_nothing(copied, name, call):
     """Before what was written is on the disk, and before it has its name."""
+    torch.set_num_threads(1)  # before it forks: threads do not live on in the children
     folder = copied / "run"
 
     def die(*args, **options):
