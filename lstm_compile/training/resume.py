@@ -158,18 +158,10 @@ def settings_of(config: ModelConfig, training: TrainingConfig) -> dict[str, dict
 
 
 def _check_shapes(tensors: Params, config: ModelConfig, training: TrainingConfig) -> None:
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    wrong = [n for n, shape in _expected(config, training).items() if found.get(n) != shape]
-    if wrong:
-        names = ", ".join(wrong[:4])
-        raise InputError(f"damaged: {names} missing or of another shape; {REMEDY}")
-
-
-def _expected(config: ModelConfig, training: TrainingConfig) -> dict[str, tuple[int, ...]]:
     shapes = param_shapes(config)
     kinds = ("mean", "square", "average") if training.ema else ("mean", "square")
     learned = list(trainable(dict.fromkeys(shapes, torch.empty(0)), training.freeze))
-    return {
+    expected = {
         **{f"{kind}.{name}": shapes[name] for kind in ("params", "best") for name in shapes},
         **{f"{kind}.{name}": shapes[name] for kind in kinds for name in learned},
         "order": tuple(torch.Generator().get_state().shape),
@@ -177,6 +169,9 @@ def _expected(config: ModelConfig, training: TrainingConfig) -> dict[str, tuple[
         "sums": (2,),
         "skipped": (),
     }
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if wrong := [name for name, shape in expected.items() if found.get(name) != shape]:
+        raise InputError(f"damaged: {', '.join(wrong[:4])} missing or of another shape; {REMEDY}")
 
 
 def _tensors(progress: Progress) -> list[tuple[str, Tensor]]:
