@@ -169,10 +169,10 @@ def test_bf16_is_autocast():
 
 
 def nn_lstm_takes_bf16():
-    module = torch.nn.LSTM(2, 3, dtype=torch.bfloat16)
+    module = torch.nn.LSTM(3, 5)
     try:
-        with torch.no_grad():
-            module(torch.zeros(4, 1, 2, dtype=torch.bfloat16))
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            module(torch.zeros(6, 4, 3))
     except RuntimeError:
         return False
     return True
