@@ -112,6 +112,7 @@ def test_the_silent_error_is_caught_with_its_size(tmp_path):
         assert "[x] mnn" in shown.stdout
 
 
+@pytest.mark.slow
 def test_the_ort_form_is_compared_in_onnx_runtime_alone(tmp_path):
     model = sequence_model()
     (tmp_path / "m.onnx").write_bytes(sequence_file("ort").SerializeToString())

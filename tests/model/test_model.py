@@ -6,7 +6,8 @@ from typing import get_args
 
 import pytest
 import torch
-from cases import BACKENDS, DOUBLE, SINGLE, padding_of
+from cases import DOUBLE, SINGLE, padding_of
+from marks import slow
 
 from lstm_compile import LSTM, ModelConfig, forward, init_params
 from lstm_compile.config import Pooling
@@ -183,7 +184,7 @@ def gradients(params, config, x, backend="reference"):
     return prediction.detach(), state, {**named_gradients, "x": x.grad}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "vendor", slow("compiled")])
 @pytest.mark.parametrize("config", CONFIGS, ids=named)
 def test_every_backend_gives_the_same_model(config, backend):
     params = fitted(config)

@@ -83,7 +83,8 @@ def samples():
     ]
 
 
-@pytest.mark.parametrize("backend", [slow("reference"), "vendor"])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["reference", "vendor"])
 def test_the_module_samples_of_pytorch(backend):
     found = samples()
     assert len(found) >= 8

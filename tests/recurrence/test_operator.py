@@ -75,7 +75,8 @@ def gradients_by_autograd(data, backend="reference"):
 # torch.compile ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", [slow("reference"), slow("vendor"), "compiled"])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_fullgraph_meets_the_reference(backend):
     """Inductor, forward and backward, through whatever compiled code the backend itself calls."""
     data = make_data(CASE, SINGLE)

@@ -233,7 +233,7 @@ def test_layers_are_set_back_under_dropout_too(backend):
     assert not torch.allclose(some, run(data, backend)[0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "vendor", slow("compiled")])
 def test_under_autocast(backend):
     data = draw([[0, 1, 0, 0, 1], [0, 0, 0, 1, 0]], (5, 4), reset_state=True)
     expected = run(data, "reference")
