@@ -7,7 +7,6 @@ import click
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import config_option, given_of, settings_flags, task_option
-from lstm_compile.config import Task
 from lstm_compile.training.config_file import to_explained_toml
 from lstm_compile.training.defaults import complete, resolve
 
@@ -24,7 +23,7 @@ def command(
     ctx: click.Context,
     /,
     data: str,
-    task: Task | None,
+    task: str | None,
     test: str | None,
     as_json: bool,
     **options: Any,

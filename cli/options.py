@@ -10,10 +10,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from lstm_compile.config import ModelConfig, Task
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.model.run_folder import CONFIG_FILE
+from lstm_compile.tasks import TASKS
 from lstm_compile.training.defaults import SECTIONS
 from lstm_compile.training.settings import TrainingConfig
 
@@ -25,12 +26,12 @@ OF_TRAINING = ("known", "static", "calendar")  # flags of tables that only `trai
 def _check_model(**values: Any) -> None:
     """Check what some task takes; the data decide the task and the sizes later."""
     errors = []
-    for task in get_args(Task):
+    for task in TASKS:
         try:
             ModelConfig(task=task, input_size=1, output_size=1, **values)
         except InputError as error:
             errors.append(error)
-    if len(errors) == len(get_args(Task)):
+    if len(errors) == len(TASKS):
         raise errors[0]
 
 
@@ -160,7 +161,7 @@ def refuse_others(ctx: click.Context, *allowed: str) -> None:
 
 
 task_option = click.option(
-    "--task", type=click.Choice(get_args(Task)), is_eager=True,
+    "--task", type=click.Choice(tuple(TASKS)), is_eager=True,
     help="What to learn.  [default: what the data are good for]",
 )  # fmt: skip
 config_option = click.option(

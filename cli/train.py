@@ -18,7 +18,6 @@ from lstm_compile.cli.options import (
     settings_flags,
     task_option,
 )
-from lstm_compile.config import Task
 from lstm_compile.model.run_folder import CONFIG_FILE, MODEL_FILE, REPORT_FILE
 from lstm_compile.training.defaults import resolve
 
@@ -47,7 +46,7 @@ def command(
     ctx: click.Context,
     /,
     data: str,
-    task: Task | None,
+    task: str | None,
     test: str | None,
     folder: Path | None,
     resume: Path | None,

@@ -9,7 +9,6 @@ from rich.console import Console
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, signals_stop
 from lstm_compile.cli.options import config_option, given_of, settings_flags, task_option
-from lstm_compile.config import Task
 
 if TYPE_CHECKING:
     from lstm_compile.tuning.study import StudyPlan, Tuned
@@ -50,7 +49,7 @@ def command(
     ctx: click.Context,
     /,
     data: str,
-    task: Task | None,
+    task: str | None,
     test: str | None,
     folder: Path | None,
     space_file: Path | None,

@@ -1,32 +1,23 @@
 """What a model is: one frozen, validated description that every file carries. Loads no torch."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from functools import cached_property
 from math import gcd
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lstm_compile.errors import InputError
 from lstm_compile.files import from_json
+from lstm_compile.tasks import Task, find_task, tasks_with
 
-Task = Literal["classify", "regress", "forecast", "tag", "lm"]
 Pooling = Literal["last", "mean", "max", "attention", "dot-attention"]
 Scaling = Literal["none", "standard", "minmax", "series", "last", "mean", "revin"]
 TargetScaling = Literal["none", "standard", "minmax"]
 Decoder = Literal["direct", "recursive"]
 WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, over `standard` of each feature
 
-FORECAST: Literal["forecast"] = "forecast"
-POOLED: tuple[Task, ...] = ("classify", "regress", "forecast")  # one answer a sequence
-WHOLE: tuple[Task, ...] = ("classify", "regress", "tag")  # not windows, whose end is what counts
-CLASSES: tuple[Task, ...] = ("classify", "tag")
-STEPWISE: tuple[Task, ...] = ("tag", "lm")  # an answer a step
-LM: Literal["lm"] = "lm"
-TEXTS: tuple[Task, ...] = ("lm", "classify", "tag")  # that take tokens
-WITH_FEATURES: tuple[Task, ...] = (*POOLED, "tag")
-DERIVED = (
-    "task", "input_size", "output_size", "vocabulary_size",
-    "past_size", "known_size", "static_sizes",
-)  # fmt: skip
+SERIES_SIZES = ("past_size", "known_size", "static_sizes")
+DERIVED = ("task", "input_size", "output_size", "vocabulary_size", *SERIES_SIZES)  # from the data
 MAX_SIZE = 1 << 16
 MAX_LAYERS = 64
 
@@ -37,11 +28,12 @@ def option(
     low: float | None = None,
     high: float | None = None,
     unset: str = "inferred",
-    only: tuple[Task, ...] = get_args(Task),
+    only: str = "",
 ) -> Any:
     """A field that is also a flag of `train`: its default, help text and inclusive range.
 
-    `unset` says what a default of None stands for, `only` which tasks know the field.
+    `unset` says what a default of None stands for. `only` names a property of `Task`: tasks without
+    it do not know the field.
     """
     metadata = {"help": text, "low": low, "high": high, "unset": unset, "only": only}
     return field(default=default, metadata=metadata)
@@ -97,7 +89,7 @@ class ModelConfig:
         InputError: a value is of the wrong type or out of range.
     """
 
-    task: Task
+    task: str
     input_size: int
     output_size: int
     hidden_size: int = option(64, "Width of one layer's state.", 1, MAX_SIZE)
@@ -106,30 +98,32 @@ class ModelConfig:
     bias: bool = option(True, "Give the LSTM its bias vectors.")
     dropout: float = option(0.4, "Dropout between layers and of blocks.", 0.0, 1.0)
     head_dropout: float = option(0.4, "Dropout before the linear head.", 0.0, 1.0)
-    pooling: Pooling = option("attention", "How the steps become one vector.", only=POOLED)
+    pooling: Pooling = option("attention", "How the steps become one vector.", only="is_pooled")
     scaling: Scaling = option(
-        "standard", "Scaling of the features, part of the model.", only=WITH_FEATURES
+        "standard", "Scaling of the features, part of the model.", only="has_features"
     )
     target_scaling: TargetScaling = option(
         "standard", "Scaling of regression targets, inverted inside."
     )
     context: int = option(
-        96, "Steps before the origin of a forecast.", 1, MAX_SIZE, only=(FORECAST,)
+        96, "Steps before the origin of a forecast.", 1, MAX_SIZE, only="is_series"
     )
-    horizon: int = option(24, "Steps to forecast.", 1, MAX_SIZE, only=(FORECAST,))
+    horizon: int = option(24, "Steps to forecast.", 1, MAX_SIZE, only="is_series")
     decoder: Decoder = option(
-        "direct", "All steps at once, or one that is fed back.", only=(FORECAST,)
+        "direct", "All steps at once, or one that is fed back.", only="is_series"
     )
     quantiles: tuple[float, ...] = option(
-        (), "Quantiles to forecast, such as 0.1,0.5,0.9.", unset="one number", only=(FORECAST,)
+        (), "Quantiles to forecast, such as 0.1,0.5,0.9.", unset="one number", only="is_series"
     )
-    log1p: bool = option(False, "Forecast log(1 + x), for growth by ratios.", only=(FORECAST,))
+    log1p: bool = option(False, "Forecast log(1 + x), for growth by ratios.", only="is_series")
     season: int = option(
-        0, "Forecast differences to so many steps before; 0: none.", 0, MAX_SIZE, only=(FORECAST,)
+        0, "Forecast differences to so many steps before; 0: none.", 0, MAX_SIZE, only="is_series"
     )
-    linear: bool = option(True, "Add a linear path from window to horizon.", only=(FORECAST,))
-    embedding_size: int = option(64, "Numbers that stand for a character.", 1, MAX_SIZE, only=TEXTS)
-    tie: bool = option(False, "Let the head take the embedding's weights.", only=(LM,))
+    linear: bool = option(True, "Add a linear path from window to horizon.", only="is_series")
+    embedding_size: int = option(
+        64, "Numbers that stand for a character.", 1, MAX_SIZE, only="reads_tokens"
+    )
+    tie: bool = option(False, "Let the head take the embedding's weights.", only="is_text")
     transformer_layers: int = option(0, "Transformer blocks after the LSTM stack.", 0, MAX_LAYERS)
     heads: int = option(
         0,
@@ -145,26 +139,29 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("quantiles", "static_sizes"):
             object.__setattr__(self, name, as_tuple(getattr(self, name)))
+        task = self.traits
         validate(self)
         for name in ("input_size", "output_size"):
             _check_range(name, getattr(self, name), 1, MAX_SIZE)
         check_tasks(self, self.task)
         self._check_tokens()
         self._settle_heads()
-        self._check_forecast() if self.task == FORECAST else self._check_scaling()
+        if self.scaling in ("series", *WINDOW_SCALINGS) and not task.is_series:
+            known = " or ".join(tasks_with(is_series=True))
+            raise InputError(f"scaling {self.scaling} is for task {known}, not {self.task}")
+        task.check(self)
+
+    @cached_property
+    def traits(self) -> Task:
+        """The record of the task. It is found once: `torch.compile` traces no imports."""
+        return find_task(self.task)
 
     def _check_tokens(self) -> None:
         _check_range("vocabulary_size", self.vocabulary_size, 0, MAX_SIZE)
-        if self.task == LM and self.vocabulary_size != self.output_size:
+        if self.vocabulary_size and (self.input_size != 1 or not self.traits.reads_tokens):
             raise InputError(
-                f"vocabulary_size must be output_size for task lm, got {self.vocabulary_size} and "
-                f"{self.output_size}"
-            )
-        if self.task == LM and self.bidirectional:
-            raise InputError("bidirectional must be off for task lm: what comes is to be told")
-        if self.vocabulary_size and (self.input_size != 1 or self.task not in TEXTS):
-            raise InputError(
-                "a vocabulary takes input_size 1 and one of the tasks lm, classify, tag"
+                "a vocabulary takes input_size 1 and one of the tasks "
+                f"{', '.join(tasks_with(reads_tokens=True))}"
             )
         if self.tie and self.embedding_size != self.hidden_size:
             raise InputError(
@@ -186,22 +183,6 @@ class ModelConfig:
                 f"{self.heads}"
             )
 
-    def _check_scaling(self) -> None:
-        if self.scaling in ("series", *WINDOW_SCALINGS):
-            raise InputError(f"scaling {self.scaling} is for task forecast, not {self.task}")
-
-    def _check_forecast(self) -> None:
-        q = self.quantiles
-        if not all(
-            0 < low < high < 1 for low, high in zip((1e-9, *q), (*q, 1 - 1e-9), strict=True)
-        ):
-            raise InputError(f"quantiles must rise and lie between 0 and 1, got {list(q)}")
-        if self.decoder == "recursive" and (q or self.past_size):
-            what = "quantiles" if q else "past covariates, whose future nobody knows"
-            raise InputError(f"decoder recursive takes no {what}; use decoder direct")
-        if self.scaling == "series" and (self.log1p or self.season):
-            raise InputError("scaling series goes without log1p and season; use another scaling")
-
     @property
     def level_size(self) -> int:
         """Leading features whose level moves: targets and past covariates."""
@@ -211,6 +192,14 @@ class ModelConfig:
     def steps_out(self) -> int:
         """Steps that the network gives at once."""
         return self.horizon if self.decoder == "direct" else 1
+
+    @property
+    def answer_sizes(self) -> tuple[int, ...]:
+        """Sizes of one answer: of a step or row, or (steps, targets(, quantiles))."""
+        if not self.traits.is_series:
+            return (self.output_size,)
+        quantiles = (len(self.quantiles),) if self.quantiles else ()
+        return self.steps_out, self.output_size, *quantiles
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -235,10 +224,8 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Every field but those of other tasks, and of parts that the model has not."""
-        others = {
-            f.name for f in fields(self) if self.task not in f.metadata.get("only", (self.task,))
-        }
-        others |= set() if self.task == FORECAST else set(DERIVED[4:])
+        others = {f.name for f in fields(self) if not is_known(f, self.traits)}
+        others |= set() if self.traits.is_series else set(SERIES_SIZES)
         others |= set() if self.vocabulary_size else {"vocabulary_size", "embedding_size"}
         others |= set() if self.transformer_layers else {"transformer_layers", "heads"}
         return {name: value for name, value in asdict(self).items() if name not in others}
@@ -297,14 +284,18 @@ def check_tasks(config: Any, task: str) -> None:
         InputError: names the field and the tasks that know it.
     """
     for f in fields(config):
-        only = f.metadata.get("only", (task,))
-        if task not in only and getattr(config, f.name) != f.default:
-            raise InputError(f"{f.name} is for task {' or '.join(only)}, the task is {task}")
+        if not is_known(f, find_task(task)) and getattr(config, f.name) != f.default:
+            known = " or ".join(tasks_with(**{f.metadata["only"]: True}))
+            raise InputError(f"{f.name} is for task {known}, the task is {task}")
+
+
+def is_known(field: Field[Any], task: Task) -> bool:
+    """Whether a task knows a field of a config."""
+    trait = field.metadata.get("only")
+    return not trait or bool(getattr(task, trait))
 
 
 def _required(cls: type) -> set[str]:
-    from dataclasses import MISSING
-
     return {f.name for f in fields(cls) if f.default is MISSING}
 
 

@@ -1,20 +1,25 @@
-"""How figures, sizes and commands are written for people. Loads no torch."""
+"""How figures, names, sizes and commands are written for people. Loads no torch."""
 
+import difflib
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lstm_compile.tasks import find_task
 
 if TYPE_CHECKING:
     from lstm_compile.data.series.series_roles import SeriesRoles
     from lstm_compile.data.tables.roles import Roles
     from lstm_compile.evaluation.evaluate import Evaluation
 
+SHOWN_NAMES = 12  # a one-line error lists no more
 PERCENT = ("accuracy", "macro_f1", "mape", "smape", "coverage")
 
 
 def rows_of(task: str) -> str:
     """What the rows of a task are called."""
-    return {"forecast": "windows", "lm": "characters"}.get(task, "sequences")
+    return find_task(task).rows
 
 
 def metric(name: str, value: float) -> str:
@@ -57,3 +62,19 @@ def of_bytes(count: int) -> str:
 def command(name: str, path: Path, *more: str) -> str:
     """A command of this program to paste, whatever the path holds."""
     return " ".join(["lstm-compile", name, shlex.quote(str(path)), *more])
+
+
+def listing(names: Sequence[str]) -> str:
+    """Join the names with commas on one line, cut after `SHOWN_NAMES`."""
+    shown = (name if name.isprintable() else repr(name) for name in names[:SHOWN_NAMES])
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def suggestion(name: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?` where a known name is close, else nothing."""
+    close = difflib.get_close_matches(name, known, n=1)
+    if not close:
+        return ""
+    quotes = "; a flag takes a name with a comma in double quotes" if "," in close[0] else ""
+    return f"; did you mean {close[0]!r}?{quotes}"

@@ -93,7 +93,7 @@ def reference(model: Model) -> Answer:
 def answer_of(runtime: str, model: Model, data: bytes) -> Iterator[Answer]:
     """How `runtime` answers: from the model's own weights, or from the file's bytes `data`."""
     if runtime in EVERYWHERE and runtime != "onnxruntime":
-        outputs = [names.OUTPUTS[model.config.task]]
+        outputs = [model.config.traits.output]
         with closing(Apart(runtime, data, list(names.inputs_of(model.config)), outputs)) as apart:
             yield lambda inputs: apart(inputs)[0]
     else:

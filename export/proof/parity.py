@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lstm_compile.config import CLASSES
 from lstm_compile.devices import cpu_threads
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
@@ -118,13 +117,13 @@ def answer_units(model: Model, expected: Answers) -> npt.NDArray[np.float64]:
     For forecasts the deviation of each target in training; where forecasts are powers of what the
     network gives, at least each forecast's own size.
     """
-    if model.config.task == "forecast":
+    if model.config.traits.is_series:
         return _forecast_units(model, expected)
-    if model.config.task in CLASSES:
+    if model.config.traits.has_classes:
         return np.ones(model.config.output_size)
     head = model.params["embedding.weight" if model.config.tie else "head.weight"]
     units = head.detach().abs().sum(1).clamp(min=1.0)
-    if model.config.task == "regress" and model.config.target_scaling != "none":
+    if model.config.traits.has_target_scaler and model.config.target_scaling != "none":
         units = units * model.params["target_scaler.scale"].abs()
     return np.asarray(units.cpu(), np.float64)
 

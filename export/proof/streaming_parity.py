@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lstm_compile.config import STEPWISE
 from lstm_compile.devices import cpu_threads
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
@@ -174,7 +173,7 @@ def _step_of(runtime: str, model: Model, file: OnnxFile) -> Iterator[Step]:
         session = open_session(file.data)
         yield lambda inputs: tuple(session.run(None, inputs))
     elif runtime in EVERYWHERE:
-        outputs = (names.OUTPUTS[model.config.task], *names.NEXT_STATE)
+        outputs = (model.config.traits.output, *names.NEXT_STATE)
         with closing(Apart(runtime, file.data, list(file.interface.inputs), outputs)) as apart:
             yield lambda inputs: tuple(apart(inputs))
     else:
@@ -222,5 +221,5 @@ def _feed(step: Step, sizes: Sequence[int], inputs: Inputs, model: Model) -> Arr
         answer, now["h"], now["c"] = step(now)
         answers.append(answer)
         start += size
-    whole = np.concatenate(answers, 1) if model.config.task in STEPWISE else answers[-1]
+    whole = np.concatenate(answers, 1) if model.config.traits.per_step else answers[-1]
     return whole, now["h"], now["c"]

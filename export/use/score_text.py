@@ -10,9 +10,10 @@ from torch import Tensor
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.lanes import chunks
 from lstm_compile.errors import InputError
-from lstm_compile.evaluation.perplexity import LANES, TextScores, scores_of
+from lstm_compile.evaluation.perplexity import LANES, scores_of
 from lstm_compile.export.runtime import OnnxModel, Streams
 from lstm_compile.model.batch import Batch
+from lstm_compile.tasks.metrics import TextScores
 
 LARGEST = 1 << 27  # logits that are in memory at once, 512 MiB
 Logits = Callable[[Batch, Tensor], Tensor]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lstm_compile.data.schema import numbered
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.lengths import check_lengths, valid_mask
@@ -27,9 +28,9 @@ def from_padded(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Sequence
     if not bool(steps.isfinite().all()):
         raise InputError("x must be finite in every valid step; fill gaps before training")
     offsets = torch.nn.functional.pad(count.cumsum(0), (1, 0)).to(x.device)
-    features = _numbered("feature", x.shape[2])
+    features = numbered("feature", x.shape[2])
     if y.is_floating_point():
-        return Sequences(steps, offsets, y.float(), features, (), _numbered("target", y.shape[1]))
+        return Sequences(steps, offsets, y.float(), features, (), numbered("target", y.shape[1]))
     classes = tuple(str(code) for code in range(int(y.max()) + 1))
     return Sequences(steps, offsets, y, features, classes, ())
 
@@ -52,7 +53,3 @@ def _check(x: Tensor, y: Tensor) -> None:
         )
     if y.is_floating_point() and not bool(y.isfinite().all()):
         raise InputError("targets in y must be finite; leave such sequences out")
-
-
-def _numbered(kind: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{kind}_{index}" for index in range(count))

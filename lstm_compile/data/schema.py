@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.config import checked_keys
-from lstm_compile.data.series.clock import CALENDAR, Clock, Kind, calendar_names
+from lstm_compile.data.calendar import CALENDAR, calendar_names
+from lstm_compile.data.series.clock import Clock, Kind
 from lstm_compile.errors import InputError
 
 BYTES = 256
@@ -25,7 +26,7 @@ class SeriesSchema:
         kind: of the clock, see `Clock`.
         step: of the clock.
         known: columns of the table that are known in the horizon too.
-        calendar: which of `clock.CALENDAR` stand beside them, made from the stamps.
+        calendar: which of `calendar.CALENDAR` stand beside them, made from the stamps.
         statics: columns with one category a series.
         categories: of each of `statics`, in the order of their codes.
         indicator: whether the last feature says that a step was filled.
@@ -221,6 +222,11 @@ def _vocabulary(values: Any) -> Vocabulary:
         return Vocabulary(values["kind"], tuple(values["characters"]))
     except (KeyError, TypeError) as error:
         raise InputError("Schema: vocabulary is damaged; train again") from error
+
+
+def numbered(word: str, count: int) -> tuple[str, ...]:
+    """`word_0`, `word_1`, ... up to `count` names."""
+    return tuple(f"{word}_{index}" for index in range(count))
 
 
 def check_unique(what: str, names: Sequence[str]) -> None:

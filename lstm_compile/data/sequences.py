@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lstm_compile.config import Task
 from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.model.batch import Batch
+from lstm_compile.tasks import fitting_task
 
 IGNORED = -100  # the label of padded steps, as in torch's cross_entropy
 
@@ -52,9 +52,14 @@ class Sequences:
         return self.offsets.diff()
 
     @property
-    def task(self) -> Task:
-        """`tag` or `classify`, or `regress` where there are no classes."""
-        return "tag" if self.per_step else "classify" if self.classes else "regress"
+    def task(self) -> str:
+        """The first task that fits the labels: `tag`, `classify` or `regress`."""
+        return self.task_like(None)
+
+    def task_like(self, wanted: str | None) -> str:
+        """The wanted task where it fits the labels, else the first that does."""
+        has_classes, per_step = bool(self.classes), self.per_step
+        return fitting_task(wanted, is_whole=True, has_classes=has_classes, per_step=per_step)
 
     @property
     def strata(self) -> Tensor:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.series.windows import Windows
-from lstm_compile.evaluation.baselines import Baseline
 from lstm_compile.evaluation.bootstrap import paired_interval
-from lstm_compile.evaluation.evaluate import Evaluation, best_of, verdict
 from lstm_compile.evaluation.forecast_baselines import forecasts_of
+from lstm_compile.evaluation.linear import Baseline
+from lstm_compile.evaluation.verdict import Evaluation, best_of, verdict
 from lstm_compile.model.forecaster import middle_of
-from lstm_compile.tasks.forecast_losses import pinball
-from lstm_compile.tasks.scoring import Metrics
+from lstm_compile.tasks.losses import pinball
+from lstm_compile.tasks.metrics import Metrics
 
 BLOCK = 1024  # windows at once
 MODEL = ""  # the model among the names of baselines

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lstm_compile.data.series.windows import Windows, thinned
-from lstm_compile.evaluation.baselines import RIDGE_ON_WINDOWS, Baseline, LinearSums, moments, ridge
+from lstm_compile.evaluation.linear import Baseline, LinearSums, moments, ridge
 
+RIDGE_ON_WINDOWS = "ridge on windows"
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 MOST_WINDOWS = 16_384  # that ridge regression is fitted on
 HELD_OUT = 0.2  # share of windows that choose the penalty where there is no validation part

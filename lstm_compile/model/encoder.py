@@ -1,6 +1,7 @@
 """What reads a sequence: the LSTM stack, and Transformer blocks after it where there are any."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +12,20 @@ from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
 from lstm_compile.recurrence.weights import under
+
+
+class Mode(NamedTuple):
+    """How a model is run.
+
+    Attributes:
+        training: whether dropout acts.
+        backend: as in `lstm_compile.lstm`.
+        chunk: as in `lstm_compile.lstm`.
+    """
+
+    training: bool = False
+    backend: Backend = "auto"
+    chunk: int = DEFAULT_CHUNK
 
 
 def encoder_shapes(config: ModelConfig, entering: int) -> dict[str, tuple[int, ...]]:
@@ -51,11 +66,8 @@ def encode(
     x: Tensor,
     lengths: Tensor | None = None,
     state: LSTMState | None = None,
-    *,
     resets: Tensor | None = None,
-    training: bool = False,
-    backend: Backend = "auto",
-    chunk: int = DEFAULT_CHUNK,
+    mode: Mode = Mode(),  # noqa: B008 (it cannot change)
 ) -> tuple[Tensor, LSTMState]:
     """Run the LSTM stack and the Transformer blocks over padded sequences.
 
@@ -69,23 +81,21 @@ def encode(
         state: initial state of the LSTM stack, zeros if None.
         resets: (batch, time) bool, before which steps the state is set back to zeros; blocks see
             nothing across them either.
-        training: whether dropout acts.
-        backend: as in `lstm_compile.lstm`.
-        chunk: as in `lstm_compile.lstm`.
+        mode: how to run.
 
     Returns:
         (batch, time, config.width), exactly 0 at t >= length; and the LSTM stack's final state.
     """
     steps, state = lstm(
         under(params, "lstm."), x, lengths, state, resets=resets, reset_state=_zeros_of(state),
-        dropout=config.dropout, training=training, backend=backend, chunk=chunk,
+        dropout=config.dropout, **mode._asdict(),
     )  # fmt: skip
     if config.transformer_layers:
         lengths, resets = (None if t is None else t.to(steps.device) for t in (lengths, resets))
         steps = transform(
             under(params, "transformer."), steps, lengths, resets,
             heads=config.heads, causal=not config.bidirectional,
-            drop=config.dropout if training else 0.0,
+            drop=config.dropout if mode.training else 0.0,
         )  # fmt: skip
     return steps, state
 

@@ -10,23 +10,23 @@ The last sum is the linear path, one for all targets. Source: the decoder of TiD
 section 4, with an LSTM as the encoder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout, linear, relu
+from torch.nn.functional import dropout, linear, pad, relu
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.model.batch import Given
-from lstm_compile.model.encoder import encode
+from lstm_compile.model.encoder import Mode, encode
 from lstm_compile.model.last_steps import last_steps
 from lstm_compile.model.pooling import pool
 from lstm_compile.model.window_scaling import Frame, enter, leave, scaled_known
 from lstm_compile.recurrence.cell import LSTMState
-from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
 
 STEP_SIZE = 16  # numbers that tell one step to forecast from another
 MAX_EMBEDDING = 16
+Step = Callable[[Tensor, Tensor, Given], Tensor]  # x, lengths, given -> (batch, 1, targets)
 
 
 def embedding_size(categories: int) -> int:
@@ -67,10 +67,7 @@ def forecast(
     lengths: Tensor | None,
     given: Given,
     state: LSTMState | None = None,
-    *,
-    training: bool = False,
-    backend: Backend = "auto",
-    chunk: int = DEFAULT_CHUNK,
+    mode: Mode = Mode(),  # noqa: B008 (it cannot change)
 ) -> tuple[Tensor, LSTMState]:
     """Raw windows in, raw forecasts out; arguments as in `lstm_compile.forward`.
 
@@ -86,14 +83,12 @@ def forecast(
     entering = steps
     if static is not None:
         entering = torch.cat([steps, static[:, None].expand(-1, steps.shape[1], -1)], -1)
-    states, state = encode(
-        params, config, entering, lengths, state, training=training, backend=backend, chunk=chunk
-    )
+    states, state = encode(params, config, entering, lengths, state, mode=mode)
     pooled = pool(states, lengths, config.pooling, params.get("pooling.weight"))
     context = torch.cat(
         [pooled, *_summary(frame, config), *([] if static is None else [static])], -1
     )
-    y = _decode(params, config, context, given.known_future, training)
+    y = _decode(params, config, context, given.known_future, mode.training)
     if config.linear:
         window = last_steps(steps[..., : config.output_size], ends, config.context)
         y = y + (params["linear.weight"] @ window)[..., None]
@@ -159,3 +154,31 @@ def _above_zero(x: Tensor) -> Tensor:
 def middle_of(quantiles: tuple[float, ...]) -> int:
     """Which quantile stands for the forecast: the one nearest to the median."""
     return min(range(len(quantiles)), key=lambda index: abs(quantiles[index] - 0.5))
+
+
+def roll_out(step: Step, config: ModelConfig, x: Tensor, lengths: Tensor, given: Given) -> Tensor:
+    """Forecast step by step, each forecast a step of the next window.
+
+    Args:
+        step: the model, one step ahead.
+        config: gives the horizon; every feature is a target or known.
+        x: (batch, time, features).
+        lengths: (batch,) int64.
+        given: `known_future` of the whole horizon.
+
+    Returns:
+        (batch, horizon, targets).
+    """
+    rows = torch.arange(len(x), device=x.device)
+    x = torch.cat([x, x.new_zeros(len(x), config.horizon, x.shape[2])], 1)
+    parts = []
+    for ahead in range(config.horizon):
+        known = given.known_future
+        now = None if known is None else known[:, ahead : ahead + 1]
+        time = x.shape[1] - config.horizon + ahead
+        y = step(x[:, :time], lengths + ahead, given._replace(known_future=now))
+        parts.append(y)
+        row = torch.cat([y[:, 0], *([] if now is None else [now[:, 0]])], 1)
+        # what is left is the indicator of gaps
+        x[rows, lengths + ahead] = pad(row, (0, x.shape[2] - row.shape[1]))
+    return torch.cat(parts, 1)

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, embedding, linear
 
-from lstm_compile.config import CLASSES, POOLED, STEPWISE, ModelConfig
+from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Given
-from lstm_compile.model.encoder import encode, encoder_shapes, initial
-from lstm_compile.model.forecaster import decoder_shapes, forecast, input_size
+from lstm_compile.model.encoder import Mode, encode, encoder_shapes, initial
+from lstm_compile.model.forecaster import decoder_shapes, forecast, input_size, roll_out
 from lstm_compile.model.pooling import pool
-from lstm_compile.model.rollout import roll_out
 from lstm_compile.model.scaling import Scaler
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+from lstm_compile.tasks import tasks_with
 
 Params = dict[str, Tensor]
 NOTHING = Given()
@@ -40,14 +40,14 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of a model, in the order of computation."""
     first = config.embedding_size if config.vocabulary_size else input_size(config)
     shapes = _entry_shapes(config) | encoder_shapes(config, first)
-    if config.pooling == "attention" and config.task in POOLED:
+    if config.pooling == "attention" and config.traits.is_pooled:
         shapes["pooling.weight"] = (config.width,)
-    if config.task == "forecast":
+    if config.traits.is_series:
         return {**shapes, **decoder_shapes(config)}
     if not config.tie:
         shapes["head.weight"] = (config.output_size, config.width)
     shapes["head.bias"] = (config.output_size,)
-    if config.task == "regress":
+    if config.traits.has_target_scaler:
         shapes["target_scaler.shift"] = shapes["target_scaler.scale"] = (config.output_size,)
     return shapes
 
@@ -133,40 +133,36 @@ def forward(
     Returns:
         the prediction (batch, output_size): logits for `classify`, values in the user's units for
         `regress`; for `tag` and `lm` logits (batch, time, output_size), 0 in the padding;
-        what `forecast.network.forecast` gives for `forecast`; and the LSTM stack's final state.
+        what `forecaster.forecast` gives for `forecast`; and the LSTM stack's final state.
 
     Raises:
         InputError: shapes, dtypes or lengths that do not fit.
     """
-    if resets is not None and config.task not in STEPWISE:
-        raise InputError(
-            f"resets are for tasks {' and '.join(STEPWISE)}, not {config.task}; cut the sequences"
-        )
-    if config.task == "forecast":
+    task, mode = config.traits, Mode(training, backend, chunk)
+    if resets is not None and task.is_pooled:
+        known = " and ".join(tasks_with(per_step=True))
+        raise InputError(f"resets are for tasks {known}, not {config.task}; cut the sequences")
+    if task.is_series:
         _check_given(config, given)
         if given.known_future is not None:  # a recursive model takes one step at a time
             given = given._replace(known_future=given.known_future[:, : config.steps_out])
-        return forecast(
-            params, config, x, lengths, given, state,
-            training=training, backend=backend, chunk=chunk,
-        )  # fmt: skip
+        return forecast(params, config, x, lengths, given, state, mode)
     entered = _entered(params, config, x, lengths)
-    steps, state = encode(
-        params, config, entered, lengths, state,
-        resets=resets, training=training, backend=backend, chunk=chunk,
-    )  # fmt: skip
+    steps, state = encode(params, config, entered, lengths, state, resets, mode)
     lengths = None if lengths is None else lengths.to(x.device)
-    if config.task in POOLED:
+    if task.is_pooled:
         steps = pool(steps, lengths, config.pooling, params.get("pooling.weight"))
     prediction = linear(
         dropout(steps, config.head_dropout, training),
         params["embedding.weight" if config.tie else "head.weight"],
         params["head.bias"],
     )
-    if config.task in STEPWISE:
-        prediction = zero_padding(prediction, lengths)
-    if config.task == "regress" and config.target_scaling != "none":
+    if task.has_target_scaler and config.target_scaling != "none":
         prediction = scaler_of(params, "target_scaler").invert(prediction)
+    if task.finish is not None:
+        prediction = task.finish(prediction)
+    if task.per_step:
+        prediction = zero_padding(prediction, lengths)
     return prediction, state
 
 
@@ -213,10 +209,10 @@ def predict_on(
 ) -> tuple[Tensor, LSTMState]:
     """What `predict` gives, from an initial state, and the state to go on with."""
     prediction, state = forward(params, config, x, lengths, state, **options)
-    if config.task in CLASSES:
+    if config.traits.has_classes:
         prediction = prediction.softmax(-1)
-    if config.task == "tag" and lengths is not None:
-        prediction = zero_padding(prediction, lengths.to(prediction.device))
+        if config.traits.per_step and lengths is not None:
+            prediction = zero_padding(prediction, lengths.to(prediction.device))
     return prediction, state
 
 
@@ -236,7 +232,7 @@ def complete(
         options: dict[str, Any] = {"given": given, "backend": backend, "chunk": chunk}
         return forward(params, config, x, lengths, **options)[0]
 
-    if config.task == "forecast" and config.decoder == "recursive":
+    if config.traits.is_series and config.decoder == "recursive":
         return roll_out(once, config, x, lengths, given)
     return once(x, lengths, given)
 

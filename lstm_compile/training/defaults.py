@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
-from lstm_compile.config import LM, WHOLE, ModelConfig, Task, check_tasks
+from lstm_compile.config import ModelConfig, check_tasks, is_known
 from lstm_compile.data.bundled_files import settings_of
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import is_text
 from lstm_compile.errors import InputError
+from lstm_compile.tasks import find_task, fitting_task, tasks_with
 from lstm_compile.training.settings import TrainingConfig
 
 Values = Mapping[str, Any]
@@ -22,43 +23,12 @@ SECTIONS: dict[str, type] = {  # of a config file
     "training": TrainingConfig,
     "table": TableOptions,
 }
-TASK_SETTINGS: dict[str, dict[str, Values]] = {
-    "forecast": {
-        "model": {
-            "num_layers": 1,
-            "bidirectional": False,
-            "dropout": 0.0,
-            "head_dropout": 0.1,
-            "pooling": "last",
-            "scaling": "mean",
-        },
-        "training": {"epochs": 15, "batch_size": 64, "learning_rate": 2e-3, "epoch_size": 8192},
-    },
-    "tag": {"training": {"label_smoothing": 0.0}},
-    "lm": {
-        "model": {
-            "hidden_size": 256,
-            "num_layers": 1,
-            "bidirectional": False,
-            "dropout": 0.0,
-            "head_dropout": 0.3,
-        },
-        "training": {
-            "epochs": 20,
-            "batch_size": 16,
-            "unroll": 64,
-            "learning_rate": 4e-3,
-            "label_smoothing": 0.0,
-            "weight_decay": 0.01,
-        },
-    },
-}
 
 
 class Settings(NamedTuple):
     """Everything that a run is set to."""
 
-    task: Task | None  # None: the data decide
+    task: str | None  # None: the data decide
     model: dict[str, Any]  # fields of ModelConfig, where anything was said
     training: TrainingConfig
     table: TableOptions
@@ -66,7 +36,7 @@ class Settings(NamedTuple):
 
 def resolve(
     data: str,
-    task: Task | None = None,
+    task: str | None = None,
     model: Values | None = None,
     training: Values | None = None,
     table: Values | None = None,
@@ -83,9 +53,10 @@ def resolve(
     Raises:
         InputError: a value of the wrong type or out of range.
     """
-    own = tomllib.loads(settings_of(data)) if task in (None, "forecast") else {}
-    task = task or own.get("task") or ("lm" if is_text(data) else None)
-    layers = [TASK_SETTINGS.get(task or "", {}), own]
+    is_open = task is None or find_task(task).is_series
+    own = tomllib.loads(settings_of(data)) if is_open else {}
+    task = task or own.get("task") or (fitting_task(None, is_text=True) if is_text(data) else None)
+    layers = [find_task(task).settings if task else {}, own]
     asked = {"model": model or {}, "training": training or {}, "table": table or {}}
     merged = {
         section: {k: v for layer in (*layers, asked) for k, v in layer.get(section, {}).items()}
@@ -107,7 +78,7 @@ def complete(settings: Settings) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: settings that no such task takes.
     """
-    tasks = (settings.task,) if settings.task else WHOLE
+    tasks = (settings.task,) if settings.task else tasks_with(is_whole=True)
     errors = [error for task in tasks if (error := _refusal(settings, task))]
     if len(errors) == len(tasks):
         raise errors[0]
@@ -120,15 +91,15 @@ def complete(settings: Settings) -> dict[str, dict[str, Any]]:
         title: {
             field.name: said[title].get(field.name, field.default)
             for field in fields(cls)
-            if {*tasks} & {*field.metadata.get("only", ())}
+            if "help" in field.metadata and any(is_known(field, find_task(t)) for t in tasks)
         }
         for title, cls in SECTIONS.items()
     }
 
 
-def _refusal(settings: Settings, task: Task) -> InputError | None:
+def _refusal(settings: Settings, task: str) -> InputError | None:
     """What a task has against settings, as far as that shows without data."""
-    tokens = int(task == LM)
+    tokens = int(find_task(task).is_text)
     try:
         ModelConfig(
             task=task, input_size=1, output_size=1, vocabulary_size=tokens, **settings.model

@@ -12,14 +12,15 @@ from torch import Tensor
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
+from lstm_compile.data.feed import feed
 from lstm_compile.data.lanes import carried, chunks, on_device, places_at, steps_of
 from lstm_compile.data.stream import Stream
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import Params, scaler_of
 from lstm_compile.recurrence.cell import LSTMState
-from lstm_compile.tasks.scoring import balanced_weights, row_weight
+from lstm_compile.tasks.losses import balanced_weights, row_weight
 from lstm_compile.training.augment import augment
-from lstm_compile.training.batches import Pass, feed, pass_in_memory
+from lstm_compile.training.epoch_batches import Pass, pass_in_memory
 from lstm_compile.training.failures import Taken, attempted, halves, listed, look_at
 from lstm_compile.training.processes import ALONE, Team
 from lstm_compile.training.settings import TrainingConfig

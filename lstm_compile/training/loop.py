@@ -16,11 +16,12 @@ from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.stream import Stream
 from lstm_compile.devices import cpu_threads, fitting_threads, keep_freed_memory
-from lstm_compile.evaluation.perplexity import score_text, text_metrics, window_of
+from lstm_compile.evaluation.perplexity import score_text, window_of
 from lstm_compile.evaluation.predict import predict_all as predict_all
 from lstm_compile.model.model import Params
 from lstm_compile.recurrence.calibrate import fastest_threads
-from lstm_compile.tasks.scoring import Metrics, metrics, training_loss
+from lstm_compile.tasks.losses import training_loss
+from lstm_compile.tasks.metrics import Metrics, metrics, text_metrics
 from lstm_compile.training.epoch import Course, class_weights_of, seeded, steps
 from lstm_compile.training.processes import team
 from lstm_compile.training.settings import LARGEST_SEED, TrainingConfig
@@ -234,9 +235,14 @@ def _validate(
         scores = score_text(params, config, validation, *options)
         found = text_metrics(scores)
         return found["loss"], found
-    prediction = predict_all(
-        params, config, validation, training.backend, training.chunk, team=team()
-    )
+    how = training.backend, training.chunk
+    if len(validation) < team().size:
+        prediction = predict_all(params, config, validation, *how)
+    else:
+        own = team().lanes(len(validation))
+        with torch.inference_mode():
+            prediction = predict_all(params, config, validation, *how, own=own)
+            prediction = team().sum(prediction)
     y, unit = validation.y.to(prediction.device), validation.unit
     unit = None if unit is None else unit.to(prediction.device)
     plain = replace(training, label_smoothing=0.0)

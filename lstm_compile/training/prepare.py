@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from lstm_compile.config import FORECAST, LM, ModelConfig, Task
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.corpus import Corpus, read_corpus, split_corpus
@@ -33,7 +33,8 @@ from lstm_compile.model.run_folder import (
     new_run_folder,
     own_file,
 )
-from lstm_compile.tasks.scoring import check_class_weight, loss_name
+from lstm_compile.tasks import find_task, fitting_task
+from lstm_compile.tasks.losses import check_class_weight, loss_name
 from lstm_compile.training.parts import Parts as Parts
 from lstm_compile.training.parts import in_place_of_test
 from lstm_compile.training.prepare_series import forecast_parts
@@ -81,7 +82,7 @@ def prepare(
     test: str | None = None,
     output: Path | None = None,
     table: TableOptions | None = None,
-    task: Task | None = None,
+    task: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     resume: bool = False,
 ) -> Job:
@@ -126,7 +127,7 @@ def plan_job(
     *,
     test: str | None = None,
     table: TableOptions | None = None,
-    task: Task | None = None,
+    task: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Job:
     """What `prepare` reads and checks, without a run folder.
@@ -135,11 +136,14 @@ def plan_job(
         InputError: anything wrong with the data or the settings.
     """
     find_device(training.device)
-    if task == FORECAST or (task is None and data in SERIES):
-        config, parts = forecast_parts(data, hyper_parameters, training, test, table, progress)
-    elif task == LM:
+    kind = find_task(task).data if task else "series" if data in SERIES else "sequences"
+    if kind == "series":
+        config, parts = forecast_parts(
+            data, hyper_parameters, training, test, table, task, progress
+        )
+    elif kind == "text":
         refuse_columns(data, table)
-        config, parts = _text_parts(data, hyper_parameters, training, test)
+        config, parts = _text_parts(data, hyper_parameters, training, test, task)
     elif training.stream:
         config, parts = streamed_parts(
             data, hyper_parameters, training, test, table, task, progress
@@ -238,16 +242,16 @@ def _sequence_parts(
     training: TrainingConfig,
     test: str | None,
     table: TableOptions | None,
-    task: Task | None,
+    task: str | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[ModelConfig, Parts]:
-    per_step = None if task is None else task == "tag"
+    per_step = find_task(task).per_step if task else None
     everything = load_dataset(
         data, "train", table=table, progress=progress, per_step=per_step, tokens=training.tokens
     )
     _check_text(data, everything, training)
     config = ModelConfig(
-        task=everything.task,
+        task=everything.task_like(task),
         input_size=len(everything.features),
         output_size=len(everything.classes or everything.targets),
         vocabulary_size=len(everything.vocabulary or ()),
@@ -266,12 +270,20 @@ def _check_text(data: str, rows: Sequences, training: TrainingConfig) -> None:
 
 
 def _text_parts(
-    data: str, hyper_parameters: Mapping[str, Any], training: TrainingConfig, test: str | None
+    data: str,
+    hyper_parameters: Mapping[str, Any],
+    training: TrainingConfig,
+    test: str | None,
+    task: str | None,
 ) -> tuple[ModelConfig, Parts]:
     everything = read_corpus(data, training.tokens)
     size = len(everything.vocabulary)
     config = ModelConfig(
-        task=LM, input_size=1, output_size=size, vocabulary_size=size, **hyper_parameters
+        task=fitting_task(task, is_text=True),
+        input_size=1,
+        output_size=size,
+        vocabulary_size=size,
+        **hyper_parameters,
     )
     train, validation, rows = everything, None, torch.arange(0)
     if training.validation:

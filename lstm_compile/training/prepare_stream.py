@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lstm_compile.config import ModelConfig, Task
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, load_dataset
 from lstm_compile.data.schema import Schema
@@ -19,6 +19,7 @@ from lstm_compile.data.tables.long import labels_of
 from lstm_compile.data.tables.survey import Progress, Survey, survey
 from lstm_compile.data.tables.table import Table, encode_labels, own_schema
 from lstm_compile.errors import InputError
+from lstm_compile.tasks import tasks_with
 from lstm_compile.training.parts import Parts, in_place_of_test
 from lstm_compile.training.settings import TrainingConfig
 
@@ -32,7 +33,7 @@ def streamed_parts(
     training: TrainingConfig,
     test: str | None,
     table: TableOptions | None,
-    task: Task | None,
+    task: str | None,
     progress: Progress | None,
 ) -> tuple[ModelConfig, Parts]:
     """Two passes over the files: the first finds the sequences, the second what must be known.
@@ -52,7 +53,7 @@ def streamed_parts(
     stream, parts = open_stream(found, schema, labels, kept, share, [held, sample], progress)
     validation = parts[0] if training.validation else None
     config = ModelConfig(
-        task=stream.task,
+        task=stream.task_like(task),
         input_size=len(schema.features),
         output_size=len(schema.classes or schema.targets),
         **hyper_parameters,
@@ -65,9 +66,10 @@ def streamed_parts(
     return config, Parts(stream, validation, tested, parts[1], "test", kept, stream)
 
 
-def _check(data: str, training: TrainingConfig, task: Task | None) -> None:
-    if task not in (None, "classify", "regress"):
-        raise InputError(f"stream is for task classify or regress, the task is {task}")
+def _check(data: str, training: TrainingConfig, task: str | None) -> None:
+    known = tasks_with(can_stream=True)
+    if task not in (None, *known):
+        raise InputError(f"stream is for task {' or '.join(known)}, the task is {task}")
     if data in BUNDLED or not (is_table(data) or is_address(data)):
         raise InputError(
             f"{data}: --stream reads Parquet files, a folder or a glob of them; leave it out for "

@@ -5,12 +5,12 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from lstm_compile import formatting
-from lstm_compile.data.listing import SHOWN_NAMES, listing
 from lstm_compile.data.tables.columns import CHOICES
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError, reason
-from lstm_compile.evaluation.evaluate import HEADLINE, Evaluation
+from lstm_compile.evaluation.evaluate import Evaluation
 from lstm_compile.files import write_atomically
+from lstm_compile.formatting import SHOWN_NAMES, listing
 from lstm_compile.model.header import count_parameters
 from lstm_compile.model.run_folder import REPORT_FILE
 from lstm_compile.training.charts import line_chart
@@ -115,7 +115,7 @@ def _charts(job: Job, fit: Fit) -> Iterable[str]:
 
 def _headline(job: Job, epoch: Epoch) -> str:
     """The figure of validation that decides, or the nearest to it: a forecast has no scaled one."""
-    name, _ = HEADLINE[job.config.task]
+    name = job.config.traits.headline
     return name if name in epoch.validation else next(iter(epoch.validation))
 
 

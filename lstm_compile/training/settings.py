@@ -4,15 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lstm_compile.config import (
-    FORECAST,
-    LM,
-    WHOLE,
-    WITH_FEATURES,
-    check_tasks,
-    option,
-    validate,
-)
+from lstm_compile.config import check_tasks, option, validate
 from lstm_compile.errors import InputError
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
@@ -56,10 +48,10 @@ class TrainingConfig:
     epochs: int = option(30, "Most passes over the training part.", 1)
     batch_size: int = option(32, "Sequences a batch.", 1)
     epoch_size: int = option(
-        0, "Sequences an epoch, drawn anew for each; 0: all.", 0, only=WITH_FEATURES
+        0, "Sequences an epoch, drawn anew for each; 0: all.", 0, only="has_features"
     )
     accumulate: int = option(
-        1, "Batches whose gradients are averaged for one step.", 1, only=WITH_FEATURES
+        1, "Batches whose gradients are averaged for one step.", 1, only="has_features"
     )
     learning_rate: float = option(3e-3, "Peak learning rate.", 0.0, LARGEST)
     optimizer: Literal["adamw", "adam"] = option("adamw", "How gradients become steps.")
@@ -89,17 +81,21 @@ class TrainingConfig:
         "Gaussian noise on training features, in units of their scale.",
         0.0,
         LARGEST,
-        only=WHOLE,
+        only="is_whole",
     )
     time_crop: float = option(
         0.0,
         "Largest share of a training sequence's steps cut away at random.",
         0.0,
         1.0,
-        only=WHOLE,
+        only="is_whole",
     )
     feature_dropout: float = option(
-        0.0, "Probability that a training sequence loses a whole feature.", 0.0, 1.0, only=WHOLE
+        0.0,
+        "Probability that a training sequence loses a whole feature.",
+        0.0,
+        1.0,
+        only="is_whole",
     )
     init: str = option("", "Run folder or model file to start from instead of random weights.")
     freeze: Literal["none", "encoder"] = option(
@@ -127,21 +123,19 @@ class TrainingConfig:
         "Share of rows, or number of steps, at the end to test.",
         0.0,
         LARGEST,
-        only=(FORECAST,),
+        only="is_series",
     )
     stream: int = option(
         0,
         "Megabytes of a folder of Parquet files to hold in memory at a time; 0: all of it.",
         0,
         1 << 20,
-        only=("classify", "regress"),
+        only="can_stream",
     )
-    stride: int = option(1, "Steps between the origins of training windows.", 1, only=(FORECAST,))
-    tokens: Literal["char", "byte"] = option(
-        "char", "What a text is made of.", only=(LM, "classify", "tag")
-    )
+    stride: int = option(1, "Steps between the origins of training windows.", 1, only="is_series")
+    tokens: Literal["char", "byte"] = option("char", "What a text is made of.", only="reads_tokens")
     unroll: int = option(
-        128, "Characters that gradients flow back through.", 1, 1 << 16, only=(LM,)
+        128, "Characters that gradients flow back through.", 1, 1 << 16, only="is_text"
     )
     seed: int = option(
         0, "Seed of initial weights, split, batches, dropout and augmentation.", 0, LARGEST_SEED

@@ -6,9 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Generator, Tensor
 
+from lstm_compile.data.feed import copied_ahead
 from lstm_compile.data.stream import Pool, Stream
 from lstm_compile.model.batch import Batch
-from lstm_compile.training.batches import copied_ahead
 from lstm_compile.training.processes import Team
 from lstm_compile.training.settings import TrainingConfig
 

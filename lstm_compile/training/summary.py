@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lstm_compile import formatting
-from lstm_compile.data.listing import listing
+from lstm_compile.formatting import listing
 from lstm_compile.training.prepare import Job
 from lstm_compile.training.resume import Saved
 

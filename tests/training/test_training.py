@@ -20,7 +20,8 @@ from lstm_compile.evaluation.evaluate import evaluate
 from lstm_compile.model.model import forward, trainable
 from lstm_compile.model.scaling import Scaler, fit_scaler
 from lstm_compile.recurrence.calibrate import fastest_threads
-from lstm_compile.tasks.scoring import loss_name, metrics, score_classes, training_loss
+from lstm_compile.tasks.losses import loss_name, training_loss
+from lstm_compile.tasks.metrics import metrics, score_classes
 from lstm_compile.training import epoch as epochs
 from lstm_compile.training import loop
 from lstm_compile.training.loop import Fit, fit, predict_all, threads_of

@@ -17,7 +17,7 @@ from lstm_compile.data import Sequences, fingerprint, gather, load_dataset
 from lstm_compile.errors import InputError, RunError
 from lstm_compile.model.model import ENCODER, trainable
 from lstm_compile.model.scaling import Scaler, fit_scaler
-from lstm_compile.tasks.scoring import balanced_weights, row_weight, training_loss
+from lstm_compile.tasks.losses import balanced_weights, row_weight, training_loss
 from lstm_compile.training import epoch as epochs
 from lstm_compile.training import loop
 from lstm_compile.training.augment import add_noise, augment, crop_time, drop_features

@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.tables.columns import CALENDAR as CALENDAR
 from lstm_compile.errors import InputError
 
 Kind = Literal["number", "fixed", "months", "month-ends"]
@@ -159,11 +158,6 @@ def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np
     angles = [2 * np.pi * shares[name] for name in names]
     columns = [function(angle) for angle in angles for function in (np.sin, np.cos)]
     return np.stack(columns, 1).astype(np.float32)
-
-
-def calendar_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    """What the columns of `calendar_columns` are called: `hour_sin`, `hour_cos`, ..."""
-    return tuple(f"{name}_{part}" for name in names for part in ("sin", "cos"))
 
 
 def _counted(count: float, unit: str) -> str:

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing, suggestion
+from lstm_compile.data.calendar import calendar_names
 from lstm_compile.data.schema import Schema, SeriesSchema
-from lstm_compile.data.series.clock import Clock, calendar_columns, calendar_names, infer_clock
+from lstm_compile.data.series.clock import Clock, calendar_columns, infer_clock
 from lstm_compile.data.series.grid import (
     GridRows,
     check_some,
@@ -36,6 +36,7 @@ from lstm_compile.data.tables.keys import Keys, Labels, read_keys
 from lstm_compile.data.tables.long import check_columns, open_sources, read_features
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing, suggestion
 
 Progress = Callable[[int, int], None]
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lstm_compile.data.listing import listing, suggestion
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.tables.columns import Gaps, Kind, TableOptions
 from lstm_compile.data.tables.roles import Roles, infer, numbers, unknown
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing, suggestion
 
 INDICATOR = "gap"  # the feature that says that a step was filled
 

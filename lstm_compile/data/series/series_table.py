@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing
 from lstm_compile.data.schema import Schema, SeriesSchema
 from lstm_compile.data.series.clock import Clock, calendar_columns
 from lstm_compile.data.series.series_roles import SeriesRoles
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 
 Ints = NDArray[np.int64]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from lstm_compile.data.listing import listing
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 
 FORMATS = {
     ".csv": "CSV",

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import find_files, is_set
@@ -28,6 +27,7 @@ from lstm_compile.data.tables.source import Source
 from lstm_compile.data.tables.table import Table
 from lstm_compile.data.tables.values import CellError, to_floats
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 
 Progress = Callable[[int, int], None]  # rows done, rows in all
 WHOLE = re.compile(r"[-+]?\d+")

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lstm_compile.data.listing import listing, suggestion
 from lstm_compile.data.schema import Schema, bare_name
 from lstm_compile.data.tables.columns import Kind, Missing, TableOptions
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing, suggestion
 
 # what pandas calls row numbers that it writes or reads as a column
 _INDEX = re.compile(r"(__index_level_\d+__|Unnamed: \d+)?$")

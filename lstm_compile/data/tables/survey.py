@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.dataset
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import FORMATS, constants_of, find_files, is_address, is_set
 from lstm_compile.data.tables.formats import Parquet
@@ -22,6 +21,7 @@ from lstm_compile.data.tables.roles import Roles, infer_roles
 from lstm_compile.data.tables.row_places import RowPlaces
 from lstm_compile.data.tables.spans import Spans
 from lstm_compile.errors import InputError, reason
+from lstm_compile.formatting import listing
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]

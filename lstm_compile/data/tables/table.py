@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing as listing
-from lstm_compile.data.listing import numbered as numbered
-from lstm_compile.data.listing import suggestion as suggestion
 from lstm_compile.data.schema import Schema, Vocabulary
+from lstm_compile.data.schema import numbered as numbered
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing as listing
+from lstm_compile.formatting import suggestion as suggestion
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.listing import listing
 from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.keys import Keys, StepLabels, read_keys
@@ -17,6 +16,7 @@ from lstm_compile.data.tables.source import Source
 from lstm_compile.data.tables.table import Table
 from lstm_compile.data.tables.values import CellError, to_texts
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 
 BLOCK_ROWS = 4096  # whose characters are in memory four bytes each
 
