@@ -1,4 +1,4 @@
-"""Every name that an exported file shows to the outside, frozen under `INTERFACE_VERSION`.
+"""All names of the interface of an exported file, frozen under `INTERFACE_VERSION`.
 
 Loads no torch.
 """

@@ -1,4 +1,7 @@
-"""What a model is: one frozen, validated description that every file carries. Loads no torch."""
+"""The config of a model: one frozen, checked description, stored in each of its files.
+
+Loads no torch.
+"""
 
 import json
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
@@ -14,7 +17,7 @@ Pooling = Literal["last", "mean", "max", "attention", "dot-attention"]
 Scaling = Literal["none", "standard", "minmax", "series", "last", "mean", "revin"]
 TargetScaling = Literal["none", "standard", "minmax"]
 Decoder = Literal["direct", "recursive"]
-WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, over `standard` of each feature
+WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, after `standard` of each feature
 
 SERIES_SIZES = ("past_size", "known_size", "static_sizes")
 DERIVED = ("task", "input_size", "output_size", "vocabulary_size", *SERIES_SIZES)  # from the data
@@ -44,46 +47,48 @@ class ModelConfig:
     """The architecture of a model, with nn.LSTM's names where it has them.
 
     Attributes:
-        task: `classify` (one class a sequence), `regress` (numbers a sequence), `forecast` (the
-            next steps of the sequence itself), `tag` (one class a step) or `lm` (the next character
-            of a text).
-        input_size: features a step, 1 for tokens; for `forecast` targets, past covariates, known
-            covariates and the indicator of gaps, in this order.
-        output_size: classes, targets, or tokens.
-        vocabulary_size: tokens there are, where the input is tokens; 0 where it is features.
-        embedding_size: numbers that stand for a token.
-        tie: `lm`: the head takes the embedding's weights; `embedding_size` is then `hidden_size`.
+        task: one of `lstm_compile.tasks.TASKS`: `classify` (one class for each sequence), `regress`
+            (numbers for each sequence), `forecast` (the next steps of a series), `tag` (one class
+            for each step) or `lm` (the next character of a text).
+        input_size: features of a step; 1 for tokens. For `forecast`: targets, past covariates,
+            known covariates and the indicator of gaps, in this order.
+        output_size: number of classes, targets or tokens.
+        vocabulary_size: number of tokens if the input is text; 0 if it is features.
+        embedding_size: length of the vector that stands for a token.
+        tie: `lm`: the head shares the weights of the embedding; `embedding_size` is then
+            `hidden_size`.
         hidden_size: width of the state of one layer and direction.
         num_layers: stacked layers.
-        bidirectional: a second pass from each sequence's last valid step to its first.
+        bidirectional: also read each sequence from its last valid step to its first.
         bias: whether the LSTM has its two bias vectors.
-        dropout: probability of dropping a value between layers, and of what a Transformer block
-            adds, in training.
-        head_dropout: probability of dropping a pooled value before the linear head, in training.
-        pooling: how steps become one vector: `last` valid step, `mean`, `max`, `attention` (learned
-            scores), `dot-attention` (scores are dot products with the last valid step).
-        scaling: what happens to each feature first: nothing, zero mean and unit deviation
-            (`standard`), or the range [0, 1] (`minmax`). For `forecast` also location and scale of
-            each series, given as inputs (`series`), or `standard` and then within each window less
-            the last value (`last`), less the mean (`mean`), or less the mean and divided by the
-            deviation (`revin`, Kim et al. 2022); targets go the same way back.
-        target_scaling: the same for regression targets; inverted in the graph.
-        context: `forecast`: steps before the origin that a window has; the linear path reads as
-            many, the LSTM as many as it is given.
-        horizon: `forecast`: steps ahead.
-        decoder: `forecast`: the whole horizon at once, or one step that is fed back.
-        quantiles: `forecast`: shares of 0 to 1, rising; empty for one number.
-        log1p: `forecast`: targets go through sign(x) log(1 + |x|), and back, before all scaling.
-        season: `forecast`: targets become differences to so many steps before; 0 leaves them.
-        linear: `forecast`: a linear path from the window of each target to its horizon, added to
-            what the LSTM gives.
+        dropout: in training, the probability of dropping a value between layers, and of what a
+            Transformer block adds.
+        head_dropout: in training, the probability of dropping a value before the linear head.
+        pooling: how the steps become one vector: `last` valid step, `mean`, `max`, `attention`
+            (learned scores), `dot-attention` (scores are dot products with the last valid step).
+        scaling: what is done to each feature first: nothing (`none`), zero mean and unit deviation
+            (`standard`), or the range [0, 1] (`minmax`). Only for `forecast`: location and scale of
+            each series, given as inputs (`series`); or `standard` and then, in each window, minus
+            the last value (`last`), minus the mean (`mean`), or minus the mean and divided by the
+            deviation (`revin`, Kim et al. 2022). Forecasts are scaled back the same way.
+        target_scaling: the same for the targets of a regression; the graph scales answers back.
+        context: `forecast`: steps of a window before the origin; the linear path reads as many, the
+            LSTM as many as it is given.
+        horizon: `forecast`: number of steps ahead.
+        decoder: `forecast`: `direct` gives the whole horizon at once, `recursive` one step, which
+            is fed back.
+        quantiles: `forecast`: shares between 0 and 1, rising; empty for one number.
+        log1p: `forecast`: targets are scaled as sign(x) log(1 + |x|), and forecasts scaled back.
+        season: `forecast`: targets are differences to the value this many steps before; 0: they are
+            themselves.
+        linear: `forecast`: add a linear map from the window of each target to its horizon.
         transformer_layers: Transformer blocks between the LSTM stack and pooling or head; their
-            attention is causal where the LSTM is not bidirectional.
-        heads: of each block's attention, a divisor of `width`; 0 becomes 4, or what of 4 divides
-            it.
-        past_size: `forecast`: covariates known up to the origin.
-        known_size: `forecast`: covariates known in the horizon too.
-        static_sizes: `forecast`: categories of each static covariate.
+            attention is causal if the LSTM is not bidirectional.
+        heads: of the attention of each block, a divisor of `width`; 0 becomes the greatest common
+            divisor of 4 and `width`.
+        past_size: `forecast`: number of covariates that are known up to the origin.
+        known_size: `forecast`: number of covariates that are known in the horizon too.
+        static_sizes: `forecast`: number of categories of each static covariate.
 
     Raises:
         InputError: a value is of the wrong type or out of range.
@@ -96,38 +101,44 @@ class ModelConfig:
     num_layers: int = option(2, "Stacked layers.", 1, MAX_LAYERS)
     bidirectional: bool = option(True, "Read each sequence in both directions.")
     bias: bool = option(True, "Give the LSTM its bias vectors.")
-    dropout: float = option(0.4, "Dropout between layers and of blocks.", 0.0, 1.0)
+    dropout: float = option(0.4, "Dropout between layers and in Transformer blocks.", 0.0, 1.0)
     head_dropout: float = option(0.4, "Dropout before the linear head.", 0.0, 1.0)
     pooling: Pooling = option("attention", "How the steps become one vector.", only="is_pooled")
     scaling: Scaling = option(
-        "standard", "Scaling of the features, part of the model.", only="has_features"
+        "standard", "Scaling of the features; it is part of the model.", only="has_features"
     )
     target_scaling: TargetScaling = option(
-        "standard", "Scaling of regression targets, inverted inside."
+        "standard", "Scaling of the targets of a regression; answers are scaled back."
     )
     context: int = option(
         96, "Steps before the origin of a forecast.", 1, MAX_SIZE, only="is_series"
     )
     horizon: int = option(24, "Steps to forecast.", 1, MAX_SIZE, only="is_series")
     decoder: Decoder = option(
-        "direct", "All steps at once, or one that is fed back.", only="is_series"
+        "direct", "All steps at once, or one step that is fed back.", only="is_series"
     )
     quantiles: tuple[float, ...] = option(
         (), "Quantiles to forecast, such as 0.1,0.5,0.9.", unset="one number", only="is_series"
     )
-    log1p: bool = option(False, "Forecast log(1 + x), for growth by ratios.", only="is_series")
+    log1p: bool = option(
+        False, "Forecast log(1 + x): for targets that grow by a factor.", only="is_series"
+    )
     season: int = option(
-        0, "Forecast differences to so many steps before; 0: none.", 0, MAX_SIZE, only="is_series"
+        0,
+        "Forecast the difference to the value this many steps before; 0: the value itself.",
+        0,
+        MAX_SIZE,
+        only="is_series",
     )
-    linear: bool = option(True, "Add a linear path from window to horizon.", only="is_series")
+    linear: bool = option(True, "Add a linear map from window to horizon.", only="is_series")
     embedding_size: int = option(
-        64, "Numbers that stand for a character.", 1, MAX_SIZE, only="reads_tokens"
+        64, "Length of the vector that stands for a character.", 1, MAX_SIZE, only="reads_tokens"
     )
-    tie: bool = option(False, "Let the head take the embedding's weights.", only="is_text")
+    tie: bool = option(False, "Let the head share the weights of the embedding.", only="is_text")
     transformer_layers: int = option(0, "Transformer blocks after the LSTM stack.", 0, MAX_LAYERS)
     heads: int = option(
         0,
-        "Attention heads of a Transformer block; 0 takes 4, or what divides the width.",
+        "Attention heads of a Transformer block; 0: 4, or fewer if 4 does not divide the width.",
         0,
         MAX_SIZE,
     )
@@ -185,12 +196,12 @@ class ModelConfig:
 
     @property
     def level_size(self) -> int:
-        """Leading features whose level moves: targets and past covariates."""
+        """The first features, whose level may change: targets and past covariates."""
         return self.output_size + self.past_size
 
     @property
     def steps_out(self) -> int:
-        """Steps that the network gives at once."""
+        """Steps that one call of the network forecasts."""
         return self.horizon if self.decoder == "direct" else 1
 
     @property
@@ -219,11 +230,11 @@ class ModelConfig:
 
     @property
     def width(self) -> int:
-        """Numbers that the LSTM stack gives a step."""
+        """Size of the LSTM stack's output at each step."""
         return self.hidden_size * self.num_directions
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field but those of other tasks, and of parts that the model has not."""
+        """All fields but those of other tasks and of parts that the model does not have."""
         others = {f.name for f in fields(self) if not is_known(f, self.traits)}
         others |= set() if self.traits.is_series else set(SERIES_SIZES)
         others |= set() if self.vocabulary_size else {"vocabulary_size", "embedding_size"}
@@ -245,7 +256,7 @@ class ModelConfig:
 
 
 def as_tuple(value: Any) -> Any:
-    """A list as JSON and TOML have it as a tuple; anything else as it is."""
+    """A list, as JSON and TOML have them, as a tuple; anything else unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -278,7 +289,7 @@ def validate(config: Any) -> None:
 
 
 def check_tasks(config: Any, task: str) -> None:
-    """Refuse what a dataclass sets for tasks other than `task`.
+    """Refuse fields of a dataclass that are set and that `task` does not know.
 
     Raises:
         InputError: names the field and the tasks that know it.
@@ -317,7 +328,7 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
 
 
 def _check_range(name: str, value: Any, low: float | None, high: float | None) -> None:
-    # `not (a <= b)` and not `a > b`: NaN must fail too
+    # written as `not value >= low`, because NaN must fail too
     if low is not None and not value >= low:
         raise InputError(f"{name} must be at least {low}, got {value!r}")
     if high is not None and not value <= high:

@@ -43,11 +43,11 @@ def evaluate_file(
         source: a run folder, a `.safetensors` or an `.onnx` file.
         data: a bundled data set, of which the test part is taken, or a file; None is the bundled
             data set that the model was trained on.
-        table: the columns of a long table; those left open are the ones of training.
-        on_data: given the data once they are read.
+        table: the columns of a long table; those that are not named are as in training.
+        on_data: called with the data once they are read.
         progress: called with rows done and rows in all, while a long table is read.
         stride: steps between the origins of forecasts.
-        plot: a picture of forecasts to draw.
+        plot: the picture of forecasts to draw.
 
     Raises:
         InputError: a file that cannot be read, or data that do not fit the model.
@@ -90,7 +90,7 @@ def _read(
         refuse_columns(name, table)
         corpus = read_corpus(name, vocabulary=model.schema.vocabulary)
         if not int(corpus.starts.diff().max()) > 1:
-            raise InputError(f"{name}: one character tells nothing; expected two at least")
+            raise InputError(f"{name}: one character cannot be scored; expected at least two")
         return corpus
     return load_dataset(
         name, "test", schema=model.schema, table=options, progress=progress, per_step=task.per_step

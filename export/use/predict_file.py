@@ -1,4 +1,4 @@
-"""Answers of a trained model for every sequence of a file; with an ONNX file, without torch."""
+"""Predict every sequence of a file; with an ONNX file, without torch."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +15,7 @@ from lstm_compile.errors import InputError
 from lstm_compile.export.runtime import Floats
 from lstm_compile.export.use.open_model import ExportedModel, TorchModel, open_model
 from lstm_compile.files import write_atomically
+from lstm_compile.formatting import free_name
 from lstm_compile.tasks import find_task
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ Progress = Callable[[str, int, int], None]
 
 
 class Predictions(NamedTuple):
-    """What a model says of each sequence or series of a file, in the file's order."""
+    """The answers of a model to each sequence or series of a file, in the file's order."""
 
     task: str
     schema: Schema
-    ids: list[str] | None  # None where the file has none
+    ids: list[str] | None  # None if the file has none
     values: Floats  # (sequences, outputs): probabilities, or values in the targets' units; for
     # `tag` (steps, outputs), all steps of all sequences; or (series, horizon,
     # targets(, quantiles)), forecasts in these units
@@ -46,13 +47,13 @@ def predict_file(
     options: TableOptions | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
-    """Ask a model about every sequence of a file; labels in the file are not read.
+    """Predict every sequence of a file; labels in the file are not read.
 
     Args:
         source: a run folder, a `.safetensors` or an `.onnx` file; the last loads no torch.
         data: a file, or a bundled data set, of which the test part is taken.
-        options: the columns of a long table; what they leave open is as it was in training.
-        progress: told what is read (`rows`) or answered (`sequences`), how many, and of how many.
+        options: the columns of a long table; those that are not named are as in training.
+        progress: called with `rows` (read) or `sequences` (answered), how many, and of how many.
 
     Raises:
         InputError: a file that cannot be read, or data that do not fit the model.
@@ -122,19 +123,15 @@ def columns(predictions: Predictions) -> dict[str, Any]:
     lengths, ids = predictions.lengths, predictions.ids
     count = len(values) if ids is None and lengths is None else len(ids or lengths)
     names: dict[str, Any] = {
-        _free("sequence" if ids is None else "id", answers): np.arange(count)
+        free_name("sequence" if ids is None else "id", answers): np.arange(count)
         if ids is None
         else ids
     }
     if find_task(predictions.task).per_step:
         names = {name: np.repeat(np.array(rows), lengths) for name, rows in names.items()}
         starts = np.repeat(lengths.cumsum() - lengths, lengths)
-        names[_free("step", answers)] = np.arange(len(values)) - starts
+        names[free_name("step", answers)] = np.arange(len(values)) - starts
     return {**names, **answers}
-
-
-def _free(title: str, taken: dict[str, Any]) -> str:
-    return _free(title + "_", taken) if title in taken else title
 
 
 def write_predictions(path: Path, predictions: Predictions) -> list[str]:

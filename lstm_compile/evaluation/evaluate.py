@@ -1,4 +1,4 @@
-"""How good a model is on data, beside what a simpler rule reaches on the same rows."""
+"""Evaluate a model on data, beside simpler models on the same rows."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,15 +29,15 @@ def evaluate_model(
     baselines: Mapping[str, Baseline],
     training: Mapping[str, Any],
 ) -> Evaluation:
-    """Compare the answers of a model, wherever it runs, with the truth and with the baselines.
+    """Compare the answers of a model with the truth and with the baselines.
 
     Args:
-        answer: from data like these to what `predict.answer_all` gives.
-        config: of the model that answers.
+        answer: gives what `predict.answer_all` gives, of data of this kind.
+        config: of the model.
         data: on the CPU.
         baselines: fitted on training data; may be empty.
-        training: what the model's file says of its training: of forecasts `loss` and
-            `target_deviation`, which is measured on `data` where it is missing.
+        training: from the model's file: for forecasts `loss` and `target_deviation`; the latter is
+            measured on `data` if it is missing.
     """
     if isinstance(data, Corpus):
         return evaluate_text(answer(data), config.task, data, baselines)
@@ -55,9 +55,9 @@ def evaluate(
     """Compare predictions with the truth and with the baselines.
 
     Args:
-        prediction: (rows, output_size), logits or values in the user's units, in the data's order;
-            for `tag` a row is a step.
-        config: of the model that predicted.
+        prediction: (rows, output_size), logits or values in the user's units, in the order of the
+            data; for `tag` a row is a step.
+        config: of the model.
         data: on the CPU.
         baselines: fitted on training data; may be empty.
     """
@@ -83,8 +83,8 @@ def difference_interval(
         own: (rows, outputs), scores of classes or values of targets.
         other: the same of the model to compare with.
         y: (rows,) int64 class codes, or (rows, targets).
-        owner: (rows,) int64, the sequence of each step, rising; sequences are then what is drawn,
-            as steps of one sequence are alike.
+        owner: (rows,) int64, the sequence of each step, never falling. Whole sequences are then
+            drawn, as the steps of one sequence are alike.
     """
     score, gain = find_task(task).row_score, find_task(task).gain
     assert score is not None

@@ -1,4 +1,4 @@
-"""Linear models in closed form or by L-BFGS: what the baselines are made of."""
+"""Linear models, fitted in closed form or with L-BFGS: the baselines are made of them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 MAX_ITERATIONS = 1000
-ROUNDING = 1e-9  # of a mean: what deviations that sums of squares give are exact to
+ROUNDING = 1e-9  # of a mean: the error of a deviation that comes from sums of squares
 GRADIENT_TOLERANCE = 1e-6  # probabilities within 5e-4 of the optimum on the bundled data sets
 
 
@@ -16,7 +16,7 @@ class Baseline(NamedTuple):
     """Predicts `features @ weight + bias`: one score a class, or the targets themselves.
 
     Attributes:
-        weight: float64 (columns, outputs), on the features as they are, not standardised.
+        weight: float64 (columns, outputs), for features that are not standardised.
         bias: float64 (outputs,).
     """
 
@@ -84,7 +84,7 @@ class LinearSums(NamedTuple):
     """The sums over the data that determine a linear fit, float64.
 
     Attributes:
-        rows: how many.
+        rows: their number.
         mean: (columns,), of the features.
         target_mean: (outputs,).
         gram: (columns, columns), sums of products of centred features.
@@ -101,7 +101,7 @@ class LinearSums(NamedTuple):
 def moments(blocks: Iterable[tuple[Tensor, Tensor]]) -> LinearSums:
     """Sum up blocks of features (rows, columns) and targets (rows, outputs), float64; at least one.
 
-    Products are summed about the first block's means, so that large offsets lose little.
+    Products are taken about the means of the first block: large offsets then lose little.
     """
     rows, sums, centre = 0, list[Tensor](), list[Tensor]()
     for features, y in blocks:
@@ -127,7 +127,7 @@ def ridge(found: LinearSums, l2: float) -> Baseline:
 
 def _standard(features: Tensor) -> tuple[Tensor, Tensor]:
     deviation = features.std(0, correction=0)
-    # rounding alone gives a constant column a tiny deviation; it must not be blown up
+    # rounding gives a constant column a tiny deviation, which must not count
     is_constant = deviation <= 1e-12 * features.abs().amax(0)
     return features.mean(0), deviation.masked_fill(is_constant, 1.0)
 

@@ -22,7 +22,7 @@ from lstm_compile.model.model import Params, forward
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
 from lstm_compile.tasks.metrics import TextScores, text_metrics
 
-LANES = 16  # of evaluation; each begins without a past
+LANES = 16  # of evaluation; each starts from zeros
 TIME = 256
 UNIGRAM, BIGRAM = "character frequencies", "bigram frequencies"
 LARGEST = 1024  # a vocabulary whose pairs are counted
@@ -71,7 +71,7 @@ def window_of(config: ModelConfig, unroll: object) -> int:
 def scores_of(
     logits_of: Callable[[Batch, Tensor], Tensor], corpus: Corpus, time: int = TIME
 ) -> TextScores:
-    """Score anything that gives logits (lanes, time, vocabulary) to chunks, in their order."""
+    """Score a text with `logits_of`, which gives (lanes, time, vocabulary) to chunks in order."""
     nats, counts = [], []
     for batch, fresh in chunks(corpus, LANES, time):
         logits = logits_of(batch, fresh).cpu()
@@ -83,9 +83,9 @@ def scores_of(
 
 
 def fit_text_baselines(train: Corpus) -> dict[str, Baseline]:
-    """Frequencies with one added to each count: of characters, and of each after each other.
+    """Frequencies of characters and of pairs of characters, with one added to each count.
 
-    Both are stored as scores (log p) of the next token: the bias, and the weight of the last.
+    Both are stored as log p of the next token: as a bias, and as a weight for each last token.
     """
     size = len(train.vocabulary)
     singles = torch.ones(size, dtype=torch.float64)
@@ -95,7 +95,7 @@ def fit_text_baselines(train: Corpus) -> dict[str, Baseline]:
         singles += torch.bincount(block[:BLOCK], minlength=size)
         if len(pairs):
             pairs += torch.bincount(block[:-1] * size + block[1:], minlength=size * size)
-    if len(pairs):  # less those of two documents
+    if len(pairs):  # minus the pairs across two documents
         ends = train.starts[1:-1]
         across = train.tokens[ends - 1].long() * size + train.tokens[ends]
         pairs -= torch.bincount(across, minlength=size * size)
@@ -115,7 +115,7 @@ def evaluate_text(
         scores: of the model, of `corpus`.
         task: of the model.
         corpus: the text that was scored.
-        baselines: what `fit_text_baselines` gave; may be empty.
+        baselines: of `fit_text_baselines`; may be empty.
     """
     own, rows = text_metrics(scores), int(scores.tokens.sum())
     found = {name: _scores(each, corpus, scores.time) for name, each in baselines.items()}
@@ -136,6 +136,6 @@ def _scores(baseline: Baseline, corpus: Corpus, time: int) -> TextScores:
 
 
 def _interval(own: TextScores, other: TextScores) -> Interval | None:
-    """Bounds of how many bits a character the model saves; blocks of text are drawn."""
+    """Bounds of the bits per character that the model saves, drawing blocks of text."""
     gain = (other.nats - own.nats) / NATS_PER_BIT
     return summed_interval(gain, own.tokens)

@@ -1,4 +1,4 @@
-"""Figures of a model and of baselines on the same rows, and one sentence on them."""
+"""The figures of a model and of baselines on the same rows, and one sentence about them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,18 +11,17 @@ from lstm_compile.tasks.metrics import Metrics
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of a model and of the baselines on the same rows, and what to make of them.
+    """Metrics of a model and of the baselines on the same rows, and their verdict.
 
     Attributes:
         task: its name.
-        rows: how many sequences, windows of series, or characters.
+        rows: the number of sequences, windows of series, or characters.
         metrics: of the model.
         baselines: of each baseline, by its name.
         verdict: one sentence.
-        interval: 95 % bounds of how much better the model is than the best baseline in the deciding
-            metric, accuracy or rmse; above 0 is better for both. None without a baseline, or with
-            too few rows to tell.
-        details: for `forecast`, what `backtest` says of each target and step ahead.
+        interval: 95 % bounds of how much better the model is than the best baseline, in the metric
+            that decides; above 0 is better. None without a baseline, or with too few rows.
+        details: for `forecast`, the metrics of each target and step ahead.
     """
 
     task: str
@@ -34,16 +33,13 @@ class Evaluation:
     details: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, object]:
-        """What `--json` prints."""
+        """The output of `--json`."""
         values = asdict(self)
         return values if self.details else {k: v for k, v in values.items() if k != "details"}
 
 
 def best_of(task: str, others: Mapping[str, Metrics], name: str = "") -> str:
-    """The name of the baseline with the best deciding metric; the first of equals.
-
-    The metric is the task's, or another of the task's called `name`.
-    """
+    """The best baseline, the first of equals, by the headline of the task or the metric `name`."""
     record = find_task(task)
     name = name or record.headline
     sign = 1 if name in record.rising else -1
@@ -57,14 +53,14 @@ def verdict(
     interval: Interval | None,
     name: str = "",
 ) -> str:
-    """One plain sentence: whether the model beats the best baseline, by more than noise.
+    """One sentence: whether the model beats the best baseline by more than noise.
 
     Args:
-        task: decides the metric.
+        task: gives the metric.
         own: metrics of the model.
         others: metrics of the baselines.
-        interval: what `difference_interval` gives for the best of them.
-        name: the metric, where it is not the task's own.
+        interval: as in `Evaluation`.
+        name: the metric, if it is not the headline of the task.
     """
     if not others:
         return "no baseline to compare with"

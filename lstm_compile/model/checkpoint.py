@@ -1,4 +1,4 @@
-"""The trained artefact: one safetensors file with its config, schema and provenance."""
+"""The file of a trained model: safetensors with config, schema and provenance."""
 
 import json
 from collections.abc import Mapping, Sized
@@ -21,7 +21,7 @@ FORMAT_VERSION = "1"
 
 
 class Model(NamedTuple):
-    """What one file holds."""
+    """The content of a model file."""
 
     params: Params  # float32, as `param_shapes(config)` names and shapes them
     config: ModelConfig
@@ -43,7 +43,7 @@ def save_model(
         params: every tensor of `param_shapes(config)`, on any device; stored as float32.
         config: the architecture.
         schema: names of features and classes or targets; numbered names if None.
-        training: provenance, anything JSON can hold.
+        training: how the model was trained; anything that JSON can hold.
 
     Raises:
         InputError: params do not fit the config, names are too many or too long, or the file cannot
@@ -66,7 +66,7 @@ def save_model(
 def load_model(path: str | Path) -> Model:
     """Read a model from its file or run folder.
 
-    The header is checked against the config before any tensor is read; nothing is unpickled.
+    The header is checked against the config before a tensor is read; nothing is unpickled.
 
     Raises:
         InputError: no such file, not a safetensors file, not one of this package, or tensors that
@@ -97,10 +97,10 @@ def _read(archive: Any) -> Model:
 
 
 def model_file(path: str | Path) -> Path:
-    """The model file that a path to a run folder or to the file itself means.
+    """The model file of a run folder, or the file itself.
 
     Raises:
-        InputError: nothing there, or a folder without a model.
+        InputError: there is nothing, or a folder without a model.
     """
     path = Path(path)
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""What reads a sequence: the LSTM stack, and Transformer blocks after it where there are any."""
+"""The encoder of a sequence: the LSTM stack, and Transformer blocks after it if there are any."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Mode(NamedTuple):
 
 
 def encoder_shapes(config: ModelConfig, entering: int) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor of LSTM stack and blocks; `entering` is what they read."""
+    """The name and shape of every tensor of stack and blocks; `entering` is their input size."""
     hidden, shapes = config.hidden_size, dict[str, tuple[int, ...]]()
     for layer in range(config.num_layers):
         width = config.width if layer else entering
@@ -46,7 +46,7 @@ def encoder_shapes(config: ModelConfig, entering: int) -> dict[str, tuple[int, .
 
 
 def initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A fresh tensor of those that `encoder_shapes` names; see `init_params`."""
+    """A fresh tensor with a name of `encoder_shapes`; see `init_params`."""
     if name.startswith("transformer."):
         return initial_of_block(name, shape, generator)
     tensor = torch.zeros(shape)
@@ -71,16 +71,16 @@ def encode(
 ) -> tuple[Tensor, LSTMState]:
     """Run the LSTM stack and the Transformer blocks over padded sequences.
 
-    Blocks see the steps of `x` alone: nothing but `state` tells of steps before them.
+    Blocks see the steps of `x` alone; earlier steps reach them through `state` only.
 
     Args:
         params: of the model, see `param_shapes`.
         config: the architecture.
         x: (batch, time, width of the first layer), anything in the padding.
-        lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
+        lengths: (batch,) int64, or None if every step is valid; on the CPU no device waits for it.
         state: initial state of the LSTM stack, zeros if None.
-        resets: (batch, time) bool, before which steps the state is set back to zeros; blocks see
-            nothing across them either.
+        resets: (batch, time) bool: the state is set to zeros before these steps, and blocks see
+            no step from before them.
         mode: how to run.
 
     Returns:

@@ -32,15 +32,15 @@ HEADER_BYTES = 8 << 20
 
 @contextmanager
 def open_archive(path: Path, framework: str, mend: str = MEND) -> Iterator[Any]:
-    """A safetensors file as the library's `safe_open` gives it, once its header is checked.
+    """A safetensors file, opened by the library once its header is checked.
 
     Args:
         path: the file.
         framework: `pt` or `numpy`, whose tensors are wanted.
-        mend: what to do about a damaged file.
+        mend: what a person should do about a damaged file.
 
     Raises:
-        InputError: no such file, or one that is damaged, in the body of the `with` statement too.
+        InputError: no such file, or a damaged one; in the body of the `with` statement too.
     """
     try:
         _check_header(path, mend)
@@ -53,7 +53,7 @@ def open_archive(path: Path, framework: str, mend: str = MEND) -> Iterator[Any]:
 
 
 def with_short_header(data: bytes) -> bytes:
-    """The bytes of a safetensors file that `open_archive` takes.
+    """The bytes of a safetensors file, if `open_archive` accepts its header.
 
     Raises:
         InputError: its header is too long.
@@ -107,7 +107,7 @@ def inspect_safetensors(path: Path) -> dict[str, Any]:
 
 
 def inspect_run(folder: Path) -> dict[str, Any]:
-    """A run folder: what `inspect_safetensors` gives of its model, and `files` (bytes by name).
+    """A run folder: `inspect_safetensors` of its model, and `files` (bytes by name).
 
     Raises:
         InputError: no model in it, or a damaged one.
@@ -121,7 +121,7 @@ def inspect_run(folder: Path) -> dict[str, Any]:
 
 
 def described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """What the metadata of a trained model say, whatever file they stand in.
+    """The metadata of a trained model, of any kind of file.
 
     Returns:
         `task`, `schema` (names), `config`, `training` (data, seed, versions and figures).
@@ -146,6 +146,6 @@ def described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def count_parameters(shapes: dict[str, list[int]]) -> int:
-    """How many numbers were learned."""
+    """The number of learned parameters."""
     learned = (shape for name, shape in shapes.items() if not name.startswith(STATISTICS))
     return sum(math.prod(shape) for shape in learned)

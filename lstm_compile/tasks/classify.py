@@ -1,7 +1,6 @@
 """Task `classify`: one class for each sequence. Loads no torch."""
 
-from lstm_compile.tasks.space import DIRECTIONS, ENCODER, POOLING, SCALING, Range
-from lstm_compile.tasks.task import Task, lazy
+from lstm_compile.tasks.task import DIRECTIONS, ENCODER, POOLING, SCALING, Range, Task, lazy
 
 TASK = Task(
     name="classify",

@@ -3,8 +3,7 @@
 from typing import TYPE_CHECKING
 
 from lstm_compile.errors import InputError
-from lstm_compile.tasks.space import ENCODER, OneOf, Range
-from lstm_compile.tasks.task import Task, lazy
+from lstm_compile.tasks.task import ENCODER, OneOf, Range, Task, lazy
 
 if TYPE_CHECKING:
     from lstm_compile.config import ModelConfig

@@ -15,8 +15,36 @@ from lstm_compile.model.window_scaling import symmetric_log
 from lstm_compile.tasks import find_task, tasks_with
 
 
+class LossInput(NamedTuple):
+    """What a loss is computed from.
+
+    Attributes:
+        params: of the model, for its scalers.
+        config: the architecture.
+        kind: the name of the loss, never `auto`.
+        prediction: what `forward` gives: (batch, output_size), (batch, time, output_size) or
+            (batch, steps, targets(, quantiles)).
+        y: (batch,) or (batch, time) int64 class codes, of which negative ones do not count;
+            (batch, targets) or (batch, steps or more, targets) in the user's units, NaN where a
+            value of a series is unknown.
+        label_smoothing: the share of each class label that is spread over all classes.
+        class_weights: float32 (classes,), what `balanced_weights` gives; None: all alike. The loss
+            is then divided by the weights of the rows' own classes, as torch's is.
+        unit: (batch, targets), of errors of forecasts; None is the scale of the scaler.
+    """
+
+    params: Mapping[str, Tensor]
+    config: ModelConfig
+    kind: str
+    prediction: Tensor
+    y: Tensor
+    label_smoothing: float = 0.0
+    class_weights: Tensor | None = None
+    unit: Tensor | None = None
+
+
 class LossSettings(Protocol):
-    """What a loss takes of the settings of a training."""
+    """What `training_loss` takes of the settings of a training."""
 
     @property
     def loss(self) -> str:
@@ -24,23 +52,7 @@ class LossSettings(Protocol):
 
     @property
     def label_smoothing(self) -> float:
-        """The share of each class label that is spread over all classes."""
-
-
-class Measure(NamedTuple):
-    """How a loss is measured.
-
-    Attributes:
-        kind: the name of the loss, never `auto`.
-        label_smoothing: the share of each class label that is spread over all classes.
-        class_weights: float32 (classes,), what `balanced_weights` gives; None: all alike.
-        unit: (batch, targets), of errors of forecasts; None is the scale of the scaler.
-    """
-
-    kind: str
-    label_smoothing: float = 0.0
-    class_weights: Tensor | None = None
-    unit: Tensor | None = None
+        """See `LossInput`."""
 
 
 def loss_name(task: str, loss: str, quantiles: tuple[float, ...] = ()) -> str:
@@ -69,81 +81,43 @@ def training_loss(
     class_weights: Tensor | None = None,
     unit: Tensor | None = None,
 ) -> Tensor:
-    """The scalar that training minimises.
-
-    Args:
-        params: for the scalers.
-        config: the architecture.
-        training: names the loss and the label smoothing.
-        prediction: what `forward` gives: (batch, output_size), (batch, time, output_size) or
-            (batch, steps, targets(, quantiles)).
-        y: (batch,) or (batch, time) int64 class codes, of which negative ones do not count; or
-            (batch, targets) or (batch, steps or more, targets) in the user's units.
-        class_weights: see `Measure`. The loss is then divided by the weights of the rows' own
-            classes, as torch's is.
-        unit: see `Measure`.
-    """
+    """The scalar that training minimises; arguments as in `LossInput`."""
     kind = loss_name(config.task, training.loss, config.quantiles)
-    measure = Measure(kind, training.label_smoothing, class_weights, unit)
-    loss: Tensor = config.traits.loss(params, config, measure, prediction, y)
+    smoothing = training.label_smoothing
+    found = LossInput(params, config, kind, prediction, y, smoothing, class_weights, unit)
+    loss: Tensor = config.traits.loss(found)
     return loss
 
 
-def cross_entropy(
-    params: Mapping[str, Tensor],  # noqa: ARG001 (as all losses)
-    config: ModelConfig,  # noqa: ARG001
-    measure: Measure,
-    prediction: Tensor,
-    y: Tensor,
-) -> Tensor:
+def cross_entropy(given: LossInput) -> Tensor:
     """The mean cross-entropy of logits (batch(, time), classes), in nats."""
-    weights = measure.class_weights
     total = functional.cross_entropy(
-        prediction.flatten(0, -2), y.flatten(), weights,
-        ignore_index=IGNORED, label_smoothing=measure.label_smoothing, reduction="sum",
+        given.prediction.flatten(0, -2), given.y.flatten(), given.class_weights,
+        ignore_index=IGNORED, label_smoothing=given.label_smoothing, reduction="sum",
     )  # fmt: skip
-    return total / row_weight(y, weights)
+    return total / row_weight(given.y, given.class_weights)
 
 
-def scaled_error(
-    params: Mapping[str, Tensor],
-    config: ModelConfig,  # noqa: ARG001 (as all losses)
-    measure: Measure,
-    prediction: Tensor,
-    y: Tensor,
-) -> Tensor:
+def scaled_error(given: LossInput) -> Tensor:
     """The mean cost of errors (batch, targets) in scaled units: every target counts alike."""
-    scale = scaler_of(params, "target_scaler").scale
-    return cost_of(measure.kind, (prediction - y) / scale).mean()
+    scale = scaler_of(given.params, "target_scaler").scale
+    return cost_of(given.kind, (given.prediction - given.y) / scale).mean()
 
 
-def forecast_loss(
-    params: Mapping[str, Tensor],
-    config: ModelConfig,
-    measure: Measure,
-    prediction: Tensor,
-    y: Tensor,
-) -> Tensor:
-    """The mean cost of the values that are known, in scaled units.
-
-    Args:
-        params: for the scaler.
-        config: the architecture; with `log1p` errors are those of the logarithms.
-        measure: `mse`, `mae`, `huber` or `pinball`, and the unit of errors.
-        prediction: (batch, steps, targets(, quantiles)), in the user's units.
-        y: (batch, steps or more, targets), NaN where a value is unknown.
-    """
-    y = y[:, : prediction.shape[1]]  # a recursive decoder learns one step
+def forecast_loss(given: LossInput) -> Tensor:
+    """The mean cost of the values that are known, in scaled units; with `log1p` of logarithms."""
+    config, prediction = given.config, given.prediction
+    y = given.y[:, : prediction.shape[1]]  # a recursive decoder learns one step
     is_known = ~y.isnan()
     y = torch.where(is_known, y, 0.0)
     if config.log1p:
         prediction, y = symmetric_log(prediction), symmetric_log(y)
-    scale = params["scaler.scale"][: config.output_size]
-    scale = scale if measure.unit is None else measure.unit[:, None]
-    if measure.kind == "pinball":
+    scale = given.params["scaler.scale"][: config.output_size]
+    scale = scale if given.unit is None else given.unit[:, None]
+    if given.kind == "pinball":
         cost = pinball((prediction - y[..., None]) / scale[..., None], config.quantiles)
     else:
-        cost = cost_of(measure.kind, (prediction - y) / scale)
+        cost = cost_of(given.kind, (prediction - y) / scale)
     return torch.where(is_known, cost, 0.0).sum() / is_known.sum().clamp(min=1)
 
 

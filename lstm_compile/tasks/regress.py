@@ -1,7 +1,6 @@
 """Task `regress`: numbers for each sequence. Loads no torch."""
 
-from lstm_compile.tasks.space import DIRECTIONS, ENCODER, POOLING, SCALING
-from lstm_compile.tasks.task import Task, lazy
+from lstm_compile.tasks.task import DIRECTIONS, ENCODER, POOLING, SCALING, Task, lazy
 
 TASK = Task(
     name="regress",

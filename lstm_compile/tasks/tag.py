@@ -1,7 +1,6 @@
 """Task `tag`: one class for each step. Loads no torch."""
 
-from lstm_compile.tasks.space import DIRECTIONS, ENCODER, SCALING
-from lstm_compile.tasks.task import Task, lazy
+from lstm_compile.tasks.task import DIRECTIONS, ENCODER, SCALING, Task, lazy
 
 TASK = Task(
     name="tag",

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-from lstm_compile.tasks.space import Space
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -15,6 +13,38 @@ if TYPE_CHECKING:
 
 Data = Literal["sequences", "series", "text"]
 Function = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, both included; `log` spreads them evenly over the ratios."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of some values."""
+
+    values: tuple[Any, ...]
+
+
+Space = dict[str, Range | OneOf]  # by field of a config
+
+ENCODER: Space = {
+    "hidden_size": Range(16, 128, log=True, whole=True),
+    "num_layers": Range(1, 3, whole=True),
+    "dropout": Range(0.0, 0.5),
+    "head_dropout": Range(0.0, 0.5),
+    "learning_rate": Range(5e-4, 2e-2, log=True),
+    "batch_size": OneOf((16, 32, 64)),
+}
+DIRECTIONS: Space = {"bidirectional": OneOf((True, False))}
+POOLING: Space = {"pooling": OneOf(("last", "mean", "max", "attention"))}
+SCALING: Space = {"scaling": OneOf(("standard", "minmax"))}
 
 
 def lazy(place: str) -> Function:
@@ -56,8 +86,7 @@ class Task:
         rows: what the rows of its data are called.
         losses: names that `--loss` takes, the default first.
         quantile_losses: the same where the model answers with quantiles.
-        loss: the scalar that training minimises, `(params, config, measure, prediction, y)`; see
-            `losses.training_loss`.
+        loss: from `losses.LossInput` to the scalar that training minimises.
         finish: the answer, from what the head gives (scaled back); of methods of tensors alone, as
             it is part of the exported graph. None leaves the values as they are.
         score: metrics by name, of `(prediction, y)`; of text of `TextScores`.

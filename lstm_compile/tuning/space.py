@@ -12,9 +12,9 @@ from typing import Any, get_type_hints
 from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.tasks import TASKS, find_task
-from lstm_compile.tasks.space import OneOf as OneOf
-from lstm_compile.tasks.space import Range as Range
-from lstm_compile.tasks.space import Space as Space
+from lstm_compile.tasks.task import OneOf as OneOf
+from lstm_compile.tasks.task import Range as Range
+from lstm_compile.tasks.task import Space as Space
 from lstm_compile.training.settings import TrainingConfig
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}

@@ -391,7 +391,7 @@ def test_exported_files_are_measured_as_the_run_is(poet, tmp_path):
     found = invoke("evaluate", run / "streaming.onnx", tmp_path)
     assert found.exit_code == 0, found.output
     assert "perplexity" in found.output
-    with pytest.raises(InputError, match="one character tells nothing"):
+    with pytest.raises(InputError, match="one character cannot be scored"):
         evaluate_file(run, str(tmp_path / "b.txt"))
     found = invoke("generate", sequences)
     assert found.exit_code == 2
