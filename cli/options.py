@@ -198,7 +198,9 @@ def _tunable(cls: type) -> list[Field[Any]]:
 
 def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     name = "--" + field.name.replace("_", "-")
-    kind, shown = _kind(hint), field.default not in (None, ())
+    choices = field.metadata.get("choices")
+    kind = click.Choice(choices()) if choices else _kind(hint)
+    shown = field.default not in (None, ())
     if hint is bool:
         name, kind = f"{name}/--no-{field.name.replace('_', '-')}", None
     return click.option(

@@ -4,6 +4,7 @@ Loads no torch.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cached_property
 from math import gcd
@@ -32,14 +33,15 @@ def option(
     high: float | None = None,
     unset: str = "inferred",
     only: str = "",
+    choices: Callable[[], tuple[str, ...]] | None = None,
 ) -> Any:
     """A field that is also a flag of `train`: its default, help text and inclusive range.
 
     `unset` says what a default of None stands for. `only` names a property of `Task`: tasks without
-    it do not know the field.
+    it do not know the field. `choices` gives the words that a text may be.
     """
     metadata = {"help": text, "low": low, "high": high, "unset": unset, "only": only}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={**metadata, "choices": choices})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +287,8 @@ def validate(config: Any) -> None:
     for f in fields(config):
         value = getattr(config, f.name)
         _check_type(f.name, value, hints[f.name])
+        if choices := f.metadata.get("choices"):
+            _check_choice(f.name, value, choices())
         _check_range(f.name, value, f.metadata.get("low"), f.metadata.get("high"))
 
 
@@ -313,8 +317,7 @@ def _required(cls: type) -> set[str]:
 def _check_type(name: str, value: Any, hint: Any) -> None:
     choices = get_args(hint)
     if choices and all(isinstance(choice, str) for choice in choices):
-        if value not in choices:
-            raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        _check_choice(name, value, choices)
         return
     if get_origin(hint) is tuple:
         if not isinstance(value, tuple):
@@ -325,6 +328,11 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     accepted = (int, float) if hint is float else (hint,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise InputError(f"{name} must be of type {hint.__name__}, got {value!r}")
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
 
 
 def _check_range(name: str, value: Any, low: float | None, high: float | None) -> None:

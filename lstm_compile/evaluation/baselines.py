@@ -107,27 +107,6 @@ def baseline_predictions(baselines: Mapping[str, Baseline], data: Sequences) -> 
     return {name: _predict(name, baseline, data) for name, baseline in baselines.items()}
 
 
-def baseline_metrics(
-    baselines: Mapping[str, Baseline], data: Sequences
-) -> dict[str, dict[str, float]]:
-    """Score fitted baselines on data with the same schema.
-
-    Args:
-        baselines: what `fit_baselines` or `from_tensors` gave.
-        data: on the CPU.
-
-    Returns:
-        For each baseline `accuracy` and `macro_f1`, or `mae`, `rmse` and `r2`: the `score` of the
-        task.
-
-    Raises:
-        InputError: the baselines were fitted for other features, classes or targets.
-    """
-    predictions = baseline_predictions(baselines, data)
-    score = find_task(data.task).score
-    return {name: score(prediction, data.y) for name, prediction in predictions.items()}
-
-
 def to_tensors(baselines: Mapping[str, Baseline]) -> dict[str, Tensor]:
     """Name each tensor `baseline.<name>.weight` or `.bias`, to store them beside a model's."""
     return {

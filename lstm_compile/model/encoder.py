@@ -76,11 +76,10 @@ def encode(
     Args:
         params: of the model, see `param_shapes`.
         config: the architecture.
-        x: (batch, time, width of the first layer), anything in the padding.
-        lengths: (batch,) int64, or None if every step is valid; on the CPU no device waits for it.
-        state: initial state of the LSTM stack, zeros if None.
-        resets: (batch, time) bool: the state is set to zeros before these steps, and blocks see
-            no step from before them.
+        x: (batch, time, width of the first layer), any number in the padding.
+        lengths: as in `lstm_compile.forward`.
+        state: as there.
+        resets: as there; blocks see no step from before a reset either.
         mode: how to run.
 
     Returns:

@@ -31,6 +31,13 @@ def find_task(name: str) -> Task:
     return task
 
 
+def all_losses() -> tuple[str, ...]:
+    """`auto`, and the losses of all tasks."""
+    tasks = [find_task(name) for name in TASKS]
+    names = [loss for task in tasks for loss in (*task.losses, *task.quantile_losses)]
+    return ("auto", *dict.fromkeys(names))
+
+
 def tasks_with(**traits: object) -> tuple[str, ...]:
     """The names of all tasks whose fields and properties have these values, in order."""
     return tuple(

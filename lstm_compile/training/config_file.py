@@ -65,7 +65,8 @@ def _explanations() -> dict[str, str]:
 
 
 def _explanation(field: Field[Any], hint: Any) -> str:
-    choices, text = ", ".join(_choices(hint)), field.metadata["help"]
+    words, text = field.metadata["choices"], field.metadata["help"]
+    choices = ", ".join(words() if words else _choices(hint))
     unset = f" Unset: {field.metadata['unset']}." if field.default in (None, ()) else ""
     return f"{text}{f' One of: {choices}.' if choices else ''}{unset}"
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from lstm_compile.config import check_tasks, option, validate
 from lstm_compile.errors import InputError
+from lstm_compile.tasks import all_losses
 
 LARGEST = 3.4e38  # of float32: no infinity, which neither trains nor survives config.toml
 LARGEST_SEED = (1 << 63) - 1  # of TOML's whole numbers
@@ -62,9 +63,10 @@ class TrainingConfig:
         "cosine", "Learning rate after the warm-up; plateau: halved as validation stalls."
     )
     warmup: float = option(0.05, "Share of all steps with a linearly rising rate.", 0.0, 1.0)
-    loss: Literal["auto", "cross-entropy", "mse", "mae", "huber", "pinball"] = option(
+    loss: str = option(
         "auto",
         "What is minimised; auto: cross-entropy for classes, pinball for quantiles, else mse.",
+        choices=all_losses,
     )
     label_smoothing: float = option(0.1, "Share of each class label spread over all.", 0.0, 1.0)
     class_weight: Literal["none", "balanced"] = option(

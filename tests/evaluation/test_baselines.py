@@ -5,13 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from torch.nn.functional import cross_entropy
-from training_cases import two_classes
+from training_cases import baseline_metrics, two_classes
 
 from lstm_compile.data import Sequences, load_dataset
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation import features
 from lstm_compile.evaluation.baselines import (
-    baseline_metrics,
     fit_baselines,
     from_tensors,
     to_tensors,

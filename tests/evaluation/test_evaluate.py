@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from training_cases import QUICK, do, means, save_npz, seeded, setting, two_classes
+from training_cases import (
+    QUICK,
+    baseline_metrics,
+    do,
+    means,
+    save_npz,
+    seeded,
+    setting,
+    two_classes,
+)
 
 from lstm_compile.data import load_dataset
 from lstm_compile.evaluation.baselines import (
-    baseline_metrics,
     baseline_predictions,
     fit_baselines,
 )

@@ -6,6 +6,8 @@ from torch.nn import functional
 
 from lstm_compile import ModelConfig, init_params
 from lstm_compile.data import Sequences
+from lstm_compile.evaluation.baselines import baseline_predictions
+from lstm_compile.tasks import find_task
 from lstm_compile.training.prepare import prepare
 from lstm_compile.training.run import run
 from lstm_compile.training.settings import TrainingConfig
@@ -64,3 +66,8 @@ def do(data, output, training=QUICK, on_epoch=lambda epoch: None, test=None, **c
 
 def same(first, second):
     return first.keys() == second.keys() and all(first[k].equal(second[k]) for k in first)
+
+
+def baseline_metrics(baselines, data):
+    predictions, score = baseline_predictions(baselines, data), find_task(data.task).score
+    return {name: score(prediction, data.y) for name, prediction in predictions.items()}

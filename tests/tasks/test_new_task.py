@@ -131,7 +131,7 @@ def test_a_new_task_goes_the_whole_way(grow, data, tmp_path):
     answers = predict_file(folder / "model.onnx", data)
     np.testing.assert_allclose(answers.values, predict_file(folder, data).values, rtol=1e-4)
     assert write_predictions(tmp_path / "out.csv", answers) == ["sequence", "cells"]
-    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text().splitlines()))
     assert len(rows) == COUNT
     assert all(float(row["cells"]) > 0 for row in rows)
     model = load_model(folder)
