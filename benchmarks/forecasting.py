@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 
-from lstm_compile.data.series.windows import Windows, split_windows
-from lstm_compile.evaluation.baselines import fit_ridge
+from lstm_compile.data.series.windows import Windows, split_windows, windows_of
+from lstm_compile.evaluation.linear import fit_ridge
 from lstm_compile.export.use.evaluate_file import evaluate_file
 from lstm_compile.model.checkpoint import load_model
 from lstm_compile.tasks.series_scaler import target_deviation, target_mean
-from lstm_compile.training.prepare_series import windows_of
 
 SEEDS = range(5)
 HERE = Path(__file__).parent

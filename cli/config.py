@@ -13,7 +13,6 @@ from lstm_compile.cli.options import (
     settings_flags,
     task_option,
 )
-from lstm_compile.config import Task
 from lstm_compile.training.config_file import to_explained_toml
 from lstm_compile.training.defaults import complete, resolve
 
@@ -30,7 +29,7 @@ def command(
     ctx: click.Context,
     /,
     data: str,
-    task: Task | None,
+    task: str | None,
     test: str | None,
     as_json: bool,
     **options: Any,

@@ -13,6 +13,7 @@ from lstm_compile.cli.options import flags_of, json_option
 from lstm_compile.data.bundled import SERIES
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.formatting import listing
+from lstm_compile.tasks import find_task
 from lstm_compile.training.defaults import resolve
 
 BAR = 40  # widest bar of the histogram
@@ -170,7 +171,7 @@ def _next(path: Path, found: dict[str, Any]) -> str:
     if found["kind"] == "run":
         return output.command("export", path, "--onnx")
     streams = "h" in found.get("inputs", {})
-    if streams and found["task"] == "lm":
+    if streams and find_task(found["task"]).is_text:
         return output.command("generate", path)
     if streams:
         return output.command("verify", path.parent, "--onnx", shlex.quote(str(path)))
@@ -199,7 +200,7 @@ def _shape(config: dict[str, Any]) -> str:
 
 
 def _scaling(config: dict[str, Any]) -> str:
-    targets = config["target_scaling"] if config["task"] == "regress" else "none"
+    targets = config["target_scaling"] if find_task(config["task"]).has_target_scaler else "none"
     kinds = {"features": config["scaling"], "targets": targets}
     found = ", ".join(f"{name} {kind}" for name, kind in kinds.items() if kind != "none")
     return f"inside: {found}" if found else "none"

@@ -10,10 +10,11 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from lstm_compile.config import ModelConfig, Task
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.model.run_folder import CONFIG_FILE
+from lstm_compile.tasks import TASKS
 from lstm_compile.training.defaults import SECTIONS, require_some_task
 from lstm_compile.training.settings import TrainingConfig
 
@@ -152,7 +153,7 @@ def refuse_others(ctx: click.Context, *allowed: str) -> None:
 
 
 task_option = click.option(
-    "--task", type=click.Choice(get_args(Task)), is_eager=True,
+    "--task", type=click.Choice(tuple(TASKS)), is_eager=True,
     help="What to learn.  [default: what fits the data]",
 )  # fmt: skip
 config_option = click.option(
@@ -192,7 +193,9 @@ def _tunable(cls: type) -> list[Field[Any]]:
 
 def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     name = "--" + field.name.replace("_", "-")
-    kind, shown = _kind(hint), field.default not in (None, ())
+    choices = field.metadata.get("choices")
+    kind = click.Choice(choices()) if choices else _kind(hint)
+    shown = field.default not in (None, ())
     if hint is bool:
         name, kind = f"{name}/--no-{field.name.replace('_', '-')}", None
     return click.option(

@@ -10,6 +10,7 @@ from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import OF_TRAINING, PATH, flags_of, json_option
 from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.tasks import find_task
 
 if TYPE_CHECKING:
     from lstm_compile.export.use.predict_file import Predictions
@@ -70,7 +71,7 @@ def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -
 
 def _rows(predictions: "Predictions") -> str:
     count = len(predictions.values)
-    if predictions.task == "tag":
+    if find_task(predictions.task).per_step:
         return f"{count} steps of {len(predictions.lengths)} sequences"
     if predictions.steps is None:
         return f"{count} sequences"

@@ -20,7 +20,6 @@ from lstm_compile.cli.options import (
     settings_flags,
     task_option,
 )
-from lstm_compile.config import Task
 from lstm_compile.model.run_folder import CONFIG_FILE, MODEL_FILE, REPORT_FILE
 from lstm_compile.training.defaults import resolve
 
@@ -46,7 +45,7 @@ def command(
     ctx: click.Context,
     /,
     data: str,
-    task: Task | None,
+    task: str | None,
     test: str | None,
     folder: Path | None,
     resume: Path | None,

@@ -17,7 +17,6 @@ from lstm_compile.cli.options import (
     settings_flags,
     task_option,
 )
-from lstm_compile.config import Task
 
 if TYPE_CHECKING:
     from lstm_compile.tuning.study import StudyPlan, Tuned
@@ -56,7 +55,7 @@ def command(
     ctx: click.Context,
     /,
     data: str,
-    task: Task | None,
+    task: str | None,
     test: str | None,
     folder: Path | None,
     space_file: Path | None,

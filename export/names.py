@@ -1,11 +1,11 @@
-"""Every name that an exported file shows to the outside, frozen under `INTERFACE_VERSION`.
+"""All names of the interface of an exported file, frozen under `INTERFACE_VERSION`.
 
 Loads no torch.
 """
 
 from typing import Literal
 
-from lstm_compile.config import STEPWISE, ModelConfig, Task
+from lstm_compile.config import ModelConfig
 
 INTERFACE_VERSION = "1"
 OPSET_VERSION = 17
@@ -24,17 +24,6 @@ STATE = ("h", "c")  # float32 [layers, batch, hidden], of the streaming file
 NEXT_STATE = ("h_next", "c_next")
 BATCH = "batch"
 TIME = "time"
-
-# classify: float32 [batch, classes]; regress: float32 [batch, targets], in the user's own units;
-# tag: float32 [batch, time, classes], lm: float32 [batch, time, vocabulary], 0 in the padding;
-# forecast: float32 [batch, horizon, targets] or [batch, horizon, targets, quantiles], likewise
-OUTPUTS: dict[Task, str] = {
-    "classify": "probabilities",
-    "regress": "value",
-    "forecast": "forecast",
-    "tag": "step_probabilities",
-    "lm": "logits",
-}
 
 # the metadata_props; `metadata.schema.json` says what each holds
 METADATA_KEYS = (
@@ -100,11 +89,10 @@ def state_of(config: ModelConfig) -> list[str | int]:
 
 
 def output_of(config: ModelConfig) -> tuple[str, list[str | int]]:
-    """Name and shape of the output of a model's file; it is float32."""
-    shape: list[str | int] = [BATCH, config.output_size]
-    if config.task in STEPWISE:
-        shape.insert(1, TIME)
-    if config.task == "forecast":
-        shape = [BATCH, config.steps_out, config.output_size]
-        shape += [len(config.quantiles)] if config.quantiles else []
-    return OUTPUTS[config.task], shape
+    """Name and shape of the output of a model's file, float32; the name is that of its task.
+
+    [batch, classes], or [batch, targets] in the user's own units; of an answer a step [batch, time,
+    classes or vocabulary], 0 in the padding; of forecasts [batch, horizon, targets(, quantiles)].
+    """
+    time = [TIME] if config.traits.per_step else []
+    return config.traits.output, [BATCH, *time, *config.answer_sizes]

@@ -1,32 +1,27 @@
-"""What a model is: one frozen, validated description that every file carries. Loads no torch."""
+"""The config of a model: one frozen, checked description, stored in each of its files.
+
+Loads no torch.
+"""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from functools import cached_property
 from math import gcd
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lstm_compile.errors import InputError
 from lstm_compile.files import from_json
+from lstm_compile.tasks import Task, find_task, tasks_with
 
-Task = Literal["classify", "regress", "forecast", "tag", "lm"]
 Pooling = Literal["last", "mean", "max", "attention", "dot-attention"]
 Scaling = Literal["none", "standard", "minmax", "series", "last", "mean", "revin"]
 TargetScaling = Literal["none", "standard", "minmax"]
 Decoder = Literal["direct", "recursive"]
-WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, over `standard` of each feature
+WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, after `standard` of each feature
 
-FORECAST: Literal["forecast"] = "forecast"
-POOLED: tuple[Task, ...] = ("classify", "regress", "forecast")  # one answer a sequence
-WHOLE: tuple[Task, ...] = ("classify", "regress", "tag")  # not windows, whose end is what counts
-CLASSES: tuple[Task, ...] = ("classify", "tag")
-STEPWISE: tuple[Task, ...] = ("tag", "lm")  # an answer a step
-LM: Literal["lm"] = "lm"
-TEXTS: tuple[Task, ...] = ("lm", "classify", "tag")  # that take tokens
-WITH_FEATURES: tuple[Task, ...] = (*POOLED, "tag")
-DERIVED = (
-    "task", "input_size", "output_size", "vocabulary_size",
-    "past_size", "known_size", "static_sizes",
-)  # fmt: skip
+SERIES_SIZES = ("past_size", "known_size", "static_sizes")
+DERIVED = ("task", "input_size", "output_size", "vocabulary_size", *SERIES_SIZES)  # from the data
 MAX_SIZE = 1 << 16
 MAX_LAYERS = 64
 
@@ -37,14 +32,16 @@ def option(
     low: float | None = None,
     high: float | None = None,
     unset: str = "inferred",
-    only: tuple[Task, ...] = get_args(Task),
+    only: str = "",
+    choices: Callable[[], tuple[str, ...]] | None = None,
 ) -> Any:
     """A field that is also a flag of `train`: its default, help text and inclusive range.
 
-    `unset` says what a default of None stands for, `only` which tasks know the field.
+    `unset` says what a default of None stands for. `only` names a property of `Task`: tasks without
+    it do not know the field. `choices` gives the words that a text may be.
     """
     metadata = {"help": text, "low": low, "high": high, "unset": unset, "only": only}
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={**metadata, "choices": choices})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,88 +49,98 @@ class ModelConfig:
     """The architecture of a model, with nn.LSTM's names where it has them.
 
     Attributes:
-        task: `classify` (one class a sequence), `regress` (numbers a sequence), `forecast` (the
-            next steps of the sequence itself), `tag` (one class a step) or `lm` (the next character
-            of a text).
-        input_size: features a step, 1 for tokens; for `forecast` targets, past covariates, known
-            covariates and the indicator of gaps, in this order.
-        output_size: classes, targets, or tokens.
-        vocabulary_size: tokens there are, where the input is tokens; 0 where it is features.
-        embedding_size: numbers that stand for a token.
-        tie: `lm`: the head takes the embedding's weights; `embedding_size` is then `hidden_size`.
+        task: one of `lstm_compile.tasks.TASKS`: `classify` (one class for each sequence), `regress`
+            (numbers for each sequence), `forecast` (the next steps of a series), `tag` (one class
+            for each step) or `lm` (the next character of a text).
+        input_size: features of a step; 1 for tokens. For `forecast`: targets, past covariates,
+            known covariates and the indicator of gaps, in this order.
+        output_size: number of classes, targets or tokens.
+        vocabulary_size: number of tokens if the input is text; 0 if it is features.
+        embedding_size: length of the vector that stands for a token.
+        tie: `lm`: the head shares the weights of the embedding; `embedding_size` is then
+            `hidden_size`.
         hidden_size: width of the state of one layer and direction.
         num_layers: stacked layers.
-        bidirectional: a second pass from each sequence's last valid step to its first.
+        bidirectional: also read each sequence from its last valid step to its first.
         bias: whether the LSTM has its two bias vectors.
-        dropout: probability of dropping a value between layers, and of what a Transformer block
-            adds, in training.
-        head_dropout: probability of dropping a pooled value before the linear head, in training.
-        pooling: how steps become one vector: `last` valid step, `mean`, `max`, `attention` (learned
-            scores), `dot-attention` (scores are dot products with the last valid step).
-        scaling: what happens to each feature first: nothing, zero mean and unit deviation
-            (`standard`), or the range [0, 1] (`minmax`). For `forecast` also location and scale of
-            each series, given as inputs (`series`), or `standard` and then within each window less
-            the last value (`last`), less the mean (`mean`), or less the mean and divided by the
-            deviation (`revin`, Kim et al. 2022); targets go the same way back.
-        target_scaling: the same for regression targets; inverted in the graph.
-        context: `forecast`: steps before the origin that a window has; the linear path reads as
-            many, the LSTM as many as it is given.
-        horizon: `forecast`: steps ahead.
-        decoder: `forecast`: the whole horizon at once, or one step that is fed back.
-        quantiles: `forecast`: shares of 0 to 1, rising; empty for one number.
-        log1p: `forecast`: targets go through sign(x) log(1 + |x|), and back, before all scaling.
-        season: `forecast`: targets become differences to so many steps before; 0 leaves them.
-        linear: `forecast`: a linear path from the window of each target to its horizon, added to
-            what the LSTM gives.
+        dropout: in training, the probability of dropping a value between layers, and of what a
+            Transformer block adds.
+        head_dropout: in training, the probability of dropping a value before the linear head.
+        pooling: how the steps become one vector: `last` valid step, `mean`, `max`, `attention`
+            (learned scores), `dot-attention` (scores are dot products with the last valid step).
+        scaling: what is done to each feature first: nothing (`none`), zero mean and unit deviation
+            (`standard`), or the range [0, 1] (`minmax`). Only for `forecast`: location and scale of
+            each series, given as inputs (`series`); or `standard` and then, in each window, minus
+            the last value (`last`), minus the mean (`mean`), or minus the mean and divided by the
+            deviation (`revin`, Kim et al. 2022). Forecasts are scaled back the same way.
+        target_scaling: the same for the targets of a regression; the graph scales answers back.
+        context: `forecast`: steps of a window before the origin; the linear path reads as many, the
+            LSTM as many as it is given.
+        horizon: `forecast`: number of steps ahead.
+        decoder: `forecast`: `direct` gives the whole horizon at once, `recursive` one step, which
+            is fed back.
+        quantiles: `forecast`: shares between 0 and 1, rising; empty for one number.
+        log1p: `forecast`: targets are scaled as sign(x) log(1 + |x|), and forecasts scaled back.
+        season: `forecast`: targets are differences to the value this many steps before; 0: they are
+            themselves.
+        linear: `forecast`: add a linear map from the window of each target to its horizon.
         transformer_layers: Transformer blocks between the LSTM stack and pooling or head; their
-            attention is causal where the LSTM is not bidirectional.
-        heads: of each block's attention, a divisor of `width`; 0 becomes 4, or what of 4 divides
-            it.
-        past_size: `forecast`: covariates known up to the origin.
-        known_size: `forecast`: covariates known in the horizon too.
-        static_sizes: `forecast`: categories of each static covariate.
+            attention is causal if the LSTM is not bidirectional.
+        heads: of the attention of each block, a divisor of `width`; 0 becomes the greatest common
+            divisor of 4 and `width`.
+        past_size: `forecast`: number of covariates that are known up to the origin.
+        known_size: `forecast`: number of covariates that are known in the horizon too.
+        static_sizes: `forecast`: number of categories of each static covariate.
 
     Raises:
         InputError: a value is of the wrong type or out of range.
     """
 
-    task: Task
+    task: str
     input_size: int
     output_size: int
     hidden_size: int = option(64, "Width of one layer's state.", 1, MAX_SIZE)
     num_layers: int = option(2, "Stacked layers.", 1, MAX_LAYERS)
     bidirectional: bool = option(True, "Read each sequence in both directions.")
     bias: bool = option(True, "Give the LSTM its bias vectors.")
-    dropout: float = option(0.4, "Dropout between layers and of blocks.", 0.0, 1.0)
+    dropout: float = option(0.4, "Dropout between layers and in Transformer blocks.", 0.0, 1.0)
     head_dropout: float = option(0.4, "Dropout before the linear head.", 0.0, 1.0)
-    pooling: Pooling = option("attention", "How the steps become one vector.", only=POOLED)
+    pooling: Pooling = option("attention", "How the steps become one vector.", only="is_pooled")
     scaling: Scaling = option(
-        "standard", "Scaling of the features, part of the model.", only=WITH_FEATURES
+        "standard", "Scaling of the features; it is part of the model.", only="has_features"
     )
     target_scaling: TargetScaling = option(
-        "standard", "Scaling of regression targets, inverted inside."
+        "standard", "Scaling of the targets of a regression; answers are scaled back."
     )
     context: int = option(
-        96, "Steps before the origin of a forecast.", 1, MAX_SIZE, only=(FORECAST,)
+        96, "Steps before the origin of a forecast.", 1, MAX_SIZE, only="is_series"
     )
-    horizon: int = option(24, "Steps to forecast.", 1, MAX_SIZE, only=(FORECAST,))
+    horizon: int = option(24, "Steps to forecast.", 1, MAX_SIZE, only="is_series")
     decoder: Decoder = option(
-        "direct", "All steps at once, or one that is fed back.", only=(FORECAST,)
+        "direct", "All steps at once, or one step that is fed back.", only="is_series"
     )
     quantiles: tuple[float, ...] = option(
-        (), "Quantiles to forecast, such as 0.1,0.5,0.9.", unset="one number", only=(FORECAST,)
+        (), "Quantiles to forecast, such as 0.1,0.5,0.9.", unset="one number", only="is_series"
     )
-    log1p: bool = option(False, "Forecast log(1 + x), for growth by ratios.", only=(FORECAST,))
+    log1p: bool = option(
+        False, "Forecast log(1 + x): for targets that grow by a factor.", only="is_series"
+    )
     season: int = option(
-        0, "Forecast differences to so many steps before; 0: none.", 0, MAX_SIZE, only=(FORECAST,)
+        0,
+        "Forecast the difference to the value this many steps before; 0: the value itself.",
+        0,
+        MAX_SIZE,
+        only="is_series",
     )
-    linear: bool = option(True, "Add a linear path from window to horizon.", only=(FORECAST,))
-    embedding_size: int = option(64, "Numbers that stand for a character.", 1, MAX_SIZE, only=TEXTS)
-    tie: bool = option(False, "Let the head take the embedding's weights.", only=(LM,))
+    linear: bool = option(True, "Add a linear map from window to horizon.", only="is_series")
+    embedding_size: int = option(
+        64, "Length of the vector that stands for a character.", 1, MAX_SIZE, only="reads_tokens"
+    )
+    tie: bool = option(False, "Let the head share the weights of the embedding.", only="is_text")
     transformer_layers: int = option(0, "Transformer blocks after the LSTM stack.", 0, MAX_LAYERS)
     heads: int = option(
         0,
-        "Attention heads of a Transformer block; 0 takes 4, or what divides the width.",
+        "Attention heads of a Transformer block; 0: 4, or fewer if 4 does not divide the width.",
         0,
         MAX_SIZE,
     )
@@ -145,26 +152,29 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("quantiles", "static_sizes"):
             object.__setattr__(self, name, as_tuple(getattr(self, name)))
+        task = self.traits
         validate(self)
         for name in ("input_size", "output_size"):
             _check_range(name, getattr(self, name), 1, MAX_SIZE)
         check_tasks(self, self.task)
         self._check_tokens()
         self._settle_heads()
-        self._check_forecast() if self.task == FORECAST else self._check_scaling()
+        if self.scaling in ("series", *WINDOW_SCALINGS) and not task.is_series:
+            known = " or ".join(tasks_with(is_series=True))
+            raise InputError(f"scaling {self.scaling} is for task {known}, not {self.task}")
+        task.check(self)
+
+    @cached_property
+    def traits(self) -> Task:
+        """The record of the task. It is found once: `torch.compile` traces no imports."""
+        return find_task(self.task)
 
     def _check_tokens(self) -> None:
         _check_range("vocabulary_size", self.vocabulary_size, 0, MAX_SIZE)
-        if self.task == LM and self.vocabulary_size != self.output_size:
+        if self.vocabulary_size and (self.input_size != 1 or not self.traits.reads_tokens):
             raise InputError(
-                f"vocabulary_size must be output_size for task lm, got {self.vocabulary_size} and "
-                f"{self.output_size}"
-            )
-        if self.task == LM and self.bidirectional:
-            raise InputError("bidirectional must be off for task lm: what comes is to be told")
-        if self.vocabulary_size and (self.input_size != 1 or self.task not in TEXTS):
-            raise InputError(
-                "a vocabulary takes input_size 1 and one of the tasks lm, classify, tag"
+                "a vocabulary takes input_size 1 and one of the tasks "
+                f"{', '.join(tasks_with(reads_tokens=True))}"
             )
         if self.tie and self.embedding_size != self.hidden_size:
             raise InputError(
@@ -186,31 +196,23 @@ class ModelConfig:
                 f"{self.heads}"
             )
 
-    def _check_scaling(self) -> None:
-        if self.scaling in ("series", *WINDOW_SCALINGS):
-            raise InputError(f"scaling {self.scaling} is for task forecast, not {self.task}")
-
-    def _check_forecast(self) -> None:
-        q = self.quantiles
-        if not all(
-            0 < low < high < 1 for low, high in zip((1e-9, *q), (*q, 1 - 1e-9), strict=True)
-        ):
-            raise InputError(f"quantiles must rise and lie between 0 and 1, got {list(q)}")
-        if self.decoder == "recursive" and (q or self.past_size):
-            what = "quantiles" if q else "past covariates, whose future nobody knows"
-            raise InputError(f"decoder recursive takes no {what}; use decoder direct")
-        if self.scaling == "series" and (self.log1p or self.season):
-            raise InputError("scaling series goes without log1p and season; use another scaling")
-
     @property
     def level_size(self) -> int:
-        """Leading features whose level moves: targets and past covariates."""
+        """The first features, whose level may change: targets and past covariates."""
         return self.output_size + self.past_size
 
     @property
     def steps_out(self) -> int:
-        """Steps that the network gives at once."""
+        """Steps that one call of the network forecasts."""
         return self.horizon if self.decoder == "direct" else 1
+
+    @property
+    def answer_sizes(self) -> tuple[int, ...]:
+        """Sizes of one answer: of a step or row, or (steps, targets(, quantiles))."""
+        if not self.traits.is_series:
+            return (self.output_size,)
+        quantiles = (len(self.quantiles),) if self.quantiles else ()
+        return self.steps_out, self.output_size, *quantiles
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -230,15 +232,13 @@ class ModelConfig:
 
     @property
     def width(self) -> int:
-        """Numbers that the LSTM stack gives a step."""
+        """Size of the LSTM stack's output at each step."""
         return self.hidden_size * self.num_directions
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field but those of other tasks, and of parts that the model has not."""
-        others = {
-            f.name for f in fields(self) if self.task not in f.metadata.get("only", (self.task,))
-        }
-        others |= set() if self.task == FORECAST else set(DERIVED[4:])
+        """All fields but those of other tasks and of parts that the model does not have."""
+        others = {f.name for f in fields(self) if not is_known(f, self.traits)}
+        others |= set() if self.traits.is_series else set(SERIES_SIZES)
         others |= set() if self.vocabulary_size else {"vocabulary_size", "embedding_size"}
         others |= set() if self.transformer_layers else {"transformer_layers", "heads"}
         return {name: value for name, value in asdict(self).items() if name not in others}
@@ -258,7 +258,7 @@ class ModelConfig:
 
 
 def as_tuple(value: Any) -> Any:
-    """A list as JSON and TOML have it as a tuple; anything else as it is."""
+    """A list, as JSON and TOML have them, as a tuple; anything else unchanged."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -287,32 +287,37 @@ def validate(config: Any) -> None:
     for f in fields(config):
         value = getattr(config, f.name)
         _check_type(f.name, value, hints[f.name])
+        if choices := f.metadata.get("choices"):
+            _check_choice(f.name, value, choices())
         _check_range(f.name, value, f.metadata.get("low"), f.metadata.get("high"))
 
 
 def check_tasks(config: Any, task: str) -> None:
-    """Refuse what a dataclass sets for tasks other than `task`.
+    """Refuse fields of a dataclass that are set and that `task` does not know.
 
     Raises:
         InputError: names the field and the tasks that know it.
     """
     for f in fields(config):
-        only = f.metadata.get("only", (task,))
-        if task not in only and getattr(config, f.name) != f.default:
-            raise InputError(f"{f.name} is for task {' or '.join(only)}, the task is {task}")
+        if not is_known(f, find_task(task)) and getattr(config, f.name) != f.default:
+            known = " or ".join(tasks_with(**{f.metadata["only"]: True}))
+            raise InputError(f"{f.name} is for task {known}, the task is {task}")
+
+
+def is_known(field: Field[Any], task: Task) -> bool:
+    """Whether a task knows a field of a config."""
+    trait = field.metadata.get("only")
+    return not trait or bool(getattr(task, trait))
 
 
 def _required(cls: type) -> set[str]:
-    from dataclasses import MISSING
-
     return {f.name for f in fields(cls) if f.default is MISSING}
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
     choices = get_args(hint)
     if choices and all(isinstance(choice, str) for choice in choices):
-        if value not in choices:
-            raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        _check_choice(name, value, choices)
         return
     if get_origin(hint) is tuple:
         if not isinstance(value, tuple):
@@ -325,8 +330,13 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
         raise InputError(f"{name} must be of type {hint.__name__}, got {value!r}")
 
 
+def _check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+
+
 def _check_range(name: str, value: Any, low: float | None, high: float | None) -> None:
-    # `not (a <= b)` and not `a > b`: NaN must fail too
+    # written as `not value >= low`, because NaN must fail too
     if low is not None and not value >= low:
         raise InputError(f"{name} must be at least {low}, got {value!r}")
     if high is not None and not value <= high:

@@ -2,9 +2,11 @@
 
 import difflib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lstm_compile.tasks import find_task
 
 if TYPE_CHECKING:
     from lstm_compile.data.series.series_table import SeriesRoles
@@ -16,8 +18,8 @@ PERCENT = ("accuracy", "macro_f1", "mape", "smape", "coverage")
 
 
 def rows_of(task: str) -> str:
-    """What the rows of a task are called."""
-    return {"forecast": "windows", "lm": "characters"}.get(task, "sequences")
+    """The word for the rows of a task: sequences, windows, characters."""
+    return find_task(task).rows
 
 
 def metric(name: str, value: float) -> str:
@@ -31,7 +33,7 @@ def metrics(values: dict[str, float]) -> str:
 
 
 def result(evaluation: "Evaluation") -> str:
-    """The metrics of a model, and on how many rows."""
+    """The metrics of a model, and the number of rows."""
     return f"{metrics(evaluation.metrics)} ({evaluation.rows} {rows_of(evaluation.task)})"
 
 
@@ -41,7 +43,7 @@ def baselines(values: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
 
 
 def columns(roles: "Roles | SeriesRoles | None") -> list[tuple[str, str]]:
-    """What each column of a long table is; nothing for other data."""
+    """One line about the columns of a long table; nothing for other data."""
     return [("columns", roles.description)] if roles else []
 
 
@@ -58,7 +60,7 @@ def of_bytes(count: int) -> str:
 
 
 def command(name: str, path: Path, *more: str) -> str:
-    """A command of this program to paste, whatever the path holds."""
+    """A command of this program to paste into a shell; the path is quoted."""
     return " ".join(["lstm-compile", name, shlex.quote(str(path)), *more])
 
 
@@ -69,8 +71,15 @@ def listing(names: Sequence[str]) -> str:
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
+def free_name(title: str, names: Collection[str]) -> str:
+    """The title, followed by `_` until it is no other column's name."""
+    while title in names:
+        title += "_"
+    return title
+
+
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` where a known name is close, else nothing."""
+    """`; did you mean ...?` if a known name is close, else nothing."""
     close = difflib.get_close_matches(name, known, n=1)
     if not close:
         return ""

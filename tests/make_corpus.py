@@ -13,7 +13,8 @@ from pyarrow import csv, feather, parquet
 from safetensors.torch import save_file
 
 from lstm_compile import ModelConfig, init_params, save_model
-from lstm_compile.evaluation.baselines import Baseline, to_tensors
+from lstm_compile.evaluation.baselines import to_tensors
+from lstm_compile.evaluation.linear import Baseline
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
 from lstm_compile.model.checkpoint import Model, numbered_schema

@@ -1,3 +1,4 @@
+import ast
 import importlib
 import json
 import os
@@ -144,6 +145,7 @@ def test_every_public_name_resolves(package):
         "lstm_compile.config",
         "lstm_compile.data.schema",
         "lstm_compile.model.run_folder",
+        "lstm_compile.tasks",
         "lstm_compile.training.settings",
         "lstm_compile.export",
         "lstm_compile.export.names",
@@ -153,6 +155,13 @@ def test_every_public_name_resolves(package):
 )
 def test_importing_loads_no_torch(module):
     assert not {"torch", "onnx", "onnxruntime"} & modules_after(f"import {module}")
+
+
+def test_the_records_of_tasks_load_neither_torch_nor_numpy():
+    code = "from lstm_compile.tasks import TASKS, find_task\nall(map(find_task, TASKS))"
+    found = modules_after(code)
+    assert "lstm_compile.tasks.lm" in found
+    assert not {"torch", "numpy"} & found
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"], *([c, "--help"] for c in COMMANDS)])
@@ -177,6 +186,55 @@ def test_the_lower_floors_know_nothing_of_the_upper_ones():
                     for name in names:
                         found = words[1] == name or words[1].startswith(f"{name}.")
                         assert not found, f"{path}: {line}"
+
+
+# rooms from the lowest to the highest; `data` stands beside the model
+ROOMS = ("recurrence", "model", "data", "tasks", "evaluation", "training", "tuning")
+# every room may read the table of tasks; files of models hold names of columns
+EVERYWHERE = ("lstm_compile.tasks",)
+UP = {"model": ("lstm_compile.data.schema",)}
+
+
+def imported(path):
+    """The names of all modules that a file imports, in functions too."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def room_of(module):
+    return module.split(".")[1] if module.startswith("lstm_compile.") else ""
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_nothing_from_above(room):
+    below = ROOMS[: ROOMS.index(room) + 1]
+    for path in (ROOT / "lstm_compile" / room).rglob("*.py"):
+        for module in imported(path):
+            is_free = module in EVERYWHERE or module in UP.get(room, ())
+            is_below = room_of(module) in below or room_of(module) not in (*ROOMS, "bench")
+            assert is_free or is_below, f"{path}: {module}"
+
+
+def test_export_imports_nothing_of_training_and_tuning():
+    for path in (ROOT / "export").rglob("*.py"):
+        for module in imported(path):
+            assert room_of(module) not in ("training", "tuning"), f"{path}: {module}"
+
+
+def test_the_configuration_reads_the_table_of_tasks_alone():
+    found = {m for m in imported(ROOT / "lstm_compile/config.py") if m.startswith("lstm_compile")}
+    assert found == {"lstm_compile.errors", "lstm_compile.files", "lstm_compile.tasks"}
+
+
+@pytest.mark.parametrize("name", ["forward", "load_model"])
+def test_using_a_model_loads_no_tables_no_training_and_no_evaluation(name):
+    banned = ("lstm_compile.data.tables", "lstm_compile.training", "lstm_compile.evaluation")
+    found = modules_after(f"from lstm_compile import {name}")
+    assert "lstm_compile.model.model" in found
+    assert not [module for module in found if module.startswith(banned)]
 
 
 @pytest.mark.parametrize("line", ["import export", "from cli import app", "from . import cell"])

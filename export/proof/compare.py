@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lstm_compile.config import CLASSES
 from lstm_compile.devices import package_versions
 from lstm_compile.errors import headline
 from lstm_compile.export import names
@@ -104,13 +103,13 @@ def answer_units(model: Model, expected: Array) -> npt.NDArray[np.float64]:
     forecasts it is the deviation of each target in training, and for forecasts of logarithms at
     least the size of each forecast itself.
     """
-    if model.config.task == "forecast":
+    if model.config.traits.is_series:
         return _forecast_units(model, expected)
-    if model.config.task in CLASSES:
+    if model.config.traits.has_classes:
         return np.ones(model.config.output_size)
     head = model.params["embedding.weight" if model.config.tie else "head.weight"]
     units = head.detach().abs().sum(1).clamp(min=1.0)
-    if model.config.task == "regress" and model.config.target_scaling != "none":
+    if model.config.traits.has_target_scaler and model.config.target_scaling != "none":
         units = units * model.params["target_scaler.scale"].abs()
     return np.asarray(units.cpu(), np.float64)
 

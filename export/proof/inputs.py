@@ -101,7 +101,7 @@ def random_inputs(case: ParityCase, model: Model, padding: float = float("nan"))
     x = _values(model, random, (case.batch, case.time, config.input_size))
     lengths = _lengths(case, random)
     inputs = {names.INPUT: x.astype(np.float32), names.LENGTHS: lengths}
-    if config.task == "forecast":
+    if config.traits.is_series:
         inputs |= _forecast_inputs(model, random, case)
     inputs[names.INPUT][np.arange(case.time) >= lengths[:, None]] = padding
     return inputs
@@ -133,7 +133,7 @@ def _values(model: Model, random: np.random.Generator, shape: tuple[int, ...]) -
         model.params[f"scaler.{part}"].double().cpu().numpy() for part in ("scale", "shift")
     )
     x = scaled if config.scaling == "none" else scaled * scale + shift
-    if config.task == "forecast":
+    if config.traits.is_series:
         x[..., : config.output_size] = _targets(model, random, x[..., : config.output_size])
     return x
 

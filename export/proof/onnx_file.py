@@ -7,10 +7,10 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from lstm_compile.config import STEPWISE, Task
 from lstm_compile.errors import InputError, reason
 from lstm_compile.export import names, runtime
 from lstm_compile.export.runtime import ModelError
+from lstm_compile.tasks import TASKS, find_task
 
 INVALID = (
     DecodeError,
@@ -26,7 +26,7 @@ Tensors = dict[str, tuple[str, list[str | int]]]
 class Interface(NamedTuple):
     """What a file takes and gives, each by name with its element type and shape."""
 
-    task: Task
+    task: str
     inputs: Tensors  # as `names.inputs_of` gives them
     outputs: Tensors  # the answers first
 
@@ -80,24 +80,29 @@ def _interface(model: ModelProto) -> Interface:
     outputs = {value.name: _described(value) for value in model.graph.output}
     streams = set(names.STATE) <= set(inputs)
     more, needed = (names.NEXT_STATE, names.STATE) if streams else ((), (names.LENGTHS,))
-    tasks = [task for task, name in names.OUTPUTS.items() if set(outputs) == {name, *more}]
+    known = [find_task(name) for name in TASKS]
+    said = next((prop.value for prop in model.metadata_props if prop.key == "task"), "")
+    fitting = [task for task in known if set(outputs) == {task.output, *more}]
+    fitting.sort(key=lambda task: task.name != said)  # two tasks may name their answers alike
     first = next(iter(inputs), "")
-    if first not in (names.INPUT, names.TOKENS) or not {*needed} <= set(inputs) or not tasks:
+    if first not in (names.INPUT, names.TOKENS) or not {*needed} <= set(inputs) or not fitting:
+        outs = ", ".join(task.output for task in known)
         raise InputError(
             f"expected inputs {names.INPUT} or {names.TOKENS}, {', '.join(needed)} and one output "
-            f"of {', '.join(names.OUTPUTS.values())}; found inputs {', '.join(inputs) or 'none'} "
-            f"and outputs {', '.join(outputs) or 'none'}; export it again"
+            f"of {outs}; found inputs {', '.join(inputs) or 'none'} and outputs "
+            f"{', '.join(outputs) or 'none'}; export it again"
         )
-    (kind, shape) = outputs[names.OUTPUTS[tasks[0]]]
-    rank = max(3, len(shape)) if tasks[0] == "forecast" else 2 + (tasks[0] in STEPWISE)
-    _check_type(names.OUTPUTS[tasks[0]], (kind, shape), "float32", rank)
+    task = fitting[0]
+    kind, shape = outputs[task.output]
+    rank = max(3, len(shape)) if task.is_series else 2 + task.per_step
+    _check_type(task.output, (kind, shape), "float32", rank)
     for name in (*names.STATE, *names.NEXT_STATE) if streams else ():
         _check_type(name, {**inputs, **outputs}[name], "float32", 3)
     if not streams:
         _check_type(names.LENGTHS, inputs[names.LENGTHS], "int64", 1)
     expected = ("float32", 3) if first == names.INPUT else ("int64", 2)
     _check_type(first, inputs[first], *expected)
-    return Interface(tasks[0], inputs, outputs)
+    return Interface(task.name, inputs, outputs)
 
 
 def _described(value: ValueInfoProto) -> tuple[str, list[str | int]]:

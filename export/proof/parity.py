@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from lstm_compile.config import STEPWISE
 from lstm_compile.devices import cpu_threads
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
@@ -179,5 +178,5 @@ def _feed(model: Model, engine: Engine, sizes: Sequence[int], inputs: Inputs) ->
         answer, call["h"], call["c"] = engine(call)
         answers.append(answer)
         start += size
-    whole = np.concatenate(answers, 1) if model.config.task in STEPWISE else answers[-1]
+    whole = np.concatenate(answers, 1) if model.config.traits.per_step else answers[-1]
     return whole, call["h"], call["c"]

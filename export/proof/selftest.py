@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from lstm_compile.config import STEPWISE
 from lstm_compile.export import names
 from lstm_compile.export.proof.compare import answer_units, rounding, tolerance
 from lstm_compile.export.proof.engines import Array, Engine, torch_engine
@@ -38,7 +37,7 @@ def selftest(model: Model, allowed: float = TOLERANCE) -> str:
     values = {
         "interface_version": names.INTERFACE_VERSION,
         "inputs": list(names.inputs_of(model.config)),
-        "output": names.OUTPUTS[model.config.task],
+        "output": model.config.traits.output,
         "tolerance": _tolerances(model, [case["expected"] for case in cases], allowed),
         "cases": cases,
     }
@@ -60,7 +59,7 @@ def streaming_selftest(model: Model, one_step: bool) -> str:
     values = {
         "interface_version": names.INTERFACE_VERSION,
         "inputs": list(names.streaming_inputs_of(model.config)),
-        "output": names.OUTPUTS[model.config.task],
+        "output": model.config.traits.output,
         "state": dict(zip(names.STATE, names.NEXT_STATE, strict=True)),
         "tolerance": _tolerances(
             model, [c["expected"] for case in cases for c in case["calls"]], TOLERANCE
@@ -108,7 +107,7 @@ def _case(case: ParityCase, model: Model, engine: Engine) -> dict[str, Any]:
 
 
 def _tolerances(model: Model, expected: list[Any], allowed: float) -> Any:
-    stepwise, size = model.config.task in STEPWISE, model.config.output_size
+    stepwise, size = model.config.traits.per_step, model.config.output_size
     arrays = [np.array(answers, np.float64) for answers in expected]
     rows: Array = np.concatenate([a.reshape(-1, size) if stepwise else a for a in arrays])
     largest = np.abs(rows).max(0)

@@ -1,7 +1,7 @@
 """The next horizon of every series of a table, from any model; loads no torch itself."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +14,14 @@ from lstm_compile.data.series.reader import read_series
 from lstm_compile.data.series.series_table import Ahead, SeriesTable, Split, look_ahead
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.export.runtime import Floats, Inputs, location_and_scale, pad
+from lstm_compile.formatting import free_name
 
 BATCH = 256  # series that are answered together
 Progress = Callable[[str, int, int], None]
 
 
 class Steps(NamedTuple):
-    """Which steps forecasts are of."""
+    """The steps that are forecast."""
 
     name: str  # of the time column
     stamps: Any  # (series, horizon)
@@ -28,9 +29,9 @@ class Steps(NamedTuple):
 
 
 class Forecasts(NamedTuple):
-    """What a model says of each series of a table, in the table's order."""
+    """The forecasts of each series of a table, in the table's order."""
 
-    ids: list[str] | None  # None where series have no names
+    ids: list[str] | None  # None if series have no names
     values: Floats  # (series, horizon, targets(, quantiles)), in the targets' units
     steps: Steps
 
@@ -48,15 +49,15 @@ def forecast_series(
     Args:
         config: of the model.
         schema: of the model.
-        forecast: the model: inputs by the names of its file, to whole horizons.
+        forecast: the model: from inputs by the names of its file to whole horizons.
         path: the table: a file, a folder or a glob.
-        options: its columns, as in training where nothing was asked for.
-        progress: told what is read (`rows`) or answered (`series`), how many, and of how many.
+        options: its columns; those that are not named are as in training.
+        progress: called with `rows` (read) or `series` (answered), how many, and of how many.
 
     Raises:
         InputError: the table cannot be read or does not fit the model.
     """
-    # nothing is learned here: one part, whose gaps are filled with the means of training
+    # all rows are one part; its gaps are filled with the means of training
     split = Split(math.inf, math.inf)
     tell = partial(progress, "rows") if progress else None
     table = read_series(path, options, schema=schema, split=split, progress=tell)
@@ -92,13 +93,6 @@ def forecast_columns(schema: Schema, found: Forecasts) -> dict[str, Any]:
         return answers
     ids = np.repeat(np.array(found.ids, object), horizon)
     return {free_name("id", answers): ids, **answers}
-
-
-def free_name(title: str, names: Collection[str]) -> str:
-    """The title, followed by `_` until it is no other column's name."""
-    while title in names:
-        title += "_"
-    return title
 
 
 def _inputs(config: ModelConfig, table: SeriesTable, ahead: Ahead, rows: Any) -> Inputs:

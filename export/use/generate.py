@@ -3,17 +3,15 @@
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.schema import Schema, Vocabulary
+from lstm_compile.data.schema import Vocabulary
 from lstm_compile.errors import InputError
-from lstm_compile.export.runtime import ModelError, Streams, open_any
-
-if TYPE_CHECKING:
-    from lstm_compile.model.checkpoint import Model
+from lstm_compile.export.runtime import Streams
+from lstm_compile.export.use.open_model import ExportedModel, OpenModel, TorchModel, open_model
 
 Logits = Callable[[Any, Sequence[int]], Any]  # tokens (rows, time) of rows -> (rows, vocabulary)
 
@@ -83,9 +81,8 @@ def generate(
     how.check()
     if length < 0:
         raise InputError(f"length must be at least 0, got {length}")
-    source = Path(source)
-    load = _from_onnx if source.suffix == ".onnx" else _from_safetensors
-    vocabulary, logits = load(source)
+    model = open_model(Path(source))
+    vocabulary, logits = _vocabulary(model), _logits_of(model)
     for index in [index for index, prompt in enumerate(prompts) if not prompt]:
         raise InputError(
             f"prompt {index} is empty; expected one character at least, such as a line break"
@@ -128,34 +125,23 @@ def _writer(vocabulary: Vocabulary) -> Callable[[int], str]:
     return lambda token: decode(bytes([token]))
 
 
-def _from_onnx(source: Path) -> tuple[Vocabulary, Logits]:
-    try:
-        streams = open_any(source)
-        schema = Schema.from_json(streams.metadata["schema"])
-    except ModelError as error:
-        raise InputError(f"{error}") from error
-    vocabulary = _vocabulary(source, schema, streams.task)
+def _logits_of(model: TorchModel | ExportedModel) -> Logits:
+    if isinstance(model, TorchModel):
+        return _by_window(model) if model.config.transformer_layers else _by_state(model)
+    streams = model.file
     if not isinstance(streams, Streams):
         raise InputError(
-            f"{source}: takes whole sequences; name the run folder, or the file of export --onnx "
-            "--streaming"
+            f"{model.source}: takes whole sequences; name the run folder, or the file of export "
+            "--onnx --streaming"
         )
 
     def logits(tokens: Any, rows: Sequence[int]) -> Any:
         return np.asarray(streams.push(rows, tokens))[:, -1]
 
-    return vocabulary, logits
+    return logits
 
 
-def _from_safetensors(source: Path) -> tuple[Vocabulary, Logits]:
-    from lstm_compile.model.checkpoint import load_model
-
-    model = load_model(source)
-    vocabulary = _vocabulary(source, model.schema, model.config.task)
-    return vocabulary, _by_window(model) if model.config.transformer_layers else _by_state(model)
-
-
-def _by_state(model: "Model") -> Logits:
+def _by_state(model: TorchModel) -> Logits:
     """Logits from the state of each row, which is kept between calls."""
     import torch
 
@@ -180,7 +166,7 @@ def _by_state(model: "Model") -> Logits:
     return logits
 
 
-def _by_window(model: "Model") -> Logits:
+def _by_window(model: TorchModel) -> Logits:
     """Logits from the window that Transformer blocks see, which each call reads again.
 
     The state is carried from a full window to the next, as in training.
@@ -209,13 +195,13 @@ def _by_window(model: "Model") -> Logits:
     return logits
 
 
-def _vocabulary(source: Path, schema: Schema, task: str) -> Vocabulary:
-    if task != "lm" or schema.vocabulary is None:
+def _vocabulary(model: OpenModel) -> Vocabulary:
+    if not model.config.traits.is_text or model.schema.vocabulary is None:
         raise InputError(
-            f"{source}: its task is {task}, and text comes from task lm; train one with "
-            "lstm-compile train TEXT.txt --task lm"
+            f"{model.source}: its task is {model.config.task}, and text comes from task lm; train "
+            "one with lstm-compile train TEXT.txt --task lm"
         )
-    return schema.vocabulary
+    return model.schema.vocabulary
 
 
 def draw_token(logits: NDArray[np.float32], uniform: float, how: Sampling) -> int:

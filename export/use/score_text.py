@@ -1,4 +1,4 @@
-"""How well an exported file tells a text: the sequence file lane by lane, the streaming file on."""
+"""Score an exported language model on a text, carrying the state between chunks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,16 +10,17 @@ from torch import Tensor
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.lanes import chunks
 from lstm_compile.errors import InputError
-from lstm_compile.evaluation.perplexity import LANES, TextScores, scores_of
+from lstm_compile.evaluation.perplexity import LANES, scores_of
 from lstm_compile.export.runtime import OnnxModel, Streams
 from lstm_compile.model.batch import Batch
+from lstm_compile.tasks.metrics import TextScores
 
-LARGEST = 1 << 27  # logits that are in memory at once, 512 MiB
+LARGEST = 1 << 27  # logits in memory at once, 512 MiB
 Logits = Callable[[Batch, Tensor], Tensor]
 
 
 def score_exported(model: OnnxModel | Streams, corpus: Corpus) -> TextScores:
-    """What `score_text` gives, from an exported file; the state is carried along by either.
+    """The scores of `score_text`, from a sequence file or a streaming file.
 
     Raises:
         InputError: the text is too long for a sequence file, which takes each lane of it at once.
@@ -74,7 +75,7 @@ def _whole(model: OnnxModel, corpus: Corpus) -> Logits:
 
 
 def _pieces(batch: Batch) -> list[list[Any]]:
-    """What each lane reads of each document; the first may have begun in the chunk before."""
+    """The part of each document that each lane reads; the first may continue an earlier chunk."""
     return [_cut(batch, lane, length) for lane, length in enumerate(batch.lengths.tolist())]
 
 

@@ -213,7 +213,7 @@ def metadata(model: Model, example: str, profile: names.Profile = "portable") ->
         "runtimes": names.RIGHT_IN[profile],
         "task": model.config.task,
         "inputs": json.dumps(list(names.inputs_of(model.config))),
-        "outputs": json.dumps([names.OUTPUTS[model.config.task]]),
+        "outputs": json.dumps([model.config.traits.output]),
         "config": model.config.to_json(),
         "schema": model.schema.to_json(),
         "training": json.dumps(model.training, sort_keys=True),

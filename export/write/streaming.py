@@ -14,7 +14,7 @@ import onnx
 from onnxscript import opset17 as op
 from torch import Tensor
 
-from lstm_compile.config import POOLED, WINDOW_SCALINGS, ModelConfig
+from lstm_compile.config import WINDOW_SCALINGS, ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
 from lstm_compile.export.proof.parity import verify_streaming
@@ -91,11 +91,11 @@ def _why_not(config: ModelConfig) -> str:
             "its Transformer blocks look back at all steps before; train with "
             "--transformer-layers 0, or export without --streaming and pass all steps at each call"
         )
-    if config.task in POOLED and config.pooling != "last":
+    if config.traits.is_pooled and config.pooling != "last":
         return f"pooling {config.pooling} reads all steps at once; train with --pooling last"
     if config.scaling in ("series", *WINDOW_SCALINGS):
         return f"scaling {config.scaling} needs the whole window; train with --scaling standard"
-    if config.task == "forecast" and config.linear:
+    if config.traits.is_series and config.linear:
         return "its linear path reads the whole window; train with --no-linear"
     if config.season:
         return "season reads steps long past; train with --season 0"
@@ -144,7 +144,7 @@ def _metadata(model: Model, cells: Cells, example: str | None) -> dict[str, str]
     return {
         **metadata(model, example),
         "inputs": json.dumps(list(names.streaming_inputs_of(model.config))),
-        "outputs": json.dumps([names.OUTPUTS[model.config.task], *names.NEXT_STATE]),
+        "outputs": json.dumps([model.config.traits.output, *names.NEXT_STATE]),
         names.STATE_KEY: json.dumps({"cells": cells, "tensors": state}),
     }
 

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lstm_compile.config import LM, Task
 from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.data.text_files import BLOCK, count_characters, find_texts, texts_of
@@ -44,11 +43,6 @@ class Corpus:
     def schema(self) -> Schema:
         """The names, as a trained model carries them."""
         return Schema(("text",), (), (), vocabulary=self.vocabulary)
-
-    @property
-    def task(self) -> Task:
-        """`lm`."""
-        return LM
 
     def digest(self) -> str:
         """The sha256 of tokens, documents and vocabulary, 64 hexadecimal digits."""

@@ -5,7 +5,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lstm_compile.config import Task
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.series.series_table import SeriesRoles
 from lstm_compile.data.tables.roles import Roles
@@ -38,10 +37,6 @@ class Examples(Protocol):
     @property
     def roles(self) -> Roles | SeriesRoles | None:
         """The columns of the long table that the rows come from."""
-
-    @property
-    def task(self) -> Task:
-        """The task that a model of these rows has."""
 
     def __len__(self) -> int: ...
 

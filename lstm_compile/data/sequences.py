@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lstm_compile.config import Task
 from lstm_compile.data.schema import Schema, Vocabulary, numbered
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Batch
 from lstm_compile.recurrence.lengths import check_lengths, valid_mask
+from lstm_compile.tasks import fitting_task
 
 if TYPE_CHECKING:
     from lstm_compile.data.tables.roles import Roles
@@ -57,9 +57,14 @@ class Sequences:
         return self.offsets.diff()
 
     @property
-    def task(self) -> Task:
-        """`tag` or `classify`, or `regress` where there are no classes."""
-        return "tag" if self.per_step else "classify" if self.classes else "regress"
+    def task(self) -> str:
+        """The first task that fits the labels: `tag`, `classify` or `regress`."""
+        return self.task_like(None)
+
+    def task_like(self, wanted: str | None) -> str:
+        """The wanted task where it fits the labels, else the first that does."""
+        has_classes, per_step = bool(self.classes), self.per_step
+        return fitting_task(wanted, is_whole=True, has_classes=has_classes, per_step=per_step)
 
     @property
     def strata(self) -> Tensor:

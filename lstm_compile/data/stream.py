@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from lstm_compile.config import Task
 from lstm_compile.data.batches import MAX_POOL_BATCHES
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.sequences import Sequences
@@ -16,6 +15,7 @@ from lstm_compile.data.tables.parquet_index import ParquetIndex
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.scaling import Moments, moments_of
+from lstm_compile.tasks import fitting_task
 
 FLOAT = 4  # bytes
 BLOCK = 1 << 16  # rows converted to float64 at once
@@ -72,9 +72,13 @@ class Stream:
         return self.index.roles
 
     @property
-    def task(self) -> Task:
-        """`classify`, or `regress` where there are no classes."""
-        return "classify" if self.schema.classes else "regress"
+    def task(self) -> str:
+        """The first task that fits the labels: `classify`, or `regress`."""
+        return self.task_like(None)
+
+    def task_like(self, wanted: str | None) -> str:
+        """The wanted task where it fits the labels, else the first that does."""
+        return fitting_task(wanted, can_stream=True, has_classes=bool(self.schema.classes))
 
     @property
     def units(self) -> Tensor:

@@ -1,1 +1,1 @@
-"""How good a model is: predictions, baselines, backtests, perplexity and verdicts."""
+"""The quality of a model: predictions, baselines, backtests, perplexity and verdicts."""

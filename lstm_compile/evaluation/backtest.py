@@ -1,6 +1,6 @@
-"""A rolled origin over the test part: how good forecasts are, beside baselines on the same windows.
+"""Backtests: forecasts from many origins, beside those of baselines on the same windows.
 
-Sums are kept, not forecasts, so that memory does not grow with the number of windows.
+Only sums of errors are kept, so that memory does not grow with the number of windows.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.series.windows import Windows
-from lstm_compile.evaluation.baselines import Baseline
 from lstm_compile.evaluation.bootstrap import paired_interval
-from lstm_compile.evaluation.evaluate import Evaluation, best_of, verdict
 from lstm_compile.evaluation.forecast_baselines import forecasts_of
+from lstm_compile.evaluation.linear import Baseline
+from lstm_compile.evaluation.verdict import Evaluation, best_of, verdict
 from lstm_compile.model.forecaster import middle_of
-from lstm_compile.tasks.forecast_losses import pinball
-from lstm_compile.tasks.scoring import Metrics
+from lstm_compile.tasks.losses import pinball
+from lstm_compile.tasks.metrics import Metrics
 
 BLOCK = 1024  # windows at once
-MODEL = ""  # the model among the names of baselines
+MODEL = ""  # its name among those of the baselines
 Predict = Callable[[Windows], Tensor]
 
 
 class ForecastScores:
-    """Running sums of what forecasts missed by, one of each target and step ahead.
+    """Running sums of the errors of forecasts, for each target and step ahead.
 
     Args:
         config: the architecture.
@@ -43,7 +43,7 @@ class ForecastScores:
 
         Args:
             forecast: (windows, horizon, targets(, quantiles)).
-            y: (windows, horizon, targets), NaN where nobody knows.
+            y: (windows, horizon, targets), NaN where a value is unknown.
             naive_error: (windows, targets), see `naive_errors`.
         """
         y = y.double()
@@ -80,7 +80,7 @@ class ForecastScores:
         self.counts[name] = self.counts.get(name, 0) + count
 
     def metrics(self, pick: Any = slice(None)) -> Metrics:
-        """Means over steps and targets, of those that `pick` names in (horizon, targets)."""
+        """Means over the steps and targets that `pick` selects of (horizon, targets)."""
         found = {}
         for name, total in self.sums.items():
             count = self.counts[name][pick].sum()
@@ -111,12 +111,12 @@ def backtest(
     """Compare forecasts with the truth and with baselines.
 
     Args:
-        predict: (windows, horizon, targets(, quantiles)) of windows.
+        predict: gives (windows, horizon, targets(, quantiles)).
         config: of the model that predicts.
         windows: on the CPU; at least one.
-        baselines: fitted on training data; may be empty. Rules come on top.
+        baselines: fitted on training data; may be empty. Rules are added to them.
         units: (targets,), the deviation of each target in training.
-        headline: `scaled_mse` or `mase`, what the verdict is about.
+        headline: the metric of the verdict, `scaled_mse` or `mase`.
     """
     season = config.season or windows.table.info.clock.season
     scores: dict[str, ForecastScores] = {}
@@ -147,15 +147,15 @@ def backtest(
 
 
 def headline_of(loss: str) -> str:
-    """The metric of the verdict on a model trained with `loss`: a mean for mse, a median else."""
+    """The metric of the verdict on a model trained with `loss`: squares for mse, else sizes."""
     return "scaled_mse" if loss == "mse" else "mase"
 
 
 def naive_errors(windows: Windows, season: int) -> Tensor:
     """The mean error of the seasonal naive rule before the test part, float64 (series, targets).
 
-    What MASE divides by; of all rows where a series has none before, and 1 where that error is 0.
-    Source: Hyndman and Koehler 2006.
+    MASE divides by it. If a series has no rows before the test part, all its rows count; an error
+    of 0 becomes 1. Source: Hyndman and Koehler 2006.
     """
     table, targets = windows.table, len(windows.targets)
     known = torch.from_numpy(table.split.part_of(table.ticks) < 2)
@@ -173,5 +173,5 @@ def naive_errors(windows: Windows, season: int) -> Tensor:
 
 
 def _in_blocks(scores: Tensor, size: int) -> Tensor:
-    """Means of blocks of windows in order: those that overlap are not seen as independent."""
+    """Means of blocks of neighbours: windows that overlap are not independent."""
     return torch.stack([block.nanmean() for block in scores.split(size)])

@@ -1,4 +1,4 @@
-"""A paired bootstrap: whether one model beats another by more than the choice of rows explains."""
+"""A paired bootstrap: whether one model beats another by more than chance explains."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ Interval = tuple[float, float]
 RESAMPLES = 2000
 LEVEL = 0.95
 SEED = 0
-# With fewer rows not even a model that is better on every one of them is so at the 95 % level:
-# the sign test gives 2 / 2 ** 5 = 0.06.
+# With 5 rows, being better on every one of them is not significant at the 95 % level: the sign
+# test gives 2 / 2 ** 5 = 0.06.
 MIN_ROWS = 6
-BUDGET = 1 << 20  # row indices drawn at once, 8 MB
+BUDGET = 1 << 20  # row numbers drawn at once, 8 MB
 
 
 def paired_interval(
@@ -26,10 +26,10 @@ def paired_interval(
     Args:
         own: (rows,), one score a row.
         other: (rows,), of the same rows.
-        summary: from means of scores (resamples,) to what is compared, of the same shape.
+        summary: from means of scores (resamples,) to the figures to compare, of the same shape.
 
     Returns:
-        The bounds; None for fewer rows than can tell anything.
+        The bounds; None if there are fewer than `MIN_ROWS` rows.
     """
     if len(own) < MIN_ROWS:
         return None
@@ -45,24 +45,24 @@ def _bounds(differences: Tensor) -> Interval:
 
 
 def grouped_interval(own: Tensor, other: Tensor, owner: Tensor) -> Interval | None:
-    """The same of mean(own) - mean(other), where whole groups of rows are drawn.
+    """The same for mean(own) - mean(other), drawing whole groups of rows.
 
     Args:
         own: (rows,), one score a row.
         other: (rows,), of the same rows.
-        owner: int64 (rows,), the group of each row, rising.
+        owner: int64 (rows,), the group of each row, never falling.
 
     Returns:
-        The bounds; None for fewer groups than can tell anything.
+        The bounds; None if there are fewer than `MIN_ROWS` groups.
     """
-    _, owner = owner.unique(return_inverse=True)  # groups without a row say nothing
+    _, owner = owner.unique(return_inverse=True)  # leaves out empty groups
     groups = int(owner.max()) + 1 if len(owner) else 0
     gain = torch.zeros(groups).double().index_add_(0, owner, own.double() - other.double())
     return summed_interval(gain, torch.bincount(owner, minlength=groups))
 
 
 def summed_interval(gain: Tensor, count: Tensor) -> Interval | None:
-    """The same of sum(gain) / sum(count), from the sums (groups,) over each group's rows."""
+    """The same for sum(gain) / sum(count), from sums (groups,) over each group's rows."""
     if len(gain) < MIN_ROWS:
         return None
     scores = torch.stack([gain.double(), count.double()])

@@ -1,4 +1,4 @@
-"""What the baselines see of a sequence: a fixed number of columns, however many steps it has."""
+"""The input of baselines: a fixed number of columns for a sequence of any length."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ BLOCK = 1 << 18  # steps
 
 
 def no_features(sequences: Sequences) -> Tensor:
-    """Nothing at all, for the baselines that look at no input: float64 (labels, 0)."""
+    """No columns, for baselines that read no input: float64 (labels, 0)."""
     return torch.zeros(len(sequences.y), 0, dtype=torch.float64)
 
 
@@ -64,7 +64,7 @@ def resampled_features(sequences: Sequences, frames: int = FRAMES) -> Tensor:
 
 
 def neighbour_features(sequences: Sequences, reach: int = REACH) -> Tensor:
-    """Each step with `reach` steps before and after it; beyond the ends the end is repeated.
+    """Each step with `reach` steps before and after it; the first and last step are repeated.
 
     Returns:
         float64 (total_steps, (2 * reach + 1) * features), the earliest step first.
@@ -87,11 +87,11 @@ def token_shares(sequences: Sequences) -> Tensor:
 
 
 def tokens_themselves(sequences: Sequences) -> Tensor:
-    """The token of each step, int64 (total_steps,): which row of a baseline's weight it picks."""
+    """The token of each step, int64 (total_steps,): a row of the baseline's weight."""
     return sequences.x.long()
 
 
-# by the baseline that sees them
+# by baseline
 FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
     "majority class": no_features,
     "logistic regression on 5 steps": neighbour_features,
@@ -105,7 +105,7 @@ FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
 
 
 def features_of(name: str, sequences: Sequences) -> Tensor:
-    """What the baseline called `name` sees, made in blocks, as the making takes a lot of memory.
+    """The input of the baseline `name`, made in blocks: making it takes a lot of memory.
 
     Args:
         name: of `FEATURES`.

@@ -1,4 +1,4 @@
-"""What a forecast must beat: rules that need no training, and ridge regression on the windows."""
+"""Baselines of forecasts: rules without training, and ridge regression on windows."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from lstm_compile.data.series.windows import Windows, thinned
-from lstm_compile.evaluation.baselines import RIDGE_ON_WINDOWS, Baseline, LinearSums, moments, ridge
+from lstm_compile.evaluation.linear import Baseline, LinearSums, moments, ridge
 
+RIDGE_ON_WINDOWS = "ridge on windows"
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 MOST_WINDOWS = 16_384  # that ridge regression is fitted on
-HELD_OUT = 0.2  # share of windows that choose the penalty where there is no validation part
+HELD_OUT = 0.2  # share of windows that choose the penalty if there is no validation part
 BLOCK = 1024
 Rule = Callable[[Windows, int], Tensor]
 
@@ -22,12 +23,12 @@ def naive(windows: Windows, season: int = 1) -> Tensor:  # noqa: ARG001 (as all 
 
 
 def seasonal_naive(windows: Windows, season: int) -> Tensor:
-    """The value one season before, or the last one where the series is shorter than that."""
+    """The value one season before; the last value if the series is shorter than a season."""
     return _seasons_ago(windows, season, 1)
 
 
 def seasonal_ratio(windows: Windows, season: int) -> Tensor:
-    """The last season times its growth over the one before; growth 1 where that is not known."""
+    """The last season times its growth over the one before; unknown growth counts as 1."""
     last, before = (_sum_of_season(windows, season, seasons).clamp(min=0) for seasons in (0, 1))
     first = _starts(windows)
     is_known = (windows.origins - 2 * season >= first)[:, None] & (before > 0)
@@ -44,19 +45,19 @@ RULES: dict[str, Rule] = {
 
 
 def rules_for(season: int) -> dict[str, Rule]:
-    """The rules that a season of so many steps allows; 1 is no season."""
+    """The rules for a season of this many steps; 1 is no season."""
     return RULES if season > 1 else {"naive": naive}
 
 
 def window_features(windows: Windows) -> Tensor:
-    """All features of the context but the calendar's, and known covariates of the horizon.
+    """All features of the context except the calendar's, and known covariates of the horizon.
 
     Args:
         windows: on the CPU.
 
     Returns:
-        float64 (windows, columns), in the features' units; a context that is too short is led by
-        its first step. The calendar of the past is that of the horizon, shifted.
+        float64 (windows, columns), in the features' units. A short context is filled up in front
+        with its first step. The calendar of the past is left out: the horizon's tells the same.
     """
     calendar = 2 * len(windows.table.info.calendar)
     count = len(windows.features) - windows.table.info.indicator
@@ -75,12 +76,12 @@ def fit_forecast_baselines(
 ) -> dict[str, Baseline]:
     """Ridge regression of the whole horizon on the same inputs; rules need no fitting.
 
-    Targets that are not known count as the values that filled them.
+    Unknown targets count as the values that they were filled with.
 
     Args:
-        known: what the figures are fitted on, on the CPU.
-        train: what the penalty is tried on.
-        validation: what it is chosen by, of `PENALTIES`; None takes the end of `train`.
+        known: the windows that the result is fitted on, on the CPU.
+        train: the windows that each penalty is tried on.
+        validation: the windows that choose one of `PENALTIES`; None takes the end of `train`.
     """
     if validation is None:
         train, validation = _cut_by_time(train)
@@ -100,7 +101,7 @@ def fit_forecast_baselines(
 def forecasts_of(
     baselines: Mapping[str, Baseline], windows: Windows, season: int
 ) -> Iterator[tuple[str, Tensor]]:
-    """What each rule and each fitted baseline says, (windows, horizon, targets) each."""
+    """The forecasts of each rule and fitted baseline, (windows, horizon, targets) each."""
     for name, rule in rules_for(season).items():
         yield name, rule(windows, season)
     for name, baseline in baselines.items():
@@ -109,9 +110,9 @@ def forecasts_of(
 
 
 def _cut_by_time(windows: Windows) -> tuple[Windows, Windows]:
-    """The windows before a time, and those after it that choose; all for both if that leaves none.
+    """The windows before a time, and those after it; all of them twice if none lies before it.
 
-    None of the first forecasts a step that one of the second does.
+    No step is forecast by windows of both parts.
     """
     ticks = torch.from_numpy(windows.table.ticks)
     begin, end = (ticks[windows.origins + step] for step in (0, windows.shape.horizon - 1))

@@ -1,32 +1,32 @@
-"""How well a model tells a text, its state carried from chunk to chunk."""
+"""How well a model predicts a text, its state carried from chunk to chunk, beside baselines.
 
-import math
-from collections.abc import Callable
-from typing import NamedTuple
+The baselines are counts of characters and of pairs of characters.
+"""
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, embedding
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.lanes import carried, chunks, on_device
 from lstm_compile.data.sequences import IGNORED
+from lstm_compile.data.text_files import BLOCK
+from lstm_compile.evaluation.bootstrap import Interval, summed_interval
+from lstm_compile.evaluation.linear import Baseline
+from lstm_compile.evaluation.verdict import Evaluation, best_of, verdict
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import Params, forward
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
-from lstm_compile.tasks.scoring import Metrics
+from lstm_compile.tasks.metrics import TextScores, text_metrics
 
-LANES = 16  # of evaluation; each begins without a past
+LANES = 16  # of evaluation; each starts from zeros
 TIME = 256
-
-
-class TextScores(NamedTuple):
-    """How well a text was told, block by block."""
-
-    nats: Tensor  # float64 (blocks,), sums of -log p
-    tokens: Tensor  # float64 (blocks,), how many
-    time: int  # most steps of a block
+UNIGRAM, BIGRAM = "character frequencies", "bigram frequencies"
+LARGEST = 1024  # a vocabulary whose pairs are counted
+NATS_PER_BIT = 0.6931471805599453
 
 
 def score_text(
@@ -37,7 +37,7 @@ def score_text(
     chunk: int = DEFAULT_CHUNK,
     time: int = TIME,
 ) -> TextScores:
-    """What a model says of a text that it reads from the start, the state carried along.
+    """Score a language model on a text, carrying the state from chunk to chunk.
 
     `time` is what `window_of` gives.
     """
@@ -57,11 +57,11 @@ def score_text(
 
 
 def window_of(config: ModelConfig, unroll: object) -> int:
-    """Steps that a text is read by: Transformer blocks see no more of it than in training.
+    """The steps of a chunk: Transformer blocks see as many of them as in training.
 
     Args:
         config: of the model.
-        unroll: that it was trained with; what a file says may be anything, None if nothing.
+        unroll: the steps of a chunk in training; any value that a file may hold, None if unknown.
     """
     if config.transformer_layers and isinstance(unroll, int) and unroll > 0:
         return unroll
@@ -71,7 +71,7 @@ def window_of(config: ModelConfig, unroll: object) -> int:
 def scores_of(
     logits_of: Callable[[Batch, Tensor], Tensor], corpus: Corpus, time: int = TIME
 ) -> TextScores:
-    """Score anything that gives logits (lanes, time, vocabulary) to chunks, in their order."""
+    """Score a text with `logits_of`, which gives (lanes, time, vocabulary) to chunks in order."""
     nats, counts = [], []
     for batch, fresh in chunks(corpus, LANES, time):
         logits = logits_of(batch, fresh).cpu()
@@ -82,16 +82,60 @@ def scores_of(
     return TextScores(sums[tokens > 0], tokens[tokens > 0], time)
 
 
-def text_metrics(scores: TextScores) -> Metrics:
-    """`loss` (nats a character), `bits_per_character` and `perplexity`.
+def fit_text_baselines(train: Corpus) -> dict[str, Baseline]:
+    """Frequencies of characters and of pairs of characters, with one added to each count.
 
-    With the vocabulary `byte` a character is a byte.
+    Both are stored as log p of the next token: as a bias, and as a weight for each last token.
     """
-    loss = float(scores.nats.sum() / scores.tokens.sum())
-    if not math.isfinite(loss):
-        return {"loss": loss, "bits_per_character": loss, "perplexity": loss}
-    return {
-        "loss": loss,
-        "bits_per_character": loss / math.log(2),
-        "perplexity": math.exp(min(loss, 700.0)),
-    }
+    size = len(train.vocabulary)
+    singles = torch.ones(size, dtype=torch.float64)
+    pairs = torch.ones(size * size if size <= LARGEST else 0, dtype=torch.float64)
+    for start in range(0, len(train), BLOCK):
+        block = train.tokens[start : start + BLOCK + 1].long()
+        singles += torch.bincount(block[:BLOCK], minlength=size)
+        if len(pairs):
+            pairs += torch.bincount(block[:-1] * size + block[1:], minlength=size * size)
+    if len(pairs):  # minus the pairs across two documents
+        ends = train.starts[1:-1]
+        across = train.tokens[ends - 1].long() * size + train.tokens[ends]
+        pairs -= torch.bincount(across, minlength=size * size)
+    fitted = {UNIGRAM: Baseline(torch.zeros(0, size).double(), (singles / singles.sum()).log())}
+    if len(pairs):
+        table = pairs.view(size, size)
+        fitted[BIGRAM] = Baseline((table / table.sum(1, True)).log(), torch.zeros(size).double())
+    return fitted
+
+
+def evaluate_text(
+    scores: TextScores, task: str, corpus: Corpus, baselines: Mapping[str, Baseline]
+) -> Evaluation:
+    """Compare a model's scores of a text with those of the baselines.
+
+    Args:
+        scores: of the model, of `corpus`.
+        task: of the model.
+        corpus: the text that was scored.
+        baselines: of `fit_text_baselines`; may be empty.
+    """
+    own, rows = text_metrics(scores), int(scores.tokens.sum())
+    found = {name: _scores(each, corpus, scores.time) for name, each in baselines.items()}
+    others = {name: text_metrics(each) for name, each in found.items()}
+    interval = None
+    if others:
+        interval = _interval(scores, found[best_of(task, others)])
+    return Evaluation(task, rows, own, others, verdict(task, own, others, interval), interval)
+
+
+def _scores(baseline: Baseline, corpus: Corpus, time: int) -> TextScores:
+    def logits_of(batch: Batch, fresh: Tensor) -> Tensor:  # noqa: ARG001 (there is no state)
+        if len(baseline.weight):
+            return embedding(batch.x, baseline.weight)
+        return baseline.bias.expand(*batch.x.shape, -1)
+
+    return scores_of(logits_of, corpus, time)
+
+
+def _interval(own: TextScores, other: TextScores) -> Interval | None:
+    """Bounds of the bits per character that the model saves, drawing blocks of text."""
+    gain = (other.nats - own.nats) / NATS_PER_BIT
+    return summed_interval(gain, own.tokens)

@@ -1,4 +1,4 @@
-"""Forecasts against the truth as a picture, with matplotlib (the extra `plot`)."""
+"""A picture of forecasts and the truth, with matplotlib (the extra `plot`)."""
 
 import io
 from importlib.util import find_spec
@@ -15,9 +15,9 @@ from lstm_compile.files import write_atomically
 from lstm_compile.model.forecaster import middle_of
 
 SUFFIXES = (".png", ".svg", ".pdf")
-WINDOWS = 4  # shown, at equal distances
-TARGETS = 6  # shown
-FEW = 6  # steps ahead up to which each has a dot
+WINDOWS = 4  # at equal distances
+TARGETS = 6
+FEW = 6  # steps ahead: if there are no more, each has a dot
 PAST = 3  # horizons of the context that are shown
 
 
@@ -36,13 +36,13 @@ def check_plot(path: Path) -> None:
 
 
 def plot_forecasts(path: Path, predict: Predict, config: ModelConfig, windows: Windows) -> None:
-    """Draw a few windows: what stood before, what came, and what was forecast, with its band.
+    """Draw a few windows: the steps before, the truth, and the forecast with its band.
 
     Args:
         path: `.png`, `.svg` or `.pdf`; written whole or not at all.
-        predict: (windows, horizon, targets(, quantiles)) of windows.
+        predict: gives (windows, horizon, targets(, quantiles)).
         config: of the model that predicts.
-        windows: on the CPU; some of them, at equal distances, are shown.
+        windows: on the CPU; a few, at equal distances, are drawn.
 
     Raises:
         InputError: what `check_plot` refuses.
@@ -79,7 +79,7 @@ def _draw(
     begin = max(int(windows.starts[index]), origin - PAST * horizon)
     stamps = windows.table.stamps(windows.table.ticks[begin : origin + horizon])
     before, ahead = stamps[: origin - begin], stamps[origin - begin :]
-    marker = "." if horizon <= FEW else ""  # a line of one point is not seen
+    marker = "." if horizon <= FEW else ""  # a line of one point is invisible
     axes.plot(before, windows.x[begin:origin, target], marker, ls="-", color="0.5", label="before")
     axes.plot(ahead, windows.y[index, :, target], marker, ls="-", color="black", label="truth")
     if config.quantiles:

@@ -1,19 +1,49 @@
-"""A model over a whole data set, batch by batch."""
+"""The answers of a model to a whole data set, batch by batch."""
 
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from lstm_compile.config import STEPWISE, ModelConfig
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import ordered_batches
+from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
+from lstm_compile.data.feed import feed, within_reach
 from lstm_compile.data.sequences import Sequences
+from lstm_compile.evaluation.perplexity import score_text, window_of
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import Params, complete
 from lstm_compile.recurrence.lengths import valid_mask
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
-from lstm_compile.training.batches import feed
+from lstm_compile.tasks.metrics import TextScores
+
+
+def answer_all(
+    params: Params,
+    config: ModelConfig,
+    data: Examples | Corpus,
+    unroll: object = None,
+    backend: Backend = "auto",
+    chunk: int = DEFAULT_CHUNK,
+) -> Tensor | TextScores:
+    """The answers of a model to data of any kind, to be measured.
+
+    Args:
+        params: of the model; their device does the work.
+        config: of the model.
+        data: on the CPU.
+        unroll: of a language model, see `perplexity.window_of`.
+        backend: as in `lstm_compile.lstm`.
+        chunk: as in `lstm_compile.lstm`.
+
+    Returns:
+        Of text what `score_text` gives, else what `predict_all` gives, on the CPU.
+    """
+    if isinstance(data, Corpus):
+        return score_text(params, config, data, backend, chunk, window_of(config, unroll))
+    near = within_reach(data, params["head.bias"].device)
+    return predict_all(params, config, near, backend, chunk).cpu()
 
 
 def predict_all(
@@ -39,7 +69,7 @@ def predict_all(
         device = params["head.bias"].device
         parts = [answer(batch) for (batch,) in feed(data, lengths, groups, device)]
         answers, order, count = torch.cat(parts), torch.cat(batches), len(data)
-        if config.task in STEPWISE:
+        if config.traits.per_step:
             assert isinstance(data, Sequences)
             order, count = data.steps_of(order.to(data.x.device)), len(data.x)
         whole = answers.new_zeros(count, *answers.shape[1:])
@@ -50,10 +80,10 @@ def predict_all(
 def _answer(
     params: Params, config: ModelConfig, batch: Batch, backend: Backend, chunk: int
 ) -> Tensor:
-    """The answers for a batch: one a row, or one a valid step where steps are answered."""
+    """The answers to a batch: one a row, or one a valid step where steps have answers."""
     found = complete(
         params, config, batch.x, batch.lengths, given=batch.given, backend=backend, chunk=chunk
     )
-    if config.task not in STEPWISE:
+    if config.traits.is_pooled:
         return found
     return found[valid_mask(batch.lengths, found.shape[1])]

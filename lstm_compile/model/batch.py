@@ -1,4 +1,4 @@
-"""What a model reads: padded rows, and what a forecast is given beside its window."""
+"""The input of a model: padded rows, and the inputs of a forecast beside its window."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Given(NamedTuple):
-    """What a forecasting model may be given beside its window; None where it takes none.
+    """The inputs of a forecasting model beside its window; None if it does not take one.
 
     Attributes:
         known_future: float32 (batch, horizon, known), covariates of the steps to forecast.
@@ -29,10 +29,10 @@ class Batch(NamedTuple):
             sequence's length on.
         lengths: int64 (batch,), valid steps of each.
         y: int64 (batch,), int64 (batch, time) with `IGNORED` in the padding, float32 (batch,
-            targets), or (batch, horizon, targets) with NaN where nobody knows.
+            targets), or (batch, horizon, targets) with NaN where a value is unknown.
         given: for `forecast`.
-        unit: (batch, targets), what errors are measured in; None is the scaler's unit.
-        resets: bool (batch, time), before which steps the state is set back to zeros; None: never.
+        unit: (batch, targets), the unit of errors; None is the scale of the scaler.
+        resets: bool (batch, time): the state is set to zeros before these steps; None: never.
     """
 
     x: Tensor

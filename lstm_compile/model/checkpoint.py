@@ -1,4 +1,4 @@
-"""The trained artefact: one safetensors file with its config, schema and provenance."""
+"""The file of a trained model: safetensors with config, schema and provenance."""
 
 import json
 from collections.abc import Mapping, Sized
@@ -9,20 +9,19 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lstm_compile.config import CLASSES, LM, ModelConfig
-from lstm_compile.data.schema import BYTES, Schema, SeriesSchema, Vocabulary, numbered
+from lstm_compile.config import ModelConfig
+from lstm_compile.data.schema import Schema, SeriesSchema
 from lstm_compile.errors import InputError
 from lstm_compile.files import from_json, write_atomically
-from lstm_compile.model.archive import open_archive, with_short_header
+from lstm_compile.model.header import FORMAT, open_archive, with_short_header
 from lstm_compile.model.model import Params, param_shapes
 from lstm_compile.model.run_folder import MODEL_FILE, own_file
 
-FORMAT = "lstm_compile"
 FORMAT_VERSION = "1"
 
 
 class Model(NamedTuple):
-    """What one file holds."""
+    """The content of a model file."""
 
     params: Params  # float32, as `param_shapes(config)` names and shapes them
     config: ModelConfig
@@ -44,7 +43,7 @@ def save_model(
         params: every tensor of `param_shapes(config)`, on any device; stored as float32.
         config: the architecture.
         schema: names of features and classes or targets; numbered names if None.
-        training: provenance, anything JSON can hold.
+        training: how the model was trained; anything that JSON can hold.
 
     Raises:
         InputError: params do not fit the config, names are too many or too long, or the file cannot
@@ -67,7 +66,7 @@ def save_model(
 def load_model(path: str | Path) -> Model:
     """Read a model from its file or run folder.
 
-    The header is checked against the config before any tensor is read; nothing is unpickled.
+    The header is checked against the config before a tensor is read; nothing is unpickled.
 
     Raises:
         InputError: no such file, not a safetensors file, not one of this package, or tensors that
@@ -98,10 +97,10 @@ def _read(archive: Any) -> Model:
 
 
 def model_file(path: str | Path) -> Path:
-    """The model file that a path to a run folder or to the file itself means.
+    """The model file of a run folder, or the file itself.
 
     Raises:
-        InputError: nothing there, or a folder without a model.
+        InputError: there is nothing, or a folder without a model.
     """
     path = Path(path)
     if path.is_dir():
@@ -123,30 +122,7 @@ def to_device(params: Mapping[str, Tensor], device: torch.device | str) -> Param
 
 def numbered_schema(config: ModelConfig) -> Schema:
     """Names for a model whose data have none: `feature_0`, `class_0`, `target_0` and so on."""
-    names = tuple(f"feature_{index}" for index in range(config.input_size))
-    kind = "class" if config.task in CLASSES else "target"
-    outputs = tuple(f"{kind}_{index}" for index in range(config.output_size))
-    if config.task == LM:
-        return Schema(("text",), (), (), vocabulary=_numbered_vocabulary(config.vocabulary_size))
-    if config.task == "forecast":
-        names = outputs + names[config.output_size :]
-        return Schema(names, (), outputs, series=_numbered_series(config, names))
-    return Schema(names, outputs, ()) if kind == "class" else Schema(names, (), outputs)
-
-
-def _numbered_vocabulary(size: int) -> Vocabulary:
-    """Characters from `!` on; bytes where there are as many."""
-    if size == BYTES:
-        return Vocabulary("byte")
-    return Vocabulary("char", tuple(chr(ord("!") + code) for code in range(size)))
-
-
-def _numbered_series(config: ModelConfig, names: tuple[str, ...]) -> SeriesSchema:
-    known = names[config.level_size : config.level_size + config.known_size]
-    statics = tuple(f"static_{index}" for index in range(len(config.static_sizes)))
-    categories = tuple(numbered("category", size) for size in config.static_sizes)
-    indicator = len(names) > config.level_size + config.known_size
-    return SeriesSchema("number", 1, known, (), statics, categories, indicator)
+    return config.traits.schema(config)
 
 
 def _checked_metadata(metadata: dict[str, str]) -> dict[str, str]:
@@ -179,13 +155,14 @@ def _check_shapes(found: Mapping[str, tuple[int, ...]], config: ModelConfig) -> 
 
 
 def _check_schema(schema: Schema, config: ModelConfig) -> None:
-    outputs: Sized = schema.classes if config.task in CLASSES else schema.targets
+    task = config.traits
+    outputs: Sized = schema.classes if task.has_classes else schema.targets
     tokens = 0 if schema.vocabulary is None else len(schema.vocabulary)
     if tokens != config.vocabulary_size:
         raise InputError(
             f"schema has a vocabulary of {tokens}, the config one of {config.vocabulary_size}"
         )
-    if config.task == LM and schema.vocabulary is not None:
+    if task.is_text and schema.vocabulary is not None:
         outputs = schema.vocabulary
     found, expected = (len(schema.features), len(outputs)), (config.input_size, config.output_size)
     if found != expected:
@@ -193,7 +170,7 @@ def _check_schema(schema: Schema, config: ModelConfig) -> None:
             f"schema names {found[0]} features and {found[1]} outputs, the config has "
             f"{expected[0]} and {expected[1]}"
         )
-    if (config.task == "forecast") != (schema.series is not None):
+    if task.is_series == (schema.series is None):
         raise InputError(f"schema does not fit task {config.task}; train again")
     if schema.series is not None:
         _check_series(schema.series, config)

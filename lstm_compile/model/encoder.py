@@ -1,6 +1,7 @@
-"""What reads a sequence: the LSTM stack, and Transformer blocks after it where there are any."""
+"""The encoder of a sequence: the LSTM stack, and Transformer blocks after it if there are any."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,22 @@ from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
 from lstm_compile.recurrence.weights import under
 
 
+class Mode(NamedTuple):
+    """How a model is run.
+
+    Attributes:
+        training: whether dropout acts.
+        backend: as in `lstm_compile.lstm`.
+        chunk: as in `lstm_compile.lstm`.
+    """
+
+    training: bool = False
+    backend: Backend = "auto"
+    chunk: int = DEFAULT_CHUNK
+
+
 def encoder_shapes(config: ModelConfig, entering: int) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor of LSTM stack and blocks; `entering` is what they read."""
+    """The name and shape of every tensor of stack and blocks; `entering` is their input size."""
     hidden, shapes = config.hidden_size, dict[str, tuple[int, ...]]()
     for layer in range(config.num_layers):
         width = config.width if layer else entering
@@ -31,7 +46,7 @@ def encoder_shapes(config: ModelConfig, entering: int) -> dict[str, tuple[int, .
 
 
 def initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A fresh tensor of those that `encoder_shapes` names; see `init_params`."""
+    """A fresh tensor with a name of `encoder_shapes`; see `init_params`."""
     if name.startswith("transformer."):
         return initial_of_block(name, shape, generator)
     tensor = torch.zeros(shape)
@@ -51,41 +66,35 @@ def encode(
     x: Tensor,
     lengths: Tensor | None = None,
     state: LSTMState | None = None,
-    *,
     resets: Tensor | None = None,
-    training: bool = False,
-    backend: Backend = "auto",
-    chunk: int = DEFAULT_CHUNK,
+    mode: Mode = Mode(),  # noqa: B008 (it cannot change)
 ) -> tuple[Tensor, LSTMState]:
     """Run the LSTM stack and the Transformer blocks over padded sequences.
 
-    Blocks see the steps of `x` alone: nothing but `state` tells of steps before them.
+    Blocks see the steps of `x` alone; earlier steps reach them through `state` only.
 
     Args:
         params: of the model, see `param_shapes`.
         config: the architecture.
-        x: (batch, time, width of the first layer), anything in the padding.
-        lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
-        state: initial state of the LSTM stack, zeros if None.
-        resets: (batch, time) bool, before which steps the state is set back to zeros; blocks see
-            nothing across them either.
-        training: whether dropout acts.
-        backend: as in `lstm_compile.lstm`.
-        chunk: as in `lstm_compile.lstm`.
+        x: (batch, time, width of the first layer), any number in the padding.
+        lengths: as in `lstm_compile.forward`.
+        state: as there.
+        resets: as there; blocks see no step from before a reset either.
+        mode: how to run.
 
     Returns:
         (batch, time, config.width), exactly 0 at t >= length; and the LSTM stack's final state.
     """
     steps, state = lstm(
         under(params, "lstm."), x, lengths, state, resets=resets, reset_state=_zeros_of(state),
-        dropout=config.dropout, training=training, backend=backend, chunk=chunk,
+        dropout=config.dropout, **mode._asdict(),
     )  # fmt: skip
     if config.transformer_layers:
         lengths, resets = (None if t is None else t.to(steps.device) for t in (lengths, resets))
         steps = transform(
             under(params, "transformer."), steps, lengths, resets,
             heads=config.heads, causal=not config.bidirectional,
-            drop=config.dropout if training else 0.0,
+            drop=config.dropout if mode.training else 0.0,
         )  # fmt: skip
     return steps, state
 

@@ -1,46 +1,47 @@
 """The forecasting network: an LSTM over the window, a small decoder for each step to forecast.
 
-With c the pooled states (and what was taken out of the window, and embeddings of statics), k_h the
-known covariates of step h, and w the targets' window:
+c: the pooled states, the location and scale that were taken out of the window, and embeddings of
+static covariates; k_h: the known covariates of step h; w: the window of the targets. Then
 
     d_h = W_h c + b_h                                     a vector of its own for each step
     y_h = W_y relu(W_d [d_h, k_h] + b_d) + b_y + sum_t L_ht w_t
 
-The last sum is the linear path, one for all targets. Source: the decoder of TiDE, Das et al. 2023,
-section 4, with an LSTM as the encoder.
+The last sum is the linear path, which all targets share.
+
+Source: the decoder of TiDE, Das et al. 2023, section 4, with an LSTM as the encoder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout, linear, relu
+from torch.nn.functional import dropout, linear, pad, relu
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.model.batch import Given
-from lstm_compile.model.encoder import encode
+from lstm_compile.model.encoder import Mode, encode
 from lstm_compile.model.last_steps import last_steps
 from lstm_compile.model.pooling import pool
 from lstm_compile.model.window_scaling import Frame, enter, leave, scaled_known
 from lstm_compile.recurrence.cell import LSTMState
-from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
 
-STEP_SIZE = 16  # numbers that tell one step to forecast from another
+STEP_SIZE = 16  # size of the vector d_h
 MAX_EMBEDDING = 16
+Step = Callable[[Tensor, Tensor, Given], Tensor]  # x, lengths, given -> (batch, 1, targets)
 
 
 def embedding_size(categories: int) -> int:
-    """Numbers that stand for a category: half as many as there are categories, at most 16."""
+    """The size of a category's vector: half the number of categories, at most 16."""
     return min(MAX_EMBEDDING, (categories + 1) // 2)
 
 
 def input_size(config: ModelConfig) -> int:
-    """Columns that the first LSTM layer reads."""
+    """Features that the first LSTM layer reads."""
     return config.input_size + sum(map(embedding_size, config.static_sizes))
 
 
 def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The name and shape of every tensor but those of the scaler, the LSTM and the pooling."""
+    """The name and shape of every tensor except those of scaler, LSTM stack and pooling."""
     hidden, steps = config.hidden_size, config.steps_out
     outputs = config.output_size * max(1, len(config.quantiles))
     context = config.width + sum(map(embedding_size, config.static_sizes))
@@ -67,12 +68,9 @@ def forecast(
     lengths: Tensor | None,
     given: Given,
     state: LSTMState | None = None,
-    *,
-    training: bool = False,
-    backend: Backend = "auto",
-    chunk: int = DEFAULT_CHUNK,
+    mode: Mode = Mode(),  # noqa: B008 (it cannot change)
 ) -> tuple[Tensor, LSTMState]:
-    """Raw windows in, raw forecasts out; arguments as in `lstm_compile.forward`.
+    """Forecast windows, both in the user's units; arguments as in `lstm_compile.forward`.
 
     Returns:
         (batch, steps_out, targets), or (batch, steps_out, targets, quantiles), rising in its last
@@ -86,14 +84,12 @@ def forecast(
     entering = steps
     if static is not None:
         entering = torch.cat([steps, static[:, None].expand(-1, steps.shape[1], -1)], -1)
-    states, state = encode(
-        params, config, entering, lengths, state, training=training, backend=backend, chunk=chunk
-    )
+    states, state = encode(params, config, entering, lengths, state, mode=mode)
     pooled = pool(states, lengths, config.pooling, params.get("pooling.weight"))
     context = torch.cat(
         [pooled, *_summary(frame, config), *([] if static is None else [static])], -1
     )
-    y = _decode(params, config, context, given.known_future, training)
+    y = _decode(params, config, context, given.known_future, mode.training)
     if config.linear:
         window = last_steps(steps[..., : config.output_size], ends, config.context)
         y = y + (params["linear.weight"] @ window)[..., None]
@@ -108,7 +104,7 @@ def _embed(params: Mapping[str, Tensor], static: Tensor | None) -> Tensor | None
 
 
 def _taken(config: ModelConfig) -> int:
-    """How many numbers a level gave up, which the decoder is told."""
+    """How many numbers are taken out of the window of each level; the decoder reads them."""
     return {"last": 1, "mean": 1, "revin": 2}.get(config.scaling, 0)
 
 
@@ -139,7 +135,7 @@ def _decode(
 
 
 def _rising(y: Tensor, config: ModelConfig) -> Tensor:
-    """Quantiles that never cross: the middle one, and steps above 0 away from it."""
+    """Quantiles in rising order: the middle one, and positive steps away from it."""
     parts = list(y.unbind(-1))
     if not config.quantiles:
         return parts[0]
@@ -152,10 +148,38 @@ def _rising(y: Tensor, config: ModelConfig) -> Tensor:
 
 
 def _above_zero(x: Tensor) -> Tensor:
-    """log(1 + exp(x)), in operators that every runtime has."""
+    """log(1 + exp(x)), of operators that every runtime has."""
     return torch.where(x > 0, x, 0.0) + (-x.abs()).exp().log1p()
 
 
 def middle_of(quantiles: tuple[float, ...]) -> int:
-    """Which quantile stands for the forecast: the one nearest to the median."""
+    """The index of the quantile nearest to the median, which is the forecast."""
     return min(range(len(quantiles)), key=lambda index: abs(quantiles[index] - 0.5))
+
+
+def roll_out(step: Step, config: ModelConfig, x: Tensor, lengths: Tensor, given: Given) -> Tensor:
+    """Forecast step by step; each forecast becomes the last step of the next window.
+
+    Args:
+        step: the model, one step ahead.
+        config: for the horizon; every feature is a target or a known covariate.
+        x: (batch, time, features).
+        lengths: (batch,) int64.
+        given: `known_future` of the whole horizon.
+
+    Returns:
+        (batch, horizon, targets).
+    """
+    rows = torch.arange(len(x), device=x.device)
+    x = torch.cat([x, x.new_zeros(len(x), config.horizon, x.shape[2])], 1)
+    parts = []
+    for ahead in range(config.horizon):
+        known = given.known_future
+        now = None if known is None else known[:, ahead : ahead + 1]
+        time = x.shape[1] - config.horizon + ahead
+        y = step(x[:, :time], lengths + ahead, given._replace(known_future=now))
+        parts.append(y)
+        row = torch.cat([y[:, 0], *([] if now is None else [now[:, 0]])], 1)
+        # the feature that remains is the indicator of gaps
+        x[rows, lengths + ahead] = pad(row, (0, x.shape[2] - row.shape[1]))
+    return torch.cat(parts, 1)

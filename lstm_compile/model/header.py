@@ -1,19 +1,82 @@
-"""What a run folder or a `.safetensors` file holds, read off its header. Loads no torch."""
+"""The headers of safetensors files: checked before anything in them is trusted. Loads no torch.
+
+The library checks offsets, which must follow one another without a gap up to the end of the file,
+and sizes, which must be those of shape and type. It does not limit the header, and a header of many
+small things takes forty times its own size in memory.
+
+Source: https://huggingface.co/docs/safetensors
+"""
 
 import json
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.schema import Schema
-from lstm_compile.errors import InputError
+from lstm_compile.errors import InputError, reason
 from lstm_compile.files import from_json
-from lstm_compile.model.archive import open_archive
 from lstm_compile.model.run_folder import MODEL_FILE, own_file
 
 FORMAT = "lstm_compile"
 STATISTICS = ("scaler.", "target_scaler.")  # of the data, not learned
+PREFIX = 8  # bytes that hold the length of the header
+MEND = "train or copy it again"
+HEADER_BYTES = 8 << 20
+
+
+@contextmanager
+def open_archive(path: Path, framework: str, mend: str = MEND) -> Iterator[Any]:
+    """A safetensors file, opened by the library once its header is checked.
+
+    Args:
+        path: the file.
+        framework: `pt` or `numpy`, whose tensors are wanted.
+        mend: what a person should do about a damaged file.
+
+    Raises:
+        InputError: no such file, or a damaged one; in the body of the `with` statement too.
+    """
+    try:
+        _check_header(path, mend)
+        with safe_open(path, framework=framework) as archive:
+            yield archive
+    except (SafetensorError, OSError, RuntimeError, TypeError) as error:  # of absurd shapes, too
+        raise InputError(
+            f"{path}: not a readable safetensors file ({reason(error)}); {mend}"
+        ) from error
+
+
+def with_short_header(data: bytes) -> bytes:
+    """The bytes of a safetensors file, if `open_archive` accepts its header.
+
+    Raises:
+        InputError: its header is too long.
+    """
+    length = int.from_bytes(data[:PREFIX], "little")
+    if length > HEADER_BYTES:
+        raise InputError(
+            f"names and notes of the model take {length} bytes, expected at most {HEADER_BYTES}; "
+            "shorten the names of features and classes"
+        )
+    return data
+
+
+def _check_header(path: Path, mend: str) -> None:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(PREFIX), "little")
+    most = min(size - PREFIX, HEADER_BYTES)
+    if length > most:
+        raise InputError(
+            f"{path}: not a readable safetensors file (its header says {length} bytes, expected at "
+            f"most {max(most, 0)}); {mend}"
+        )
 
 
 def inspect_safetensors(path: Path) -> dict[str, Any]:
@@ -44,7 +107,7 @@ def inspect_safetensors(path: Path) -> dict[str, Any]:
 
 
 def inspect_run(folder: Path) -> dict[str, Any]:
-    """A run folder: what `inspect_safetensors` gives of its model, and `files` (bytes by name).
+    """A run folder: `inspect_safetensors` of its model, and `files` (bytes by name).
 
     Raises:
         InputError: no model in it, or a damaged one.
@@ -58,7 +121,7 @@ def inspect_run(folder: Path) -> dict[str, Any]:
 
 
 def described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    """What the metadata of a trained model say, whatever file they stand in.
+    """The metadata of a trained model, of any kind of file.
 
     Returns:
         `task`, `schema` (names), `config`, `training` (data, seed, versions and figures).
@@ -83,6 +146,6 @@ def described(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def count_parameters(shapes: dict[str, list[int]]) -> int:
-    """How many numbers were learned."""
+    """The number of learned parameters."""
     learned = (shape for name, shape in shapes.items() if not name.startswith(STATISTICS))
     return sum(math.prod(shape) for shape in learned)

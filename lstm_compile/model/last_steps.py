@@ -1,7 +1,7 @@
-"""The last steps of padded rows, at equal places whatever the rows' lengths.
+"""The last steps of padded rows, all ending at the same place.
 
-Traced code meets one operator, which the ONNX translation writes as a GatherND within each row: an
-index in its place would become a node that few runtimes load.
+In traced code this is one operator, which the ONNX translation writes as a GatherND within each
+row. An index would become a node that few runtimes load.
 """
 
 import torch
@@ -23,7 +23,7 @@ def last_steps(x: Tensor, lengths: Tensor, size: int) -> Tensor:
         size: steps wanted.
 
     Returns:
-        (batch, size, features), the last valid step last; zeros where a row has fewer steps.
+        (batch, size, features), the last valid step last; zeros in front of shorter rows.
     """
     if torch.compiler.is_compiling():
         return torch.ops.lstm_compile.last_steps(x, lengths, size)  # type: ignore[no-any-return]

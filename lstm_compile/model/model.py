@@ -1,13 +1,11 @@
 """The model as pure functions of a flat dict of tensors: scaler, LSTM stack, pooling, head.
 
-Transformer blocks may stand between LSTM stack and pooling.
+Transformer blocks may stand between the LSTM stack and pooling. If every step has an answer, there
+is no pooling: the head reads every step. Forecasts are made by `lstm_compile.model.forecaster`.
 
-For `tag` there is no pooling: the head reads every step.
-
-Its keys are those of the saved file: `lstm.weight_ih_l0` ..., `transformer.0.norm1.weight` ... for
-Transformer blocks, `head.weight`, `head.bias`, `pooling.weight` for learned attention,
-`scaler.shift`, `scaler.scale`, and the same of `target_scaler` for regression. For forecasting what
-stands between pooling and forecast is in `lstm_compile.model.forecaster`.
+The keys are those of the saved file: `lstm.weight_ih_l0` ..., `transformer.0.norm1.weight` ...,
+`head.weight`, `head.bias`, `pooling.weight` for learned attention, `scaler.shift`, `scaler.scale`,
+and the same of `target_scaler` for regression.
 """
 
 from collections.abc import Mapping
@@ -17,17 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, embedding, linear
 
-from lstm_compile.config import CLASSES, POOLED, STEPWISE, ModelConfig
+from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Given
-from lstm_compile.model.encoder import encode, encoder_shapes, initial
-from lstm_compile.model.forecaster import decoder_shapes, forecast, input_size
+from lstm_compile.model.encoder import Mode, encode, encoder_shapes, initial
+from lstm_compile.model.forecaster import decoder_shapes, forecast, input_size, roll_out
 from lstm_compile.model.pooling import pool
-from lstm_compile.model.rollout import roll_out
 from lstm_compile.model.scaling import Scaler
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+from lstm_compile.tasks import tasks_with
 
 Params = dict[str, Tensor]
 NOTHING = Given()
@@ -40,20 +38,20 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of a model, in the order of computation."""
     first = config.embedding_size if config.vocabulary_size else input_size(config)
     shapes = _entry_shapes(config) | encoder_shapes(config, first)
-    if config.pooling == "attention" and config.task in POOLED:
+    if config.pooling == "attention" and config.traits.is_pooled:
         shapes["pooling.weight"] = (config.width,)
-    if config.task == "forecast":
+    if config.traits.is_series:
         return {**shapes, **decoder_shapes(config)}
     if not config.tie:
         shapes["head.weight"] = (config.output_size, config.width)
     shapes["head.bias"] = (config.output_size,)
-    if config.task == "regress":
+    if config.traits.has_target_scaler:
         shapes["target_scaler.shift"] = shapes["target_scaler.scale"] = (config.output_size,)
     return shapes
 
 
 def _entry_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Of what stands before the LSTM stack."""
+    """Of the scaler or the embedding, which comes before the LSTM stack."""
     if config.vocabulary_size:
         return {"embedding.weight": (config.vocabulary_size, config.embedding_size)}
     return {"scaler.shift": (config.input_size,), "scaler.scale": (config.input_size,)}
@@ -63,9 +61,9 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     """Fresh float32 parameters on the CPU; the same seed gives the same tensors.
 
     Input and head weights are Glorot-uniform (Glorot and Bengio 2010), each gate on its own;
-    recurrent weights are orthogonal gate by gate (Saxe et al. 2014); biases are zero but for the
-    forget gate's, whose `bias_ih` is 1 (Jozefowicz et al. 2015); attention scores start equal, and
-    the linear path of a forecast at nothing. Scalers start as the identity, Transformer blocks as
+    recurrent weights are orthogonal gate by gate (Saxe et al. 2014); biases are 0, except that
+    `bias_ih` of the forget gate is 1 (Jozefowicz et al. 2015). Attention scores start equal, the
+    linear path of a forecast at 0, scalers as the identity, Transformer blocks as
     `transformer.initial_of_block` says.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -84,18 +82,18 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> T
 
 
 def trainable(params: Mapping[str, Tensor], freeze: str = "none") -> Params:
-    """The parameters that gradients move; scaler statistics are not among them.
+    """The parameters that training changes; scalers are not among them.
 
     Args:
         params: see `param_shapes`.
-        freeze: `encoder` leaves the LSTM stack out as well: pooling and head remain.
+        freeze: `encoder` leaves out the LSTM stack too; pooling and head remain.
     """
     fixed = FROZEN + ENCODER if freeze == "encoder" else FROZEN
     return {name: value for name, value in params.items() if not name.startswith(fixed)}
 
 
 def scaler_of(params: Mapping[str, Tensor], name: str) -> Scaler:
-    """The scaler stored under `name`: `scaler` or `target_scaler`; of tokens the identity."""
+    """The scaler called `name`, `scaler` or `target_scaler`; the identity if there is none."""
     if f"{name}.shift" not in params:
         some = params["head.bias"]
         return Scaler(some.new_zeros(1), some.new_ones(1))
@@ -121,64 +119,60 @@ def forward(
         params: see `param_shapes`; all of one dtype and device.
         config: the architecture.
         x: (batch, time, input_size), or int64 tokens (batch, time) for a model with a vocabulary.
-        lengths: (batch,) int64, or None where every step is valid; on the CPU no device waits.
+        lengths: (batch,) int64, or None if every step is valid; on the CPU no device waits for it.
         state: initial state of the LSTM stack, zeros if None.
-        resets: (batch, time) bool, before which steps the state is set back to zeros, for `tag` and
-            `lm`; None: never.
-        given: for `forecast`, what `config.given` names.
+        resets: (batch, time) bool: the state is set to zeros before these steps; only for tasks
+            with an answer for each step. None: never.
+        given: for `forecast`, the inputs that `config.given` names.
         training: whether dropout acts.
         backend: as in `lstm_compile.lstm`.
         chunk: as in `lstm_compile.lstm`.
 
     Returns:
-        the prediction (batch, output_size): logits for `classify`, values in the user's units for
-        `regress`; for `tag` and `lm` logits (batch, time, output_size), 0 in the padding;
-        what `forecast.network.forecast` gives for `forecast`; and the LSTM stack's final state.
+        The prediction (batch, output_size): logits for `classify`, values in the user's units for
+        `regress`. For `tag` and `lm` logits (batch, time, output_size), 0 in the padding; for
+        `forecast` what `forecaster.forecast` gives. And the final state of the LSTM stack.
 
     Raises:
         InputError: shapes, dtypes or lengths that do not fit.
     """
-    if resets is not None and config.task not in STEPWISE:
-        raise InputError(
-            f"resets are for tasks {' and '.join(STEPWISE)}, not {config.task}; cut the sequences"
-        )
-    if config.task == "forecast":
+    task, mode = config.traits, Mode(training, backend, chunk)
+    if resets is not None and task.is_pooled:
+        known = " and ".join(tasks_with(per_step=True))
+        raise InputError(f"resets are for tasks {known}, not {config.task}; cut the sequences")
+    if task.is_series:
         _check_given(config, given)
         if given.known_future is not None:  # a recursive model takes one step at a time
             given = given._replace(known_future=given.known_future[:, : config.steps_out])
-        return forecast(
-            params, config, x, lengths, given, state,
-            training=training, backend=backend, chunk=chunk,
-        )  # fmt: skip
+        return forecast(params, config, x, lengths, given, state, mode)
     entered = _entered(params, config, x, lengths)
-    steps, state = encode(
-        params, config, entered, lengths, state,
-        resets=resets, training=training, backend=backend, chunk=chunk,
-    )  # fmt: skip
+    steps, state = encode(params, config, entered, lengths, state, resets, mode)
     lengths = None if lengths is None else lengths.to(x.device)
-    if config.task in POOLED:
+    if task.is_pooled:
         steps = pool(steps, lengths, config.pooling, params.get("pooling.weight"))
     prediction = linear(
         dropout(steps, config.head_dropout, training),
         params["embedding.weight" if config.tie else "head.weight"],
         params["head.bias"],
     )
-    if config.task in STEPWISE:
-        prediction = zero_padding(prediction, lengths)
-    if config.task == "regress" and config.target_scaling != "none":
+    if task.has_target_scaler and config.target_scaling != "none":
         prediction = scaler_of(params, "target_scaler").invert(prediction)
+    if task.finish is not None:
+        prediction = task.finish(prediction)
+    if task.per_step:
+        prediction = zero_padding(prediction, lengths)
     return prediction, state
 
 
 def _entered(
     params: Mapping[str, Tensor], config: ModelConfig, x: Tensor, lengths: Tensor | None
 ) -> Tensor:
-    """What the first layer reads: scaled features, or the embedding of tokens."""
+    """The input of the first layer: scaled features, or the embedding of tokens."""
     if not config.vocabulary_size:
         return scaler_of(params, "scaler").apply(x) if config.scaling != "none" else x
     if x.dim() != 2 or x.dtype != torch.int64:
         raise InputError(f"tokens must be int64 (batch, time), got {x.dtype} {tuple(x.shape)}")
-    if lengths is not None:  # whatever stands in the padding
+    if lengths is not None:  # padding may hold any number
         x = torch.where(valid_mask(lengths.to(x.device), x.shape[1]), x, 0)
     return embedding(x, params["embedding.weight"])
 
@@ -188,18 +182,13 @@ def predict(
     config: ModelConfig,
     x: Tensor,
     lengths: Tensor | None = None,
-    *,
-    given: Given = NOTHING,
-    backend: Backend = "auto",
-    chunk: int = DEFAULT_CHUNK,
+    **options: Any,
 ) -> Tensor:
-    """What the model's ONNX file answers, (batch, output_size).
+    """The answer of the model's ONNX file; `options` are arguments of `forward`.
 
-    Class probabilities for `classify`, for `tag` those of every step (batch, time, output_size),
-    0 in the padding, for `lm` logits of every step; values in the user's units for `regress`; for
-    `forecast` (batch, steps_out, targets(, quantiles)); arguments as in `forward`.
+    Probabilities of classes (batch, output_size), for `tag` of every step (batch, time,
+    output_size) and 0 in the padding; for other tasks the prediction of `forward`.
     """
-    options: dict[str, Any] = {"given": given, "backend": backend, "chunk": chunk}
     return predict_on(params, config, x, lengths, **options)[0]
 
 
@@ -211,12 +200,12 @@ def predict_on(
     state: LSTMState | None = None,
     **options: Any,
 ) -> tuple[Tensor, LSTMState]:
-    """What `predict` gives, from an initial state, and the state to go on with."""
+    """The answer of `predict` from an initial state, and the final state."""
     prediction, state = forward(params, config, x, lengths, state, **options)
-    if config.task in CLASSES:
+    if config.traits.has_classes:
         prediction = prediction.softmax(-1)
-    if config.task == "tag" and lengths is not None:
-        prediction = zero_padding(prediction, lengths.to(prediction.device))
+        if config.traits.per_step and lengths is not None:
+            prediction = zero_padding(prediction, lengths.to(prediction.device))
     return prediction, state
 
 
@@ -227,16 +216,14 @@ def complete(
     lengths: Tensor,
     *,
     given: Given = NOTHING,
-    backend: Backend = "auto",
-    chunk: int = DEFAULT_CHUNK,
+    **options: Any,
 ) -> Tensor:
-    """`forward`'s prediction, and with the decoder `recursive` that of the whole horizon."""
+    """The prediction of `forward`; with the decoder `recursive` that of the whole horizon."""
 
     def once(x: Tensor, lengths: Tensor, given: Given) -> Tensor:
-        options: dict[str, Any] = {"given": given, "backend": backend, "chunk": chunk}
-        return forward(params, config, x, lengths, **options)[0]
+        return forward(params, config, x, lengths, given=given, **options)[0]
 
-    if config.task == "forecast" and config.decoder == "recursive":
+    if config.traits.is_series and config.decoder == "recursive":
         return roll_out(once, config, x, lengths, given)
     return once(x, lengths, given)
 

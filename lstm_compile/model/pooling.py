@@ -1,4 +1,4 @@
-"""From a sequence of vectors to one vector, over valid steps only.
+"""Pooling: from a sequence of vectors to one vector, over valid steps only.
 
 `steps` is (batch, time, width) with zeros in the padding; every function gives (batch, width), and
 zeros for a row of length 0.
@@ -16,7 +16,7 @@ def pool(
 ) -> Tensor:
     """Pool by `kind`; `weight` (width,) scores the steps of `attention`.
 
-    Without `lengths` every step is valid, and no mask is made.
+    Without `lengths` every step is valid, and there is no mask.
     """
     if steps.shape[1] == 0:
         return steps.new_zeros(steps.shape[0], steps.shape[2])
@@ -38,7 +38,7 @@ def _counts(steps: Tensor, lengths: Tensor) -> Tensor:
 def _last(steps: Tensor, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return steps[:, -1]
-    # a sum over a mask, not an index: an indexed read exports to a gather that few runtimes load
+    # a sum over a mask: an index would be exported as a gather, which few runtimes load
     step = torch.arange(steps.shape[1], device=steps.device)
     is_last = step == lengths.unsqueeze(1) - 1
     return torch.where(is_last.unsqueeze(2), steps, 0.0).sum(1)
@@ -59,5 +59,5 @@ def _attend(steps: Tensor, lengths: Tensor | None, query: Tensor) -> Tensor:
     if lengths is not None:
         valid = valid_mask(lengths, steps.shape[1])
         scores = torch.where(valid, scores, torch.finfo(steps.dtype).min)
-    # padded steps are zeros: in a row with no valid step the uniform weights meet nothing else
+    # a row with no valid step has uniform weights, but all its steps are zeros
     return (torch.softmax(scores, 1).unsqueeze(1) @ steps).squeeze(1)

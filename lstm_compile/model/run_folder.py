@@ -1,4 +1,4 @@
-"""Run folders: where they are, what their files are called."""
+"""Run folders: their places and the names of their files."""
 
 import glob
 from pathlib import Path
@@ -35,10 +35,10 @@ def new_run_folder(data: str, output: Path | None = None) -> Path:
 
 
 def own_file(folder: Path, name: str) -> Path | None:
-    """A file of a run folder, None where it is not there.
+    """A file of a run folder; None if it is not there.
 
     Raises:
-        InputError: a link, which may lead out of the folder, or no plain file.
+        InputError: it is a link, which may lead out of the folder, or no plain file.
     """
     path = folder / name
     if path.is_symlink():

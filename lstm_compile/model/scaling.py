@@ -12,7 +12,7 @@ from lstm_compile.config import Scaling
 
 
 class Scaler(NamedTuple):
-    """What is subtracted and what is divided by, (features,) each."""
+    """The numbers to subtract and to divide by, (features,) each."""
 
     shift: Tensor
     scale: Tensor
@@ -27,7 +27,7 @@ class Scaler(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What a scaler is fitted on, float64 (features,) each; nothing where `rows` is 0.
+    """The statistics that a scaler is fitted on, float64 (features,); meaningless if `rows` is 0.
 
     Attributes:
         rows: how many there are.
@@ -44,7 +44,7 @@ class Moments(NamedTuple):
     high: Tensor
 
     def merge(self, other: "Moments") -> "Moments":
-        """Those of the rows of both.
+        """The moments of the rows of both.
 
         Source: Chan, Golub, LeVeque, Updating Formulae and a Pairwise Algorithm for Computing
         Sample Variances, 1979.
@@ -59,7 +59,7 @@ class Moments(NamedTuple):
 
 
 def moments_of(values: Tensor) -> Moments:
-    """The moments of `values` (rows, features), in float64, so that large offsets lose nothing."""
+    """The moments of `values` (rows, features), in float64: exact for large offsets too."""
     exact = values.double()
     if not len(exact):
         return Moments(0, *exact.new_zeros(4, exact.shape[1]))
@@ -68,7 +68,7 @@ def moments_of(values: Tensor) -> Moments:
 
 
 def fit_scaler(values: Tensor | Moments, kind: Scaling) -> Scaler:
-    """The scaler of `values` (rows, features): valid steps of the training part, nothing else."""
+    """The scaler of `values` (rows, features): the valid steps of the training part alone."""
     found = values if isinstance(values, Moments) else moments_of(values)
     width = len(found.mean)
     if kind == "none" or not found.rows:

@@ -6,8 +6,8 @@ With x (batch, time, width) and a layer norm in front of each branch, a block is
     x = x + W_2 gelu(W_1 norm_2(x) + b_1) + b_2
 
 Positions are rotary: queries and keys are turned by angles that grow with the step, so that a score
-depends on how far two steps are apart and on nothing else, however long the sequence is. The
-parameters of a block have the keys of nn.TransformerEncoderLayer.
+depends only on how far two steps are apart. The parameters of a block have the keys of
+nn.TransformerEncoderLayer.
 
 Source: Vaswani et al. 2017, section 3; Xiong et al. 2020, figure 1b (pre-norm); Su et al. 2021,
 equation 34 (rotary positions).
@@ -28,9 +28,9 @@ from torch.nn.functional import (
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
 from lstm_compile.recurrence.weights import under
 
-EXPANSION = 4  # width of the feed-forward network over that of the block
+EXPANSION = 4  # width of the feed-forward network, divided by that of the block
 LONGEST_WAVE = 10_000.0  # of the rotation, in steps over 2 pi
-ADDED = ("self_attn.out_proj.weight", "linear2.weight")  # what is added to x comes from these
+ADDED = ("self_attn.out_proj.weight", "linear2.weight")  # the last of each branch
 
 Rotation = tuple[Tensor, Tensor]  # cosines and sines, (time, half the width of a head)
 
@@ -57,9 +57,9 @@ def block_shapes(width: int) -> dict[str, tuple[int, ...]]:
 def initial_of_block(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """A fresh float32 parameter of a block.
 
-    Weights are Glorot-uniform, those of queries, keys and values each on their own, but for those
-    whose products are added to x: they are 0, so that a fresh block changes nothing (Goyal et al.
-    2017, section 5.1; Zhang et al. 2019, section 3.3). Biases are 0, norms the identity.
+    Weights are Glorot-uniform; those of queries, keys and values count as three. The last weights
+    of each branch are 0, so that a fresh block changes nothing (Goyal et al. 2017, section 5.1;
+    Zhang et al. 2019, section 3.3). Biases are 0, norms the identity.
     """
     if "norm" in name and name.endswith("weight"):
         return torch.ones(shape)
@@ -83,13 +83,13 @@ def transform(
     """Run blocks over padded sequences.
 
     Args:
-        params: what `block_shapes` names, behind `0.`, `1.` and so on.
+        params: those of `block_shapes`, with the prefixes `0.`, `1.` and so on.
         x: (batch, time, width), finite in the padding too.
-        lengths: (batch,) int64, or None where every step is valid.
-        resets: (batch, time) bool, steps that see none before them, nor does any after; or None.
-        heads: parts of the width that attend on their own; a divisor of it.
-        causal: whether a step sees those before it and itself only, or all valid steps.
-        drop: probability of dropping a value of what a block adds to x.
+        lengths: (batch,) int64, or None if every step is valid.
+        resets: (batch, time) bool: no step sees across the start of these steps; or None.
+        heads: a divisor of the width.
+        causal: whether a step sees itself and those before it, or all valid steps.
+        drop: the probability of dropping a value that a block adds to x.
 
     Returns:
         (batch, time, width), exactly 0 at t >= length.
@@ -106,13 +106,13 @@ def transform(
 
 
 def visible(lengths: Tensor | None, time: int, causal: bool, device: torch.device) -> Tensor | None:
-    """Which steps (last dimension) each step sees, to be broadcast to (batch, heads, time, time).
+    """The steps (last dimension) that each step sees, for (batch, heads, time, time); None: all.
 
-    Every step sees one at least, in the padding too, as a softmax over nothing is NaN. None: all.
+    Each step sees at least one, in the padding too: a softmax over nothing is NaN.
     """
     step = torch.arange(time, device=device)
     if causal:  # no valid step has padding before it
-        # half a step, as tract 0.23 cuts sequences up where it sees whole steps compared
+        # + 0.5: tract 0.23 cuts sequences up if whole steps are compared
         return step < step.unsqueeze(1) + 0.5
     if lengths is None:
         return None
@@ -121,13 +121,13 @@ def visible(lengths: Tensor | None, time: int, causal: bool, device: torch.devic
 
 
 def within_segments(resets: Tensor) -> Tensor:
-    """Which steps stand in one segment, between resets: (batch, 1, time, time)."""
+    """Which pairs of steps have no reset between them: (batch, 1, time, time)."""
     segment = resets.cumsum(1)
     return (segment.unsqueeze(1) == segment.unsqueeze(2)).unsqueeze(1)
 
 
 def rotations(time: int, size: int, like: Tensor) -> Rotation:
-    """Cosines and sines of what each step turns each pair of a head's `size` numbers by."""
+    """Cosines and sines of the angle by which each step turns each pair of a head's numbers."""
     dtype = torch.promote_types(like.dtype, torch.float32)  # bfloat16 cannot count beyond 256
     step = torch.arange(time, device=like.device).to(dtype)
     pair = torch.arange(size // 2, device=like.device).to(dtype)

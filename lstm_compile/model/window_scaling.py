@@ -1,4 +1,4 @@
-"""From raw windows to what the network sees, and from what it gives back to raw forecasts.
+"""The scaling of windows for the network, and of its output back to forecasts.
 
 In this order, and back in the reverse order:
 
@@ -7,7 +7,7 @@ In this order, and back in the reverse order:
     all       z = (z - shift) / scale               `scaling`, of each feature or of each series
     levels    z = (z - a) / b                       `last`, `mean` or `revin`, of each window
 
-Everything is a function of valid steps alone and exact for windows of any length, 0 and 1 too.
+Everything depends on valid steps alone and is exact for windows of any length, 0 and 1 too.
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ EPSILON = 1e-5  # added to the variance of a window, as in RevIN
 
 
 class Frame(NamedTuple):
-    """What was taken out of a window, and goes back into its forecast.
+    """The parts that were taken out of a window and go back into its forecast.
 
     Attributes:
-        season: (batch, steps_out, targets), the last season; None where there is none.
+        season: (batch, steps_out, targets), the last season; None without `season`.
         shift: (levels,) or (batch, 1, levels), of the scaling.
         scale: the same.
-        location: (batch, 1, levels), of the window; (1,) of 0 where nothing is done to windows.
-        deviation: the same; of 1 where windows are not divided.
+        location: (batch, 1, levels), of the window; (1,) of 0 if windows are not scaled.
+        deviation: the same; 1 if windows are not divided.
     """
 
     season: Tensor | None
@@ -49,16 +49,16 @@ def symmetric_log(x: Tensor) -> Tensor:
 
 
 def symmetric_exp(z: Tensor) -> Tensor:
-    """What `symmetric_log` came from: sign(z) (exp(|z|) - 1)."""
+    """The inverse of `symmetric_log`: sign(z) (exp(|z|) - 1)."""
     size = z.abs()
-    # not expm1, which exports to an operator that few runtimes know
+    # not expm1: few runtimes know its operator
     return z.sign() * (torch.where(size < LARGEST, size, LARGEST).exp() - 1.0)
 
 
 def differences(targets: Tensor, season: int) -> Tensor:
-    """`targets` (batch, time, targets) less their values `season` steps before; those of 0 first.
+    """`targets` (batch, time, targets) minus their values `season` steps before.
 
-    The first `season` steps come out as they went in.
+    The first `season` steps stay as they are.
     """
     zero = torch.zeros(1, 1, 1, dtype=targets.dtype, device=targets.device)
     before = torch.cat([zero.expand(targets.shape[0], season, targets.shape[2]), targets], 1)
@@ -68,12 +68,12 @@ def differences(targets: Tensor, season: int) -> Tensor:
 def enter(
     params: Mapping[str, Tensor], config: ModelConfig, x: Tensor, lengths: Tensor, given: Given
 ) -> tuple[Tensor, Frame]:
-    """The steps that the network sees, (batch, time, features), and what was taken out of them.
+    """The input of the network, (batch, time, features), and the parts that were taken out.
 
     Args:
         params: for the scaler.
         config: the architecture.
-        x: (batch, time, features), in the user's units; padding may hold anything.
+        x: (batch, time, features), in the user's units; padding may hold any number.
         lengths: (batch,) int64.
         given: location and scale of each series, for scaling `series`.
     """
@@ -97,7 +97,7 @@ def enter(
 
 
 def leave(frame: Frame, config: ModelConfig, y: Tensor) -> Tensor:
-    """What the network gives, (batch, steps, targets(, quantiles)), in the user's units."""
+    """The network's output (batch, steps, targets(, quantiles)) in the user's units."""
     size = config.output_size
 
     def of_targets(part: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ def leave(frame: Frame, config: ModelConfig, y: Tensor) -> Tensor:
 
 
 def scaled_known(params: Mapping[str, Tensor], config: ModelConfig, known: Tensor) -> Tensor:
-    """Known covariates (batch, steps, known) on the scale that they have within windows."""
+    """Known covariates (batch, steps, known), scaled as within windows."""
     columns = slice(config.level_size, config.level_size + config.known_size)
     if config.scaling == "none":
         return known
@@ -137,8 +137,8 @@ def _scaling(
 
 
 def _counts(valid: Tensor, config: ModelConfig) -> Tensor:
-    """(batch, time, levels) bool, which values are there once targets have become differences."""
-    # in floats: tract cuts what it knows of whole numbers into parts, and fails on short rows
+    """(batch, time, levels) bool: the values that exist once targets are differences."""
+    # in floats: with whole numbers tract fails on short rows
     step = torch.arange(valid.shape[1], dtype=torch.float32, device=valid.device)
     of_targets = valid & (step >= config.season)[:, None]
     return torch.cat(
@@ -154,7 +154,7 @@ def _window(
         zero = torch.zeros(1, dtype=z.dtype, device=z.device)
         return zero, zero + 1.0
     if config.scaling == "last":
-        # counted from 1: tract fails on some graphs that take 1 off the lengths here
+        # counted from 1: tract fails on some graphs that subtract 1 from the lengths here
         number = torch.arange(1, z.shape[1] + 1, device=z.device)
         is_last = (number == lengths[:, None])[..., None] & moves
         location = torch.where(is_last, z, 0.0).sum(1, keepdim=True)
@@ -169,7 +169,7 @@ def _window(
 
 
 def _last_season(targets: Tensor, lengths: Tensor, config: ModelConfig) -> Tensor:
-    """What stood a season before each step to forecast; the last value where nothing did."""
+    """The values a season before each step to forecast; the last value where there is none."""
     season = last_steps(targets, lengths, config.season)
     missing = lengths[:, None] < torch.arange(config.season, 0, -1, device=lengths.device)
     season = torch.where(missing[..., None], season[:, -1:], season)
@@ -178,7 +178,7 @@ def _last_season(targets: Tensor, lengths: Tensor, config: ModelConfig) -> Tenso
 
 
 def _over_seasons(y: Tensor, season: int) -> Tensor:
-    """Sums of `y` (batch, steps, ...) over all steps that lie whole seasons before, and itself."""
+    """Sums of `y` (batch, steps, ...) over each step and all that lie whole seasons before it."""
     steps = y.shape[1]
     if steps <= season:
         return y

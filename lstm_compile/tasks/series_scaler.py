@@ -1,4 +1,4 @@
-"""The scaler of a forecasting model, fitted on what training saw and nobody filled."""
+"""The scaler of a forecasting model, fitted on the steps of training that were not filled."""
 
 import numpy as np
 import torch
@@ -13,9 +13,8 @@ def fit_series_scaler(windows: Windows, config: ModelConfig) -> Scaler:
     """Shift and scale of every feature, (features,) each.
 
     Args:
-        windows: what will be trained on; rows after the last step that these forecast are not
-            looked at.
-        config: the architecture; `standard` stands below the scalings of windows and series.
+        windows: of the training part; rows after the last step that they forecast are not read.
+        config: the architecture; scalings of windows and series come after `standard`.
     """
     kind: TargetScaling = "standard"
     if config.scaling in ("none", "minmax"):
@@ -33,12 +32,12 @@ def fit_series_scaler(windows: Windows, config: ModelConfig) -> Scaler:
 
 
 def target_deviation(windows: Windows) -> torch.Tensor:
-    """The standard deviation of each target where training saw it, (targets,); 1 if it is 0."""
+    """The deviation of each target in the training part, (targets,); 1 if it is 0."""
     return _of_targets(windows).scale
 
 
 def target_mean(windows: Windows) -> torch.Tensor:
-    """The mean of each target where training saw it, (targets,)."""
+    """The mean of each target in the training part, (targets,)."""
     return _of_targets(windows).shift
 
 
@@ -60,7 +59,7 @@ def _seen(windows: Windows) -> torch.Tensor:
 def _target(
     windows: Windows, config: ModelConfig, values: torch.Tensor, use: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A target as `transforms.enter` sees it, where it sees anything."""
+    """A target after `log1p` and `season`, as `window_scaling.enter` makes it; and which rows."""
     if config.log1p:
         values = symmetric_log(values)
     if config.season:

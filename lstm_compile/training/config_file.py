@@ -6,6 +6,7 @@ from dataclasses import Field, asdict, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from lstm_compile.config import DERIVED
+from lstm_compile.tasks import fitting_task
 from lstm_compile.training.defaults import SECTIONS
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ Sections = Mapping[str, Mapping[str, Any]]
 def to_toml(job: "Job") -> str:
     """All settings of a run; `train --config` reads them back."""
     model = {k: v for k, v in job.config.to_dict().items() if k not in DERIVED}
-    task = None if job.config.task in ("classify", "regress") else job.config.task
+    inferred = [fitting_task(None, can_stream=True, has_classes=has) for has in (True, False)]
+    task = None if job.config.task in inferred else job.config.task
     sources = {"task": task, "data": job.data, "test": job.test}
     # without the means, which are computed anew when the data are read again
     table = {name: value for name, value in table_of(job).items() if name != "means"}
@@ -63,7 +65,8 @@ def _explanations() -> dict[str, str]:
 
 
 def _explanation(field: Field[Any], hint: Any) -> str:
-    choices, text = ", ".join(_choices(hint)), field.metadata["help"]
+    words, text = field.metadata["choices"], field.metadata["help"]
+    choices = ", ".join(words() if words else _choices(hint))
     unset = f" Unset: {field.metadata['unset']}." if field.default in (None, ()) else ""
     return f"{text}{f' One of: {choices}.' if choices else ''}{unset}"
 

@@ -5,16 +5,17 @@ task, the defaults of the dataclasses.
 """
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, fields
 from functools import partial
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-from lstm_compile.config import LM, WHOLE, ModelConfig, Task, check_tasks
+from lstm_compile.config import ModelConfig, check_tasks, is_known
 from lstm_compile.data.bundled import settings_of
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import is_text
 from lstm_compile.errors import InputError
+from lstm_compile.tasks import TASKS, find_task, fitting_task, tasks_with
 from lstm_compile.training.settings import TrainingConfig
 
 Values = Mapping[str, Any]
@@ -23,43 +24,12 @@ SECTIONS: dict[str, type] = {  # of a config file
     "training": TrainingConfig,
     "table": TableOptions,
 }
-TASK_SETTINGS: dict[str, dict[str, Values]] = {
-    "forecast": {
-        "model": {
-            "num_layers": 1,
-            "bidirectional": False,
-            "dropout": 0.0,
-            "head_dropout": 0.1,
-            "pooling": "last",
-            "scaling": "mean",
-        },
-        "training": {"epochs": 15, "batch_size": 64, "learning_rate": 2e-3, "epoch_size": 8192},
-    },
-    "tag": {"training": {"label_smoothing": 0.0}},
-    "lm": {
-        "model": {
-            "hidden_size": 256,
-            "num_layers": 1,
-            "bidirectional": False,
-            "dropout": 0.0,
-            "head_dropout": 0.3,
-        },
-        "training": {
-            "epochs": 20,
-            "batch_size": 16,
-            "unroll": 64,
-            "learning_rate": 4e-3,
-            "label_smoothing": 0.0,
-            "weight_decay": 0.01,
-        },
-    },
-}
 
 
 class Settings(NamedTuple):
     """All settings of a run."""
 
-    task: Task | None  # None: the data decide
+    task: str | None  # None: the data decide
     model: dict[str, Any]  # fields of ModelConfig that differ from its defaults or were given
     training: TrainingConfig
     table: TableOptions
@@ -67,7 +37,7 @@ class Settings(NamedTuple):
 
 def resolve(
     data: str,
-    task: Task | None = None,
+    task: str | None = None,
     model: Values | None = None,
     training: Values | None = None,
     table: Values | None = None,
@@ -84,9 +54,10 @@ def resolve(
     Raises:
         InputError: a value of the wrong type or out of range.
     """
-    own = tomllib.loads(settings_of(data)) if task in (None, "forecast") else {}
-    task = task or own.get("task") or ("lm" if is_text(data) else None)
-    layers = [TASK_SETTINGS.get(task or "", {}), own]
+    is_open = task is None or find_task(task).is_series
+    own = tomllib.loads(settings_of(data)) if is_open else {}
+    task = task or own.get("task") or (fitting_task(None, is_text=True) if is_text(data) else None)
+    layers = [find_task(task).settings if task else {}, own]
     asked = {"model": model or {}, "training": training or {}, "table": table or {}}
     merged = {
         section: {k: v for layer in (*layers, asked) for k, v in layer.get(section, {}).items()}
@@ -108,7 +79,7 @@ def complete(settings: Settings) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: no such task takes these settings.
     """
-    tasks = (settings.task,) if settings.task else WHOLE
+    tasks = (settings.task,) if settings.task else tasks_with(is_whole=True)
     require_some_task(partial(_check, settings), tasks)
     given = {
         "model": settings.model,
@@ -119,21 +90,19 @@ def complete(settings: Settings) -> dict[str, dict[str, Any]]:
         title: {
             field.name: given[title].get(field.name, field.default)
             for field in fields(cls)
-            if {*tasks} & {*field.metadata.get("only", ())}
+            if "help" in field.metadata and any(is_known(field, find_task(t)) for t in tasks)
         }
         for title, cls in SECTIONS.items()
     }
 
 
-def require_some_task(
-    check: Callable[[Task], object], tasks: Sequence[Task] = get_args(Task)
-) -> None:
+def require_some_task(check: Callable[[str], object], tasks: Iterable[str] = tuple(TASKS)) -> None:
     """Require that `check` accepts at least one of the tasks.
 
     Raises:
         InputError: that of the first task, if `check` raises one for every task.
     """
-    errors = []
+    tasks, errors = tuple(tasks), []
     for task in tasks:
         try:
             check(task)
@@ -143,9 +112,9 @@ def require_some_task(
         raise errors[0]
 
 
-def _check(settings: Settings, task: Task) -> None:
+def _check(settings: Settings, task: str) -> None:
     """Refuse settings that the task does not take, as far as that shows without data."""
-    tokens = int(task == LM)
+    tokens = int(find_task(task).is_text)
     ModelConfig(task=task, input_size=1, output_size=1, vocabulary_size=tokens, **settings.model)
     check_tasks(settings.training, task)
     check_tasks(settings.table, task)

@@ -16,15 +16,19 @@ from torch import Generator, Tensor
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
+from lstm_compile.data.feed import feed
 from lstm_compile.data.lanes import carried, chunks, on_device, places_at, steps_of
 from lstm_compile.data.stream import Stream
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import scaler_of
 from lstm_compile.recurrence.cell import LSTMState
-from lstm_compile.tasks.scoring import row_weight
+from lstm_compile.tasks.losses import row_weight
 from lstm_compile.training.augment import augment
-from lstm_compile.training.batches import feed
-from lstm_compile.training.epoch_batches import InMemory, Streamed, blank_batch
+from lstm_compile.training.epoch_batches import (
+    InMemory,
+    Streamed,
+    blank_batch,
+)
 from lstm_compile.training.failures import StepChecks, explain_failure, list_rows
 from lstm_compile.training.processes import ALONE, ProcessGroup
 from lstm_compile.training.settings import TrainingConfig

@@ -8,9 +8,9 @@ from torch import Generator, Tensor
 
 from lstm_compile.data.batches import bucketed_batches
 from lstm_compile.data.examples import Examples
+from lstm_compile.data.feed import copied_ahead, feed
 from lstm_compile.data.stream import Pool, Stream
 from lstm_compile.model.batch import Batch
-from lstm_compile.training.batches import copied_ahead, feed
 from lstm_compile.training.processes import ProcessGroup
 from lstm_compile.training.settings import TrainingConfig
 

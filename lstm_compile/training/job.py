@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from lstm_compile.config import ModelConfig, Task
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.data.series.windows import Windows
@@ -45,7 +45,7 @@ class JobRequest(NamedTuple):
     training: TrainingConfig
     test: str | None = None
     table: TableOptions | None = None
-    task: Task | None = None
+    task: str | None = None
     progress: Callable[[int, int], None] | None = None
 
 

@@ -16,11 +16,12 @@ from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.stream import Stream
 from lstm_compile.devices import cpu_threads, fitting_threads, keep_freed_memory
-from lstm_compile.evaluation.perplexity import score_text, text_metrics, window_of
+from lstm_compile.evaluation.perplexity import score_text, window_of
 from lstm_compile.evaluation.predict import predict_all as predict_all
 from lstm_compile.model.model import Params
 from lstm_compile.recurrence.calibrate import fastest_threads
-from lstm_compile.tasks.scoring import Metrics, balanced_weights, metrics, training_loss
+from lstm_compile.tasks.losses import balanced_weights, training_loss
+from lstm_compile.tasks.metrics import Metrics, metrics, text_metrics
 from lstm_compile.training.epoch import TrainingContext, steps
 from lstm_compile.training.processes import current_processes
 from lstm_compile.training.settings import LARGEST_SEED, TrainingConfig

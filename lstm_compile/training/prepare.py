@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lstm_compile.config import FORECAST, LM, ModelConfig
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED, SERIES
 from lstm_compile.data.corpus import Corpus, read_corpus, split_corpus
@@ -30,7 +30,8 @@ from lstm_compile.model.run_folder import (
     new_run_folder,
     own_file,
 )
-from lstm_compile.tasks.scoring import check_class_weight, loss_name
+from lstm_compile.tasks import find_task, fitting_task
+from lstm_compile.tasks.losses import check_class_weight, loss_name
 from lstm_compile.training.job import Job as Job
 from lstm_compile.training.job import JobRequest as JobRequest
 from lstm_compile.training.job import Parts, in_place_of_test, stamp_of
@@ -86,9 +87,10 @@ def plan_job(request: JobRequest) -> Job:
     """
     data, training, task = request.data, request.training, request.task
     find_device(training.device)
-    if task == FORECAST or (task is None and data in SERIES):
+    kind = find_task(task).data if task else "series" if data in SERIES else "sequences"
+    if kind == "series":
         config, parts = forecast_parts(request)
-    elif task == LM:
+    elif kind == "text":
         refuse_columns(data, request.table)
         config, parts = _text_parts(request)
     elif training.stream:
@@ -175,14 +177,14 @@ def saved_in(folder: Path, job: Job) -> SavedRun | None:
 
 def _sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     data, training, task = request.data, request.training, request.task
-    per_step = None if task is None else task == "tag"
+    per_step = find_task(task).per_step if task else None
     everything = load_dataset(
         data, "train", table=request.table, progress=request.progress, per_step=per_step,
         tokens=training.tokens,
     )  # fmt: skip
     _check_text(data, everything, training)
     config = ModelConfig(
-        task=everything.task,
+        task=everything.task_like(task),
         input_size=len(everything.features),
         output_size=len(everything.classes or everything.targets),
         vocabulary_size=len(everything.vocabulary or ()),
@@ -205,7 +207,11 @@ def _text_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     everything = read_corpus(data, training.tokens)
     size = len(everything.vocabulary)
     config = ModelConfig(
-        task=LM, input_size=1, output_size=size, vocabulary_size=size, **request.hyper_parameters
+        task=fitting_task(request.task, is_text=True),
+        input_size=1,
+        output_size=size,
+        vocabulary_size=size,
+        **request.hyper_parameters,
     )
     train, validation, rows = everything, None, torch.arange(0)
     if training.validation:

@@ -5,21 +5,21 @@ from typing import Any
 
 import torch
 
-from lstm_compile.config import FORECAST, ModelConfig
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.series.reader import read_series
-from lstm_compile.data.series.series_table import SeriesTable, Shares
+from lstm_compile.data.series.series_table import Shares
 from lstm_compile.data.series.windows import (
-    Shape,
     Windows,
-    all_windows,
     check_lengths,
     require,
     split_windows,
     thinned,
+    windows_of,
 )
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.read import locate
+from lstm_compile.tasks import fitting_task
 from lstm_compile.training.job import JobRequest, Parts, in_place_of_test
 
 MOST_VALIDATED = 4096  # windows in validation, evenly spaced if there are more
@@ -38,7 +38,7 @@ def forecast_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     shares = Shares(training.validation, 0.0 if test else training.test_share, horizon)
     path = locate(request.data, "train")
     table = read_series(path, request.table, split=shares, progress=request.progress)
-    config = config_of(table.schema, hyper_parameters)
+    config = config_of(table.schema, hyper_parameters, fitting_task(request.task, is_series=True))
     check_lengths(table, config.horizon)
     parts = split_windows(windows_of(table, config))
     train, known = (thinned(parts[name], training.stride) for name in ("train", "known"))
@@ -66,12 +66,7 @@ def test_windows(path: str, config: ModelConfig, schema: Schema, options: TableO
     return require(windows_of(table, config), "test")
 
 
-def windows_of(table: SeriesTable, config: ModelConfig) -> Windows:
-    """All windows of series, as the model takes them."""
-    return all_windows(table, Shape(config.context, config.horizon), config.scaling == "series")
-
-
-def config_of(schema: Schema, hyper_parameters: Mapping[str, Any]) -> ModelConfig:
+def config_of(schema: Schema, hyper_parameters: Mapping[str, Any], task: str) -> ModelConfig:
     """The architecture for series of these columns.
 
     Raises:
@@ -81,7 +76,7 @@ def config_of(schema: Schema, hyper_parameters: Mapping[str, Any]) -> ModelConfi
     known = len(schema.series.known_features)
     past = len(schema.features) - len(schema.targets) - known - schema.series.indicator
     return ModelConfig(
-        task=FORECAST,
+        task=task,
         input_size=len(schema.features),
         output_size=len(schema.targets),
         past_size=past,

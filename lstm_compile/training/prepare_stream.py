@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lstm_compile.config import ModelConfig, Task
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.batches import stratified_split
 from lstm_compile.data.bundled import BUNDLED
 from lstm_compile.data.readers import load_dataset
@@ -18,6 +18,7 @@ from lstm_compile.data.tables.labels import sequence_labels
 from lstm_compile.data.tables.parquet_index import ParquetIndex, index_parquet
 from lstm_compile.data.tables.table import Table, encode_labels, own_schema
 from lstm_compile.errors import InputError
+from lstm_compile.tasks import tasks_with
 from lstm_compile.training.job import JobRequest, Parts, in_place_of_test
 from lstm_compile.training.settings import TrainingConfig
 
@@ -46,7 +47,7 @@ def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     stream, parts = open_stream(stream, [held, sample], request.progress)
     validation = parts[0] if training.validation else None
     config = ModelConfig(
-        task=stream.task,
+        task=stream.task_like(request.task),
         input_size=len(schema.features),
         output_size=len(schema.classes or schema.targets),
         **request.hyper_parameters,
@@ -59,9 +60,10 @@ def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     return config, Parts(stream, validation, tested, parts[1], "test", kept, stream)
 
 
-def _check(data: str, training: TrainingConfig, task: Task | None) -> None:
-    if task not in (None, "classify", "regress"):
-        raise InputError(f"stream is for task classify or regress, the task is {task}")
+def _check(data: str, training: TrainingConfig, task: str | None) -> None:
+    known = tasks_with(can_stream=True)
+    if task not in (None, *known):
+        raise InputError(f"stream is for task {' or '.join(known)}, the task is {task}")
     if data in BUNDLED or not (is_table(data) or is_address(data)):
         raise InputError(
             f"{data}: --stream reads Parquet files, a folder or a glob of them; leave it out for "

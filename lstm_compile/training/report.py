@@ -7,7 +7,6 @@ from lstm_compile import formatting
 from lstm_compile.data.tables.columns import CHOICES
 from lstm_compile.devices import find_device
 from lstm_compile.errors import InputError, reason
-from lstm_compile.evaluation.evaluate import HEADLINE
 from lstm_compile.files import write_atomically
 from lstm_compile.formatting import SHOWN_NAMES, listing
 from lstm_compile.model.header import count_parameters
@@ -132,7 +131,7 @@ def _charts(job: Job, fit: Fit) -> Iterable[str]:
 
 def _headline(job: Job, epoch: Epoch) -> str:
     """The validation figure nearest to the task's headline: a forecast has no scaled one."""
-    name, _ = HEADLINE[job.config.task]
+    name = job.config.traits.headline
     return name if name in epoch.validation else next(iter(epoch.validation))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.files import from_json, write_atomically
-from lstm_compile.model.archive import open_archive
+from lstm_compile.model.header import open_archive
 from lstm_compile.model.model import Params, param_shapes, trainable
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.training.settings import TrainingConfig, parse_interval

@@ -3,38 +3,34 @@
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from safetensors.torch import save
-from torch import Tensor
 
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
-from lstm_compile.data.series.windows import Windows
+from lstm_compile.data.feed import within_reach
 from lstm_compile.data.stream import Stream
 from lstm_compile.devices import cpu_threads, find_device
 from lstm_compile.errors import InputError, RunError
-from lstm_compile.evaluation.backtest import backtest, headline_of
-from lstm_compile.evaluation.baselines import Baseline, fit_baselines, to_tensors
-from lstm_compile.evaluation.evaluate import Evaluation, evaluate
-from lstm_compile.evaluation.forecast_baselines import fit_forecast_baselines
-from lstm_compile.evaluation.perplexity import score_text, window_of
-from lstm_compile.evaluation.text_baselines import evaluate_text, fit_text_baselines
+from lstm_compile.evaluation.baselines import fit_baselines, to_tensors
+from lstm_compile.evaluation.evaluate import Evaluation, evaluate_model
+from lstm_compile.evaluation.linear import Baseline
+from lstm_compile.evaluation.predict import answer_all
 from lstm_compile.files import write_atomically
 from lstm_compile.model.checkpoint import save_model, to_device
 from lstm_compile.model.model import Params
 from lstm_compile.model.run_folder import BASELINES_FILE, LAST_FILE, MODEL_FILE
 from lstm_compile.recurrence.cache import compile_seconds
-from lstm_compile.tasks.series_scaler import target_deviation
 from lstm_compile.training.backend import settle
-from lstm_compile.training.batches import within_reach
-from lstm_compile.training.job import Job, Outcome, Parts
-from lstm_compile.training.loop import OnProgress, fit, predict_all, refit
+from lstm_compile.training.job import Job, Outcome
+from lstm_compile.training.loop import OnProgress, fit, refit
 from lstm_compile.training.processes import PeerLostError, current_processes
 from lstm_compile.training.report import write_report
 from lstm_compile.training.resume import ProgressSaver, save_progress
 from lstm_compile.training.run_files import (
-    loss_of,
+    about_series,
     model_of,
     note_changes,
     own_folder,
@@ -77,7 +73,7 @@ def run(
         job, backend = _settled(job)
         current_processes().broadcast_object(job.training)
         fitted, final = _train(job, backend, on_epoch, note)
-        baselines = _baselines(job.parts)
+        baselines = _baselines(job)
         write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
         # without a test part, the figures are of validation data, which refitted weights have seen
         shown = final if job.parts.tested_on == "test" else fitted.params
@@ -129,33 +125,18 @@ def _settled(job: Job) -> tuple[Job, str]:
     return job, f"{training.backend}, {why}"
 
 
-def _baselines(parts: Parts) -> dict[str, Baseline]:
-    known, train, validation = parts.known, parts.train, parts.validation
-    if isinstance(known, Windows):
-        assert isinstance(train, Windows)
-        assert validation is None or isinstance(validation, Windows)
-        return fit_forecast_baselines(known, train, validation)
-    return fit_text_baselines(known) if isinstance(known, Corpus) else fit_baselines(known)
+def _baselines(job: Job) -> dict[str, Baseline]:
+    parts = job.parts
+    return fit_baselines(parts.known, job.config.task, parts.train, parts.validation)
 
 
 def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Evaluation:
-    where, test = find_device(job.training.device), job.parts.test
-    if isinstance(test, Corpus):
-        window = window_of(job.config, job.training.unroll)
-        options = job.training.backend, job.training.chunk, window
-        scores = score_text(params, job.config, test, *options)
-        return evaluate_text(scores, test, baselines)
-
-    def predict(data: Examples) -> Tensor:
-        options = (job.training.backend, job.training.chunk)
-        return predict_all(params, job.config, within_reach(data, where), *options).cpu()
-
-    if isinstance(test, Windows):
-        headline = headline_of(loss_of(job))
-        assert isinstance(job.parts.train, Windows)
-        units = target_deviation(job.parts.train)
-        return backtest(predict, job.config, test, baselines, units, headline)
-    return evaluate(predict(test), job.config, test, baselines)
+    training = job.training
+    answer = partial(
+        answer_all, params, job.config,
+        unroll=training.unroll, backend=training.backend, chunk=training.chunk,
+    )  # fmt: skip
+    return evaluate_model(answer, job.config, job.parts.test, baselines, about_series(job))
 
 
 def _train(

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from lstm_compile.config import LM
 from lstm_compile.data.series.windows import Windows
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.evaluate import Evaluation
@@ -25,7 +24,7 @@ from lstm_compile.model.run_folder import (
     MODEL_FILE,
     REPORT_FILE,
 )
-from lstm_compile.tasks.scoring import loss_name
+from lstm_compile.tasks.losses import loss_name
 from lstm_compile.tasks.series_scaler import target_deviation, target_mean
 from lstm_compile.training.config_file import table_of, to_toml
 from lstm_compile.training.job import Job
@@ -159,8 +158,8 @@ def model_of(job: Job, params: Params, training: dict[str, Any]) -> Model:
         "data_fingerprint": job.fingerprint,
         "seed": job.training.seed,
         **({"table": table_of(job)} if table_of(job) else {}),
-        **_of_forecast(job),
-        **({"unroll": job.training.unroll} if job.config.task == LM else {}),
+        **about_series(job),
+        **({"unroll": job.training.unroll} if job.config.traits.is_text else {}),
         "versions": versions(),
         **training,
     }
@@ -205,7 +204,7 @@ def loss_of(job: Job) -> str:
     return loss_name(job.config.task, job.training.loss, job.config.quantiles)
 
 
-def _of_forecast(job: Job) -> dict[str, Any]:
+def about_series(job: Job) -> dict[str, Any]:
     """What the evaluation of a forecasting model needs besides the model."""
     parts = job.parts
     if not isinstance(parts.test, Windows) or not isinstance(parts.train, Windows):

@@ -4,16 +4,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lstm_compile.config import (
-    FORECAST,
-    LM,
-    WHOLE,
-    WITH_FEATURES,
-    check_tasks,
-    option,
-    validate,
-)
+from lstm_compile.config import check_tasks, option, validate
 from lstm_compile.errors import InputError
+from lstm_compile.tasks import all_losses
 
 LARGEST = 3.4e38  # of float32; infinity would not train, and config.toml cannot hold it
 LARGEST_SEED = (1 << 63) - 1  # the largest whole number of TOML
@@ -56,10 +49,10 @@ class TrainingConfig:
     epochs: int = option(30, "Largest number of epochs.", 1)
     batch_size: int = option(32, "Sequences in a batch.", 1)
     epoch_size: int = option(
-        0, "Sequences in an epoch, drawn at random for each; 0: all.", 0, only=WITH_FEATURES
+        0, "Sequences in an epoch, drawn at random for each; 0: all.", 0, only="has_features"
     )
     accumulate: int = option(
-        1, "Batches in one step, whose gradients are averaged.", 1, only=WITH_FEATURES
+        1, "Batches in one step, whose gradients are averaged.", 1, only="has_features"
     )
     learning_rate: float = option(3e-3, "Peak learning rate.", 0.0, LARGEST)
     optimizer: Literal["adamw", "adam"] = option("adamw", "The optimizer.")
@@ -72,8 +65,10 @@ class TrainingConfig:
     warmup: float = option(
         0.05, "Share of all steps in which the learning rate rises linearly.", 0.0, 1.0
     )
-    loss: Literal["auto", "cross-entropy", "mse", "mae", "huber", "pinball"] = option(
-        "auto", "The loss; auto: cross-entropy for classes, pinball for quantiles, else mse."
+    loss: str = option(
+        "auto",
+        "The loss; auto: cross-entropy for classes, pinball for quantiles, else mse.",
+        choices=all_losses,
     )
     label_smoothing: float = option(
         0.1, "Share of each class label that is spread over all classes.", 0.0, 1.0
@@ -88,13 +83,21 @@ class TrainingConfig:
         0.0, "Decay of the moving average of weights that is kept; 0: none.", 0.0, LARGEST_DECAY
     )
     noise: float = option(
-        0.0, "Noise on training features, in units of their scale.", 0.0, LARGEST, only=WHOLE
+        0.0, "Noise on training features, in units of their scale.", 0.0, LARGEST, only="is_whole"
     )
     time_crop: float = option(
-        0.0, "Largest share of a training sequence's steps cut at random.", 0.0, 1.0, only=WHOLE
+        0.0,
+        "Largest share of a training sequence's steps cut at random.",
+        0.0,
+        1.0,
+        only="is_whole",
     )
     feature_dropout: float = option(
-        0.0, "Probability that a training sequence loses a whole feature.", 0.0, 1.0, only=WHOLE
+        0.0,
+        "Probability that a training sequence loses a whole feature.",
+        0.0,
+        1.0,
+        only="is_whole",
     )
     init: str = option("", "Run folder or model file whose weights training starts from.")
     freeze: Literal["none", "encoder"] = option(
@@ -117,23 +120,19 @@ class TrainingConfig:
         0.1, "Share of the training data to validate on; 0: none, run all epochs.", 0.0, 0.9
     )
     test_share: float = option(
-        0.2, "Share of the last rows, or number of steps, to test.", 0.0, LARGEST, only=(FORECAST,)
+        0.2, "Share of the last rows, or number of steps, to test.", 0.0, LARGEST, only="is_series"
     )
     stream: int = option(
         0,
         "Megabytes of Parquet files to hold in memory at a time; 0: all of them.",
         0,
         1 << 20,
-        only=("classify", "regress"),
+        only="can_stream",
     )
-    stride: int = option(
-        1, "Steps between the starts of two training windows.", 1, only=(FORECAST,)
-    )
-    tokens: Literal["char", "byte"] = option(
-        "char", "The units of a text.", only=(LM, "classify", "tag")
-    )
+    stride: int = option(1, "Steps between the origins of training windows.", 1, only="is_series")
+    tokens: Literal["char", "byte"] = option("char", "What a text is made of.", only="reads_tokens")
     unroll: int = option(
-        128, "Characters that gradients flow back through.", 1, 1 << 16, only=(LM,)
+        128, "Characters that gradients flow back through.", 1, 1 << 16, only="is_text"
     )
     seed: int = option(
         0, "Seed of initial weights, split, batches, dropout and augmentation.", 0, LARGEST_SEED

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map
 
 from lstm_compile.model.model import Params, trainable
 from lstm_compile.recurrence.cell import LSTMState
-from lstm_compile.tasks.scoring import Metrics
+from lstm_compile.tasks.metrics import Metrics
 from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.step import AdamState, init_adam
 

@@ -12,7 +12,7 @@ from lstm_compile.devices import autocast
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import Params, forward, trainable
 from lstm_compile.recurrence.cell import LSTMState
-from lstm_compile.tasks.scoring import row_weight, training_loss
+from lstm_compile.tasks.losses import row_weight, training_loss
 from lstm_compile.training.processes import ALONE, ProcessGroup
 from lstm_compile.training.settings import TrainingConfig
 

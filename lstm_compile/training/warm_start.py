@@ -49,7 +49,7 @@ def initial_params(
         fitted = {"scaler": fit_scaler(data.x, config.scaling)}
     elif isinstance(data, Stream):
         fitted = {"scaler": fit_scaler(data.moments, config.scaling)}
-    if isinstance(data, Sequences | Stream) and config.task == "regress":
+    if isinstance(data, Sequences | Stream) and config.traits.has_target_scaler:
         fitted["target_scaler"] = fit_scaler(data.y, config.target_scaling)
     statistics = {
         f"{name}.{part}": value

@@ -5,72 +5,21 @@ Loads neither torch nor optuna.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from lstm_compile.config import ModelConfig, Task
+from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
+from lstm_compile.tasks import find_task
+from lstm_compile.tasks.task import OneOf as OneOf
+from lstm_compile.tasks.task import Range as Range
+from lstm_compile.tasks.task import Space as Space
 from lstm_compile.training.defaults import require_some_task
 from lstm_compile.training.settings import TrainingConfig
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}
-
-
-@dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, both included; `log` draws them evenly on a log scale."""
-
-    low: float
-    high: float
-    log: bool = False
-    whole: bool = False
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """One of some values."""
-
-    values: tuple[Any, ...]
-
-
-Space = dict[str, Range | OneOf]  # by field
-
-ENCODER: Space = {
-    "hidden_size": Range(16, 128, log=True, whole=True),
-    "num_layers": Range(1, 3, whole=True),
-    "dropout": Range(0.0, 0.5),
-    "head_dropout": Range(0.0, 0.5),
-    "learning_rate": Range(5e-4, 2e-2, log=True),
-    "batch_size": OneOf((16, 32, 64)),
-}
-SEQUENCES: Space = {**ENCODER, "bidirectional": OneOf((True, False))}
-POOLINGS = OneOf(("last", "mean", "max", "attention"))
-SCALINGS = OneOf(("standard", "minmax"))
-SPACES: dict[str, Space] = {
-    "classify": {
-        **SEQUENCES,
-        "pooling": POOLINGS,
-        "scaling": SCALINGS,
-        "label_smoothing": Range(0.0, 0.2),
-    },
-    "regress": {**SEQUENCES, "pooling": POOLINGS, "scaling": SCALINGS},
-    "tag": {**SEQUENCES, "scaling": SCALINGS},
-    "forecast": {
-        **ENCODER,
-        "num_layers": Range(1, 2, whole=True),
-        "context": Range(24, 192, log=True, whole=True),
-        "scaling": OneOf(("standard", "last", "mean", "revin")),
-    },
-    "lm": {
-        **{name: ENCODER[name] for name in ("dropout", "head_dropout", "learning_rate")},
-        "hidden_size": Range(64, 512, log=True, whole=True),
-        "num_layers": Range(1, 2, whole=True),
-        "embedding_size": OneOf((32, 64, 128)),
-        "unroll": OneOf((64, 128, 256)),
-    },
-}
 
 
 def section_of(name: str) -> str:
@@ -86,9 +35,9 @@ def section_of(name: str) -> str:
     raise InputError(f"space: unknown setting {name!r}; known are {', '.join(known)}")
 
 
-def default_space(task: Task, fixed: Mapping[str, Any]) -> Space:
+def default_space(task: str, fixed: Mapping[str, Any]) -> Space:
     """The space of a task without the fixed settings."""
-    return {name: part for name, part in SPACES[task].items() if name not in fixed}
+    return {name: part for name, part in find_task(task).space.items() if name not in fixed}
 
 
 def read_space(path: Path) -> Space:
@@ -149,7 +98,7 @@ def _check(name: str, *values: Any) -> None:
             raise InputError(f"space: {error}") from error
 
 
-def _make(name: str, value: Any, task: Task) -> None:
+def _make(name: str, value: Any, task: str) -> None:
     """Make a config with the value."""
     if section_of(name) == "training":
         TrainingConfig(**{name: value})

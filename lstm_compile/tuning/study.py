@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from filelock import FileLock
 
-from lstm_compile.config import Task
 from lstm_compile.errors import InputError, RunError, reason
 from lstm_compile.files import write_atomically
 from lstm_compile.model.run_folder import REPORT_FILE as REPORT_FILE
+from lstm_compile.tasks import find_task
 from lstm_compile.training.defaults import resolve
 from lstm_compile.tuning.space import OneOf, Range, Space, default_space, section_of
 
@@ -37,14 +37,6 @@ if TYPE_CHECKING:
 Pruner = Literal["median", "hyperband", "none"]
 DATABASE, BEST_FILE = "study.db", "best.toml"
 NAME = "lstm-compile"
-RISING = ("accuracy", "macro_f1", "r2")  # metrics of which more is better
-METRICS = {  # of each task, its default first; no setting changes their units
-    "classify": ("loss", "accuracy", "macro_f1"),
-    "tag": ("loss", "accuracy", "macro_f1"),
-    "regress": ("rmse", "mae", "r2", "loss"),
-    "forecast": ("mae", "rmse", "loss"),
-    "lm": ("loss",),
-}
 PASSWORD = re.compile("//[^/@]*@")
 TRIES = 3  # of settings whose process was killed
 WAIT = 60  # seconds for a database that another process writes to
@@ -58,14 +50,14 @@ class StudyPlan(NamedTuple):
     model: dict[str, Any]  # fixed fields of ModelConfig
     training: dict[str, Any]  # fixed fields of TrainingConfig
     table: dict[str, Any]  # fixed fields of TableOptions
-    task: Task
+    task: str
     metric: str  # of the validation part
     test: str | None = None  # goes into best.toml
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
         """`maximize` or `minimize`."""
-        return "maximize" if self.metric in RISING else "minimize"
+        return "maximize" if self.metric in find_task(self.task).rising else "minimize"
 
     def to_json(self) -> str:
         """The plan as text; processes of a study must have the same."""
@@ -101,7 +93,7 @@ def plan_of(
     data: str,
     space: Space | None = None,
     *,
-    task: Task | None = None,
+    task: str | None = None,
     model: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
     table: dict[str, Any] | None = None,
@@ -117,7 +109,7 @@ def plan_of(
         model: fixed fields of ModelConfig.
         training: fixed fields of TrainingConfig.
         table: the columns of a long table.
-        metric: one of `METRICS`; None takes the first of the task.
+        metric: one of those that the task can be tuned by; None takes the first.
         test: a file of held-out sequences, which tuning never reads.
 
     Raises:
@@ -129,10 +121,11 @@ def plan_of(
         raise InputError(f"{', '.join(both)} cannot be both fixed and in the space; leave one out")
     kept = model or {}, training or {}, table or {}
     found = _job(data, task, *kept).config.task
-    if metric not in (None, *METRICS[found]):
-        raise InputError(f"metric must be one of {', '.join(METRICS[found])}; got {metric!r}")
+    known = find_task(found).tuned
+    if metric not in (None, *known):
+        raise InputError(f"metric must be one of {', '.join(known)}; got {metric!r}")
     space = default_space(found, fixed) if space is None else space
-    return StudyPlan(data, space, *kept, found, metric or METRICS[found][0], test)
+    return StudyPlan(data, space, *kept, found, metric or known[0], test)
 
 
 def tune(
@@ -270,7 +263,7 @@ def _quiet() -> Iterator[None]:
 
 def _job(
     data: str,
-    task: Task | None,
+    task: str | None,
     model: dict[str, Any],
     training: dict[str, Any],
     table: dict[str, Any],

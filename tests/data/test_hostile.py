@@ -144,7 +144,7 @@ def test_metadata_that_blow_up_in_memory_are_refused(text):
 
 
 def test_names_that_nobody_could_load_are_not_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr("lstm_compile.model.archive.HEADER_BYTES", 100)
+    monkeypatch.setattr("lstm_compile.model.header.HEADER_BYTES", 100)
     with pytest.raises(InputError, match=r"take \d+ bytes, expected at most 100; shorten"):
         save_model(tmp_path / "m.safetensors", init_params(CONFIG, 0), CONFIG)
     assert not list(tmp_path.iterdir())

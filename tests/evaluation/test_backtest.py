@@ -11,8 +11,8 @@ from lstm_compile.data.series.series_table import Shares
 from lstm_compile.data.series.windows import split_windows
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.backtest import ForecastScores, backtest, headline_of, naive_errors
-from lstm_compile.evaluation.baselines import RIDGE_ON_WINDOWS, fit_ridge
 from lstm_compile.evaluation.forecast_baselines import (
+    RIDGE_ON_WINDOWS,
     fit_forecast_baselines,
     naive,
     rules_for,
@@ -20,6 +20,7 @@ from lstm_compile.evaluation.forecast_baselines import (
     seasonal_ratio,
     window_features,
 )
+from lstm_compile.evaluation.linear import fit_ridge
 from lstm_compile.evaluation.plot import plot_forecasts
 
 CONFIG = ModelConfig(task="forecast", input_size=3, output_size=1, known_size=2, **SMALL)

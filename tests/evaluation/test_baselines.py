@@ -5,23 +5,19 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from torch.nn.functional import cross_entropy
-from training_cases import two_classes
+from training_cases import baseline_metrics, two_classes
 
 from lstm_compile.data import Sequences, load_dataset
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation import features
 from lstm_compile.evaluation.baselines import (
-    Baseline,
-    baseline_metrics,
     fit_baselines,
-    fit_logistic,
-    fit_ridge,
     from_tensors,
-    resampled_features,
-    score_targets,
-    summary_features,
     to_tensors,
 )
+from lstm_compile.evaluation.features import resampled_features, summary_features
+from lstm_compile.evaluation.linear import Baseline, fit_logistic, fit_ridge
+from lstm_compile.tasks.metrics import score_targets
 
 LENGTHS = [5, 0, 1, 40, 2]
 

@@ -8,19 +8,28 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from training_cases import QUICK, do, means, save_npz, seeded, setting, two_classes
+from training_cases import (
+    QUICK,
+    baseline_metrics,
+    do,
+    means,
+    save_npz,
+    seeded,
+    setting,
+    two_classes,
+)
 
 from lstm_compile.data import load_dataset
 from lstm_compile.evaluation.baselines import (
-    baseline_metrics,
     baseline_predictions,
     fit_baselines,
-    fit_ridge,
-    summary_features,
 )
 from lstm_compile.evaluation.bootstrap import BUDGET, MIN_ROWS, paired_interval
-from lstm_compile.evaluation.evaluate import best_of, difference_interval, evaluate, verdict
-from lstm_compile.tasks.scoring import score_targets
+from lstm_compile.evaluation.evaluate import difference_interval, evaluate
+from lstm_compile.evaluation.features import summary_features
+from lstm_compile.evaluation.linear import fit_ridge
+from lstm_compile.evaluation.verdict import best_of, verdict
+from lstm_compile.tasks.metrics import score_targets
 
 
 def identity(mean):

@@ -21,7 +21,7 @@ from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.lanes import carried, chunks
 from lstm_compile.data.schema import Vocabulary
 from lstm_compile.errors import InputError
-from lstm_compile.evaluation.perplexity import score_text, text_metrics
+from lstm_compile.evaluation.perplexity import score_text
 from lstm_compile.export import export_onnx, export_streaming, verify_onnx
 from lstm_compile.export.use.generate import Sampling, generate
 from lstm_compile.export.write.onnx import to_onnx
@@ -29,6 +29,7 @@ from lstm_compile.model.checkpoint import Model, numbered_schema, save_model
 from lstm_compile.model.header import count_parameters
 from lstm_compile.model.model import param_shapes, predict, trainable
 from lstm_compile.model.transformer import block_shapes, rotations, transform
+from lstm_compile.tasks.metrics import text_metrics
 from lstm_compile.training.warm_start import warm_start
 
 NAN = float("nan")

@@ -10,7 +10,7 @@ from lstm_compile.errors import InputError
 from lstm_compile.evaluation.baselines import read_baselines
 from lstm_compile.export.runtime import ModelError, load, open_streams
 from lstm_compile.export.use.inspect import inspect_source
-from lstm_compile.export.use.predict_file import open_onnx
+from lstm_compile.export.use.open_model import open_model
 from lstm_compile.model.checkpoint import load_model
 
 Refused = (InputError, ModelError)
@@ -65,5 +65,5 @@ def _stream(path):
 
 WAYS = {
     ".safetensors": (load_model, inspect_source, read_baselines),
-    ".onnx": (_answer, _stream, lambda name: open_onnx(Path(name)), inspect_source),
+    ".onnx": (_answer, _stream, lambda name: open_model(Path(name)), inspect_source),
 }

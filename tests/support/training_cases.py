@@ -8,6 +8,8 @@ from torch.nn import functional
 
 from lstm_compile import ModelConfig, init_params
 from lstm_compile.data import Sequences
+from lstm_compile.evaluation.baselines import baseline_predictions
+from lstm_compile.tasks import find_task
 from lstm_compile.training import loop
 from lstm_compile.training.prepare import JobRequest, prepare
 from lstm_compile.training.run import run
@@ -85,3 +87,8 @@ def scripted(monkeypatch, losses):
     """Validation losses as given, epoch by epoch."""
     script = iter(losses)
     monkeypatch.setattr(loop, "_validate", lambda *_: (next(script), {"accuracy": 0.0}))
+
+
+def baseline_metrics(baselines, data):
+    predictions, score = baseline_predictions(baselines, data), find_task(data.task).score
+    return {name: score(prediction, data.y) for name, prediction in predictions.items()}

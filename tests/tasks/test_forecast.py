@@ -15,7 +15,7 @@ from lstm_compile.model.batch import Given
 from lstm_compile.model.last_steps import last_steps
 from lstm_compile.model.model import complete, forward
 from lstm_compile.model.window_scaling import differences, symmetric_exp, symmetric_log
-from lstm_compile.tasks.forecast_losses import forecast_loss, pinball
+from lstm_compile.tasks.losses import LossInput, forecast_loss, pinball
 from lstm_compile.tasks.series_scaler import fit_series_scaler
 
 every_config = pytest.mark.parametrize("name", FORECASTERS)
@@ -237,12 +237,13 @@ def test_losses_leave_out_what_nobody_knows():
     scale = params["scaler.scale"][:2].expand(4, 5, 2)[known]
     error = (prediction[known] - y[known]) / scale
     for kind, expected in (("mse", error.square()), ("mae", error.abs())):
-        found = forecast_loss(params, config, kind, prediction, y)
+        found = forecast_loss(LossInput(params, config, kind, prediction, y))
         torch.testing.assert_close(found, expected.mean())
     (gradient,) = torch.autograd.grad(found, prediction)
     assert (gradient[~known] == 0).all()
     assert gradient.isfinite().all()
-    assert forecast_loss(params, config, "mse", prediction, torch.full_like(y, torch.nan)) == 0
+    unknown = torch.full_like(y, torch.nan)
+    assert forecast_loss(LossInput(params, config, "mse", prediction, unknown)) == 0
 
 
 def test_pinball_is_least_at_the_quantile():

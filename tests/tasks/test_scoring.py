@@ -23,14 +23,8 @@ from lstm_compile import ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.baselines import fit_baselines
 from lstm_compile.evaluation.evaluate import evaluate
-from lstm_compile.tasks.scoring import (
-    balanced_weights,
-    loss_name,
-    metrics,
-    row_weight,
-    score_classes,
-    training_loss,
-)
+from lstm_compile.tasks.losses import balanced_weights, loss_name, row_weight, training_loss
+from lstm_compile.tasks.metrics import metrics, score_classes
 from lstm_compile.training.loop import fit, predict_all
 
 

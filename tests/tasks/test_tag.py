@@ -22,7 +22,7 @@ from lstm_compile.evaluation.predict import predict_all
 from lstm_compile.export import export_onnx
 from lstm_compile.export.runtime import ModelError, load
 from lstm_compile.model.model import forward, predict
-from lstm_compile.tasks.scoring import row_weight, training_loss
+from lstm_compile.tasks.losses import row_weight, training_loss
 from lstm_compile.training.augment import crop_time
 from lstm_compile.training.settings import TrainingConfig
 

@@ -20,8 +20,7 @@ from lstm_compile.data.schema import Vocabulary
 from lstm_compile.data.sequences import IGNORED
 from lstm_compile.data.tables.folders import is_text
 from lstm_compile.errors import InputError
-from lstm_compile.evaluation.perplexity import score_text, text_metrics
-from lstm_compile.evaluation.text_baselines import evaluate_text, fit_text_baselines
+from lstm_compile.evaluation.perplexity import evaluate_text, fit_text_baselines, score_text
 from lstm_compile.export import export_onnx, export_streaming
 from lstm_compile.export.runtime import load, open_streams
 from lstm_compile.export.use.evaluate_file import evaluate_file
@@ -32,6 +31,7 @@ from lstm_compile.export.write.streaming import to_streaming
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.checkpoint import load_model, save_model
 from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.tasks.metrics import text_metrics
 from lstm_compile.training.loop import fit
 from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.step import init_adam, train_step
@@ -203,7 +203,7 @@ def test_scores_of_baselines_are_those_of_counting():
     assert math.exp(baselines["bigram frequencies"].weight[0, 1]) == pytest.approx(201 / 202)
     params, config, *_ = text_model(2)
     scores = score_text(params, config, corpus)
-    found = evaluate_text(scores, corpus, baselines)
+    found = evaluate_text(scores, "lm", corpus, baselines)
     assert found.rows == 399
     assert found.baselines["character frequencies"]["bits_per_character"] == pytest.approx(
         1, abs=1e-3
@@ -270,7 +270,7 @@ def test_a_character_outside_the_vocabulary_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bidirectional": True}, "bidirectional must be off for task lm"),
+        ({"bidirectional": True}, "task lm needs --no-bidirectional"),
         ({"tie": True, "embedding_size": 5}, "tie needs embedding_size = hidden_size"),
         ({"pooling": "mean"}, "pooling is for task"),
         ({"vocabulary_size": 3}, "vocabulary_size must be output_size"),
@@ -375,7 +375,7 @@ def test_exported_files_are_measured_as_the_run_is(poet, tmp_path):
     found = invoke("evaluate", run / "streaming.onnx", tmp_path)
     assert found.exit_code == 0, found.output
     assert "perplexity" in found.output
-    with pytest.raises(InputError, match="one character tells nothing"):
+    with pytest.raises(InputError, match="one character cannot be scored"):
         evaluate_file(run, str(tmp_path / "b.txt"))
     found = invoke("generate", sequences)
     assert found.exit_code == 2

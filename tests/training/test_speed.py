@@ -11,12 +11,12 @@ from training_cases import QUICK, means, same, seeded, setting, two_classes
 
 from lstm_compile import ModelConfig, TrainingConfig, fit, from_padded
 from lstm_compile.data import gather, load_dataset
+from lstm_compile.data.feed import feed, within_reach
 from lstm_compile.errors import InputError
 from lstm_compile.model.model import forward
 from lstm_compile.model.pooling import pool
 from lstm_compile.recurrence import cache
 from lstm_compile.training import batches, step
-from lstm_compile.training.batches import feed, within_reach
 from lstm_compile.training.loop import predict_all, refit
 from lstm_compile.training.step import adam_update, average_update, init_adam, train_step
 from lstm_compile.training.warm_start import initial_params

@@ -6,20 +6,21 @@ import subprocess
 import sys
 import time
 import tomllib
-from typing import get_args, get_type_hints
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 from cli_cases import invoke
 
-from lstm_compile.config import ModelConfig, Task
+from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
+from lstm_compile.tasks import TASKS, find_task
 from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.tuning import space as spaces
-from lstm_compile.tuning.space import SPACES, OneOf, Range, default_space, read_space, section_of
+from lstm_compile.tuning.space import OneOf, Range, default_space, read_space, section_of
 
 optuna = pytest.importorskip("optuna")
-from lstm_compile.tuning.study import METRICS, plan_of, tune  # noqa: E402
+from lstm_compile.tuning.study import plan_of, tune  # noqa: E402
 
 SMALL = """
 hidden_size = { low = 2, high = 6 }
@@ -52,9 +53,9 @@ def quick(data, *more):
 # ---- the space
 
 
-@pytest.mark.parametrize("task", get_args(Task))
+@pytest.mark.parametrize("task", TASKS)
 def test_every_value_of_a_default_space_is_one_that_its_field_takes(task):
-    for name, part in SPACES[task].items():
+    for name, part in find_task(task).space.items():
         values = part.values if isinstance(part, OneOf) else (part.low, part.high)
         hint = get_type_hints(spaces.SECTIONS[section_of(name)])[name]
         assert not isinstance(part, Range) or part.whole == (hint is int)
@@ -187,7 +188,7 @@ def test_metrics_of_which_more_is_better_are_maximized(tmp_path):
     tuned = tune(plan, tmp_path / "s", trials=2, pruner="hyperband")
     values = [trial.value for trial in tuned.study.trials if trial.value is not None]
     assert tuned.best.value == max(values)
-    assert plan_of(str(data), space).metric == METRICS["regress"][0] == "rmse"
+    assert plan_of(str(data), space).metric == find_task("regress").tuned[0] == "rmse"
 
 
 def test_settings_that_the_data_cannot_have_are_pruned_with_the_reason(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lstm_compile.config import Task
+from lstm_compile.config import ModelConfig
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.series.history import History
 from lstm_compile.data.series.series_table import SeriesRoles, SeriesTable
@@ -71,11 +71,6 @@ class Windows:
         """The unit of each target's error, (windows, targets); None if not scaled by series."""
         targets = len(self.schema.targets)
         return self.history.at(self.origins, self.series)[1][:, :targets] if self.history else None
-
-    @property
-    def task(self) -> Task:
-        """`forecast`."""
-        return "forecast"
 
     @property
     def schema(self) -> Schema:
@@ -158,6 +153,11 @@ def known_columns(schema: Schema) -> slice:
     assert schema.series is not None
     stop = len(schema.features) - schema.series.indicator
     return slice(stop - len(schema.series.known_features), stop)
+
+
+def windows_of(table: SeriesTable, config: ModelConfig) -> Windows:
+    """Every window of series, as a model wants them; see `all_windows`."""
+    return all_windows(table, Shape(config.context, config.horizon), config.scaling == "series")
 
 
 def all_windows(table: SeriesTable, shape: Shape, by_series: bool = False) -> Windows:

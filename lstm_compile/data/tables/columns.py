@@ -9,7 +9,7 @@ from math import isfinite
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from lstm_compile.config import CLASSES, FORECAST, WHOLE, WITH_FEATURES, option
+from lstm_compile.config import option
 from lstm_compile.data.calendar import CALENDAR
 from lstm_compile.errors import InputError
 
@@ -54,45 +54,45 @@ class TableOptions:
         InputError: a value of another type, or an empty name.
     """
 
-    id: str | None = option(None, "Column that names each row's sequence.", only=WITH_FEATURES)
+    id: str | None = option(None, "Column that names each row's sequence.", only="has_features")
     time: str | None = option(
-        None, "Column that orders the rows of a sequence.", only=WITH_FEATURES
+        None, "Column that orders the rows of a sequence.", only="has_features"
     )
     target: tuple[str, ...] = option(
-        (), "Column to predict; several numbers parted by commas.", only=WITH_FEATURES
+        (), "Column to predict; several numbers parted by commas.", only="has_features"
     )
     features: tuple[str, ...] = option(
-        (), "Columns of the input, parted by commas.", only=WITH_FEATURES
+        (), "Columns of the input, parted by commas.", only="has_features"
     )
     text: str | None = option(
-        None, "Column of text, in place of features.", unset="none", only=CLASSES
+        None, "Column of text, in place of features.", unset="none", only="has_classes"
     )
     missing: Missing | None = option(
         None,
         "What fills empty cells, NaN and infinities.",
         unset="as in training, else error",
-        only=WHOLE,
+        only="is_whole",
     )
     known: tuple[str, ...] = option(
-        (), "Covariates known in the horizon too.", unset="none", only=(FORECAST,)
+        (), "Covariates known in the horizon too.", unset="none", only="is_series"
     )
     static: tuple[str, ...] = option(
-        (), "Columns with one category a series.", unset="none", only=(FORECAST,)
+        (), "Columns with one category a series.", unset="none", only="is_series"
     )
     calendar: tuple[str, ...] = option(
-        (), "Of hour, weekday and month; or auto, or none.", unset="auto", only=(FORECAST,)
+        (), "Of hour, weekday and month; or auto, or none.", unset="auto", only="is_series"
     )
     gaps: Gaps | None = option(
         None,
         "What fills missing steps and cells of a series.",
         unset="as in training, else error",
-        only=(FORECAST,),
+        only="is_series",
     )
     duplicates: Duplicates | None = option(
         None,
         "What two rows at one time become.",
         unset="as in training, else error",
-        only=(FORECAST,),
+        only="is_series",
     )
     means: tuple[float, ...] = ()
 

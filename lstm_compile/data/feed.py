@@ -1,4 +1,4 @@
-"""Batches on the device that works on them: cut out there, or cut on the CPU and copied ahead."""
+"""Batches on the device of a model: cut there, or cut on the CPU and copied ahead of their use."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
