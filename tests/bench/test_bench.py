@@ -10,12 +10,11 @@ import torch
 from click.testing import CliRunner
 from marks import slow
 
-from lstm_compile.bench import memory, problem, run, timing
-from lstm_compile.bench.cases import Case, grid, lengths_of, own_case, read_lengths
+from lstm_compile.bench import measure, memory, problem, timing
+from lstm_compile.bench.cases import BenchConfig, Case, grid, lengths_of, own_case, read_lengths
 from lstm_compile.bench.figures import BenchRow, rows_of, summary
 from lstm_compile.bench.machine import described, machine
 from lstm_compile.bench.problem import CONTESTANTS, build, step_of
-from lstm_compile.bench.settings import BenchConfig
 from lstm_compile.bench.timing import Timing, interleave
 from lstm_compile.cli.app import app
 from lstm_compile.cli.bench import BACKENDS
@@ -327,15 +326,15 @@ def test_reference_runs_short_cases_only_unless_asked_for():
     left_out = [name for name in CONTESTANTS if name not in ("padded", "reference")]
     some = {name: CONTESTANTS[name] for name in CONTESTANTS if name not in left_out}
     config = replace(FAST, mode="inference")
-    report = run.run_bench([long], config, some)
+    report = measure.run_bench([long], config, some)
     assert [row.backend for row in report.rows] == ["padded"]
     assert "a plain loop" in report.skipped["reference"]
-    report = run.run_bench([long], config, some, ["reference"])
+    report = measure.run_bench([long], config, some, ["reference"])
     assert [row.backend for row in report.rows] == ["reference"]
 
 
 def test_without_a_compiler_compiled_is_left_out(monkeypatch):
-    monkeypatch.setattr(run, "can_compile", lambda device: False)
+    monkeypatch.setattr(measure, "can_compile", lambda device: False)
     report = run_bench([TINY], FAST, ["compiled", "padded"])
     assert {row.backend for row in report.rows} == {"padded"}
     assert "no C++ compiler" in report.skipped["compiled"]
@@ -356,7 +355,7 @@ def test_a_signal_keeps_what_was_measured():
     [
         (TINY, FAST, ["fastest"], "backend must be one of padded, packed, .*; got 'fastest'"),
         (TINY, replace(FAST, device="tpu"), [], "device must be cpu, cuda"),
-        (replace(TINY, precision="tf32"), FAST, [], "precision tf32 is one of CUDA devices"),
+        (replace(TINY, precision="tf32"), FAST, [], "precision tf32 needs a CUDA device"),
         (replace(TINY, lengths="nowhere"), FAST, [], "'nowhere' cannot be read"),
     ],
 )
@@ -466,7 +465,7 @@ def test_quick_takes_few_cases(monkeypatch):
         (["--hidden", "x"], "'x' is not a valid integer"),
         (["--backend", "fastest"], "'fastest' is not one of"),
         (["--lengths", "nowhere.txt"], "'nowhere.txt' cannot be read (No such file or directory)"),
-        (["--precision", "tf32", "--device", "cpu"], "precision tf32 is one of CUDA devices"),
+        (["--precision", "tf32", "--device", "cpu"], "precision tf32 needs a CUDA device"),
         (["--repeats", "0"], "repeats must be at least 1, got 0"),
         (["--seconds", "nan"], "seconds must be at least 0.0, got nan"),
         (["--device", "cuda:99"], "device cuda:99 is not here"),

@@ -10,13 +10,14 @@ import torch
 from training_cases import QUICK, means, same, seeded, setting, two_classes
 
 from lstm_compile import ModelConfig, TrainingConfig, fit, from_padded
+from lstm_compile.data import feed as feeding
 from lstm_compile.data import gather, load_dataset
 from lstm_compile.data.feed import feed, within_reach
 from lstm_compile.errors import InputError
 from lstm_compile.model.model import forward
 from lstm_compile.model.pooling import pool
 from lstm_compile.recurrence import cache
-from lstm_compile.training import batches, step
+from lstm_compile.training import step
 from lstm_compile.training.loop import predict_all, refit
 from lstm_compile.training.step import adam_update, average_update, init_adam, train_step
 from lstm_compile.training.warm_start import initial_params
@@ -201,7 +202,7 @@ def test_data_on_the_cpu_train_the_same_model_on_cuda(cuda, monkeypatch):
     expected = fit(there, config, training, data.to(cuda), data.to(cuda))
     found = fit(there, config, training, data, data)
     assert same(found.params, expected.params)
-    monkeypatch.setattr(batches, "LARGEST_SHARE", 0.0)
+    monkeypatch.setattr(feeding, "LARGEST_SHARE", 0.0)
     assert within_reach(data, torch.device(cuda)) is data
 
 
