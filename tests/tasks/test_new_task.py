@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from training_cases import prepared
 
 from lstm_compile import ModelConfig, load_model
 from lstm_compile.errors import InputError
@@ -15,7 +16,6 @@ from lstm_compile.export.use.predict_file import predict_file, write_predictions
 from lstm_compile.formatting import result
 from lstm_compile.tasks import TASKS, find_task, tasks_with
 from lstm_compile.training.defaults import complete, resolve
-from lstm_compile.training.prepare import prepare
 from lstm_compile.training.run import run
 from lstm_compile.tuning.space import default_space
 from lstm_compile.tuning.study import plan_of
@@ -99,7 +99,7 @@ def data(tmp_path):
 def trained(data, folder):
     """A run, with the settings that the task brings."""
     asked = resolve(data, "grow")
-    job = prepare(data, asked.model, asked.training, task=asked.task, output=folder)
+    job = prepared(data, asked.model, asked.training, task=asked.task, output=folder)
     return run(job)
 
 
@@ -158,12 +158,12 @@ def test_settings_messages_and_tuning_know_a_new_task(grow, data):
 
 def test_data_are_still_learned_by_the_first_task_that_fits(grow, data, tmp_path):
     asked = resolve(data)
-    job = prepare(data, asked.model, asked.training, output=tmp_path / "run")
+    job = prepared(data, asked.model, asked.training, output=tmp_path / "run")
     assert job.config.task == "regress"
     labels = tmp_path / "labels.npz"
     np.savez(labels, x=torch.randn(20, 1), lengths=np.full(10, 2), y=["a", "b"] * 5)
     with pytest.raises(InputError, match="good for task classify, not grow; leave --task out"):
-        prepare(str(labels), {}, resolve(str(labels)).training, task=grow, output=tmp_path / "no")
+        prepared(str(labels), {}, resolve(str(labels)).training, task=grow, output=tmp_path / "no")
 
 
 def test_an_unknown_task_is_refused(grow):

@@ -185,7 +185,7 @@ def test_the_end_of_training_is_saved_whenever_that_is(tmp_path, monkeypatch):
 
     job = job_of(tmp_path, "classify", cut, save_every="90 minutes")
     with monkeypatch.context() as patch:
-        patch.setattr("lstm_compile.training.run.evaluate", stop)
+        patch.setattr("lstm_compile.training.run.evaluate_model", stop)
         with pytest.raises(KeyboardInterrupt):
             run(job)
     monkeypatch.setattr(epochs, "train_step", stop)
