@@ -39,7 +39,7 @@ def ort_table(finite: bool = False) -> Table:
 
 
 def recurrence(*inputs: Value) -> Outputs:
-    """One layer and direction: the arguments of `Call` in order.
+    """One layer and direction: the arguments of `OperatorCall` in order.
 
     Raises:
         InputError: the module is not in float32, or it uses resets.

@@ -30,7 +30,7 @@ from lstm_compile.export.write.onnx import (
 )
 from lstm_compile.export.write.translation import (
     RECURRENCE,
-    Call,
+    OperatorCall,
     Outputs,
     Value,
     ints,
@@ -163,7 +163,7 @@ class _Stepwise(Program):
 
 def _plain_cell(*inputs: Value) -> Outputs:
     """One step of one layer, the same operations as in `lstm_compile.recurrence.cell.lstm_step`."""
-    call = Call(*inputs)
+    call = OperatorCall(*inputs)
     step = op.Squeeze(call.x, ints(1))
     gates = op.MatMul(step, op.Transpose(call.weight_ih, perm=[1, 0]))
     gates = op.Add(gates, op.MatMul(call.h0, op.Transpose(call.weight_hh, perm=[1, 0])))

@@ -34,7 +34,7 @@ LOWEST = float(np.finfo(np.float32).min)
 Table = dict[Callable[..., Any], Callable[..., Any]]
 
 
-class Call(NamedTuple):
+class OperatorCall(NamedTuple):
     """The arguments of the recurrence operator, in its order: see `recurrence.operator`."""
 
     x: Value
@@ -89,7 +89,7 @@ def model_table() -> Table:
 
 
 def recurrence(*inputs: Value) -> Outputs:
-    """One layer and direction: the arguments of `Call` in order.
+    """One layer and direction: the arguments of `OperatorCall` in order.
 
     Raises:
         InputError: the module is not in float32, or it uses resets.
@@ -111,13 +111,13 @@ def recurrence(*inputs: Value) -> Outputs:
     return op.Where(rows.valid, y, zero()), h, op.Squeeze(c, ints(0))
 
 
-def checked(*inputs: Value) -> Call:
+def checked(*inputs: Value) -> OperatorCall:
     """The operator's arguments, if there are nodes for them.
 
     Raises:
         InputError: the module is not in float32, or it uses resets; says what to do.
     """
-    call = Call(*inputs)
+    call = OperatorCall(*inputs)
     if call.resets is not None:
         raise InputError(
             "resets have no form in ONNX, where a row begins once: export the module without them, "
@@ -164,7 +164,7 @@ def gelu(x: Value, approximate: str = "none") -> Value:
     return op.Mul(x, op.Add(op.Mul(error, half), half))
 
 
-def _without_lengths(call: Call) -> Outputs:
+def _without_lengths(call: OperatorCall) -> Outputs:
     weights, h0, c0 = (
         node_weights(call),
         initial_state(call.h0, call.x),
@@ -219,7 +219,7 @@ def lstm_node(
     return op.Transpose(op.Squeeze(y, ints(1)), perm=[1, 0, 2]), h, c
 
 
-def node_weights(call: Call) -> Weights:
+def node_weights(call: OperatorCall) -> Weights:
     """The weights of the LSTM node, from those of torch."""
     gates, hidden_size = (int(size) for size in call.weight_hh.shape)
     no_bias: Value = op.Constant(value=_zeros(1, gates))
