@@ -15,6 +15,7 @@ import lstm_compile
 import lstm_compile.data
 import lstm_compile.export
 from lstm_compile.cli.app import COMMANDS
+from lstm_compile.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
@@ -235,6 +236,51 @@ def test_using_a_model_loads_no_tables_no_training_and_no_evaluation(name):
     found = modules_after(f"from lstm_compile import {name}")
     assert "lstm_compile.model.model" in found
     assert not [module for module in found if module.startswith(banned)]
+
+
+def test_few_modules_lie_at_the_root():
+    assert {path.stem for path in (ROOT / "lstm_compile").glob("*.py")} == {
+        "__init__", "__main__", "config", "devices", "errors", "files", "formatting"
+    }  # fmt: skip
+
+
+def nodes(kind):
+    """All syntax nodes of a kind in the code of the package, with their files."""
+    for floor in FLOORS:
+        for path in (ROOT / floor).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, kind):
+                    yield path.relative_to(ROOT).as_posix(), node
+
+
+def test_no_class_name_means_two_things():
+    names = [node.name for _, node in nodes(ast.ClassDef)]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_arguments_that_travel_together_are_a_value():
+    """The few with more than eight parameters are public, or counted by torch.compile."""
+    wide = set()
+    for path, node in nodes(ast.FunctionDef):
+        arguments = node.args
+        if len([*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]) > 8:
+            wide.add(f"{path}:{node.name}")
+    assert wide <= {
+        "lstm_compile/model/model.py:forward",
+        "lstm_compile/recurrence/calibrate.py:calibrate",
+        "lstm_compile/recurrence/derivatives.py:forward",
+        "lstm_compile/recurrence/function.py:lstm",
+        "lstm_compile/recurrence/module.py:__init__",
+        "lstm_compile/training/loop.py:fit",
+        "lstm_compile/training/step.py:train_step",
+    }
+
+
+def test_only_tasks_know_the_names_of_tasks():
+    for path, node in nodes(ast.Compare):
+        words = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+        known = words & set(TASKS) and not path.startswith("lstm_compile/tasks/")
+        assert not known, f"{path}:{node.lineno}"
 
 
 @pytest.mark.parametrize("line", ["import export", "from cli import app", "from . import cell"])
