@@ -73,14 +73,13 @@ def run_layers(call: Call) -> Outputs:
         if rows.segments is not None:
             h0, c0 = begin(call.h0, rows.segments), begin(call.c0, rows.segments)
             call = call._replace(h0=h0, c0=c0)
-        tensors = (call.x, call.h0, call.c0, *call.weights())
-        training = differentiates(tensors)
+        training = differentiates(call.tensors())
         backend, chunk = call.backend, call.chunk
         if backend == "auto":
             backend, chunk, *_ = choose(_workload(call, rows, training), chunk)
         if backend == "compiled" and can_compile(call.x.device.type):
             return _by_chunks(call, rows, chunk)
-        refuse_forward_mode(tensors, backend)
+        refuse_forward_mode(call.tensors(), backend)
         return _by_vendor(call, rows, training)
 
 
@@ -93,7 +92,8 @@ def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
 
 def _rows_of(call: Call) -> Rows:
     """The rows or segments of a call; lengths on a device were not checked, and are clamped."""
-    x, lengths, (batch, time) = call.x, call.lengths, call.x.shape[:2]
+    x, lengths = call.x, call.lengths
+    batch, time, _ = x.shape
     if lengths is not None and lengths.device.type != "cpu":
         lengths = lengths.cpu().clamp(0, time)
     if batch == 0:
@@ -112,11 +112,9 @@ def _rows_of(call: Call) -> Rows:
 
 def _workload(call: Call, rows: Rows, training: bool) -> Workload:
     weight = call.layers[0][0].weight_hh
-    return Workload(
-        weight.shape[1], call.x.shape[2], call.h0.shape[1], rows.longest,
-        ragged=rows.shortest != rows.longest, training=training,
-        device=weight.device, dtype=weight.dtype,
-    )  # fmt: skip
+    sizes = weight.shape[1], call.x.shape[2], call.h0.shape[1], rows.longest
+    ragged = rows.shortest != rows.longest
+    return Workload(*sizes, ragged, training, weight.device, weight.dtype)
 
 
 def _without_valid_steps(call: Call) -> Outputs:
@@ -137,7 +135,7 @@ def _by_steps(call: Call) -> Outputs:
 
 def _by_chunks(call: Call, rows: Rows, chunk: int) -> Outputs:
     """Compiled chunks: rows stay in their order where all end at once, else ordered by length."""
-    cut, batch = partial(compiled.chunks_of, chunk=chunk), len(call.x)
+    cut, batch = partial(compiled.chunks_of, chunk=chunk), rows.shape[0]
     all_end_at_once = rows.shortest == rows.longest and rows.segments is None
     if all_end_at_once and batch >= compiled.MIN_ROWS:
         layout: Layout = whole_rows(rows, cut([batch] * rows.longest))
@@ -148,23 +146,22 @@ def _by_chunks(call: Call, rows: Rows, chunk: int) -> Outputs:
 
 def _by_vendor(call: Call, rows: Rows, training: bool) -> Outputs:
     """The vendor's kernel: one call for all, one call a layer on rows in their order, or spans."""
-    batch, input_size, hidden_size = len(call.x), call.x.shape[2], call.h0.shape[2]
-    longest, is_cut = rows.longest, call.h0.shape[1] > batch
+    (batch, time), longest, (_, states, hidden_size) = rows.shape, rows.longest, call.h0.shape
+    input_size, is_cut = call.x.shape[2], states > batch
     if rows.shortest == longest and not is_cut:
         if not training or vendor.fits_one_call(batch, longest, hidden_size):
-            return _dense(call, longest)
+            return _dense(call, time, longest)
     elif not is_cut and vendor.keeps_ended_rows(rows, input_size, hidden_size, training=training):
         return _in_layout(call, whole_rows(rows, [(0, longest)]), vendor.run_layer)
     cut = partial(vendor.spans_of, input_size=input_size, hidden_size=hidden_size)
     return _in_layout(call, pack_rows(rows, cut), vendor.run_layer)
 
 
-def _dense(call: Call, longest: int) -> Outputs:
+def _dense(call: Call, time: int, longest: int) -> Outputs:
     """Rows of one length in one call of the vendor's kernel."""
-    x, time = call.x, call.x.shape[1]
-    x = x if longest == time else x[:, :longest]
+    x = call.x if longest == time else call.x[:, :longest]
     alone = tuple(call.backwards) == (True,)
-    y, h, c = vendor.run_dense(call._replace(x=x.flip(1) if alone else x))
+    y, h, c = vendor.run_dense(call, x.flip(1) if alone else x)
     y = y.flip(1) if alone else y
     return y if longest == time else pad(y, (0, 0, 0, time - longest)), h, c
 
@@ -173,7 +170,8 @@ def _in_layout(call: Call, layout: Layout, run: RunPacked) -> Outputs:
     """The stack over packed rows."""
     x, h0, c0 = layout.pack(call.x), layout.arrange(call.h0), layout.arrange(call.c0)
     both_ways = _both_ways(partial(run, layout), layout.reverse)
-    y, h, c = run_stack(call._replace(x=x, h0=h0, c0=c0), both_ways)
+    # not _replace, which takes longer
+    y, h, c = run_stack(Call(call.layers, x, None, None, h0, c0, *call[6:]), both_ways)
     return layout.unpack(y), h, c
 
 

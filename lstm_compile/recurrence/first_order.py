@@ -3,7 +3,7 @@
 The kernels' own backward cannot be differentiated. No derivative is ever silently zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
@@ -18,14 +18,14 @@ NEAR = 40  # nodes to look at for each kernel: further off, the graph is the cal
 _KERNELS = ("MkldnnRnnLayerBackward", "CudnnRnnBackward")
 
 
-def differentiates(tensors: Sequence[Tensor]) -> bool:
+def differentiates(tensors: Iterable[Tensor]) -> bool:
     """Whether autograd will ask for derivatives of what is computed from these."""
     if torch.autograd.forward_ad._current_level >= 0:  # a dual tensor need not require grad
         return True
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def refuse_forward_mode(tensors: Sequence[Tensor], backend: str) -> None:
+def refuse_forward_mode(tensors: Iterable[Tensor], backend: str) -> None:
     """Raise where any of them carries a forward-mode derivative."""
     if torch.autograd.forward_ad._current_level < 0:
         return

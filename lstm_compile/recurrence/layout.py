@@ -72,8 +72,8 @@ class Layout(ABC):
 
     def pieces(self, packed: Tensor) -> list[Tensor]:
         """(packed, features) as views (steps, rows, features), one for each span."""
-        width = packed.shape[-1]
-        parts = packed.split([span.size for span in self.spans])
+        sizes, width = [span.size for span in self.spans], packed.shape[-1]
+        parts = packed.split(sizes) if len(sizes) > 1 else [packed]  # a needless split costs time
         return [
             part.view(span.steps, span.rows, width)
             for part, span in zip(parts, self.spans, strict=True)

@@ -1,6 +1,6 @@
 """A stack of layers and directions: one call's arguments, and the loop over its layers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,9 +29,12 @@ class Call(NamedTuple):
     backend: str  # `reference`, `compiled`, `vendor` or `auto`
     chunk: int  # steps unrolled in one graph by `compiled`
 
-    def weights(self) -> list[Tensor]:
-        """The weights of all layers and directions."""
-        return [tensor for layer in self.layers for one in layer for tensor in one.tensors()]
+    def tensors(self) -> Iterator[Tensor]:
+        """All that derivatives may be asked of: x, the initial state and the weights."""
+        yield from (self.x, self.h0, self.c0)
+        for layer in self.layers:
+            for weights in layer:
+                yield from weights.tensors()
 
 
 def run_stack(call: Call, run: RunLayer) -> Outputs:

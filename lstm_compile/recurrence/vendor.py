@@ -70,11 +70,11 @@ def fits_one_call(batch: int, time: int, hidden_size: int) -> bool:
     return batch * time * 4 * hidden_size <= LARGEST_CALL
 
 
-def run_dense(call: Call) -> Outputs:
-    """A whole stack over rows of one length, in one call; at least one row and one step."""
+def run_dense(call: Call, x: Tensor) -> Outputs:
+    """A whole stack in one call, over `x` in place of `call.x`: rows of one length, at least 1."""
     layers, sizes = call.layers, (len(call.layers), len(call.layers[0]) == 2)
     flat = [weight for layer in layers for one in layer for weight in one.flat()]
-    return _call(flat, call.x, call.h0, call.c0, *sizes, call.dropout, batch_first=True)
+    return _call(flat, x, call.h0, call.c0, *sizes, call.dropout, batch_first=True)
 
 
 def run_layer(layout: Layout, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
