@@ -57,6 +57,8 @@ def evaluate_file(
             f"{source} is data, and a model comes first: lstm-compile evaluate RUN {source}"
         )
     source = Path(source)
+    if source.suffix == ".onnx" and not source.is_file():
+        raise InputError(f"{source}: no such file; make one with `lstm-compile export --onnx`")
     model = open_model(source)
     if not model.config.traits.is_text:
         model.check_whole()
