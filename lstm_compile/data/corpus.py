@@ -24,16 +24,10 @@ Tokens = Literal["char", "byte"]
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Documents, one after the other; document i is tokens[starts[i]:starts[i + 1]].
+    """Documents, one after the other; document i is tokens[starts[i]:starts[i + 1]]."""
 
-    Attributes:
-        tokens: uint8 or int32 (count,), codes of the vocabulary; a file mapped into memory.
-        starts: int64 (documents + 1,), rising from 0 to count.
-        vocabulary: the characters or bytes of the codes.
-    """
-
-    tokens: Tensor
-    starts: Tensor
+    tokens: Tensor  # uint8 or int32 (count,), codes of the vocabulary; a file mapped into memory
+    starts: Tensor  # int64 (documents + 1,), rising from 0 to count
     vocabulary: Vocabulary
 
     def __len__(self) -> int:

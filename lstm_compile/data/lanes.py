@@ -22,16 +22,12 @@ from lstm_compile.recurrence.cell import LSTMState
 
 
 class Chunk(NamedTuple):
-    """The next steps of every lane.
+    """The next steps of every lane."""
 
-    Attributes:
-        batch: `x` int64 tokens (lanes, time), 0 in the padding; `y` the token after each; `resets`
-            where a document begins, None where none does.
-        fresh: bool (lanes,), the lanes that begin from a zero state.
-    """
-
+    # `x` int64 tokens (lanes, time), 0 in the padding; `y` the token after each; `resets` where a
+    # document begins, None where none does
     batch: Batch
-    fresh: Tensor
+    fresh: Tensor  # bool (lanes,), the lanes that begin from a zero state
 
 
 def chunks(corpus: Corpus, lanes: int, time: int, done: int = 0) -> Iterator[Chunk]:

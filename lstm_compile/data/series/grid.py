@@ -18,19 +18,12 @@ Refuse = Callable[[int, str, str, str], NoReturn]
 
 
 class GridRows(NamedTuple):
-    """Rows of series one after the other, sorted by time.
+    """Rows of series one after the other, sorted by time."""
 
-    Attributes:
-        x: float32 (rows, columns), NaN where a cell is missing.
-        ticks: (rows,), see `Clock.ticks`.
-        lengths: int64 (series,).
-        table_rows: int64 (rows,), the row of the table that each came from.
-    """
-
-    x: Floats
-    ticks: Ticks
-    lengths: Ints
-    table_rows: Ints
+    x: Floats  # float32 (rows, columns), NaN where a cell is missing
+    ticks: Ticks  # (rows,), see `Clock.ticks`
+    lengths: Ints  # int64 (series,)
+    table_rows: Ints  # int64 (rows,), the row of the table that each came from
 
     @property
     def is_next(self) -> NDArray[np.bool_]:

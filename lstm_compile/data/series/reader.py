@@ -34,8 +34,7 @@ from lstm_compile.data.series.series_table import (
 )
 from lstm_compile.data.tables.columns import Progress, TableOptions
 from lstm_compile.data.tables.formats import open_files
-from lstm_compile.data.tables.gaps import GapFiller, column_means
-from lstm_compile.data.tables.long import check_columns, read_features
+from lstm_compile.data.tables.long import GapFiller, check_columns, column_means, read_features
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
@@ -117,21 +116,13 @@ def _note(count: int, what: str, how: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What all steps of reading need.
+    """What all steps of reading need."""
 
-    Attributes:
-        place: the path, for messages.
-        index: the series of the files, and their rows.
-        roles: the columns.
-        clock: what a step is.
-        trained: the series of a trained model, or None.
-    """
-
-    place: str
+    place: str  # the path, for messages
     index: SequenceIndex
     roles: SeriesRoles
     clock: Clock
-    trained: SeriesSchema | None
+    trained: SeriesSchema | None  # of a trained model
 
     @property
     def refuse_time(self) -> Refuse:
