@@ -31,13 +31,9 @@ class Chunk(NamedTuple):
 
 
 def chunks(corpus: Corpus, lanes: int, time: int, done: int = 0) -> Iterator[Chunk]:
-    """Every pair of a token and the next of its document, once.
+    """Every pair of a token and the next of its document, once; `done` chunks are skipped.
 
-    Args:
-        corpus: on the CPU.
-        lanes: rows of a batch; a finished lane has length 0.
-        time: steps of a chunk at most.
-        done: chunks to skip at the start.
+    A chunk has at most `time` steps, and a row for each lane; a finished lane has length 0.
     """
     edges = _edges(corpus, lanes)
     for start in range(done * time, int(np.diff(edges).max()), time):
@@ -77,8 +73,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 def _pairs(corpus: Corpus) -> np.ndarray:
     """The first pair of each document, and the number of pairs; the last token begins none."""
-    starts = corpus.starts.numpy()
-    pairs: np.ndarray = starts - np.arange(len(starts))
+    pairs: np.ndarray = corpus.starts.numpy() - np.arange(len(corpus.starts))
     return pairs
 
 

@@ -43,7 +43,7 @@ class Profile:
 def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
     """Describe a file's content; `missing` counts the gaps of each feature that were filled."""
     features = table.features or numbered("feature", table.width)
-    counts = frequencies(np.bincount(table.x), table.vocabulary) if table.vocabulary else None
+    vocabulary = table.vocabulary
     return Profile(
         sequences=len(table.lengths),
         rows=len(table.x),
@@ -53,10 +53,10 @@ def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
         missing={name: count for name, count in (missing or {}).items() if count},
         classes=_classes(table),
         targets=_targets(table),
-        constant=[] if table.vocabulary else _constant(table.x, features),
-        duplicate=[] if table.vocabulary else _duplicate(table.x, features),
+        constant=[] if vocabulary else _constant(table.x, features),
+        duplicate=[] if vocabulary else _duplicate(table.x, features),
         leaks=[{"feature": features[column], "reason": reason} for column, reason in _leaks(table)],
-        vocabulary=counts,
+        vocabulary=frequencies(np.bincount(table.x), vocabulary) if vocabulary else None,
     )
 
 

@@ -128,9 +128,7 @@ class Stream:
     def load(self, units: list[int], room: Tensor) -> "Pool":
         """Read all sequences of some units.
 
-        Args:
-            units: of one pool.
-            room: the memory for their features, from `room`.
+        They are the units of one pool; `room` is the memory for their features.
 
         Raises:
             InputError: a file changed.
@@ -167,13 +165,7 @@ def open_stream(
 ) -> tuple[Stream, list[Sequences]]:
     """Read all features once, for the moments of a stream and the sequences to keep in memory.
 
-    Args:
-        stream: without moments.
-        wanted: int64 (count,) each, rising: numbers of the sequences to keep in memory.
-        progress: called with rows done and rows in all.
-
-    Returns:
-        The stream, and the sequences of each of `wanted`.
+    Each of `wanted` holds numbers of sequences to keep, int64 (count,), rising.
 
     Raises:
         InputError: a value is no number or missing, or a file changed.

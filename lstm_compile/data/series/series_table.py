@@ -22,6 +22,7 @@ from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
 Ints = NDArray[np.int64]
+ROLES = ("id", "time", "target", "features", "known", "static")
 INDICATOR = "gap"  # the feature that marks filled steps
 
 
@@ -79,7 +80,9 @@ def find_series_roles(
     """
     _check_options(place, options)
     options = _with_schema(options, schema)
-    asked = _asked(options)
+    named = {role: getattr(options, role) or () for role in ROLES}
+    several = {role: (name,) if isinstance(name, str) else name for role, name in named.items()}
+    asked = [(role, name) for role, names in several.items() for name in names]
     check_roles(place, columns, asked, lambda both: both == {"id", "static"})
     taken = {name for _, name in asked}
     inferred = []
@@ -122,17 +125,6 @@ def _with_schema(options: TableOptions, schema: Schema | None) -> TableOptions:
         options, target=targets, features=past, known=series.known, static=series.statics,
         calendar=series.calendar or ("none",),
     )  # fmt: skip
-
-
-def _asked(options: TableOptions) -> list[tuple[str, str]]:
-    """Pairs of a role and a column."""
-    single = [(role, getattr(options, role)) for role in ("id", "time") if getattr(options, role)]
-    several = [
-        (role, name)
-        for role in ("target", "features", "known", "static")
-        for name in getattr(options, role)
-    ]
-    return single + several
 
 
 class Shares(NamedTuple):

@@ -156,7 +156,9 @@ class Windows:
 
     def _given(self, origins: Tensor, series: Tensor) -> Given:
         info = self.table.info
-        known = self._horizon(self.x, origins)[..., known_columns(self.schema)]
+        stop = len(self.schema.features) - info.indicator
+        columns = slice(stop - len(info.known_features), stop)
+        known = self._horizon(self.x, origins)[..., columns]
         location, scale = self.history.at(origins, series) if self.history else (None, None)
         return Given(
             known if info.known_features else None,
@@ -171,13 +173,6 @@ class Windows:
 
     def _horizon(self, rows: Tensor, origins: Tensor) -> Tensor:
         return rows[origins[:, None] + torch.arange(self.shape.horizon, device=origins.device)]
-
-
-def known_columns(schema: Schema) -> slice:
-    """The columns of `x` that the input `known_future` takes."""
-    assert schema.series is not None
-    stop = len(schema.features) - schema.series.indicator
-    return slice(stop - len(schema.series.known_features), stop)
 
 
 def windows_of(table: SeriesTable, config: ModelConfig) -> Windows:

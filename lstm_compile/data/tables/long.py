@@ -31,13 +31,8 @@ def read_long(request: ReadRequest) -> Table:
     Sequences come in the order in which their ids first appear; the steps of each come in the order
     of the time column, wherever the rows stand.
 
-    Args:
-        request: the path is that of a `.csv`, `.parquet`, `.arrow`, `.feather`, `.jsonl` or
-            `.ndjson` file, a folder of them (those in folders called `name=value` get that column),
-            or a glob.
-
-    Returns:
-        Its content, with `ids` and `roles`.
+    The path is that of a `.csv`, `.parquet`, `.arrow`, `.feather`, `.jsonl` or `.ndjson` file, a
+    folder of them (those in folders called `name=value` get that column), or a glob.
 
     Raises:
         InputError: anything wrong with the files, their columns or a value, in one line.

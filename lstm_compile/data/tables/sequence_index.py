@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.tables.labels import MEND_STATIC, Labels, StepLabels
+from lstm_compile.data.tables.labels import MEND_STATIC, Codes, Labels, StepLabels
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.data.tables.source import RowBatch, TableFiles
 from lstm_compile.data.tables.values import to_times
@@ -42,11 +42,8 @@ def index_sequences(
 ) -> SequenceIndex:
     """Read the id, time and target columns of all files.
 
-    Args:
-        files: not scanned yet.
-        roles: their columns.
-        with_times: keep the times, and sort rows of equal time in the order of the files.
-        per_step: every row has a label of its own, and not every sequence.
+    `with_times` keeps the times, and sorts rows of equal time in the order of the files. With
+    `per_step` every row has a label of its own, and not every sequence.
 
     Raises:
         InputError: no row, an empty id, time or label, a time twice in a sequence, a label that
@@ -72,9 +69,7 @@ def index_sequences(
     return _sorted(index, roles.time, codes, _joined(files, roles.time, times), with_times)
 
 
-def _sequences_of(
-    batch: RowBatch, files: TableFiles, roles: Roles, known: dict[str, int]
-) -> NDArray[np.int32]:
+def _sequences_of(batch: RowBatch, files: TableFiles, roles: Roles, known: dict[str, int]) -> Codes:
     """The number of each row's sequence, int32 (rows,); new ids are added to `known`."""
     if roles.id is not None:
         return files.convert_codes(batch, roles.id, known, str)
@@ -85,11 +80,7 @@ def _sequences_of(
 
 
 def _sorted(
-    index: SequenceIndex,
-    column: str,
-    codes: NDArray[np.int32],
-    time: NDArray[Any],
-    with_times: bool,
+    index: SequenceIndex, column: str, codes: Codes, time: NDArray[Any], with_times: bool
 ) -> SequenceIndex:
     """The index of rows sorted by sequence and time; rows of equal time stay as they come."""
     ascends, is_same = codes[1:] > codes[:-1], codes[1:] == codes[:-1]
@@ -106,11 +97,7 @@ def _sorted(
 
 
 def _check_times(
-    index: SequenceIndex,
-    column: str,
-    codes: NDArray[np.int32],
-    time: NDArray[Any],
-    order: NDArray[np.intp],
+    index: SequenceIndex, column: str, codes: Codes, time: NDArray[Any], order: NDArray[np.intp]
 ) -> None:
     for row in np.flatnonzero((codes[1:] == codes[:-1]) & (time[1:] == time[:-1]))[:1]:
         first, sequence = index.files.place(int(order[row])), index.ids[codes[row]]
@@ -130,7 +117,7 @@ def _joined(files: TableFiles, column: str, times: list[NDArray[Any]]) -> NDArra
     return joined
 
 
-def _check_contiguous(index: SequenceIndex, codes: NDArray[np.int32]) -> None:
+def _check_contiguous(index: SequenceIndex, codes: Codes) -> None:
     ids, files = index.ids, index.files
     for row in np.flatnonzero(codes[1:] < codes[:-1])[:1]:
         raise InputError(

@@ -33,14 +33,8 @@ def read_texts(request: ReadRequest) -> Table:
     """Read a table with a column of text.
 
     Without an id column each row is a text. With one, rows of one id are pieces of a text, joined
-    in the order of the time column.
-
-    Args:
-        request: the path is as for `read_long`. With `per_step` every character has a label: that
-            of its piece, or if each text is one row, the character at its place in the label.
-
-    Returns:
-        Its content; `x` are tokens (tokens,).
+    in the order of the time column. With `per_step` every character has a label: that of its piece,
+    or if each text is one row, the character at its place in the label. The table's `x` are tokens.
 
     Raises:
         InputError: as `read_long`, or a character that is not in the vocabulary.
