@@ -24,16 +24,10 @@ Tokens = Literal["char", "byte"]
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """Documents, one after the other; document i is tokens[starts[i]:starts[i + 1]].
+    """Documents, one after the other; document i is tokens[starts[i]:starts[i + 1]]."""
 
-    Attributes:
-        tokens: uint8 or int32 (count,), codes of the vocabulary; a file mapped into memory.
-        starts: int64 (documents + 1,), rising from 0 to count.
-        vocabulary: the characters or bytes of the codes.
-    """
-
-    tokens: Tensor
-    starts: Tensor
+    tokens: Tensor  # uint8 or int32 (count,), codes of the vocabulary; a file mapped into memory
+    starts: Tensor  # int64 (documents + 1,), rising from 0 to count
     vocabulary: Vocabulary
 
     def __len__(self) -> int:
@@ -100,7 +94,9 @@ def read_corpus(
     files = find_texts(path)
     kind = vocabulary.kind if vocabulary else tokens
     if kind == "byte":
-        vocabulary, mapped = Vocabulary("byte"), [_bytes_of(file) for file in files]
+        vocabulary = Vocabulary("byte")
+        # copy on write: torch takes no read-only memory
+        mapped = [np.memmap(file, np.uint8, "c") for file in files]
         joined = mapped[0] if len(mapped) == 1 else _spooled(iter(mapped), np.uint8)
         counts = [len(part) for part in mapped]
     else:
@@ -109,10 +105,6 @@ def read_corpus(
         joined = _spooled(_codes(files, vocabulary, counts), vocabulary.code_type)
     starts = torch.tensor([0, *np.cumsum(counts).tolist()])
     return Corpus(torch.from_numpy(joined), starts, vocabulary)
-
-
-def _bytes_of(file: Path) -> NDArray[np.uint8]:
-    return np.memmap(file, np.uint8, "c")  # copy on write: torch takes no read-only memory
 
 
 def _codes(

@@ -22,11 +22,7 @@ def feed(
     Data on the device are cut there. Data on the CPU are cut there and copied to a CUDA device from
     pinned memory on a stream of their own, one group ahead of the one that is worked on.
 
-    Args:
-        data: on `device` or on the CPU.
-        lengths: the data's, on the CPU.
-        groups: int64 indices of each batch, on the CPU.
-        device: where the batches are to be.
+    `lengths` are the data's, and `groups` the int64 indices of each batch, both on the CPU.
     """
     cut = ([gather_rows(data, lengths, indices) for indices in group] for group in groups)
     return copied_ahead(cut, device) if data.x.device != device else cut

@@ -22,26 +22,18 @@ from lstm_compile.recurrence.cell import LSTMState
 
 
 class Chunk(NamedTuple):
-    """The next steps of every lane.
+    """The next steps of every lane."""
 
-    Attributes:
-        batch: `x` int64 tokens (lanes, time), 0 in the padding; `y` the token after each; `resets`
-            where a document begins, None where none does.
-        fresh: bool (lanes,), the lanes that begin from a zero state.
-    """
-
+    # `x` int64 tokens (lanes, time), 0 in the padding; `y` the token after each; `resets` where a
+    # document begins, None where none does
     batch: Batch
-    fresh: Tensor
+    fresh: Tensor  # bool (lanes,), the lanes that begin from a zero state
 
 
 def chunks(corpus: Corpus, lanes: int, time: int, done: int = 0) -> Iterator[Chunk]:
-    """Every pair of a token and the next of its document, once.
+    """Every pair of a token and the next of its document, once; `done` chunks are skipped.
 
-    Args:
-        corpus: on the CPU.
-        lanes: rows of a batch; a finished lane has length 0.
-        time: steps of a chunk at most.
-        done: chunks to skip at the start.
+    A chunk has at most `time` steps, and a row for each lane; a finished lane has length 0.
     """
     edges = _edges(corpus, lanes)
     for start in range(done * time, int(np.diff(edges).max()), time):
@@ -81,8 +73,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 def _pairs(corpus: Corpus) -> np.ndarray:
     """The first pair of each document, and the number of pairs; the last token begins none."""
-    starts = corpus.starts.numpy()
-    pairs: np.ndarray = starts - np.arange(len(starts))
+    pairs: np.ndarray = corpus.starts.numpy() - np.arange(len(corpus.starts))
     return pairs
 
 

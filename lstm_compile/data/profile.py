@@ -19,37 +19,20 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Profile:
-    """The description of a data set; the fields are the keys of `inspect --json`.
-
-    Attributes:
-        sequences: their number.
-        rows: steps of all sequences.
-        features: names, in the file's order.
-        lengths: `min`, `median`, `mean` and `max` steps of a sequence, and the number of `empty`
-            sequences.
-        histogram: `from`, `to` (steps, inclusive) and `sequences` of each bin.
-        missing: empty cells, NaN and infinities of each feature that has any.
-        vocabulary: of text, how often each character occurs, from the most frequent on; no key for
-            other data.
-        classes: sequences of each class; empty where there is none.
-        targets: `min`, `mean`, `max` of each target; empty where there is none.
-        constant: features with one value everywhere.
-        duplicate: groups of features that are equal everywhere.
-        leaks: `feature` and `reason` where a feature seems to hold the answer.
-    """
+    """The description of a data set; the fields are the keys of `inspect --json`."""
 
     sequences: int
-    rows: int
-    features: list[str]
-    lengths: dict[str, float]
-    histogram: list[dict[str, int]]
-    missing: dict[str, int]
-    classes: dict[str, int]
-    targets: dict[str, dict[str, float]]
-    constant: list[str]
-    duplicate: list[list[str]]
-    leaks: list[dict[str, str]]
-    vocabulary: dict[str, int] | None = None
+    rows: int  # steps of all sequences
+    features: list[str]  # in the file's order
+    lengths: dict[str, float]  # `min`, `median`, `mean` and `max` steps; how many are `empty`
+    histogram: list[dict[str, int]]  # `from`, `to` (steps, inclusive) and `sequences` of each bin
+    missing: dict[str, int]  # empty cells, NaN and infinities of each feature that has any
+    classes: dict[str, int]  # sequences of each class
+    targets: dict[str, dict[str, float]]  # `min`, `mean`, `max` of each target
+    constant: list[str]  # features with one value everywhere
+    duplicate: list[list[str]]  # groups of features that are equal everywhere
+    leaks: list[dict[str, str]]  # `feature` and `reason` where a feature seems to hold the answer
+    vocabulary: dict[str, int] | None = None  # of text: how often each character occurs, sorted
 
     def to_dict(self) -> dict[str, Any]:
         """The profile as JSON can hold it."""
@@ -60,7 +43,7 @@ class Profile:
 def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
     """Describe a file's content; `missing` counts the gaps of each feature that were filled."""
     features = table.features or numbered("feature", table.width)
-    counts = frequencies(np.bincount(table.x), table.vocabulary) if table.vocabulary else None
+    vocabulary = table.vocabulary
     return Profile(
         sequences=len(table.lengths),
         rows=len(table.x),
@@ -70,10 +53,10 @@ def profile(table: Table, missing: dict[str, int] | None = None) -> Profile:
         missing={name: count for name, count in (missing or {}).items() if count},
         classes=_classes(table),
         targets=_targets(table),
-        constant=[] if table.vocabulary else _constant(table.x, features),
-        duplicate=[] if table.vocabulary else _duplicate(table.x, features),
+        constant=[] if vocabulary else _constant(table.x, features),
+        duplicate=[] if vocabulary else _duplicate(table.x, features),
         leaks=[{"feature": features[column], "reason": reason} for column, reason in _leaks(table)],
-        vocabulary=counts,
+        vocabulary=frequencies(np.bincount(table.x), vocabulary) if vocabulary else None,
     )
 
 

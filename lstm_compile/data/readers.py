@@ -47,11 +47,9 @@ def read_sequences(
         schema=schema, per_step=per_step, tokens=tokens, progress=progress,
     )  # fmt: skip
     content = read_table(request)
-    if schema is None:
-        schema = own_schema(content)
-    else:
+    if schema is not None:
         check_schema(content, schema)
-    return _to_sequences(content, schema)
+    return _to_sequences(content, schema or own_schema(content))
 
 
 def load_dataset(
@@ -65,18 +63,8 @@ def load_dataset(
 ) -> Sequences:
     """Read one part of a bundled data set, or a file.
 
-    Args:
-        name_or_path: one of `BUNDLED`, the path of a `.ts` or `.npz` file, or that of a long table:
-            a file, a folder or a glob.
-        part: `train` or `test` of a bundled data set; a file is read whole.
-        schema: of a trained model, as for `read_sequences`.
-        table: the columns of a long table, as for `read_sequences`.
-        progress: as for `read_sequences`.
-        per_step: as for `read_sequences`.
-        tokens: as for `read_sequences`.
-
-    Returns:
-        The sequences, on the CPU.
+    `name_or_path` is one of `BUNDLED` or a path; `part` is `train` or `test` of a bundled data set,
+    and a file is read whole. For all other arguments, and the result, see `read_sequences`.
 
     Raises:
         InputError: no such part, name or file, or what `read_sequences` refuses.
@@ -91,14 +79,6 @@ def _to_sequences(table: Table, schema: Schema) -> Sequences:
     y = table.y
     codes = encode_labels(table, y, schema.classes) if isinstance(y, list) else y
     offsets = np.concatenate(([0], table.lengths.cumsum()))
-    return Sequences(
-        torch.from_numpy(table.x),
-        torch.from_numpy(offsets),
-        torch.from_numpy(codes),
-        schema.features,
-        schema.classes,
-        schema.targets,
-        table.roles,
-        table.per_step,
-        table.vocabulary,
-    )
+    x, starts, labels = (torch.from_numpy(part) for part in (table.x, offsets, codes))
+    names = (schema.features, schema.classes, schema.targets)
+    return Sequences(x, starts, labels, *names, table.roles, table.per_step, table.vocabulary)

@@ -22,26 +22,17 @@ _UNIT = re.compile(r"\[([^\[\]]+)\]\s*$")
 class SeriesSchema:
     """The clock and the covariates of a forecasting model's series.
 
-    Attributes:
-        kind: of the clock, see `Clock`.
-        step: of the clock.
-        known: columns of the table whose values are known in the horizon too.
-        calendar: the columns of `calendar.CALENDAR` beside them, made from the time stamps.
-        statics: columns with one category a series.
-        categories: of each of `statics`, in the order of their codes.
-        indicator: whether the last feature marks the steps that were filled.
-
     Raises:
         InputError: no such clock, or not one list of categories a static.
     """
 
-    kind: Kind
+    kind: Kind  # of the clock, see `Clock`
     step: float
-    known: tuple[str, ...] = ()
-    calendar: tuple[str, ...] = ()
-    statics: tuple[str, ...] = ()
-    categories: tuple[tuple[str, ...], ...] = ()
-    indicator: bool = False
+    known: tuple[str, ...] = ()  # columns of the table whose values are known in the horizon too
+    calendar: tuple[str, ...] = ()  # of `calendar.CALENDAR`, made from the time stamps
+    statics: tuple[str, ...] = ()  # columns with one category a series
+    categories: tuple[tuple[str, ...], ...] = ()  # of each static, in the order of their codes
+    indicator: bool = False  # whether the last feature marks the steps that were filled
 
     def __post_init__(self) -> None:
         if len(self.statics) != len(self.categories):
@@ -69,9 +60,8 @@ class SeriesSchema:
             names = {n: tuple(values[n]) for n in ("known", "calendar", "statics")}
             categories = tuple(tuple(each) for each in values["categories"])
             flat = [*names["known"], *names["statics"], *(c for each in categories for c in each)]
-            if not set(names["calendar"]) <= set(CALENDAR) or not all(
-                isinstance(name, str) for name in flat
-            ):
+            are_texts = all(isinstance(name, str) for name in flat)
+            if not are_texts or not set(names["calendar"]) <= set(CALENDAR):
                 raise TypeError
             return cls(
                 values["kind"], values["step"], **names, categories=categories,
@@ -83,11 +73,7 @@ class SeriesSchema:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The characters or bytes that tokens stand for.
-
-    Attributes:
-        kind: `char`: a token for each of `characters`, in order; `byte`: the 256 bytes of UTF-8.
-        characters: sorted; empty for `byte`.
+    """The characters or bytes that tokens stand for: the sorted `characters`, or all 256 bytes.
 
     Raises:
         InputError: another kind, or characters that do not fit it.

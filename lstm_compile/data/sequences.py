@@ -102,9 +102,8 @@ class Sequences:
 
     def to(self, device: torch.device | str) -> "Sequences":
         """The same sequences with all tensors on `device`."""
-        return replace(
-            self, x=self.x.to(device), offsets=self.offsets.to(device), y=self.y.to(device)
-        )
+        moved = {name: getattr(self, name).to(device) for name in ("x", "offsets", "y")}
+        return replace(self, **moved)
 
 
 def gather(sequences: Sequences, indices: Tensor, time: int | None = None) -> Batch:
@@ -174,7 +173,7 @@ def from_padded(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Sequence
     features = numbered("feature", x.shape[2])
     if y.is_floating_point():
         return Sequences(steps, offsets, y.float(), features, (), numbered("target", y.shape[1]))
-    classes = tuple(str(code) for code in range(int(y.max()) + 1))
+    classes = tuple(map(str, range(int(y.max()) + 1)))
     return Sequences(steps, offsets, y, features, classes, ())
 
 

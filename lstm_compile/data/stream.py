@@ -22,35 +22,22 @@ BLOCK = 1 << 16  # rows converted to float64 at once
 
 
 class EpochPlan(NamedTuple):
-    """The rows of an epoch and their order; it is the same for any number of processes.
+    """The rows of an epoch and their order; it is the same for any number of processes."""
 
-    Attributes:
-        pools: the units that are in memory together, one pool after the other.
-        batches: int64 rows of each batch; its rows lie in one pool or in neighbours.
-    """
-
-    pools: list[list[int]]
-    batches: list[Tensor]
+    pools: list[list[int]]  # the units that are in memory together, one pool after the other
+    batches: list[Tensor]  # int64 rows of each batch; its rows lie in one pool or in neighbours
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Some of the sequences of Parquet files, read when they are needed.
+    """Some of the sequences of Parquet files, read when they are needed."""
 
-    Attributes:
-        index: the places of all sequences.
-        schema: their names.
-        labels: `y` of all sequences: int64 (sequences,), or float32 (sequences, targets).
-        kept: int64 (rows,), the sequences of this stream, rising.
-        pool_bytes: the most bytes for the features of a pool.
-        moments: of the features of the rows; none before `open_stream`.
-    """
-
-    index: ParquetIndex
+    index: ParquetIndex  # of all sequences
     schema: Schema
-    labels: Tensor
-    kept: Tensor
-    pool_bytes: int
+    labels: Tensor  # `y` of all sequences: int64 (sequences,), or float32 (sequences, targets)
+    kept: Tensor  # int64 (rows,), the sequences of this stream, rising
+    pool_bytes: int  # the most bytes for the features of a pool
+    # of the features of the rows; none before `open_stream`
     moments: Moments = field(default_factory=lambda: moments_of(torch.empty(0, 0)))
 
     def __len__(self) -> int:
@@ -141,9 +128,7 @@ class Stream:
     def load(self, units: list[int], room: Tensor) -> "Pool":
         """Read all sequences of some units.
 
-        Args:
-            units: of one pool.
-            room: the memory for their features, from `room`.
+        They are the units of one pool; `room` is the memory for their features.
 
         Raises:
             InputError: a file changed.
@@ -165,15 +150,10 @@ class Stream:
 
 
 class Pool(NamedTuple):
-    """Sequences in memory.
+    """Sequences in memory."""
 
-    Attributes:
-        numbers: int64 (sequences,), their places in the index, rising.
-        sequences: with all their steps.
-    """
-
-    numbers: Tensor
-    sequences: Sequences
+    numbers: Tensor  # int64 (sequences,), their places in the index, rising
+    sequences: Sequences  # with all their steps
 
     def gather(self, numbers: Tensor, time: int) -> Batch:
         """A batch of the sequences with these numbers, padded to `time` steps."""
@@ -185,13 +165,7 @@ def open_stream(
 ) -> tuple[Stream, list[Sequences]]:
     """Read all features once, for the moments of a stream and the sequences to keep in memory.
 
-    Args:
-        stream: without moments.
-        wanted: int64 (count,) each, rising: numbers of the sequences to keep in memory.
-        progress: called with rows done and rows in all.
-
-    Returns:
-        The stream, and the sequences of each of `wanted`.
+    Each of `wanted` holds numbers of sequences to keep, int64 (count,), rising.
 
     Raises:
         InputError: a value is no number or missing, or a file changed.

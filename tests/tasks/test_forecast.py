@@ -7,9 +7,8 @@ from forecast_cases import FORECASTERS, inputs, make_forecaster
 from series_cases import SMALL, do, hourly, hours, read, several, waves, windows_of, write
 
 from lstm_compile import ModelConfig, init_params
-from lstm_compile.data.series.history import History
 from lstm_compile.data.series.series_table import Shares
-from lstm_compile.data.series.windows import Shape, all_windows, split_windows, thinned
+from lstm_compile.data.series.windows import History, Shape, all_windows, split_windows, thinned
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Given
 from lstm_compile.model.last_steps import last_steps

@@ -85,10 +85,9 @@ class Clock:
         elif self.kind == "month-ends":
             stamps = (ticks + 1).astype("M8[M]").astype("M8[D]") - np.timedelta64(1, "D")
         else:
-            offset = (
-                _in_month(np.asarray([like]))[0] if like is not None else np.timedelta64(0, "ns")
-            )
-            stamps = ticks.astype("M8[M]").astype("M8[ns]") + offset
+            stamps = ticks.astype("M8[M]").astype("M8[ns]")
+            if like is not None:
+                stamps = stamps + _in_month(np.asarray([like]))[0]
         seconds = stamps.astype("M8[s]")
         return seconds if (seconds == stamps).all() else stamps
 
@@ -123,7 +122,8 @@ def infer_clock(times: NDArray[Any], is_next: NDArray[np.bool_]) -> Clock:
     if (steps > 0).all() and (offsets == offsets[0]).all():
         return Clock("months", _most_frequent(steps))
     days = times.astype("M8[D]")
-    if (steps > 0).all() and _is_month_end(days) and (times == days).all():
+    is_month_end = (days + np.timedelta64(1, "D")).astype("M8[M]") > days.astype("M8[M]")
+    if (steps > 0).all() and is_month_end.all() and (times == days).all():
         return Clock("month-ends", _most_frequent(steps))
     return Clock("fixed", _most_frequent(np.diff(times.astype("M8[ns]").astype(np.int64))[is_next]))
 
@@ -161,9 +161,8 @@ def _counted(count: float, unit: str) -> str:
 def _most_frequent(steps: NDArray[Any]) -> float:
     steps = steps[steps > 0]
     if steps.dtype.kind == "f":
-        steps = np.array(
-            [float(f"{step:.9g}") for step in steps[: 1 << 16]]
-        )  # ignores rounding errors
+        # ignores rounding errors
+        steps = np.array([float(f"{step:.9g}") for step in steps[: 1 << 16]])
     values, counts = np.unique(steps, return_counts=True)
     value = values[counts.argmax()]
     return float(value) if steps.dtype.kind == "f" else int(value)
@@ -171,7 +170,3 @@ def _most_frequent(steps: NDArray[Any]) -> float:
 
 def _in_month(times: NDArray[Any]) -> Any:
     return times.astype("M8[ns]") - times.astype("M8[M]").astype("M8[ns]")
-
-
-def _is_month_end(days: NDArray[Any]) -> bool:
-    return bool(((days + np.timedelta64(1, "D")).astype("M8[M]") > days.astype("M8[M]")).all())

@@ -10,6 +10,7 @@ from lstm_compile.data.series.clock import Clock, Ticks, whole_steps
 from lstm_compile.data.tables.columns import Duplicates
 from lstm_compile.errors import InputError
 
+MEND_GAPS = "fill gaps with --gaps forward, linear or indicate"
 MOST_STEPS = 20  # for each row; with more missing steps a stamp must be wrong
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -18,19 +19,12 @@ Refuse = Callable[[int, str, str, str], NoReturn]
 
 
 class GridRows(NamedTuple):
-    """Rows of series one after the other, sorted by time.
+    """Rows of series one after the other, sorted by time."""
 
-    Attributes:
-        x: float32 (rows, columns), NaN where a cell is missing.
-        ticks: (rows,), see `Clock.ticks`.
-        lengths: int64 (series,).
-        table_rows: int64 (rows,), the row of the table that each came from.
-    """
-
-    x: Floats
-    ticks: Ticks
-    lengths: Ints
-    table_rows: Ints
+    x: Floats  # float32 (rows, columns), NaN where a cell is missing
+    ticks: Ticks  # (rows,), see `Clock.ticks`
+    lengths: Ints  # int64 (series,)
+    table_rows: Ints  # int64 (rows,), the row of the table that each came from
 
     @property
     def is_next(self) -> NDArray[np.bool_]:
@@ -52,13 +46,10 @@ def merge_duplicates(rows: GridRows, how: Duplicates, refuse: Refuse) -> GridRow
     if not is_again.any():
         return rows
     if how == "error":
-        again = int(np.flatnonzero(is_again)[0]) + 1
-        refuse(
-            int(rows.table_rows[again]),
-            f"the time of another row of its series again ({int(is_again.sum())} such rows in all)",
-            "one row a time",
-            "choose --duplicates mean or last",
-        )
+        row = int(rows.table_rows[int(is_again.argmax()) + 1])
+        count = f"{int(is_again.sum())} such rows in all"
+        found = f"the time of another row of its series again ({count})"
+        refuse(row, found, "one row a time", "choose --duplicates mean or last")
     starts = np.concatenate(([0], np.flatnonzero(~is_again) + 1))
     last = np.concatenate((starts[1:], [len(rows.x)])) - 1
     x = rows.x[last] if how == "last" else _means(rows.x, starts)
@@ -80,36 +71,27 @@ def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tup
     steps, is_broken = whole_steps(np.diff(rows.ticks), clock.step)
     steps, is_broken = np.where(rows.is_next, steps, 1), is_broken & rows.is_next
     for index in np.flatnonzero(is_broken)[:1]:
-        distance = float(rows.ticks[index + 1] - rows.ticks[index])
-        refuse(
-            int(rows.table_rows[index + 1]),
-            f"a time {Clock(clock.kind, distance).name} after the row before",
-            f"whole steps of {clock.name}",
-            "bring the rows to equal steps first",
-        )
+        distance = Clock(clock.kind, float(rows.ticks[index + 1] - rows.ticks[index])).name
+        found, expected = f"a time {distance} after the row before", f"whole steps of {clock.name}"
+        row = int(rows.table_rows[index + 1])
+        refuse(row, found, expected, "bring the rows to equal steps first")
     missing = int((steps - 1).sum())
     if not missing:
         return rows, 0
-    worst = int(steps.argmax())
     if not may_fill or missing > MOST_STEPS * len(rows.x):
-        first = worst if may_fill else int((steps > 1).argmax())
-        refuse(
-            int(rows.table_rows[first + 1]),
-            f"a time {steps[first]} steps after the row before (steps missing in all: {missing})",
-            f"one step of {clock.name}",
-            "mend the stamp or drop the row" if may_fill
-            else "fill gaps with --gaps forward, linear or indicate",
-        )  # fmt: skip
+        worst = int(steps.argmax() if may_fill else (steps > 1).argmax())
+        count = f"steps missing in all: {missing}"
+        found = f"a time {steps[worst]} steps after the row before ({count})"
+        mend = "mend the stamp or drop the row" if may_fill else MEND_GAPS
+        refuse(int(rows.table_rows[worst + 1]), found, f"one step of {clock.name}", mend)
     place = np.concatenate(([0], steps.cumsum()))
     x = np.full((place[-1] + 1, rows.x.shape[1]), np.nan, np.float32)
     x[place] = rows.x
     source = np.repeat(np.arange(len(place)), np.diff(place, append=place[-1] + 1))
     ticks = rows.ticks[source] + (np.arange(len(x)) - place[source]) * clock.step
-    ends = place[rows.lengths.cumsum() - 1] + 1
-    grid = GridRows(
-        x, ticks.astype(rows.ticks.dtype), np.diff(ends, prepend=0), rows.table_rows[source]
-    )
-    return grid, missing
+    ticks = ticks.astype(rows.ticks.dtype)
+    lengths = np.diff(place[rows.lengths.cumsum() - 1] + 1, prepend=0)
+    return GridRows(x, ticks, lengths, rows.table_rows[source]), missing
 
 
 def fill_linear(x: Floats, lengths: Ints, parts: Ints) -> None:
@@ -122,8 +104,7 @@ def fill_linear(x: Floats, lengths: Ints, parts: Ints) -> None:
         lengths: int64 (series,).
         parts: int64 (rows,), the part of the data that each row is in.
     """
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    index = np.arange(len(x))
+    owner, index = np.repeat(np.arange(len(lengths)), lengths), np.arange(len(x))
     for column in x.T:
         is_gap = np.isnan(column)
         before = np.maximum.accumulate(np.where(is_gap, -1, index))

@@ -1,7 +1,4 @@
-"""Reads series to forecast: rows at equal steps, gaps filled, calendar columns added.
-
-Loads no torch.
-"""
+"""Reads series to forecast: equal steps, gaps filled, calendar columns added. Loads no torch."""
 
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
@@ -14,8 +11,8 @@ from lstm_compile.data.calendar import calendar_names
 from lstm_compile.data.schema import Schema, SeriesSchema
 from lstm_compile.data.series.clock import Clock, calendar_columns, infer_clock
 from lstm_compile.data.series.grid import (
+    MEND_GAPS,
     GridRows,
-    Refuse,
     check_values,
     fill_linear,
     merge_duplicates,
@@ -34,8 +31,7 @@ from lstm_compile.data.series.series_table import (
 )
 from lstm_compile.data.tables.columns import Progress, TableOptions
 from lstm_compile.data.tables.formats import open_files
-from lstm_compile.data.tables.gaps import GapFiller, column_means
-from lstm_compile.data.tables.long import check_columns, read_features
+from lstm_compile.data.tables.long import GapFiller, check_columns, column_means, read_features
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
@@ -52,14 +48,8 @@ def read_series(
 ) -> SeriesTable:
     """Read series from a long table of one file, a folder or a glob.
 
-    Rows may stand anywhere; they are sorted by series and time.
-
-    Args:
-        path: as for `long.read_long`.
-        options: the columns, and what to do about gaps and duplicates.
-        schema: of a trained model.
-        split: where parts begin, or how large they are.
-        progress: called with rows done and rows in all.
+    Rows may stand anywhere; they are sorted by series and time. `schema` is that of a trained
+    model; `split` says where parts begin, or how large they are.
 
     Raises:
         InputError: anything wrong with the files, their columns or a value, in one line.
@@ -97,18 +87,13 @@ def _sorted_rows(
     assert times is not None
     x = read_features(index, roles.reading, progress)
     x[~np.isfinite(x)] = np.nan
-    rows = GridRows(x, times, index.lengths, np.arange(len(x)))
+    rows, differ = GridRows(x, times, index.lengths, np.arange(len(x))), times[1:] != times[:-1]
     try:
-        clock = trained.clock if trained else infer_clock(times, rows.is_next & _differ(times))
+        clock = trained.clock if trained else infer_clock(times, rows.is_next & differ)
         return clock, rows._replace(ticks=clock.ticks(times))
     except InputError as error:
         place = index.files.sources[0].path
         raise InputError(f"{place}, column {roles.options.time!r}: {error}") from error
-
-
-def _differ(times: NDArray[Any]) -> NDArray[np.bool_]:
-    differ: NDArray[np.bool_] = times[1:] != times[:-1]
-    return differ
 
 
 def _note(count: int, what: str, how: str) -> tuple[str, ...]:
@@ -117,30 +102,17 @@ def _note(count: int, what: str, how: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Reading:
-    """What all steps of reading need.
+    """What all steps of reading need."""
 
-    Attributes:
-        place: the path, for messages.
-        index: the series of the files, and their rows.
-        roles: the columns.
-        clock: what a step is.
-        trained: the series of a trained model, or None.
-    """
-
-    place: str
+    place: str  # the path, for messages
     index: SequenceIndex
     roles: SeriesRoles
     clock: Clock
-    trained: SeriesSchema | None
+    trained: SeriesSchema | None  # of a trained model
 
-    @property
-    def refuse_time(self) -> Refuse:
-        """Raises for the time of a row of the table."""
-
-        def refuse(row: int, found: str, expected: str, mend: str) -> NoReturn:
-            self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
-
-        return refuse
+    def refuse_time(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
+        """Raise for the time of a row of the table."""
+        self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
 
     def table(self, rows: GridRows, split: Split, notes: tuple[str, ...]) -> SeriesTable:
         """Fill the gaps of rows at equal steps, and add calendar and indicator.
@@ -154,15 +126,12 @@ class _Reading:
         missing = np.isnan(rows.x)
         means = self._fill(rows, split)
         info = self._schema(rows.ticks[split.part_of(rows.ticks) == 0])
-        stamp = self._stamp()
+        times: Any = self.index.times
+        stamp = None if self.clock.kind == "number" else times[0]
         calendar = calendar_columns(self.clock.stamps(rows.ticks, stamp), info.calendar)
         is_filled: NDArray[np.bool_] = np.any(missing, axis=1, keepdims=True)
         indicator = is_filled[:, : int(info.indicator)].astype(np.float32)
-        names = (
-            *self.roles.values,
-            *calendar_names(info.calendar),
-            *((INDICATOR,) if info.indicator else ()),
-        )
+        added = (*calendar_names(info.calendar), *([INDICATOR] if info.indicator else []))
         resolved = replace(options, means=means, calendar=info.calendar or ("none",))
         return SeriesTable(
             place=self.place,
@@ -174,7 +143,7 @@ class _Reading:
             stamp=stamp,
             ids=tuple(self.index.ids) if options.id else None,
             statics=self._codes(info.categories),
-            schema=Schema(names, (), options.target, series=info),
+            schema=Schema(self.roles.values + added, (), options.target, series=info),
             roles=replace(self.roles, options=resolved, notes=notes),
             split=split,
         )
@@ -186,13 +155,9 @@ class _Reading:
         unknown = len(self.roles.options.target) + len(self.roles.options.features)
         is_gap[is_future, :unknown] = False
         for row, column in np.argwhere(is_gap)[:1]:
-            self.index.refuse(
-                int(rows.table_rows[row]),
-                self.roles.values[column],
-                f"an empty cell, NaN or infinity ({int(is_gap.sum())} in all)",
-                "a finite number",
-                "fill gaps with --gaps forward, linear or indicate",
-            )
+            found = f"an empty cell, NaN or infinity ({int(is_gap.sum())} in all)"
+            place, name = int(rows.table_rows[row]), self.roles.values[column]
+            self.index.refuse(place, name, found, "a finite number", MEND_GAPS)
 
     def _fill(self, rows: GridRows, split: Split) -> tuple[float, ...]:
         """Fill all gaps in place, and return the means of the columns in the training part."""
@@ -206,15 +171,13 @@ class _Reading:
 
     def _schema(self, ticks: NDArray[Any]) -> SeriesSchema:
         """The series as a model carries them; `ticks` are those of the training part."""
-        options, trained = self.roles.options, self.trained
+        if self.trained:
+            return self.trained
+        options, clock = self.roles.options, self.clock
+        calendar, indicator = self._calendar(ticks), self.roles.gaps == "indicate"
+        categories = tuple(sorted_labels(map(str, each.values())) for each in self.index.labels)
         return SeriesSchema(
-            self.clock.kind,
-            self.clock.step,
-            options.known,
-            trained.calendar if trained else self._calendar(ticks),
-            options.static,
-            trained.categories if trained else self._categories(),
-            trained.indicator if trained else self.roles.gaps == "indicate",
+            clock.kind, clock.step, options.known, calendar, options.static, categories, indicator
         )
 
     def _calendar(self, ticks: NDArray[Any]) -> tuple[str, ...]:
@@ -229,13 +192,6 @@ class _Reading:
             )
         return names
 
-    def _categories(self) -> tuple[tuple[str, ...], ...]:
-        return tuple(sorted_labels(map(str, each.values())) for each in self.index.labels)
-
-    def _stamp(self) -> np.datetime64 | None:
-        times: Any = self.index.times
-        return None if self.clock.kind == "number" else times[0]
-
     def _codes(self, categories: tuple[tuple[str, ...], ...]) -> Ints:
         """The code of each series' category, int64 (series, statics)."""
         codes = np.zeros((len(self.index.ids), len(categories)), np.int64)
@@ -243,12 +199,12 @@ class _Reading:
             code_of = {name: code for code, name in enumerate(known)}
             for series, value in enumerate(map(str, label.values())):
                 if value not in code_of:
-                    self.index.files.refuse(
-                        int(label.rows[series]), label.column, repr(value),
+                    expected = (
                         f"one of the categories the model was trained on: {listing(known)}"
-                        f"{suggestion(value, known)}",
-                        "train again with it, or drop the series",
-                    )  # fmt: skip
+                        f"{suggestion(value, known)}"
+                    )
+                    row, mend = int(label.rows[series]), "train again with it, or drop the series"
+                    self.index.files.refuse(row, label.column, repr(value), expected, mend)
                 codes[series, column] = code_of[value]
         return codes
 

@@ -22,24 +22,18 @@ from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
 Ints = NDArray[np.int64]
+ROLES = ("id", "time", "target", "features", "known", "static")
 INDICATOR = "gap"  # the feature that marks filled steps
 
 
 @dataclass(frozen=True)
 class SeriesRoles:
-    """The role of each column of a table of series, and notes on its rows.
+    """The role of each column of a table of series, and notes on its rows."""
 
-    Attributes:
-        options: the options that ask for the same table again; nothing is left to infer.
-        inferred: the roles that no flag named.
-        left_out: the columns without a role, with their kinds.
-        notes: the step, gaps and duplicates of the table.
-    """
-
-    options: TableOptions
-    inferred: tuple[str, ...] = ()
-    left_out: tuple[tuple[str, Kind], ...] = ()
-    notes: tuple[str, ...] = ()
+    options: TableOptions  # the options that ask for the same table again; nothing is left to infer
+    inferred: tuple[str, ...] = ()  # those that no flag named
+    left_out: tuple[tuple[str, Kind], ...] = ()  # without a role
+    notes: tuple[str, ...] = ()  # the step, gaps and duplicates of the table
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -86,7 +80,9 @@ def find_series_roles(
     """
     _check_options(place, options)
     options = _with_schema(options, schema)
-    asked = _asked(options)
+    named = {role: getattr(options, role) or () for role in ROLES}
+    several = {role: (name,) if isinstance(name, str) else name for role, name in named.items()}
+    asked = [(role, name) for role, names in several.items() for name in names]
     check_roles(place, columns, asked, lambda both: both == {"id", "static"})
     taken = {name for _, name in asked}
     inferred = []
@@ -131,29 +127,12 @@ def _with_schema(options: TableOptions, schema: Schema | None) -> TableOptions:
     )  # fmt: skip
 
 
-def _asked(options: TableOptions) -> list[tuple[str, str]]:
-    """Pairs of a role and a column."""
-    single = [(role, getattr(options, role)) for role in ("id", "time") if getattr(options, role)]
-    several = [
-        (role, name)
-        for role in ("target", "features", "known", "static")
-        for name in getattr(options, role)
-    ]
-    return single + several
-
-
 class Shares(NamedTuple):
-    """The sizes of the validation and test parts at the end of a table.
+    """The sizes of the validation and test parts at the end of a table."""
 
-    Attributes:
-        validation: share of all rows.
-        test: share of all rows, or from 1 on a number of steps.
-        least: the least number of steps of validation, unless its share is 0.
-    """
-
-    validation: float = 0.0
-    test: float = 0.0
-    least: int = 0
+    validation: float = 0.0  # share of all rows
+    test: float = 0.0  # share of all rows, or from 1 on a number of steps
+    least: int = 0  # the least number of steps of validation, unless its share is 0
 
 
 class Split(NamedTuple):
@@ -175,33 +154,17 @@ NO_SHARES = Shares()
 
 @dataclass(frozen=True, eq=False)
 class SeriesTable:
-    """Series at equal steps, one after the other.
+    """Series at equal steps, one after the other."""
 
-    Attributes:
-        place: the path that they were read from, for messages.
-        x: float32 (rows, features), finite, in the order of `schema.features`.
-        missing: bool (rows, columns), the values of targets, past and known covariates that were
-            filled.
-        lengths: int64 (series,), rows of each.
-        history: int64 (series,), rows up to the last target; those after it hold known covariates.
-        ticks: (rows,), the time of each row, see `Clock.ticks`.
-        stamp: any of the table's times, for `Clock.stamps`; None for numbers.
-        ids: the name of each series, or None where there is only one, without a name.
-        statics: int64 (series, statics), codes of categories.
-        schema: names, clock and categories.
-        roles: the columns of the file.
-        split: where validation and test begin.
-    """
-
-    place: str
-    x: NDArray[np.float32]
-    missing: NDArray[np.bool_]
-    lengths: Ints
-    history: Ints
-    ticks: NDArray[Any]
-    stamp: np.datetime64 | None
-    ids: tuple[str, ...] | None
-    statics: Ints
+    place: str  # the path, for messages
+    x: NDArray[np.float32]  # float32 (rows, features), finite, in the order of `schema.features`
+    missing: NDArray[np.bool_]  # bool (rows, columns): filled targets, past and known covariates
+    lengths: Ints  # int64 (series,), rows of each
+    history: Ints  # int64 (series,), rows up to the last target; later ones hold known covariates
+    ticks: NDArray[Any]  # (rows,), the time of each row, see `Clock.ticks`
+    stamp: np.datetime64 | None  # any of the table's times, for `Clock.stamps`; None for numbers
+    ids: tuple[str, ...] | None  # None where there is only one series, without a name
+    statics: Ints  # int64 (series, statics), codes of categories
     schema: Schema
     roles: SeriesRoles
     split: Split
@@ -247,15 +210,10 @@ def _quantile(ordered: NDArray[Any], share: float, end: float) -> float:
 
 
 class Ahead(NamedTuple):
-    """The known covariates of the steps after the last target of each series.
+    """The known covariates of the steps after the last target of each series."""
 
-    Attributes:
-        known: float32 (series, horizon, known).
-        ticks: (series, horizon).
-    """
-
-    known: NDArray[np.float32]
-    ticks: NDArray[Any]
+    known: NDArray[np.float32]  # float32 (series, horizon, known)
+    ticks: NDArray[Any]  # (series, horizon)
 
 
 def look_ahead(table: SeriesTable, horizon: int) -> Ahead:

@@ -1,22 +1,64 @@
-"""Windows of series: a context and the steps after it, as indices into the flat rows."""
+"""Windows of series: a context and the steps after it, as indices into the flat rows.
+
+A model may also take the location and scale of each series, computed from its own past only.
+"""
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.schema import Schema
-from lstm_compile.data.series.history import History
 from lstm_compile.data.series.series_table import SeriesRoles, SeriesTable
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Batch, Given
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+CONSTANT = 1e-6  # a deviation below this share of the values is rounding error
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """Cumulative sums over the rows of all series, minus the first value of each series."""
+
+    first: Tensor  # float64 (series, columns)
+    starts: Tensor  # int64 (series,), the first row of each
+    sums: Tensor  # float64 (rows + 1, columns), of all rows before
+    squares: Tensor  # float64 (rows + 1, columns)
+
+    @classmethod
+    def of(cls, x: Tensor, starts: Tensor) -> "History":
+        """The sums of `x` (rows, columns), whose series begin at the rows `starts`."""
+        lengths = torch.diff(starts, append=starts.new_tensor([len(x)]))
+        first = x[starts].double()
+        # far from zero, the squares would lose the digits of the deviations
+        centred = x.double() - first.repeat_interleave(lengths, 0)
+        sums, squares = (pad(v.cumsum(0), (0, 0, 1, 0)) for v in (centred, centred.square()))
+        return cls(first, starts, sums, squares)
+
+    def at(self, origins: Tensor, series: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each series before an origin, float32 (origins, columns) each.
+
+        The deviation of a constant series is 1, and so is that of one without a past.
+        """
+        begin = self.starts[series]
+        count = (origins - begin).clamp(min=1).double()[:, None]
+        mean = (self.sums[origins] - self.sums[begin]) / count
+        square = (self.squares[origins] - self.squares[begin]) / count
+        scale = (square - mean.square()).clamp(min=0).sqrt()
+        location = mean + self.first[series]
+        is_constant = scale <= CONSTANT * location.abs()
+        return location.float(), torch.where(is_constant, 1.0, scale).float()
+
+    def to(self, device: torch.device | str) -> "History":
+        """The same sums on `device`."""
+        return History(*(getattr(self, part.name).to(device) for part in fields(self)))
 
 
 class Shape(NamedTuple):
@@ -28,29 +70,17 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Windows into the flat rows of series; window i forecasts rows from `origins[i]` on.
+    """Windows into the flat rows of series; window i forecasts rows from `origins[i]` on."""
 
-    Attributes:
-        x: float32 (rows, features), finite, the series one after the other.
-        is_unknown: bool (rows, targets), True where a target was filled; training and evaluation
-            leave it out.
-        starts: int64 (windows,), the first row of each context.
-        origins: int64 (windows,), the first row to forecast.
-        series: int64 (windows,), the number of each window's series.
-        statics: int64 (series, statics).
-        shape: context and horizon.
-        table: the series these are windows of; on the CPU, whatever the tensors are on.
-        history: for the inputs `series_location` and `series_scale`; None if the model has neither.
-    """
-
-    x: Tensor
-    is_unknown: Tensor
-    starts: Tensor
-    origins: Tensor
-    series: Tensor
-    statics: Tensor
+    x: Tensor  # float32 (rows, features), finite, the series one after the other
+    is_unknown: Tensor  # bool (rows, targets), a target was filled: training and evaluation skip it
+    starts: Tensor  # int64 (windows,), the first row of each context
+    origins: Tensor  # int64 (windows,), the first row to forecast
+    series: Tensor  # int64 (windows,), the number of each window's series
+    statics: Tensor  # int64 (series, statics)
     shape: Shape
-    table: SeriesTable
+    table: SeriesTable  # the series these are windows of; always on the CPU
+    # for `series_location` and `series_scale`, if the model has them
     history: History | None = None
 
     def __len__(self) -> int:
@@ -95,20 +125,15 @@ class Windows:
     def digest(self) -> str:
         """The sha256 of the names and of all rows up to the end of the last horizon."""
         stop = int(self.origins.max()) + self.shape.horizon
-        parts = (self.table.ticks[:stop], self.table.x[:stop], self.table.lengths)
         digest = hashlib.sha256(self.schema.to_json().encode())
-        for part in parts:
+        for part in (self.table.ticks[:stop], self.table.x[:stop], self.table.lengths):
             digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
 
     def select(self, indices: Tensor) -> "Windows":
         """The windows at `indices`, int64 (count,), on the same rows."""
-        return replace(
-            self,
-            starts=self.starts[indices],
-            origins=self.origins[indices],
-            series=self.series[indices],
-        )
+        chosen = {name: getattr(self, name)[indices] for name in ("starts", "origins", "series")}
+        return replace(self, **chosen)
 
     def to(self, device: torch.device | str) -> "Windows":
         """The same windows with all tensors on `device`."""
@@ -124,14 +149,16 @@ class Windows:
         is_valid = steps < lengths[:, None]
         x = self.x[torch.where(is_valid, starts[:, None] + steps, 0)]
         x = x.masked_fill(~is_valid[..., None], 0.0)
-        given = self._given(origins, self.series[indices])
-        unit = given.series_scale
-        unit = None if unit is None else unit[:, : len(self.schema.targets)]
-        return Batch(x, lengths, self._truth(origins), given, unit)
+        given, scale = self._given(origins, self.series[indices]), None
+        if given.series_scale is not None:
+            scale = given.series_scale[:, : len(self.schema.targets)]
+        return Batch(x, lengths, self._truth(origins), given, scale)
 
     def _given(self, origins: Tensor, series: Tensor) -> Given:
         info = self.table.info
-        known = self._horizon(self.x, origins)[..., known_columns(self.schema)]
+        stop = len(self.schema.features) - info.indicator
+        columns = slice(stop - len(info.known_features), stop)
+        known = self._horizon(self.x, origins)[..., columns]
         location, scale = self.history.at(origins, series) if self.history else (None, None)
         return Given(
             known if info.known_features else None,
@@ -148,13 +175,6 @@ class Windows:
         return rows[origins[:, None] + torch.arange(self.shape.horizon, device=origins.device)]
 
 
-def known_columns(schema: Schema) -> slice:
-    """The columns of `x` that the input `known_future` takes."""
-    assert schema.series is not None
-    stop = len(schema.features) - schema.series.indicator
-    return slice(stop - len(schema.series.known_features), stop)
-
-
 def windows_of(table: SeriesTable, config: ModelConfig) -> Windows:
     """Every window of series, as a model wants them; see `all_windows`."""
     return all_windows(table, Shape(config.context, config.horizon), config.scaling == "series")
@@ -169,26 +189,19 @@ def all_windows(table: SeriesTable, shape: Shape, by_series: bool = False) -> Wi
     `by_series` says that the windows are for a model with `scaling` `series`.
     """
     targets = len(table.schema.targets)
-    unknown = table.missing[:, :targets]
+    rows, unknown = torch.from_numpy(table.x), table.missing[:, :targets]
     origins, owners, starts = _origins(table, shape)
     known = np.concatenate(([0], (~unknown).any(1).cumsum()))
     keep = known[origins + shape.horizon] > known[origins]
     keep &= known[origins] > known[starts]
     if table.roles.gaps == "linear":
         keep &= ~table.missing[origins - 1].any(1)
-    rows = torch.from_numpy(table.x)
-    levels = targets + len(table.roles.options.features)
-    return Windows(
-        rows,
-        torch.from_numpy(unknown),
-        torch.from_numpy(starts[keep]),
-        torch.from_numpy(origins[keep]),
-        torch.from_numpy(owners[keep]),
-        torch.from_numpy(table.statics),
-        shape,
-        table,
-        History.of(rows[:, :levels], torch.from_numpy(table.starts)) if by_series else None,
-    )
+    history, levels = None, targets + len(table.roles.options.features)
+    if by_series:
+        history = History.of(rows[:, :levels], torch.from_numpy(table.starts))
+    begins, places, numbers = (torch.from_numpy(each[keep]) for each in (starts, origins, owners))
+    is_unknown, statics = torch.from_numpy(unknown), torch.from_numpy(table.statics)
+    return Windows(rows, is_unknown, begins, places, numbers, statics, shape, table, history)
 
 
 def _origins(table: SeriesTable, shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,26 +20,24 @@ Progress = Callable[[int, int], None]  # is called with rows done and rows in al
 Missing = Literal["error", "forward", "mean", "zero"]
 Gaps = Literal["error", "forward", "linear", "indicate"]
 Duplicates = Literal["error", "mean", "last"]
+Names = tuple[str, ...]
 CHOICES = {"missing": Missing, "gaps": Gaps, "duplicates": Duplicates}
 # the options that only tables of series to forecast have
 SERIES_ONLY = ("known", "static", "calendar", "gaps", "duplicates")
 Kind = Literal["number", "text", "date", "other"]  # bool and whole numbers are numbers too
+AS_TRAINED = "as in training, else error"
+HAS_FEATURES, IS_SERIES = "has_features", "is_series"  # properties of a task
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
     """How to read a long table; each field is a flag of `train` and `evaluate`.
 
+    The help text of a field says what it is; these need more words:
+
     Attributes:
-        id: column whose value is the same in all rows of a sequence; None infers it.
-        time: column that orders the rows of a sequence; None infers it.
-        target: columns with the label or the numbers to predict; empty infers one.
-        features: columns with the values of a step, in the model's order; empty infers them.
-        text: column with text, read character by character in place of features.
-        missing: what fills empty cells, NaN and infinities in the features; None is `error`, or
-            the value that a model was trained with.
-        known: columns whose values are known in the horizon of a forecast too.
-        static: columns with one category a series.
+        features: in the model's order.
+        text: is read character by character.
         calendar: columns made from the time stamps: `hour`, `weekday`, `month`; `auto` takes those
             that the step and the span of the table allow, `none` none.
         gaps: what fills steps without a row and empty cells of a series to forecast: nothing
@@ -54,45 +52,28 @@ class TableOptions:
         InputError: a value of another type, or an empty name.
     """
 
-    id: str | None = option(None, "Column that names each row's sequence.", only="has_features")
-    time: str | None = option(
-        None, "Column that orders the rows of a sequence.", only="has_features"
+    id: str | None = option(None, "Column that names each row's sequence.", only=HAS_FEATURES)
+    time: str | None = option(None, "Column that orders the rows of a sequence.", only=HAS_FEATURES)
+    target: Names = option(
+        (), "Column to predict; several numbers parted by commas.", only=HAS_FEATURES
     )
-    target: tuple[str, ...] = option(
-        (), "Column to predict; several numbers parted by commas.", only="has_features"
-    )
-    features: tuple[str, ...] = option(
-        (), "Columns of the input, parted by commas.", only="has_features"
-    )
+    features: Names = option((), "Columns of the input, parted by commas.", only=HAS_FEATURES)
     text: str | None = option(
         None, "Column of text, in place of features.", unset="none", only="has_classes"
     )
     missing: Missing | None = option(
-        None,
-        "What fills empty cells, NaN and infinities.",
-        unset="as in training, else error",
-        only="is_whole",
+        None, "What fills empty cells, NaN and infinities.", unset=AS_TRAINED, only="is_whole"
     )
-    known: tuple[str, ...] = option(
-        (), "Covariates known in the horizon too.", unset="none", only="is_series"
-    )
-    static: tuple[str, ...] = option(
-        (), "Columns with one category a series.", unset="none", only="is_series"
-    )
-    calendar: tuple[str, ...] = option(
-        (), "Of hour, weekday and month; or auto, or none.", unset="auto", only="is_series"
+    known: Names = option((), "Covariates known in the horizon too.", unset="none", only=IS_SERIES)
+    static: Names = option((), "Columns with one category a series.", unset="none", only=IS_SERIES)
+    calendar: Names = option(
+        (), "Of hour, weekday and month; or auto, or none.", unset="auto", only=IS_SERIES
     )
     gaps: Gaps | None = option(
-        None,
-        "What fills missing steps and cells of a series.",
-        unset="as in training, else error",
-        only="is_series",
+        None, "What fills missing steps and cells of a series.", unset=AS_TRAINED, only=IS_SERIES
     )
     duplicates: Duplicates | None = option(
-        None,
-        "What two rows at one time become.",
-        unset="as in training, else error",
-        only="is_series",
+        None, "What two rows at one time become.", unset=AS_TRAINED, only=IS_SERIES
     )
     means: tuple[float, ...] = ()
 
@@ -161,24 +142,18 @@ def _column_names(role: str, names: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ReadRequest:
-    """A file to read, and everything that decides what its reader returns.
+    """A file to read, and everything that decides what its reader returns."""
 
-    Attributes:
-        path: the file; for a long table also a folder or a glob.
-        options: the columns of a long table, and what fills its gaps; other formats take none.
-        schema: of a trained model: picks the columns and the vocabulary; None takes the file's.
-        labelled: False ignores classes and targets, whether the file has them or not.
-        per_step: whether every step has a label, or every sequence; None takes `.npz` files as they
-            are, others by sequence.
-        tokens: `char` or `byte`: the tokens of a column of text, unless `schema` says it.
-        progress: called while a long table is read.
-    """
-
-    path: str | PathLike[str]
+    path: str | PathLike[str]  # for a long table also a folder or a glob
+    # the columns of a long table, and what fills its gaps; other formats take none
     options: TableOptions = TableOptions()
+    # of a trained model: picks the columns and the vocabulary; None takes the file's
     schema: "Schema | None" = None
-    labelled: bool = True
+    labelled: bool = True  # False ignores classes and targets, whether the file has them or not
+    # whether every step has a label, or every sequence; None takes `.npz` files as they are, others
+    # by sequence
     per_step: bool | None = None
+    # `char` or `byte`: the tokens of a column of text, unless `schema` says it
     tokens: str = "char"
     progress: Progress | None = None
 

@@ -214,9 +214,12 @@ class JsonLines(Source):
         return lines
 
     def _parse(self, lines: list[bytes], row: int, types: dict[str, Any] | None) -> Any:
-        for line in lines:
-            if line.count(b"[") + line.count(b"{") > MANY_BRACKETS:
-                _check_depth(self.path, lines, row, line)  # pyarrow recurses without a limit
+        deep = (line for line in lines if line.count(b"[") + line.count(b"{") > MANY_BRACKETS)
+        try:
+            for line in deep:
+                json.loads(line)  # pyarrow recurses without a limit
+        except (ValueError, RecursionError) as error:
+            raise _bad_line(self.path, lines, row, error) from error
         text = b"".join(lines)
         if not text.isascii():
             text.decode()  # pyarrow does not check
@@ -248,9 +251,8 @@ def open_files(path: str | PathLike[str]) -> TableFiles:
     Raises:
         InputError: no such file, none in the folder, or a damaged one.
     """
-    return TableFiles(
-        [SOURCES[f.path.suffix.lower()](f.path, f.constants) for f in find_files(path)]
-    )
+    files = find_files(path)
+    return TableFiles([SOURCES[f.path.suffix.lower()](f.path, f.constants) for f in files])
 
 
 def _separator(path: Path) -> str:
@@ -263,13 +265,6 @@ def _separator(path: Path) -> str:
         check_utf8(path)
         header = line.decode("utf-8", "replace")  # cut within a character
     return max(SEPARATORS, key="".join(header.split('"')[::2]).count)
-
-
-def _check_depth(path: Path, lines: list[bytes], row: int, line: bytes) -> None:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _bad_line(path, lines, row, error) from error
 
 
 def _bad_line(path: Path, lines: list[bytes], row: int, error: Exception) -> InputError:

@@ -10,29 +10,22 @@ from numpy.typing import NDArray
 
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.tables.source import RowBatch, Source, TableFiles
-from lstm_compile.data.tables.values import to_codes
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
+Codes = NDArray[np.int32]
 MEND_STATIC = "give a series one category, or take the column with --features"
 WHOLE_NUMBER = re.compile(r"[-+]?\d+")
 
 
 @dataclass
 class Labels:
-    """One target column, with one label for every sequence.
-
-    Attributes:
-        column: its name.
-        known: the code of each label, in order of appearance.
-        codes: int32 (sequences,), the label of each sequence.
-        rows: int64 (sequences,), the row of the files that each label was read from.
-        mend: what helps where the labels of a sequence differ.
-    """
+    """One target column, with one label for every sequence."""
 
     column: str
-    known: dict[Any, int] = field(default_factory=dict)
-    codes: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    known: dict[Any, int] = field(default_factory=dict)  # codes in order of appearance
+    codes: Codes = field(default_factory=lambda: np.empty(0, np.int32))  # (sequences,)
+    # int64 (sequences,), the row of the files that each label was read from
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     mend: str = "give a sequence one label, or learn one a step with --task tag"
 
@@ -42,11 +35,7 @@ class Labels:
         return [names[code] for code in self.codes]
 
     def add(
-        self,
-        batch: RowBatch,
-        files: TableFiles,
-        sequences: NDArray[np.int32],
-        name_of: Callable[[int], str],
+        self, batch: RowBatch, files: TableFiles, sequences: Codes, name_of: Callable[[int], str]
     ) -> None:
         """Add the labels of a batch, whose rows are of `sequences`, int32 (rows,).
 
@@ -54,28 +43,19 @@ class Labels:
             InputError: a label is missing, or differs from the first one of its sequence, whose id
                 `name_of` tells.
         """
-        codes = self._encode(batch, files)
+        codes = files.convert_codes(batch, self.column, self.known, _plain_number)
         fresh, first = np.unique(sequences, return_index=True)
         is_new = fresh >= len(self.codes)  # sequences are numbered in order of appearance
         self.codes = np.concatenate((self.codes, codes[first[is_new]]))
         self.rows = np.concatenate((self.rows, batch.start + first[is_new]))
         for index in np.flatnonzero(codes != self.codes[sequences])[:1]:
             names, sequence = list(self.known), int(sequences[index])
-            files.refuse(
-                batch.start + int(index),
-                self.column,
-                repr(names[codes[index]]),
+            expected = (
                 f"{names[self.codes[sequence]]!r} as in {files.place(int(self.rows[sequence]))} of "
-                f"the same sequence, id {name_of(sequence)!r}",
-                self.mend,
+                f"the same sequence, id {name_of(sequence)!r}"
             )
-
-    def _encode(self, batch: RowBatch, files: TableFiles) -> NDArray[np.int32]:
-        cells = batch.cells[self.column]
-        codes: NDArray[np.int32] = files.convert(
-            batch.start, self.column, lambda: to_codes(cells, self.known, _plain_number)
-        )
-        return codes
+            row, found = batch.start + int(index), repr(names[codes[index]])
+            files.refuse(row, self.column, found, expected, self.mend)
 
     def are_fractions(self, source: Source) -> bool:
         """Whether the labels are numbers to predict and not classes: some have a fraction part."""
@@ -102,7 +82,7 @@ class Labels:
 class StepLabels(Labels):
     """One target column, with one label for every row; `parts` are their codes, by batches."""
 
-    parts: list[NDArray[np.int32]] = field(default_factory=list)
+    parts: list[Codes] = field(default_factory=list)
 
     def add(self, batch: RowBatch, files: TableFiles, *_: Any) -> None:
         """Add the labels of a batch.
@@ -110,7 +90,7 @@ class StepLabels(Labels):
         Raises:
             InputError: a label is missing.
         """
-        self.parts.append(self._encode(batch, files))
+        self.parts.append(files.convert_codes(batch, self.column, self.known, _plain_number))
 
     def in_order(self, target_rows: NDArray[np.int64] | None) -> list[str]:
         """The label of each row of the table; see `SequenceIndex.target_rows`."""

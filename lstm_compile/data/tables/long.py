@@ -1,21 +1,20 @@
 """Long tables: one row a step; columns name its sequence, its time and its values.
 
 There are two passes. The first reads ids, times and labels and finds the place of each row. The
-second puts the values there, so that memory holds them once. Loads no torch.
+second puts the values there, so that memory holds them once; then gaps are filled in place. Loads
+no torch.
 """
 
 import math
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.tables.columns import Progress, ReadRequest
+from lstm_compile.data.tables.columns import Missing, Progress, ReadRequest
 from lstm_compile.data.tables.formats import open_files
-from lstm_compile.data.tables.gaps import GapFiller, column_means
 from lstm_compile.data.tables.labels import sequence_labels, step_labels
 from lstm_compile.data.tables.roles import Roles, infer_roles
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
@@ -32,13 +31,8 @@ def read_long(request: ReadRequest) -> Table:
     Sequences come in the order in which their ids first appear; the steps of each come in the order
     of the time column, wherever the rows stand.
 
-    Args:
-        request: the path is that of a `.csv`, `.parquet`, `.arrow`, `.feather`, `.jsonl` or
-            `.ndjson` file, a folder of them (those in folders called `name=value` get that column),
-            or a glob.
-
-    Returns:
-        Its content, with `ids` and `roles`.
+    The path is that of a `.csv`, `.parquet`, `.arrow`, `.feather`, `.jsonl` or `.ndjson` file, a
+    folder of them (those in folders called `name=value` get that column), or a glob.
 
     Raises:
         InputError: anything wrong with the files, their columns or a value, in one line.
@@ -124,10 +118,7 @@ def feature_block(files: TableFiles, roles: Roles, batch: RowBatch) -> NDArray[n
         InputError: a cell that is no number, or missing where `roles` allow no gap.
     """
     mend = "mend the cell, or choose columns with --features"
-    columns = [
-        files.convert(batch.start, name, partial(_to_float32, batch.cells[name]), mend)
-        for name in roles.features
-    ]
+    columns = [files.convert(batch, name, _to_float32, mend) for name in roles.features]
     block = np.stack(columns, axis=1)
     if roles.missing == "error" and not np.isfinite(block).all():
         row, column = (int(place) for place in np.argwhere(~np.isfinite(block))[0])
@@ -164,3 +155,72 @@ def count_missing(path: Path, roles: Roles) -> dict[str, int]:
             for name in roles.features:
                 counts[name] += int((~np.isfinite(to_floats(cells[name]))).sum())
     return {name: count for name, count in counts.items() if count}
+
+
+@dataclass(frozen=True)
+class GapFiller:
+    """How NaN and infinities in the features are replaced."""
+
+    place: str  # the data, for messages
+    features: tuple[str, ...]
+    # `forward` takes the last value before in the sequence, and the mean where there is none;
+    # `mean` takes the mean; `zero` 0
+    missing: Missing
+    means: tuple[float, ...]  # one a feature, NaN where unknown; empty for `zero`
+
+    def fill(self, x: NDArray[np.float32], lengths: NDArray[np.int64]) -> int:
+        """Replace every NaN and infinity in `x`, in place, and return how many there were.
+
+        `x` is float32 (rows, features), the sequences one after the other, of these `lengths`.
+
+        Raises:
+            InputError: a column without any value has no mean, or `means` are those of other
+                features.
+        """
+        count, expected = len(self.means), len(self.features)
+        if self.missing != "zero" and count != expected:
+            raise InputError(
+                f"{self.place}: the model has means of {count} features, expected {expected}; "
+                "train it again"
+            )
+        filled = 0
+        for index, column in enumerate(x.T):
+            is_gap = ~np.isfinite(column)
+            if not is_gap.any():
+                continue
+            filled += int(is_gap.sum())
+            value = 0.0 if self.missing == "zero" else self._mean_of(index)
+            if self.missing == "forward":
+                _fill_forward(column, is_gap, lengths, value)
+            else:
+                column[is_gap] = value
+        return filled
+
+    def _mean_of(self, index: int) -> float:
+        if math.isnan(self.means[index]):
+            raise InputError(
+                f"{self.place}, column {self.features[index]!r}: found no value in any row, "
+                f"expected one to fill gaps with (--missing {self.missing}); leave the column out "
+                "with --features"
+            )
+        return self.means[index]
+
+
+def _fill_forward(
+    column: NDArray[np.float32], is_gap: NDArray[np.bool_], lengths: NDArray[np.int64], mean: float
+) -> None:
+    starts, gaps = np.repeat(lengths.cumsum() - lengths, lengths), np.flatnonzero(is_gap)
+    sources = np.maximum.accumulate(np.where(is_gap, -1, np.arange(len(column))))[gaps]
+    column[gaps] = np.where(sources >= starts[gaps], column[sources], np.float32(mean))
+
+
+def column_means(x: NDArray[np.float32], missing: Missing) -> tuple[float, ...]:
+    """The mean of the finite values of each column, as a float32 has it.
+
+    NaN where a column has no value; empty where `missing` needs no mean.
+    """
+    if missing not in ("mean", "forward"):
+        return ()
+    finite = (column[np.isfinite(column)] for column in x.T)
+    means = (v.mean(dtype=np.float64) if len(v) else math.nan for v in finite)
+    return tuple(float(np.float32(mean)) for mean in means)

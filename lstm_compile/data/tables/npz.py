@@ -6,7 +6,7 @@ Pickled objects are never loaded. Source: https://numpy.org/doc/stable/reference
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
@@ -20,6 +20,7 @@ from lstm_compile.data.tables.table import Table
 from lstm_compile.errors import InputError, reason
 from lstm_compile.formatting import listing
 
+Floats = NDArray[np.float32]
 Arrays = Mapping[str, NDArray[Any]]
 SHAPES = {"x": "(total_steps, features)", "lengths": "(sequences,)", "y": "(sequences, ...)"}
 NAMES = ("features", "targets")
@@ -31,9 +32,8 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
     EOFError,
-    NotImplementedError,
     OverflowError,
-    RuntimeError,
+    RuntimeError,  # and NotImplementedError
     TokenError,
     ValueError,
 )
@@ -72,9 +72,7 @@ def read_npz(path: Path, labelled: bool = True) -> Table:
 def _load(path: Path, needed: list[str]) -> Arrays:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = {
-                member.filename.removesuffix(".npy"): member for member in archive.infolist()
-            }
+            members = {each.filename.removesuffix(".npy"): each for each in archive.infolist()}
             _check_present(path, list(members), needed)
             names = NAMES if "y" in needed else NAMES[:1]
             wanted = [*needed, *(name for name in names if name in members)]
@@ -125,10 +123,9 @@ def _check_text(array: NDArray[Any]) -> None:
 
 
 def _check_present(path: Path, found: list[str], needed: list[str]) -> None:
-    for name in needed:
-        if name not in found:
-            others = listing(sorted(found)) or "none"
-            raise InputError(f"{path}: no array `{name}` {SHAPES[name]}; found {others}")
+    for name in (name for name in needed if name not in found):
+        others = listing(sorted(found)) or "none"
+        raise InputError(f"{path}: no array `{name}` {SHAPES[name]}; found {others}")
 
 
 def _check_x(path: Path, x: NDArray[Any]) -> NDArray[Any]:
@@ -145,9 +142,8 @@ def _check_lengths(path: Path, lengths: NDArray[Any], total: int) -> NDArray[np.
             f"{path}: lengths must be integers of shape (sequences,), at least one, found "
             f"{lengths.dtype} {lengths.shape}"
         )
-    outside = np.flatnonzero((lengths < 0) | (lengths > total))
-    if len(outside):  # checked before the sum, which could overflow
-        row = int(outside[0])
+    # checked before the sum, which could overflow
+    for row in np.flatnonzero((lengths < 0) | (lengths > total))[:1]:
         raise InputError(
             f"{path}, sequence {row}: length {lengths[row]} is not between 0 and the {total} rows "
             f"of x"
@@ -164,11 +160,7 @@ def _to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _check_steps(
-    path: Path,
-    stored: NDArray[Any],
-    x: NDArray[np.float32],
-    lengths: NDArray[np.int64],
-    features: tuple[str, ...],
+    path: Path, stored: NDArray[Any], x: Floats, lengths: NDArray[np.int64], names: Sequence[str]
 ) -> None:
     if np.isfinite(x).all():
         return
@@ -177,14 +169,12 @@ def _check_steps(
     sequence = int(np.searchsorted(offsets, row, side="right")) - 1
     raise InputError(
         f"{path}, sequence {sequence}, step {row - offsets[sequence]}, feature "
-        f"{features[feature]!r}: expected a finite float32 number, found {stored[row, feature]}; "
+        f"{names[feature]!r}: expected a finite float32 number, found {stored[row, feature]}; "
         f"fill the gap or drop the sequence first"
     )
 
 
-def _check_y(
-    path: Path, y: NDArray[Any], count: int, steps: int
-) -> list[str] | NDArray[np.float32]:
+def _check_y(path: Path, y: NDArray[Any], count: int, steps: int) -> list[str] | Floats:
     is_float = y.dtype.kind == "f"
     if y.ndim not in ((1, 2) if is_float else (1,)) or y.dtype.kind not in "biufU" or 0 in y.shape:
         raise InputError(

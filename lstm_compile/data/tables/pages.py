@@ -25,15 +25,10 @@ LISTS = (9, 10)  # and sets
 
 
 def check_pages(file: BinaryIO, size: int, *, each: bool = True) -> list[int]:
-    """Check that the numbers of rows, columns and pages fit together.
+    """Check that the numbers of rows, columns and pages fit together; return each group's rows.
 
-    Args:
-        file: a Parquet file that pyarrow could open.
-        size: bytes of the file.
-        each: whether to look at pages, too. On a remote file system each page is a request.
-
-    Returns:
-        The rows of each row group.
+    pyarrow could open the file, which has `size` bytes. `each` says whether to look at pages, too:
+    on a remote file system each page is a request.
 
     Raises:
         ValueError: they contradict one another, or unpack to more than `RATIO` allows.

@@ -6,7 +6,6 @@ rows. Loads no torch.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from math import nan
 from os import PathLike, fspath
 from pathlib import Path
@@ -21,9 +20,8 @@ from numpy.typing import NDArray
 from lstm_compile.data.tables.columns import ReadRequest
 from lstm_compile.data.tables.folders import FORMATS, find_files, folder_columns, is_address
 from lstm_compile.data.tables.formats import Parquet
-from lstm_compile.data.tables.gaps import GapFiller
 from lstm_compile.data.tables.labels import Labels
-from lstm_compile.data.tables.long import check_columns, feature_block
+from lstm_compile.data.tables.long import GapFiller, check_columns, feature_block
 from lstm_compile.data.tables.roles import Roles, infer_roles
 from lstm_compile.data.tables.source import RowBatch, TableFiles
 from lstm_compile.data.tables.values import to_names, to_times
@@ -40,24 +38,15 @@ class ParquetIndex:
     """The places of all sequences of a set of Parquet files, in the order of the files.
 
     A unit is read at once: it is the sequences that begin in one row group.
-
-    Attributes:
-        path: the set, for messages.
-        files: the files.
-        roles: their columns.
-        starts: int64 (sequences,), the first row of each, counted over all files.
-        lengths: int64 (sequences,), the rows of each.
-        bounds: int64 (units + 1,), the first sequence of each unit, and how many there are.
-        labels: one a target column.
     """
 
-    path: str
+    path: str  # the set, for messages
     files: TableFiles
     roles: Roles
-    starts: Ints
-    lengths: Ints
-    bounds: Ints
-    labels: list[Labels]
+    starts: Ints  # int64 (sequences,), the first row of each, counted over all files
+    lengths: Ints  # int64 (sequences,), the rows of each
+    bounds: Ints  # int64 (units + 1,), the first sequence of each unit, and how many there are
+    labels: list[Labels]  # one a target column
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -83,9 +72,8 @@ class ParquetIndex:
         x, roles = self._values(unit, x), self.roles
         if roles.missing == "error":
             return x, 0
-        lengths = self.lengths[self.bounds[unit] : self.bounds[unit + 1]]
         filler = GapFiller(self.path, roles.features, roles.missing, roles.means)
-        return x, filler.fill(x, lengths)
+        return x, filler.fill(x, self.lengths[self.bounds[unit] : self.bounds[unit + 1]])
 
     def with_means(self) -> "ParquetIndex":
         """The same, with the means of the features if gaps are filled with them."""
@@ -109,8 +97,7 @@ class ParquetIndex:
         if x is None:
             x = np.empty((end - begin, len(self.roles.features)), np.float32)
         source, first, row = self._group_of(begin)
-        _, last, _ = self._group_of(end - 1)
-        part = source.part(range(first, last + 1))
+        part = source.part(range(first, self._group_of(end - 1)[1] + 1))
         for count, cells in part.batches(self.roles.features, as_numbers=True):
             low, high = max(begin, row), min(end, row + count)
             if low < high:
@@ -151,8 +138,8 @@ def index_parquet(request: ReadRequest) -> ParquetIndex:
     for batch in files.scan(roles.index_columns, request.progress, sum(groups)):
         scan.add(batch)
     scan.check_ids()
-    starts = scan.starts
-    units = np.searchsorted(np.cumsum(groups), starts, side="right")
+    starts, ends = scan.starts, np.cumsum(groups)
+    units = np.searchsorted(ends, starts, side="right")
     bounds = np.flatnonzero(np.concatenate(([True], units[1:] != units[:-1], [True])))
     lengths = np.diff(starts, append=files.starts[-1])
     return ParquetIndex(fspath(path), files, roles, starts, lengths, bounds, scan.labels)
@@ -185,11 +172,7 @@ def _open_address(address: str) -> Iterator[Parquet]:
 
 
 class _Scan:
-    """The sequences found so far, in the order of the files.
-
-    Attributes:
-        labels: one a target column.
-    """
+    """The sequences found so far, in the order of the files."""
 
     def __init__(self, files: TableFiles, roles: Roles) -> None:
         self.labels = [Labels(name) for name in roles.target]
@@ -215,7 +198,7 @@ class _Scan:
         if batch.file != self._file:
             self._file, self._last = batch.file, None
         ids, times = (
-            self._convert(name, convert, batch)
+            None if name is None else self._files.convert(batch, name, convert)
             for name, convert in ((self._roles.id, to_names), (self._roles.time, to_times))
         )
         is_first = self._first_rows(batch.size, ids)
@@ -231,11 +214,6 @@ class _Scan:
         self._last = None if ids is None else ids[-1:], None if times is None else times[-1:]
         self._count += len(firsts)
 
-    def _convert(self, name: str | None, convert: Any, batch: RowBatch) -> Any:
-        if name is None:
-            return None
-        return self._files.convert(batch.start, name, partial(convert, batch.cells[name]))
-
     def check_ids(self) -> None:
         """Check that the rows of each id are together.
 
@@ -248,16 +226,11 @@ class _Scan:
         if pc.count_distinct(ids).as_py() == len(ids):
             return
         names = ids.combine_chunks().dictionary_encode().indices.to_numpy()
-        is_again = np.ones(len(names), bool)
-        is_again[np.unique(names, return_index=True)[1]] = False
-        again = int(np.flatnonzero(is_again)[0])
-        first = int(np.flatnonzero(names == names[again])[0])
-        starts = self.starts
-        self._files.refuse(
-            int(starts[again]), self._roles.id, f"{ids[again].as_py()!r} again, which began in "
-            f"{self._files.place(int(starts[first]))}", "the rows of a sequence together",
-            MEND_ORDER,
-        )  # fmt: skip
+        again = int(np.delete(np.arange(len(names)), np.unique(names, return_index=True)[1])[0])
+        begin = self._files.place(int(self.starts[np.flatnonzero(names == names[again])[0]]))
+        found = f"{ids[again].as_py()!r} again, which began in {begin}"
+        expected = "the rows of a sequence together"
+        self._files.refuse(int(self.starts[again]), self._roles.id, found, expected, MEND_ORDER)
 
     def _id_of(self, sequence: int) -> str:
         if self._roles.id is None:
@@ -280,16 +253,11 @@ class _Scan:
         column, is_dates = self._roles.time, times.dtype.kind == "M"
         assert column is not None
         if self._is_dates not in (None, is_dates):
-            kinds = ("numbers", "dates")
-            self._files.refuse(
-                start, column, kinds[is_dates], kinds[not is_dates], "one kind in all rows"
-            )
+            self._files.refuse_kind(start, column, is_dates=is_dates)
         self._is_dates = is_dates
         before = times[:1] if self._last is None else self._last[1]
         before = np.concatenate((before, times[:-1]))
         for row in np.flatnonzero(~is_first & ~(times > before))[:1]:
             of = "" if ids is None else f" in the sequence of id {ids[int(row)].as_py()!r}"
-            self._files.refuse(
-                start + int(row), column, f"{times[row]!s} after {before[row]!s}{of}",
-                "times that rise", MEND_ORDER,
-            )  # fmt: skip
+            found = f"{times[row]!s} after {before[row]!s}{of}"
+            self._files.refuse(start + int(row), column, found, "times that rise", MEND_ORDER)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from lstm_compile.data.schema import bare_name
 from lstm_compile.data.tables.columns import Kind, Missing, ReadRequest, TableOptions
@@ -24,31 +23,18 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Roles:
-    """The role of each column of a table.
+    """The role of each column of a table."""
 
-    Attributes:
-        id: the column, or None where each file is one sequence.
-        time: the column, or None where the order of the file counts.
-        target: one column or several; empty if labels are not read.
-        features: the columns of the input, in the model's order.
-        missing: what fills a gap.
-        is_text: whether `features` is one column of text. Without an id each row is a sequence.
-        inferred: the roles among id, time, target and features that no flag named.
-        left_out: the columns without a role, with their kinds.
-        filled: how many values of the features were missing.
-        means: of the features, where gaps are filled with them.
-    """
-
-    id: str | None
-    time: str | None
-    target: tuple[str, ...]
-    features: tuple[str, ...]
-    missing: Missing
-    inferred: tuple[str, ...] = ()
-    left_out: tuple[tuple[str, Kind], ...] = ()
-    filled: int = 0
-    means: tuple[float, ...] = ()
-    is_text: bool = False
+    id: str | None  # the column, or None where each file is one sequence
+    time: str | None  # the column, or None where the order of the file counts
+    target: tuple[str, ...]  # one column or several; empty if labels are not read
+    features: tuple[str, ...]  # the columns of the input, in the model's order
+    missing: Missing  # what fills a gap
+    inferred: tuple[str, ...] = ()  # of id, time, target and features, those that no flag named
+    left_out: tuple[tuple[str, Kind], ...] = ()  # without a role
+    filled: int = 0  # how many values of the features were missing
+    means: tuple[float, ...] = ()  # of the features, where gaps are filled with them
+    is_text: bool = False  # whether `features` is one column of text
 
     @property
     def index_columns(self) -> list[str]:
@@ -58,12 +44,10 @@ class Roles:
     @property
     def options(self) -> TableOptions:
         """The options that ask for the same columns."""
-        inputs: dict[str, Any] = {"features": self.features}
-        if self.is_text:
-            inputs = {"text": self.features[0]}
+        text, features = (self.features[0], ()) if self.is_text else (None, self.features)
         return TableOptions(
-            id=self.id, time=self.time, target=self.target,
-            missing=self.missing, means=self.means, **inputs,
+            id=self.id, time=self.time, target=self.target, features=features,
+            text=text, missing=self.missing, means=self.means,
         )  # fmt: skip
 
     @property
@@ -115,14 +99,15 @@ def infer_roles(place: str, columns: Mapping[str, Kind], request: ReadRequest) -
     for role in ("id", "time", "target"):
         found[role] = asked[role] or infer_role(place, role, columns, taken)
         taken.update(found[role])
-    if not found["id"] and not is_text and not _is_several(request):
+    several = is_address(request.path) or is_several(request.path)
+    if not found["id"] and not is_text and not several:
         raise missing_role(place, "id", columns)
     if labelled and not found["target"]:
         raise missing_role(place, "target", columns)
     features = asked["text"] if is_text else asked["features"] or free_numbers(columns, taken)
     if not features:
         raise missing_role(place, "features", columns)
-    left_out = tuple((n, k) for n, k in columns.items() if n not in taken and n not in features)
+    taken.update(features)
     return Roles(
         id=next(iter(found["id"]), None),
         time=next(iter(found["time"]), None),
@@ -130,13 +115,9 @@ def infer_roles(place: str, columns: Mapping[str, Kind], request: ReadRequest) -
         features=features,
         missing=request.options.missing or "error",
         inferred=tuple(role for role in asked if not asked[role] and found.get(role, features)),
-        left_out=left_out,
+        left_out=tuple((name, kind) for name, kind in columns.items() if name not in taken),
         is_text=is_text,
     )
-
-
-def _is_several(request: ReadRequest) -> bool:
-    return is_address(request.path) or is_several(request.path)
 
 
 def _reads_text(place: str, request: ReadRequest) -> bool:
@@ -201,7 +182,8 @@ def infer_role(
         InputError: several could be meant.
     """
     free = [name for name in columns if name not in taken]
-    found = [name for name in free if _normal(name) in NAMES[role]]
+    plain = {name: re.sub(r"[\s-]+", "_", bare_name(name).lower()) for name in free}
+    found = [name for name in free if plain[name] in NAMES[role]]
     if role == "time" and not found:
         found = [name for name in free if columns[name] == "date"]
     if len(found) > 1:
@@ -225,7 +207,3 @@ def missing_role(place: str, role: str, columns: Mapping[str, Kind]) -> InputErr
     return InputError(
         f"{place}: no column {wanted}, found {kinds}; name the {role} column with --{role}{hint}"
     )
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", bare_name(name).lower())

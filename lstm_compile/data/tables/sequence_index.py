@@ -1,6 +1,5 @@
 """The first pass over a long table: the sequence, the place and the label of every row."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn
@@ -8,33 +7,24 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.tables.labels import MEND_STATIC, Labels, StepLabels
+from lstm_compile.data.tables.labels import MEND_STATIC, Codes, Labels, StepLabels
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.data.tables.source import RowBatch, TableFiles
-from lstm_compile.data.tables.values import to_codes, to_times
+from lstm_compile.data.tables.values import to_times
 from lstm_compile.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class SequenceIndex:
-    """The sequences of a long table.
+    """The sequences of a long table."""
 
-    Attributes:
-        files: the files, all scanned.
-        ids: one a sequence, in order of first appearance; empty where each row is a text.
-        lengths: int64 (sequences,).
-        target_rows: int64 (rows,), the row of the table that each row of the files becomes; None
-            where the files are in order already.
-        labels: one a target column.
-        times: (rows,), of the rows of the table, in its order; None unless they were asked for.
-    """
-
-    files: TableFiles
-    ids: list[str]
-    lengths: NDArray[np.int64]
+    files: TableFiles  # all scanned
+    ids: list[str]  # one a sequence, in order of first appearance; empty where each row is a text
+    lengths: NDArray[np.int64]  # int64 (sequences,)
+    # int64 (rows,), the row of the table that each row of the files becomes; None: the same row
     target_rows: NDArray[np.int64] | None
-    labels: list[Labels]
-    times: NDArray[Any] | None = None
+    labels: list[Labels]  # one a target column
+    times: NDArray[Any] | None = None  # (rows,), in the table's order; None unless asked for
 
     def refuse(self, row: int, column: str, found: str, expected: str, mend: str) -> NoReturn:
         """Say in one line what is wrong with a cell of row number `row` of the table.
@@ -52,11 +42,8 @@ def index_sequences(
 ) -> SequenceIndex:
     """Read the id, time and target columns of all files.
 
-    Args:
-        files: not scanned yet.
-        roles: their columns.
-        with_times: keep the times, and sort rows of equal time in the order of the files.
-        per_step: every row has a label of its own, and not every sequence.
+    `with_times` keeps the times, and sorts rows of equal time in the order of the files. With
+    `per_step` every row has a label of its own, and not every sequence.
 
     Raises:
         InputError: no row, an empty id, time or label, a time twice in a sequence, a label that
@@ -68,7 +55,7 @@ def index_sequences(
     for batch in files.scan(roles.index_columns):
         codes = _sequences_of(batch, files, roles, known)
         if roles.time is not None:
-            times.append(_convert(batch, files, roles.time, to_times))
+            times.append(files.convert(batch, roles.time, to_times))
         sequences.append(codes)
         for label in labels:
             label.add(batch, files, codes, lambda code: list(known)[code])
@@ -82,31 +69,18 @@ def index_sequences(
     return _sorted(index, roles.time, codes, _joined(files, roles.time, times), with_times)
 
 
-def _sequences_of(
-    batch: RowBatch, files: TableFiles, roles: Roles, known: dict[str, int]
-) -> NDArray[np.int32]:
+def _sequences_of(batch: RowBatch, files: TableFiles, roles: Roles, known: dict[str, int]) -> Codes:
     """The number of each row's sequence, int32 (rows,); new ids are added to `known`."""
     if roles.id is not None:
-        codes: NDArray[np.int32] = _convert(
-            batch, files, roles.id, lambda cells: to_codes(cells, known, str)
-        )
-        return codes
+        return files.convert_codes(batch, roles.id, known, str)
     if roles.is_text:
         return np.arange(batch.start, batch.start + batch.size, dtype=np.int32)
     known.setdefault(str(files.sources[batch.file].path), batch.file)
     return np.full(batch.size, batch.file, np.int32)
 
 
-def _convert(batch: RowBatch, files: TableFiles, name: str, convert: Callable[[Any], Any]) -> Any:
-    return files.convert(batch.start, name, lambda: convert(batch.cells[name]))
-
-
 def _sorted(
-    index: SequenceIndex,
-    column: str,
-    codes: NDArray[np.int32],
-    time: NDArray[Any],
-    with_times: bool,
+    index: SequenceIndex, column: str, codes: Codes, time: NDArray[Any], with_times: bool
 ) -> SequenceIndex:
     """The index of rows sorted by sequence and time; rows of equal time stay as they come."""
     ascends, is_same = codes[1:] > codes[:-1], codes[1:] == codes[:-1]
@@ -123,37 +97,27 @@ def _sorted(
 
 
 def _check_times(
-    index: SequenceIndex,
-    column: str,
-    codes: NDArray[np.int32],
-    time: NDArray[Any],
-    order: NDArray[np.intp],
+    index: SequenceIndex, column: str, codes: Codes, time: NDArray[Any], order: NDArray[np.intp]
 ) -> None:
     for row in np.flatnonzero((codes[1:] == codes[:-1]) & (time[1:] == time[:-1]))[:1]:
         first, sequence = index.files.place(int(order[row])), index.ids[codes[row]]
-        index.files.refuse(
-            int(order[row + 1]),
-            column,
-            f"{time[row]!s} again in the sequence of id {sequence!r}, first in {first}",
-            "one row a time",
-            "drop one of the rows, or name another column with --time",
-        )
+        found = f"{time[row]!s} again in the sequence of id {sequence!r}, first in {first}"
+        mend = "drop one of the rows, or name another column with --time"
+        index.files.refuse(int(order[row + 1]), column, found, "one row a time", mend)
 
 
 def _joined(files: TableFiles, column: str, times: list[NDArray[Any]]) -> NDArray[Any]:
     """The times of all batches, which must all be numbers or all be dates."""
     kinds = [values.dtype.kind == "M" for values in times]
     if len(set(kinds)) > 1:
-        batch = kinds.index(not kinds[0])
-        row = sum(len(values) for values in times[:batch])
-        names = ("numbers", "dates")
-        files.refuse(row, column, names[kinds[batch]], names[kinds[0]], "one kind in all rows")
+        row = sum(len(values) for values in times[: kinds.index(not kinds[0])])
+        files.refuse_kind(row, column, is_dates=not kinds[0])
     joined = np.concatenate(times)
     times.clear()
     return joined
 
 
-def _check_contiguous(index: SequenceIndex, codes: NDArray[np.int32]) -> None:
+def _check_contiguous(index: SequenceIndex, codes: Codes) -> None:
     ids, files = index.ids, index.files
     for row in np.flatnonzero(codes[1:] < codes[:-1])[:1]:
         raise InputError(

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from lstm_compile.config import MAX_SIZE
 from lstm_compile.data.tables.columns import Kind, Progress
-from lstm_compile.data.tables.values import CellError, kind_of, type_of_text
+from lstm_compile.data.tables.values import CellError, kind_of, to_codes, type_of_text
 from lstm_compile.data.text_files import check_utf8
 from lstm_compile.errors import InputError, reason
 
@@ -94,19 +95,12 @@ class Source(ABC):
 
 
 class RowBatch(NamedTuple):
-    """Some rows of a table.
+    """Some rows of a table."""
 
-    Attributes:
-        start: the number of the first row, counted over all files.
-        file: the number of their file.
-        size: how many rows.
-        cells: an Arrow array for each column.
-    """
-
-    start: int
-    file: int
-    size: int
-    cells: dict[str, Any]
+    start: int  # the number of the first row, counted over all files
+    file: int  # the number of their file
+    size: int  # how many rows
+    cells: dict[str, Any]  # an Arrow array for each column
 
 
 class TableFiles:
@@ -162,22 +156,38 @@ class TableFiles:
                 raise _changed(source)
 
     def convert(
-        self, row: int, column: str, convert: Callable[[], Any], mend: str = MEND_CELL
+        self, batch: RowBatch, column: str, convert: Callable[[Any], Any], mend: str = MEND_CELL
     ) -> Any:
-        """What `convert` makes of cells of a column that begin at `row`.
+        """What `convert` makes of a batch's cells of a column.
 
         Raises:
             InputError: `convert` raises `CellError`; names the row and the column.
         """
         try:
-            return convert()
+            return convert(batch.cells[column])
         except CellError as error:
-            self.refuse(row + error.index, column, error.found, error.expected, mend)
+            self.refuse(batch.start + error.index, column, error.found, error.expected, mend)
+
+    def convert_codes(
+        self, batch: RowBatch, column: str, known: dict[Any, int], key: Callable[[Any], Any]
+    ) -> NDArray[np.int32]:
+        """The codes of a column's cells; see `values.to_codes`."""
+        codes: NDArray[np.int32] = self.convert(batch, column, lambda c: to_codes(c, known, key))
+        return codes
 
     def place(self, row: int) -> str:
         """`file, row N` for row number `row` of the table, from 0."""
         file = int(np.searchsorted(self.starts, row, side="right")) - 1
         return f"{self.sources[file].path}, row {row - self.starts[file] + 1}"
+
+    def refuse_kind(self, row: int, column: str, *, is_dates: bool) -> NoReturn:
+        """Say that the times from `row` on are dates after numbers, or the reverse.
+
+        Raises:
+            InputError: always.
+        """
+        kinds = ("numbers", "dates")
+        self.refuse(row, column, kinds[is_dates], kinds[not is_dates], "one kind in all rows")
 
     def refuse(self, row: int, column: str, found: str, expected: str, mend: str) -> NoReturn:
         """Say in one line what is wrong with a cell.

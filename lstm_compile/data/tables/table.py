@@ -17,37 +17,24 @@ from lstm_compile.formatting import listing, suggestion
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The validated content of one file; every value is finite.
+    """The validated content of one file; every value is finite."""
 
-    Attributes:
-        path: the file, for messages.
-        x: float32 (total_steps, features), all sequences one after the other; of text its tokens,
-            uint8 or int32 (total_steps,).
-        lengths: int64 (sequences,), steps of each.
-        y: one label a sequence, one a step where `per_step` says so, or float32 (sequences,
-            targets); (sequences, 0) where the file was read without labels.
-        features: names, or None where the file has none.
-        classes: labels the header declares, or None.
-        targets: names, or None where the file has none.
-        lines: the line of each sequence in a text file, or None.
-        ids: the name of each sequence of a long table, or None.
-        roles: of the columns of a long table, or None.
-        per_step: whether every step has a label of its own.
-        vocabulary: of text, else None.
-    """
-
-    path: Path
+    path: Path  # the file, for messages
+    # float32 (total_steps, features), all sequences one after the other; of text its tokens, uint8
+    # or int32 (total_steps,)
     x: NDArray[Any]
-    lengths: NDArray[np.int64]
+    lengths: NDArray[np.int64]  # int64 (sequences,), steps of each
+    # one label a sequence, one a step where `per_step` says so, or float32 (sequences, targets);
+    # (sequences, 0) where the file was read without labels
     y: list[str] | NDArray[np.float32]
     features: tuple[str, ...] | None = None
-    classes: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None  # as the header declares them
     targets: tuple[str, ...] | None = None
-    lines: list[int] | None = None
-    ids: list[str] | None = None
-    roles: Roles | None = None
-    per_step: bool = False
-    vocabulary: Vocabulary | None = None
+    lines: list[int] | None = None  # of a text file, one a sequence
+    ids: list[str] | None = None  # one a sequence of a long table
+    roles: Roles | None = None  # of the columns of a long table
+    per_step: bool = False  # whether every step has a label of its own
+    vocabulary: Vocabulary | None = None  # of text
 
     @property
     def width(self) -> int:

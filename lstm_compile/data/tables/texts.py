@@ -1,7 +1,6 @@
 """Tables of text: each row a text, or a piece of one, read as tokens. Loads no torch."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,29 +23,18 @@ BLOCK_ROWS = 4096  # whose characters are in memory at once, four bytes each
 
 
 class Tokens(NamedTuple):
-    """The pieces of all texts as tokens, one after the other.
+    """The pieces of all texts as tokens, one after the other."""
 
-    Attributes:
-        codes: uint8 or int32 (tokens,).
-        counts: int64 (rows,), tokens of each piece.
-    """
-
-    codes: NDArray[Any]
-    counts: NDArray[np.int64]
+    codes: NDArray[Any]  # uint8 or int32 (tokens,)
+    counts: NDArray[np.int64]  # int64 (rows,), tokens of each piece
 
 
 def read_texts(request: ReadRequest) -> Table:
     """Read a table with a column of text.
 
     Without an id column each row is a text. With one, rows of one id are pieces of a text, joined
-    in the order of the time column.
-
-    Args:
-        request: the path is as for `read_long`. With `per_step` every character has a label: that
-            of its piece, or if each text is one row, the character at its place in the label.
-
-    Returns:
-        Its content; `x` are tokens (tokens,).
+    in the order of the time column. With `per_step` every character has a label: that of its piece,
+    or if each text is one row, the character at its place in the label. The table's `x` are tokens.
 
     Raises:
         InputError: as `read_long`, or a character that is not in the vocabulary.
@@ -58,9 +46,7 @@ def read_texts(request: ReadRequest) -> Table:
     vocabulary = (schema and schema.vocabulary) or fit_vocabulary(pieces, request.tokens)
     tokens = _encoded(index, roles, pieces, vocabulary)
     rows = index.lengths.cumsum() - index.lengths
-    y: Any = np.zeros((len(index.lengths), 0), np.float32)
-    if request.labelled:
-        y = _labels(index)
+    y: Any = _labels(index) if request.labelled else np.zeros((len(rows), 0), np.float32)
     if request.step_labels:
         y = _token_labels(index, roles, y, pieces, tokens)
     return Table(
@@ -82,7 +68,7 @@ def _pieces(index: SequenceIndex, roles: Roles, progress: Progress | None) -> li
     """The text of each row, in the table's order."""
     (name,), pieces = roles.features, list[str]()
     for batch in index.files.reread([name], progress):
-        texts = index.files.convert(batch.start, name, partial(to_texts, batch.cells[name]))
+        texts = index.files.convert(batch, name, to_texts)
         if roles.missing == "error" and None in texts:
             mend = f"{MEND_CELL}, or take it for an empty text with --missing zero"
             row = batch.start + texts.index(None)
@@ -104,13 +90,10 @@ def _encoded(
             ends = np.cumsum([len(piece) for piece in rows])
             row = int(np.searchsorted(ends, unknown[0], side="right"))
             place = int(unknown[0] - ends[row] + len(rows[row]))
-            index.refuse(
-                start + row,
-                roles.features[0],
-                f"{rows[row][place]!r} (character {place})",
-                f"characters in the {vocabulary.described}",
-                "leave it out, or train with --tokens byte",
-            )
+            found = f"{rows[row][place]!r} (character {place})"
+            expected = f"characters in the {vocabulary.described}"
+            mend = "leave it out, or train with --tokens byte"
+            index.refuse(start + row, roles.features[0], found, expected, mend)
         parts.append(codes.astype(vocabulary.code_type))
     size = len if vocabulary.kind == "char" else _byte_count
     return Tokens(np.concatenate(parts), np.array([size(piece) for piece in pieces]))
@@ -142,13 +125,9 @@ def _token_labels(
         return [label for label, n in zip(labels, tokens.counts, strict=True) for _ in range(n)]
     for row, (label, text) in enumerate(zip(labels, pieces, strict=True)):
         if len(label) != len(text):
-            index.refuse(
-                row,
-                roles.target[0],
-                f"{len(label)} labels for the {len(text)} characters of {roles.features[0]!r}",
-                "one label character for each",
-                "or give each piece of a text a row, with --id",
-            )
+            found = f"{len(label)} labels for the {len(text)} characters of {roles.features[0]!r}"
+            mend = "or give each piece of a text a row, with --id"
+            index.refuse(row, roles.target[0], found, "one label character for each", mend)
     characters = "".join(labels)
     widths = np.ones(len(characters), np.int64)
     if len(tokens.codes) != len(characters):  # bytes, of which a character may have several

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,14 +36,9 @@ class Header:
 
 
 def read_ts(path: Path, labelled: bool = True) -> Table:
-    """Read a `.ts` file.
+    """Read a `.ts` file, whose format has no names for features.
 
-    Args:
-        path: an existing text file.
-        labelled: False ignores the class or target of each case.
-
-    Returns:
-        Its content; `features` is None because the format has no names for them.
+    `labelled` False ignores the class or target of each case.
 
     Raises:
         InputError: not in the format, or a value is missing; names the file and the line.
@@ -60,36 +54,26 @@ def read_ts(path: Path, labelled: bool = True) -> Table:
         last.append((number, text.rpartition(":")[2].strip()))
     if not parsed:
         raise InputError(f"{path}, line {end}: no case follows `@data`")
-    return Table(
-        path=path,
-        x=np.concatenate(parsed),
-        lengths=np.array([len(case) for case in parsed], dtype=np.int64),
-        y=_parse_y(path, header, last) if labelled else np.zeros((len(last), 0), np.float32),
-        classes=header.classes,
-        lines=[number for number, _ in last],
-    )
+    x, lengths = np.concatenate(parsed), np.array([len(case) for case in parsed], dtype=np.int64)
+    y = _parse_y(path, header, last) if labelled else np.zeros((len(last), 0), np.float32)
+    return Table(path, x, lengths, y, classes=header.classes, lines=[line for line, _ in last])
 
 
 def _read_lines(path: Path) -> Iterator[Line]:
     try:
         with path.open(encoding="utf-8-sig") as file:
-            for number, text in enumerate(_bounded(path, file), 1):
+            for number, text in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), ""), 1):
+                if len(text) > LONGEST_LINE:
+                    raise InputError(
+                        f"{path}, line {number}: longer than {LONGEST_LINE} characters; expected a "
+                        "case a line, is a line break lost?"
+                    )
                 line = text.strip()
                 if line and not line.startswith("#"):
                     yield number, line
     except UnicodeDecodeError as error:
         check_utf8(path)
         raise InputError(f"{path}: not a text file in UTF-8") from error
-
-
-def _bounded(path: Path, file: TextIO) -> Iterator[str]:
-    for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), ""), 1):
-        if len(line) > LONGEST_LINE:
-            raise InputError(
-                f"{path}, line {number}: longer than {LONGEST_LINE} characters; expected a case a "
-                "line, is a line break lost?"
-            )
-        yield line
 
 
 def _read_header(path: Path, lines: Iterator[Line]) -> tuple[Header, int]:
@@ -163,7 +147,8 @@ def _parse_series(path: Path, number: int, dimension: int, text: str) -> list[fl
         values = []
     if values and all(map(_fits, values)) and "_" not in text:
         return values
-    step, found = _first_bad(text)
+    cells = enumerate(map(str.strip, text.split(",")), 1)
+    step, found = next((number, cell) for number, cell in cells if not _is_good(cell))
     place = f"{path}, line {number}, dimension {dimension}, step {step}"
     if found.lower() in MISSING:
         raise InputError(f"{place}: missing value {found!r}; fill the gap or drop the case first")
@@ -181,27 +166,16 @@ def _is_good(text: str) -> bool:
         return False
 
 
-def _first_bad(text: str) -> tuple[int, str]:
-    values = [value.strip() for value in text.split(",")]
-    return next((s, value) for s, value in enumerate(values, 1) if not _is_good(value))
-
-
 def _parse_y(path: Path, header: Header, last: list[Line]) -> list[str] | NDArray[np.float32]:
-    return _parse_targets(path, last) if header.is_regression else _parse_labels(path, last)
-
-
-def _parse_labels(path: Path, last: list[Line]) -> list[str]:
-    for number, label in last:
-        if not label:
-            raise InputError(f"{path}, line {number}: no class after the last `:`")
-    return [label for _, label in last]
-
-
-def _parse_targets(path: Path, last: list[Line]) -> NDArray[np.float32]:
+    """The class of each case, or its target, float32 (cases, 1)."""
     for number, text in last:
-        if not _is_good(text):
+        if not header.is_regression and not text:
+            raise InputError(f"{path}, line {number}: no class after the last `:`")
+        if header.is_regression and not _is_good(text):
             raise InputError(
                 f"{path}, line {number}: expected one finite number after the last `:`, "
                 f"found {text!r}"
             )
-    return np.array([[float(text)] for _, text in last], dtype=np.float32)
+    if header.is_regression:
+        return np.array([[float(text)] for _, text in last], dtype=np.float32)
+    return [text for _, text in last]
