@@ -14,7 +14,6 @@ from lstm_compile.cli.options import (
     PATH,
     config_option,
     given_of,
-    json_option,
     read_run,
     refuse_others,
     settings_flags,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     "--resume", type=PATH, is_eager=True, callback=read_run,
     help="Continue the run in this folder where it stopped, with its settings.",
 )  # fmt: skip
-@json_option
 @settings_flags
 @click.pass_context
 def command(
@@ -164,17 +162,12 @@ def _validated(epoch: "Epoch") -> str:
 
 
 def _plain(epoch: "Epoch") -> str:
-    if not epoch.validation:
-        which = " of the refit" if epoch.is_refit else ""
-        return (
-            f"epoch {epoch.epoch}{which}: train loss {epoch.train_loss:.4f}, {epoch.seconds:.1f} s"
-        )
-    mark = "  best" if epoch.best else ""
-    return (
-        f"epoch {epoch.epoch}: train loss {epoch.train_loss:.4f}, validation loss "
-        f"{epoch.validation_loss:.4f}, {output.metrics(_shown(epoch))}, "
-        f"{epoch.seconds:.1f} s{mark}"
-    )
+    which, mark = " of the refit" if epoch.is_refit else "", ""
+    parts = [f"epoch {epoch.epoch}{which}: train loss {epoch.train_loss:.4f}"]
+    if epoch.validation:
+        parts += [f"validation loss {epoch.validation_loss:.4f}", output.metrics(_shown(epoch))]
+        mark = "  best" if epoch.best else ""
+    return ", ".join([*parts, f"{epoch.seconds:.1f} s{mark}"])
 
 
 def _to_json(job: "Job", outcome: "Outcome") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -57,10 +58,8 @@ def run(
     A saved job is continued. KeyboardInterrupt saves the state and ends the run cleanly,
     with the best weights; before the end of the first epoch it is passed on.
 
-    Args:
-        job: what `prepare` gave.
-        on_epoch: called after each epoch, once its files are written.
-        note: called with lines that a person should see.
+    `on_epoch` is called once the files of an epoch are written, and `note` with lines that a person
+    should see.
 
     Raises:
         InputError: another process writes to the folder, or a file cannot be written.
@@ -73,18 +72,20 @@ def run(
         job, backend = _settled(job)
         current_processes().broadcast_object(job.training)
         fitted, final = _train(job, backend, on_epoch, note)
-        baselines = _baselines(job)
+        parts = job.parts
+        baselines = fit_baselines(parts.known, job.config.task, parts.train, parts.validation)
         write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
         # without a test part, the figures are of validation data, which refitted weights have seen
         shown = final if job.parts.tested_on == "test" else fitted.params
         with cpu_threads(job.training.threads):
             evaluation = _evaluation(job, shown, baselines)
         times = time.perf_counter() - start, compile_seconds() - compiled
-        ending = backend, final is not fitted.params
-        model = model_of(job, final, provenance_of(job, fitted, evaluation, times, *ending))
-        outcome = Outcome(model, fitted, evaluation, job.parts.tested_on, *times, *ending)
+        found = parts.tested_on, *times, backend, final is not fitted.params
+        outcome = Outcome(model_of(job, final, {}), fitted, evaluation, *found)
+        outcome = replace(outcome, model=model_of(job, final, provenance_of(job, outcome)))
         write_report(job, outcome, note)
-        save_model(job.folder / MODEL_FILE, *model)  # last, as it says that the run is finished
+        # last, as it says that the run is finished
+        save_model(job.folder / MODEL_FILE, *outcome.model)
     return outcome
 
 
@@ -125,11 +126,6 @@ def _settled(job: Job) -> tuple[Job, str]:
     return job, f"{training.backend}, {why}"
 
 
-def _baselines(job: Job) -> dict[str, Baseline]:
-    parts = job.parts
-    return fit_baselines(parts.known, job.config.task, parts.train, parts.validation)
-
-
 def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Evaluation:
     training = job.training
     answer = partial(
@@ -140,10 +136,7 @@ def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Eva
 
 
 def _train(
-    job: Job,
-    backend: str,
-    on_epoch: Callable[[Epoch], None],
-    note: Callable[[str], None],
+    job: Job, backend: str, on_epoch: Callable[[Epoch], None], note: Callable[[str], None]
 ) -> tuple[Fit, Params]:
     """The fit, and the weights to keep: its best ones, or those of the refit after it."""
     saver, is_first = _saver(job, backend, note), current_processes().is_first
