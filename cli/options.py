@@ -92,7 +92,10 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{path}: not a readable TOML file ({error})") from error
-    defaults = {name: _text(path, name, document.pop(name)) for name in TEXTS if name in document}
+    defaults = {name: document.pop(name) for name in TEXTS if name in document}
+    for name, value in defaults.items():
+        if not isinstance(value, str):
+            raise click.BadParameter(f"{path}: {name} must be a name or a path, got {value!r}")
     for title, values in document.items():
         defaults.update(_section(path, title, values))
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
@@ -164,12 +167,6 @@ def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
     except InputError as error:
         raise click.BadParameter(f"{path}: [{title}] {error}") from error
     return dict(values)
-
-
-def _text(path: Path, name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise click.BadParameter(f"{path}: {name} must be a name or a path, got {value!r}")
-    return value
 
 
 def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:

@@ -66,7 +66,7 @@ def command(
     if resume:
         refuse_others(ctx, "resume", "as_json", "debug")
     out = output.console(as_json)
-    settings = resolve(data, task, **given_of(ctx, options))
+    task, model, training, table = resolve(data, task, **given_of(ctx, options))
     with ExitStack() as work:
         work.enter_context(signals_stop(ctx))
         from lstm_compile.recurrence.cache import use_local_cache
@@ -76,13 +76,10 @@ def command(
         from lstm_compile.training.run import help_run, run
 
         use_local_cache()
-        processes = work.enter_context(joined_processes(settings.training.device))
+        processes = work.enter_context(joined_processes(training.device))
         try:
             with output.reading(out) as progress:
-                request = JobRequest(
-                    data, settings.model, settings.training, test, settings.table, settings.task,
-                    progress,
-                )  # fmt: skip
+                request = JobRequest(data, model, training, test, table, task, progress)
                 job = prepare(request, output=resume or folder, resume=resume is not None)
         except RunFinishedError as finished:  # no error: scripts may resume until a run is finished
             output.lines(out, ("finished", str(finished)))
@@ -134,10 +131,11 @@ def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
         if not columns:
             out.print("[bold]" + "".join(f"{name:>12}" for name in names))
             columns = len(_shown(epoch))
+        validated = f"{epoch.validation_loss:.4f}" if epoch.validation else ""
         cells = [
             str(epoch.epoch),
             f"{epoch.train_loss:.4f}",
-            _validated(epoch),
+            "refit" if epoch.is_refit else validated,
             *(output.metric(name, value) for name, value in _shown(epoch).items()),
             *([""] * (columns - len(_shown(epoch)))),
             f"{epoch.learning_rate:.1e}",
@@ -153,12 +151,6 @@ def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
 def _shown(epoch: "Epoch") -> dict[str, float]:
     """The validation metrics without the loss, which has its own column."""
     return {name: value for name, value in epoch.validation.items() if name != "loss"}
-
-
-def _validated(epoch: "Epoch") -> str:
-    if epoch.is_refit:
-        return "refit"
-    return f"{epoch.validation_loss:.4f}" if epoch.validation else ""
 
 
 def _plain(epoch: "Epoch") -> str:

@@ -77,11 +77,8 @@ def complete(settings: Settings) -> dict[str, dict[str, Any]]:
     """
     tasks = (settings.task,) if settings.task else tasks_with(is_whole=True)
     require_some_task(partial(_check, settings), tasks)
-    given = {
-        "model": settings.model,
-        "training": asdict(settings.training),
-        "table": asdict(settings.table),
-    }
+    training, table = asdict(settings.training), asdict(settings.table)
+    given = {"model": settings.model, "training": training, "table": table}
     return {
         title: {
             field.name: given[title].get(field.name, field.default)

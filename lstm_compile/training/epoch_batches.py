@@ -1,6 +1,6 @@
 """The batches of one epoch: which rows they have, and their way to the device."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -89,16 +89,12 @@ class Streamed:
         return cut if self._device.type == "cpu" else copied_ahead(cut, self._device)
 
     def _feed(self, groups: Sequence[Sequence[Tensor]]) -> Iterator[list[Batch]]:
-        with Reader(self._data, self._units, self._pools_of(groups)) as reader:
+        rows_of = [torch.cat(list(group)) for group in groups]
+        uses = [self._pool[self._unit[rows]].unique().tolist() for rows in rows_of]
+        with Reader(self._data, self._units, uses) as reader:
             for number, group in enumerate(groups):
                 reader.forget(number)
                 yield [self._cut(reader, rows) for rows in group]
-
-    def _pools_of(self, groups: Iterable[Sequence[Tensor]]) -> list[list[int]]:
-        """The pools that hold the rows of each group."""
-        return [
-            self._pool[self._unit[torch.cat(list(group))]].unique().tolist() for group in groups
-        ]
 
     def _cut(self, reader: "Reader", rows: Tensor) -> Batch:
         owner, time = self._owner[self._unit[rows]], max(1, int(self._lengths[rows].max()))

@@ -64,11 +64,7 @@ class Job(NamedTuple):
     fingerprint: str  # the sha256 of all data that training sees, validation included
     warm: WarmStart | None = None  # the weights that --init gives
     saved: SavedRun | None = None  # the saved state that a resumed run continues
-    stamp: object = None  # of the files in the folder, when the job was prepared
-
-    def is_stale(self) -> bool:
-        """Whether another run has written to the folder since the job was prepared."""
-        return stamp_of(self.folder) != self.stamp
+    stamp: object = None  # what `stamp_of` gave when the job was prepared
 
 
 @dataclass(frozen=True)

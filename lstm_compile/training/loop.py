@@ -57,8 +57,7 @@ def fit(
         validation: the data that stop training and choose the weights, placed like `train`. Without
             them all epochs are run and the last weights kept.
         on_epoch: called after each epoch with its figures and its last weights.
-        rows: int64 (len(train),), the numbers of the sequences of `train` in messages; None: 0, 1,
-            ...
+        rows: int64 (len(train),), the numbers of its sequences in messages; None: 0, 1, ...
         resume: the progress of an earlier call, which is continued: bit for bit as that call would
             have done, on the CPU with the same number of threads.
         on_progress: called after each step and each epoch with what `resume` takes.

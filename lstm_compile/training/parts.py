@@ -49,7 +49,8 @@ def sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     config = _config(request, everything.task_like(request.task), everything.schema)
     train, validation, kept = everything, None, torch.arange(len(everything))
     if training.validation:
-        kept, held = _split(data, everything.strata, training, _generator(training))
+        generator = Generator().manual_seed(training.seed)
+        kept, held = _split(data, everything.strata, training, generator)
         train, validation = everything.select(kept), everything.select(held)
     tested = None
     if test is not None or data in BUNDLED:
@@ -202,7 +203,7 @@ def _split_stream(
     data: str, found: ParquetIndex, labels: Tensor, training: TrainingConfig, share: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The training sequences, the validation sequences, and the training sample for baselines."""
-    generator = _generator(training)
+    generator = Generator().manual_seed(training.seed)
     sizes = torch.from_numpy(found.lengths) * len(found.roles.features) * FLOAT
     kept, held = torch.arange(len(found)), torch.arange(0)
     if training.validation:
@@ -227,10 +228,6 @@ def _config(request: JobRequest, task: str, schema: Schema) -> ModelConfig:
         vocabulary_size=len(schema.vocabulary or ()),
         **request.hyper_parameters,
     )
-
-
-def _generator(training: TrainingConfig) -> Generator:
-    return Generator().manual_seed(training.seed)
 
 
 def _split(

@@ -54,10 +54,8 @@ class ProcessGroup(NamedTuple):
         flat = torch.cat([*parts, loss.reshape(1), torch.ones_like(loss).reshape(1)])
         flat = self.sum(torch.where(weight > 0, flat * weight, 0.0))
         *means, mean_loss = (flat[:-1] / flat[-1]).split([*(len(part) for part in parts), 1])
-        found = {
-            name: mean.view_as(gradients[name]) for name, mean in zip(gradients, means, strict=True)
-        }
-        return found, mean_loss[0]
+        pairs = zip(gradients.items(), means, strict=True)
+        return {name: mean.view_as(value) for (name, value), mean in pairs}, mean_loss[0]
 
     def every_nth(self, count: int) -> slice:
         """The part of `count` rows or lanes for this process: one in `size`."""

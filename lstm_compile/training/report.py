@@ -24,14 +24,12 @@ Lines = list[tuple[str, str]]
 def describe_start(job: Job) -> Lines:
     """What the run learns from, and where it begins."""
     parts, rows = job.parts, formatting.rows_of(job.config.task)
+    learned = f"{len(parts.train)} {rows} to train, {len(parts.validation or ())} to validate"
+    tested = f", {len(parts.test)} to test" if parts.tested_on == "test" else ""
     return [
         ("data", _data(job)),
         *formatting.columns(parts.train.roles),
-        (
-            "parts",
-            f"{len(parts.train)} {rows} to train, {len(parts.validation or ())} to validate"
-            + (f", {len(parts.test)} to test" if parts.tested_on == "test" else ""),
-        ),
+        ("parts", learned + tested),
         *([("init", job.warm.line())] if job.warm else []),
         ("run", str(job.folder)),
         *([("resumed", _reached(job.saved))] if job.saved else []),

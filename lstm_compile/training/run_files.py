@@ -19,7 +19,7 @@ from lstm_compile.model.model import Params
 from lstm_compile.tasks.losses import loss_name
 from lstm_compile.tasks.series_scaler import target_deviation, target_mean
 from lstm_compile.training.config_file import table_of, to_toml
-from lstm_compile.training.job import Job, Outcome
+from lstm_compile.training.job import Job, Outcome, stamp_of
 from lstm_compile.training.loop import threads_of
 from lstm_compile.training.resume import settings_of
 from lstm_compile.training.state import Epoch, Progress
@@ -80,7 +80,7 @@ def own_folder(job: Job) -> Iterator[None]:
         InputError: another process writes there, or has written since the job was prepared.
     """
     with locked(job.folder):
-        if job.is_stale():
+        if stamp_of(job.folder) != job.stamp:
             raise InputError(f"{job.folder}: another run wrote there meanwhile; try again")
         remove_unfinished(job.folder, *FILES)
         write_settings(job)

@@ -129,10 +129,9 @@ def initial_state(params: Params, training: TrainingConfig) -> TrainState:
 def move_progress(progress: Progress, device: torch.device) -> Progress:
     """The same progress on `device`; the states of generators stay on the CPU."""
     moved = tree_map(lambda part: part.to(device) if isinstance(part, Tensor) else part, progress)
-    state, before = moved.state, progress.state
-    return progress._replace(
-        state=state._replace(order=before.order, random=before.random), best=moved.best
-    )
+    order, random = progress.state.order, progress.state.random
+    state = moved.state._replace(order=order, random=random)
+    return progress._replace(state=state, best=moved.best)
 
 
 def random_states(device: torch.device) -> tuple[Tensor, ...]:

@@ -157,12 +157,11 @@ def tune(
     with _quiet():
         fail_stale_trials(study)
     done = (TrialState.COMPLETE, TrialState.PRUNED)
-    tuned = Tuned(folder, study, plan)
+    enough, tuned = MaxTrialsCallback(trials, done), Tuned(folder, study, plan)
     try:
         if len(study.get_trials(deepcopy=False, states=done)) < trials:
             with _quiet():
-                callbacks = [MaxTrialsCallback(trials, done), on_trial]
-                study.optimize(lambda t: _value(t, plan), callbacks=callbacks)
+                study.optimize(lambda t: _value(t, plan), callbacks=[enough, on_trial])
     finally:
         _write(tuned)
     if not tuned.complete:
