@@ -107,8 +107,8 @@ def _row_inputs(
     options = training, generator, context.processes, state.sums.device
     drawn = Streamed(train, *options) if isinstance(train, Stream) else InMemory(train, *options)
     size, batches = training.accumulate, drawn.batches
-    groups = [batches[start : start + size] for start in range(0, len(batches), size)]
-    groups = groups[state.position :]
+    starts = range(size * state.position, len(batches), size)
+    groups = [batches[start : start + size] for start in starts]
     scaler = scaler_of(state.params, "scaler")
     shares = [_own_rows(drawn, group) for group in groups]
     for fed, group, own in zip(drawn.feed(shares), groups, shares, strict=True):

@@ -26,9 +26,7 @@ class TrainState(NamedTuple):
     # uint8 each, the states of the global generators that dropout and augmentation draw from: the
     # CPU's and, where a CUDA device does the work, that device's
     random: tuple[Tensor, ...]
-    sums: (
-        Tensor  # float64 (2,), of weighted losses and of their weights, over the last step's epoch
-    )
+    sums: Tensor  # float64 (2,), of weighted losses and of weights over the last step's epoch
     skipped: Tensor  # int64 scalar, steps so far whose loss or gradients were not finite
 
     @property
