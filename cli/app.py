@@ -10,18 +10,9 @@ import click
 import lstm_compile
 
 COMMANDS = (
-    "bench",
-    "config",
-    "doctor",
-    "evaluate",
-    "export",
-    "generate",
-    "inspect",
-    "predict",
-    "train",
-    "tune",
-    "verify",
-)
+    "bench", "config", "doctor", "evaluate", "export", "generate", "inspect", "predict", "train",
+    "tune", "verify",
+)  # fmt: skip
 
 
 class LazyGroup(click.Group):
@@ -35,8 +26,8 @@ class LazyGroup(click.Group):
         """Import one command's module."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = import_module(f"lstm_compile.cli.{cmd_name}").command
-        return command
+        found: click.Command = import_module(f"lstm_compile.cli.{cmd_name}").command
+        return found
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

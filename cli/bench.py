@@ -54,10 +54,7 @@ def command(
     if quick and not is_given(ctx, "seconds"):
         options["seconds"] = QUICK_SECONDS
     config = BenchConfig(**values_of(BenchConfig, options))
-    cases = None
-    if given:
-        own = Case(**values_of(Case, options), precision=precision or "fp32")
-        cases = [own_case(own, given)]
+    own = Case(**values_of(Case, options), precision=precision or "fp32")
     out = output.console(as_json)
     with signals_stop(ctx):
         from lstm_compile.devices import find_device
@@ -65,16 +62,13 @@ def command(
         from lstm_compile.recurrence.cache import use_local_cache
 
         use_local_cache()
-
-        device = find_device(config.device)
-        cases = cases or grid(device.type, quick=quick, precision=precision)
+        kind = find_device(config.device).type
+        cases = [own_case(own, given)] if given else grid(kind, quick=quick, precision=precision)
         report = run_bench(
-            cases,
-            config,
-            backends,
+            cases, config, backends,
             on_case=lambda case, mode: out.print(f"[bold]{mode}[/bold], {case.name}"),
             on_rows=lambda rows: _show(out, rows),
-        )
+        )  # fmt: skip
     _end(out, report)
     if as_json:
         output.print_json(report.to_dict())

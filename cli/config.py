@@ -6,13 +6,7 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import (
-    config_option,
-    given_of,
-    json_option,
-    settings_flags,
-    task_option,
-)
+from lstm_compile.cli.options import config_option, given_of, settings_flags, task_option
 from lstm_compile.training.config_file import to_explained_toml
 from lstm_compile.training.defaults import complete, resolve
 
@@ -22,7 +16,6 @@ from lstm_compile.training.defaults import complete, resolve
 @task_option
 @click.option("--test", help="File of held-out sequences, as for `train`.")
 @config_option
-@json_option
 @settings_flags
 @click.pass_context
 def command(

@@ -49,7 +49,10 @@ class Command(click.Command):
         except Exception as error:
             if debug:
                 traceback.print_exc()
-            raise _translated(error) from error
+            kind = BadInput if isinstance(error, InputError) else Failure
+            is_known = isinstance(error, InputError | RunError)
+            bug = f"{headline(error)} (a bug; --debug shows where)"
+            raise kind(str(error) if is_known else bug) from error
 
 
 @contextmanager
@@ -75,11 +78,3 @@ def signals_stop(ctx: click.Context) -> Iterator[None]:
 def code_of_signal(ctx: click.Context) -> int:
     """The exit code of a command that a signal stopped: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + int(ctx.meta.get(SIGNAL, signal.SIGINT))
-
-
-def _translated(error: Exception) -> click.ClickException:
-    if isinstance(error, InputError):
-        return BadInput(str(error))
-    if isinstance(error, RunError):
-        return Failure(str(error))
-    return Failure(f"{headline(error)} (a bug; --debug shows where)")

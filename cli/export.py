@@ -61,12 +61,12 @@ def command(run: Path | None, onnx: bool, path: Path | None, as_json: bool, **fo
         return output.print_json(_values(target, report, quantized))
     out = output.console(as_json)
     output.parity(out, report.parity)
-    if profile == "ort":
-        output.lines(out, ("only in", "ONNX Runtime: others silently ignore the lengths"))
-    output.lines(out, *_cost(quantized))
-    output.lines(out, *[("known", str(row)) for row in report.known])
+    only_in = ("only in", "ONNX Runtime: others silently ignore the lengths")
     output.lines(
         out,
+        *([only_in] if profile == "ort" else []),
+        *_cost(quantized),
+        *[("known", str(row)) for row in report.known],
         ("wrote", f"{target} ({output.size(target)}, {report.seconds:.1f} s)"),
         ("beside it", ", ".join(file.name for file in report.beside)),
         ("next", _next(run, target, streaming)),

@@ -109,10 +109,8 @@ def _columns(columns: dict[str, Any]) -> Iterator[Line]:
         inferred = " (inferred)" if role in columns["inferred"] else ""
         yield role, (listing(columns[role]) or "none") + inferred
     if columns.get("left_out"):
-        yield (
-            "left out",
-            listing([f"{name} ({kind})" for name, kind in columns["left_out"].items()]),
-        )
+        left_out = [f"{name} ({kind})" for name, kind in columns["left_out"].items()]
+        yield "left out", listing(left_out)
 
 
 def _flags(asked: TableOptions, found: dict[str, Any]) -> Iterator[str]:
@@ -127,10 +125,7 @@ def _flags(asked: TableOptions, found: dict[str, Any]) -> Iterator[str]:
 
 def _histogram(bins: list[dict[str, int]]) -> Iterator[Line]:
     most = max((row["sequences"] for row in bins), default=1)
-    names = [
-        str(row["from"]) if row["from"] == row["to"] else f"{row['from']}-{row['to']}"
-        for row in bins
-    ]
+    names = ["-".join(map(str, sorted({row["from"], row["to"]}))) for row in bins]
     width = max(map(len, names), default=0)
     for name, row in zip(names, bins, strict=True):
         bar = "█" * -(-BAR * row["sequences"] // most)  # rounded up, so that one sequence shows
@@ -150,9 +145,9 @@ def _labels(found: dict[str, Any]) -> Iterator[Line]:
 
 def _model(source: str, found: dict[str, Any], _: TableOptions) -> Iterator[Line]:
     schema, training, config = found["schema"], found["training"], found["config"]
-    path = Path(source)
     yield found["kind"], f"{source} ({found['bytes'] / 1000:.0f} kB)"
-    yield "task", f"{found['task']}: {_answers(schema)}"
+    answers = listing(schema["classes"] or schema["targets"]) or "the next character"
+    yield "task", f"{found['task']}: {answers}"
     if schema.get("vocabulary"):
         yield "text", _tokens(schema["vocabulary"])
     else:
@@ -164,7 +159,7 @@ def _model(source: str, found: dict[str, Any], _: TableOptions) -> Iterator[Line
     yield "shape", f"{_shape(config)}, {found['parameters']} parameters"
     yield from _interface(found)
     yield from _figures(training)
-    yield "next", _next(path, found)
+    yield "next", _next(Path(source), found)
 
 
 def _next(path: Path, found: dict[str, Any]) -> str:
@@ -176,10 +171,6 @@ def _next(path: Path, found: dict[str, Any]) -> str:
     if streams:
         return output.command("verify", path.parent, "--onnx", shlex.quote(str(path)))
     return output.command("evaluate", path)
-
-
-def _answers(schema: dict[str, Any]) -> str:
-    return listing(schema["classes"] or schema["targets"]) or "the next character"
 
 
 def _tokens(vocabulary: dict[str, Any]) -> str:

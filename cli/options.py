@@ -3,38 +3,23 @@
 import csv
 import tomllib
 from collections.abc import Callable
-from dataclasses import Field, fields
+from dataclasses import Field
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import click
 
-from lstm_compile.config import ModelConfig
-from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.errors import InputError
 from lstm_compile.model.run_folder import CONFIG_FILE
 from lstm_compile.tasks import TASKS
-from lstm_compile.training.defaults import SECTIONS, require_some_task
-from lstm_compile.training.settings import TrainingConfig
+from lstm_compile.training.defaults import CHECKS, SECTIONS, tunable_fields
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TEXTS = ("data", "test", "task")
 OF_TRAINING = ("known", "static", "calendar")  # flags for tables that only `train` has
 PATH = click.Path(path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-def _check_model(**values: Any) -> None:
-    """Check that some task takes the values; the data decide task and sizes later."""
-    require_some_task(lambda task: ModelConfig(task=task, input_size=1, output_size=1, **values))
-
-
-CHECKS: dict[str, Callable[..., Any]] = {
-    "model": _check_model,
-    "training": TrainingConfig,
-    "table": TableOptions,
-}
 
 
 def names(value: Any) -> tuple[str, ...]:
@@ -69,7 +54,7 @@ def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         hints = get_type_hints(cls)
-        for field in reversed(_tunable(cls)):
+        for field in reversed(tunable_fields(cls)):
             if field.name not in left_out:
                 function = _flag(field, hints[field.name])(function)
         return function
@@ -79,7 +64,7 @@ def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
 
 def values_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
     """Those options of a command that are fields of `cls`."""
-    return {f.name: options[f.name] for f in _tunable(cls) if f.name in options}
+    return {f.name: options[f.name] for f in tunable_fields(cls) if f.name in options}
 
 
 def given_of(ctx: click.Context, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -107,17 +92,20 @@ def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
         document = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise click.BadParameter(f"{path}: not a readable TOML file ({error})") from error
-    defaults = {name: _text(path, name, document.pop(name)) for name in TEXTS if name in document}
+    defaults = {name: document.pop(name) for name in TEXTS if name in document}
+    for name, value in defaults.items():
+        if not isinstance(value, str):
+            raise click.BadParameter(f"{path}: {name} must be a name or a path, got {value!r}")
     for title, values in document.items():
         defaults.update(_section(path, title, values))
     ctx.default_map = {**(ctx.default_map or {}), **defaults}
 
 
 def settings_flags(function: Function) -> Function:
-    """A decorator that gives a command every setting of a run as a flag."""
+    """A decorator that gives a command `--json`, and every setting of a run as a flag."""
     for cls in reversed(SECTIONS.values()):
         function = flags_of(cls)(function)
-    return function
+    return json_option(function)
 
 
 def read_run(ctx: click.Context, param: click.Parameter, run: Path | None) -> Path | None:
@@ -171,7 +159,7 @@ def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
             f"{path}: unknown key {title!r}; known are {', '.join(TEXTS)}, "
             + ", ".join(f"[{name}]" for name in SECTIONS)
         )
-    known = [field.name for field in _tunable(SECTIONS[title])]
+    known = [field.name for field in tunable_fields(SECTIONS[title])]
     if unknown := sorted(set(values) - set(known)):
         raise click.BadParameter(f"{path}: unknown keys {unknown} in [{title}]; known are {known}")
     try:
@@ -179,16 +167,6 @@ def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
     except InputError as error:
         raise click.BadParameter(f"{path}: [{title}] {error}") from error
     return dict(values)
-
-
-def _text(path: Path, name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise click.BadParameter(f"{path}: {name} must be a name or a path, got {value!r}")
-    return value
-
-
-def _tunable(cls: type) -> list[Field[Any]]:
-    return [field for field in fields(cls) if "help" in field.metadata]
 
 
 def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:

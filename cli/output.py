@@ -36,18 +36,21 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def reading(out: Console) -> Iterator[Callable[[int, int], None]]:
-    """Shows how many rows are read: a bar on a terminal, which disappears at the end."""
+def reading(out: Console) -> Iterator[Callable[..., None]]:
+    """Show how many rows are done: a bar on a terminal, which disappears at the end.
+
+    The function takes how many rows are done, how many there are, and what is done with them.
+    """
     from rich.progress import Progress
 
     with ExitStack() as stack:
         bar = Progress(console=out, transient=True, disable=not out.is_terminal)
         task = bar.add_task("rows", total=None)
 
-        def show(done: int, total: int) -> None:
+        def show(done: int, total: int, what: str = "rows") -> None:
             if out.is_terminal and not bar.live.is_started:  # only long tables call this
                 stack.enter_context(bar)
-            bar.update(task, completed=done, total=total)
+            bar.update(task, description=what, completed=done, total=total)
 
         yield show
 

@@ -35,23 +35,16 @@ def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -
     columns are the most probable class and the probability of each class, or the values of the
     targets in their own units.
     """
-    from rich.progress import Progress
-
     from lstm_compile.export.use.predict_file import check_output, predict_file, write_predictions
 
     began = perf_counter()
     check_output(path, model, data)
     out = output.console(as_json)
-    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
-        row = bar.add_task("", total=None)
+    with output.reading(out) as show:
         predictions = predict_file(
-            model,
-            data,
-            options=TableOptions(**options),
-            progress=lambda what, done, total: bar.update(
-                row, description=what, completed=done, total=total
-            ),
-        )
+            model, data, options=TableOptions(**options),
+            progress=lambda what, done, total: show(done, total, what),
+        )  # fmt: skip
     columns, rows = write_predictions(path, predictions), len(predictions.values)
     summary = {"path": str(path), "model": str(model), "task": predictions.task, "rows": rows}
     seconds = perf_counter() - began

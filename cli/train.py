@@ -14,7 +14,6 @@ from lstm_compile.cli.options import (
     PATH,
     config_option,
     given_of,
-    json_option,
     read_run,
     refuse_others,
     settings_flags,
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     "--resume", type=PATH, is_eager=True, callback=read_run,
     help="Continue the run in this folder where it stopped, with its settings.",
 )  # fmt: skip
-@json_option
 @settings_flags
 @click.pass_context
 def command(
@@ -68,7 +66,7 @@ def command(
     if resume:
         refuse_others(ctx, "resume", "as_json", "debug")
     out = output.console(as_json)
-    settings = resolve(data, task, **given_of(ctx, options))
+    task, model, training, table = resolve(data, task, **given_of(ctx, options))
     with ExitStack() as work:
         work.enter_context(signals_stop(ctx))
         from lstm_compile.recurrence.cache import use_local_cache
@@ -78,13 +76,10 @@ def command(
         from lstm_compile.training.run import help_run, run
 
         use_local_cache()
-        processes = work.enter_context(joined_processes(settings.training.device))
+        processes = work.enter_context(joined_processes(training.device))
         try:
             with output.reading(out) as progress:
-                request = JobRequest(
-                    data, settings.model, settings.training, test, settings.table, settings.task,
-                    progress,
-                )  # fmt: skip
+                request = JobRequest(data, model, training, test, table, task, progress)
                 job = prepare(request, output=resume or folder, resume=resume is not None)
         except RunFinishedError as finished:  # no error: scripts may resume until a run is finished
             output.lines(out, ("finished", str(finished)))
@@ -136,10 +131,11 @@ def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
         if not columns:
             out.print("[bold]" + "".join(f"{name:>12}" for name in names))
             columns = len(_shown(epoch))
+        validated = f"{epoch.validation_loss:.4f}" if epoch.validation else ""
         cells = [
             str(epoch.epoch),
             f"{epoch.train_loss:.4f}",
-            _validated(epoch),
+            "refit" if epoch.is_refit else validated,
             *(output.metric(name, value) for name, value in _shown(epoch).items()),
             *([""] * (columns - len(_shown(epoch)))),
             f"{epoch.learning_rate:.1e}",
@@ -157,24 +153,13 @@ def _shown(epoch: "Epoch") -> dict[str, float]:
     return {name: value for name, value in epoch.validation.items() if name != "loss"}
 
 
-def _validated(epoch: "Epoch") -> str:
-    if epoch.is_refit:
-        return "refit"
-    return f"{epoch.validation_loss:.4f}" if epoch.validation else ""
-
-
 def _plain(epoch: "Epoch") -> str:
-    if not epoch.validation:
-        which = " of the refit" if epoch.is_refit else ""
-        return (
-            f"epoch {epoch.epoch}{which}: train loss {epoch.train_loss:.4f}, {epoch.seconds:.1f} s"
-        )
-    mark = "  best" if epoch.best else ""
-    return (
-        f"epoch {epoch.epoch}: train loss {epoch.train_loss:.4f}, validation loss "
-        f"{epoch.validation_loss:.4f}, {output.metrics(_shown(epoch))}, "
-        f"{epoch.seconds:.1f} s{mark}"
-    )
+    which, mark = " of the refit" if epoch.is_refit else "", ""
+    parts = [f"epoch {epoch.epoch}{which}: train loss {epoch.train_loss:.4f}"]
+    if epoch.validation:
+        parts += [f"validation loss {epoch.validation_loss:.4f}", output.metrics(_shown(epoch))]
+        mark = "  best" if epoch.best else ""
+    return ", ".join([*parts, f"{epoch.seconds:.1f} s{mark}"])
 
 
 def _to_json(job: "Job", outcome: "Outcome") -> dict[str, Any]:

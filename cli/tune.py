@@ -13,7 +13,6 @@ from lstm_compile.cli.options import (
     PATH,
     config_option,
     given_of,
-    json_option,
     settings_flags,
     task_option,
 )
@@ -48,7 +47,6 @@ STUDIES = Path("studies")
     help="Seconds between a trial's signs of life; after twice as long it counts as killed.",
 )  # fmt: skip
 @config_option
-@json_option
 @settings_flags
 @click.pass_context
 def command(
@@ -84,10 +82,9 @@ def command(
         )  # fmt: skip
         folder = folder or STUDIES / Path(plain_name(data)).stem
         _begin(out, plan, folder)
-        names = ("trials", "pruner", "storage", "heartbeat")
-        asked = {name: options[name] for name in names}
+        names = ("trials", "pruner", "storage", "heartbeat", "seed")
         tuned = tune(
-            plan, folder, **asked, seed=options["seed"],
+            plan, folder, **{name: options[name] for name in names},
             on_trial=lambda study, trial: out.print(line(study, trial), markup=False),
         )  # fmt: skip
     _end(out, tuned)

@@ -1,6 +1,7 @@
 """Augmentation of training batches: pure functions of a batch and a generator.
 
-Random numbers are drawn on the CPU, so that every device gives the same ones. Padding stays 0.
+Batches are on any device; generators are on the CPU, so that all devices have the same random
+numbers. Padding stays 0.
 """
 
 import torch
@@ -13,14 +14,7 @@ from lstm_compile.training.settings import TrainingConfig
 
 
 def augment(batch: Batch, scaler: Scaler, training: TrainingConfig, generator: Generator) -> Batch:
-    """Crop, add noise, drop features, in this order; what is off draws no random number.
-
-    Args:
-        batch: on any device.
-        scaler: of the model, (features,) each.
-        training: `time_crop`, `noise` and `feature_dropout`.
-        generator: on the CPU; the same state gives the same batch.
-    """
+    """Crop, add noise, drop features, in this order; what is off draws no random number."""
     if training.time_crop:
         batch = crop_time(batch, training.time_crop, generator)
     if training.noise:
@@ -31,17 +25,11 @@ def augment(batch: Batch, scaler: Scaler, training: TrainingConfig, generator: G
 
 
 def crop_time(batch: Batch, largest: float, generator: Generator) -> Batch:
-    """Keep one random window of each sequence.
+    """Keep one random window of each sequence, moved to its front; the shape of `x` stays.
 
-    Args:
-        batch: on any device.
-        largest: share of a sequence's steps, 0 to 1, rounded down to whole steps: so many are cut
-            away at most. All numbers up to it are equally likely, and all places of the window. A
-            sequence keeps at least one step.
-        generator: on the CPU.
-
-    Returns:
-        The batch with the windows at the front, their lengths, and the same number of steps.
+    At most the share `largest` of a sequence's steps, 0 to 1, rounded down to whole steps, is cut
+    away. All numbers up to it are equally likely, and all places of the window. A sequence keeps at
+    least one step.
     """
     rows, time = batch.x.shape[:2]
     draws = torch.rand(2, rows, dtype=torch.float64, generator=generator).to(batch.x.device)
@@ -60,11 +48,7 @@ def crop_time(batch: Batch, largest: float, generator: Generator) -> Batch:
 def add_noise(batch: Batch, deviation: float, scaler: Scaler, generator: Generator) -> Batch:
     """Add Gaussian noise to every valid value.
 
-    Args:
-        batch: on any device.
-        deviation: in units of each feature's `scaler.scale`, which is 1 without scaling.
-        scaler: of the model.
-        generator: on the CPU.
+    `deviation` is in units of each feature's `scaler.scale`, which is 1 without scaling.
     """
     noise = torch.randn(batch.x.shape, dtype=batch.x.dtype, generator=generator)
     return _padded(batch, batch.x + noise.to(batch.x.device) * (deviation * scaler.scale))

@@ -36,14 +36,7 @@ def settle(
 def settle_backend(
     config: ModelConfig, training: TrainingConfig, train: Examples | Stream, device: torch.device
 ) -> tuple[TrainingConfig, str]:
-    """`training` with a backend in place of `auto`, and why it is that one.
-
-    Args:
-        config: the architecture.
-        training: how to train; any backend but `auto` stays.
-        train: the training data.
-        device: where the work is done.
-    """
+    """`training` with a backend in place of `auto`, and why; any other backend stays."""
     if training.backend != "auto":
         return training, "as asked for"
     if not can_compile(device.type):

@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, fields
+from dataclasses import Field, asdict
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from lstm_compile.config import DERIVED
 from lstm_compile.tasks import fitting_task
-from lstm_compile.training.defaults import SECTIONS
+from lstm_compile.training.defaults import SECTIONS, tunable_fields
 
 if TYPE_CHECKING:
     from lstm_compile.training.job import Job
 
 Sections = Mapping[str, Mapping[str, Any]]
+Sources = Mapping[str, str | None]
+Texts = Mapping[str, str]
 
 
 def to_toml(job: "Job") -> str:
@@ -26,21 +28,15 @@ def to_toml(job: "Job") -> str:
     return _to_toml(sources, {"model": model, "training": asdict(job.training), "table": table})
 
 
-def to_explained_toml(sources: Mapping[str, str | None], sections: Sections) -> str:
+def to_explained_toml(sources: Sources, sections: Sections) -> str:
     """Settings, each below a comment that explains it; unset ones are comments themselves.
 
-    Args:
-        sources: `task`, `data` and `test`; None is left out.
-        sections: what `complete` gives.
+    Of `task`, `data` and `test`, those that are None are left out.
     """
     return _to_toml(sources, sections, _explanations())
 
 
-def _to_toml(
-    sources: Mapping[str, str | None],
-    sections: Sections,
-    explanations: Mapping[str, str] | None = None,
-) -> str:
+def _to_toml(sources: Sources, sections: Sections, explanations: Texts | None = None) -> str:
     lines = [f"{name} = {_toml_value(path)}" for name, path in sources.items() if path is not None]
     for title, values in sections.items():
         if values:
@@ -48,7 +44,7 @@ def _to_toml(
     return "\n".join(lines) + "\n"
 
 
-def _entries(values: Mapping[str, Any], explanations: Mapping[str, str] | None) -> Iterator[str]:
+def _entries(values: Mapping[str, Any], explanations: Texts | None) -> Iterator[str]:
     for name, value in values.items():
         if explanations:
             yield f"# {explanations[name]}"
@@ -59,8 +55,7 @@ def _explanations() -> dict[str, str]:
     return {
         field.name: _explanation(field, get_type_hints(cls)[field.name])
         for cls in SECTIONS.values()
-        for field in fields(cls)
-        if "help" in field.metadata
+        for field in tunable_fields(cls)
     }
 
 

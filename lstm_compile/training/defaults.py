@@ -6,7 +6,7 @@ task, the defaults of the dataclasses.
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,11 @@ SECTIONS: dict[str, type] = {  # of a config file
 }
 
 
+def tunable_fields(cls: type) -> list[Field[Any]]:
+    """The fields that are settings: those that have a text for `--help`."""
+    return [field for field in fields(cls) if "help" in field.metadata]
+
+
 class Settings(NamedTuple):
     """All settings of a run."""
 
@@ -42,14 +47,9 @@ def resolve(
     training: Values | None = None,
     table: Values | None = None,
 ) -> Settings:
-    """Combine given settings with those of the data set and of the task.
+    """Combine given settings with those of the data set, by name or path, and of the task.
 
-    Args:
-        data: name of a bundled data set, or a path.
-        task: as given; None takes that of the bundled data set, or lets the data decide.
-        model: the given fields of ModelConfig.
-        training: the given fields of TrainingConfig.
-        table: the given fields of TableOptions.
+    Without a task, that of a bundled data set is taken, or the data decide.
 
     Raises:
         InputError: a value of the wrong type or out of range.
@@ -63,12 +63,8 @@ def resolve(
         section: {k: v for layer in (*layers, asked) for k, v in layer.get(section, {}).items()}
         for section in asked
     }
-    return Settings(
-        task,
-        merged["model"],
-        TrainingConfig(**merged["training"]),
-        TableOptions(**merged["table"]),
-    )
+    made = TrainingConfig(**merged["training"]), TableOptions(**merged["table"])
+    return Settings(task, merged["model"], *made)
 
 
 def complete(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -81,16 +77,13 @@ def complete(settings: Settings) -> dict[str, dict[str, Any]]:
     """
     tasks = (settings.task,) if settings.task else tasks_with(is_whole=True)
     require_some_task(partial(_check, settings), tasks)
-    given = {
-        "model": settings.model,
-        "training": asdict(settings.training),
-        "table": asdict(settings.table),
-    }
+    training, table = asdict(settings.training), asdict(settings.table)
+    given = {"model": settings.model, "training": training, "table": table}
     return {
         title: {
             field.name: given[title].get(field.name, field.default)
-            for field in fields(cls)
-            if "help" in field.metadata and any(is_known(field, find_task(t)) for t in tasks)
+            for field in tunable_fields(cls)
+            if any(is_known(field, find_task(t)) for t in tasks)
         }
         for title, cls in SECTIONS.items()
     }
@@ -110,6 +103,14 @@ def require_some_task(check: Callable[[str], object], tasks: Iterable[str] = tup
             errors.append(error)
     if len(errors) == len(tasks):
         raise errors[0]
+
+
+def _check_model(**values: Any) -> None:
+    """Check that some task takes the values; the data decide task and sizes later."""
+    require_some_task(lambda task: ModelConfig(task=task, input_size=1, output_size=1, **values))
+
+
+CHECKS: dict[str, Callable[..., object]] = {**SECTIONS, "model": _check_model}  # of given values
 
 
 def _check(settings: Settings, task: str) -> None:

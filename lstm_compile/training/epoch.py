@@ -24,21 +24,12 @@ from lstm_compile.model.model import scaler_of
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.tasks.losses import row_weight
 from lstm_compile.training.augment import augment
-from lstm_compile.training.epoch_batches import (
-    InMemory,
-    Streamed,
-    blank_batch,
-)
+from lstm_compile.training.epoch_batches import InMemory, Streamed, blank_batch
 from lstm_compile.training.failures import StepChecks, explain_failure, list_rows
 from lstm_compile.training.processes import ALONE, ProcessGroup
 from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.state import TrainState, random_states
-from lstm_compile.training.step import (
-    StepResult,
-    average_update,
-    learning_rate_at,
-    train_step,
-)
+from lstm_compile.training.step import StepResult, average_update, learning_rate_at, train_step
 
 
 class TrainingContext(NamedTuple):
@@ -80,10 +71,7 @@ class StepInput(NamedTuple):
 def steps(context: TrainingContext, state: TrainState, factor: float = 1.0) -> Iterator[TrainState]:
     """The state after each step that is left of an epoch, and last the start of the next epoch.
 
-    Args:
-        context: the data and how to train.
-        state: before the first of these steps.
-        factor: what `plateau_factor` gives, on the learning rate.
+    `factor` is what `plateau_factor` gives.
 
     Raises:
         RunError: losses or gradients are not finite, or memory does not suffice; the message names
@@ -118,18 +106,15 @@ def _row_inputs(
     assert not isinstance(train, Corpus)
     options = training, generator, context.processes, state.sums.device
     drawn = Streamed(train, *options) if isinstance(train, Stream) else InMemory(train, *options)
-    groups = _groups(drawn.batches, training.accumulate)[state.position :]
+    size, batches = training.accumulate, drawn.batches
+    starts = range(size * state.position, len(batches), size)
+    groups = [batches[start : start + size] for start in starts]
     scaler = scaler_of(state.params, "scaler")
     shares = [_own_rows(drawn, group) for group in groups]
-    for batches, group, own in zip(drawn.feed(shares), groups, shares, strict=True):
-        augmented = [augment(batch, scaler, training, torch.default_generator) for batch in batches]
+    for fed, group, own in zip(drawn.feed(shares), groups, shares, strict=True):
+        augmented = [augment(batch, scaler, training, torch.default_generator) for batch in fed]
         is_spare = own[0] is group[0] and context.processes.size > 1
         yield StepInput(augmented, torch.cat(group), is_spare=is_spare)
-
-
-def _groups(batches: list[Tensor], size: int) -> list[list[Tensor]]:
-    """The batches of each step."""
-    return [batches[start : start + size] for start in range(0, len(batches), size)]
 
 
 def _own_rows(drawn: InMemory | Streamed, group: list[Tensor]) -> list[Tensor]:
@@ -164,6 +149,8 @@ def _take_step(
             more, own, processes, given.is_spare,
         )  # fmt: skip
     average, is_finite = state.average, result.is_finite
+    weight = torch.full((), given.weight, dtype=torch.float64, device=result.loss.device)
+    weighted = torch.stack([result.loss * weight, weight])
     if training.ema:
         average = average_update(average, result.params, result.optimizer.step, training.ema)
     after = state._replace(
@@ -173,16 +160,10 @@ def _take_step(
         carried=None if given.restarts is None else _carried_state(context, result, before),
         position=state.position + 1,
         random=random_states(state.sums.device),
-        sums=state.sums + _weighted(result.loss, given.weight).where(is_finite, 0.0),
+        sums=state.sums + weighted.where(is_finite, 0.0),
         skipped=state.skipped + ~is_finite,
     )
     return after, result.loss, is_finite
-
-
-def _weighted(loss: Tensor, weight: float) -> Tensor:
-    """The weighted loss and the weight, float64 (2,)."""
-    factor = torch.full((), weight, dtype=torch.float64, device=loss.device)
-    return torch.stack([loss * factor, factor])
 
 
 def _carried_state(
@@ -224,5 +205,4 @@ def _try_step(context: TrainingContext, state: TrainState, size: int) -> None:
             batch = on_device(blank_batch(train, longest), device)
         else:
             ((batch,),) = feed(train, lengths, [[longest]], device)
-    weights = context.class_weights
-    train_step(state.params, state.optimizer, batch, 0.0, config, training, weights)
+    train_step(state.params, state.optimizer, batch, 0.0, config, training, context.class_weights)

@@ -1,6 +1,6 @@
 """The batches of one epoch: which rows they have, and their way to the device."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -18,11 +18,7 @@ AT_ONCE = 2  # pools in memory: two neighbours, as a batch may take rows of both
 
 
 class InMemory:
-    """The batches of data in memory: of all rows, or of `epoch_size` rows drawn at random.
-
-    Attributes:
-        batches: int64 rows of each batch, on the CPU; the same in all processes.
-    """
+    """The batches of data in memory: of all rows, or of `epoch_size` rows drawn at random."""
 
     def __init__(
         self,
@@ -38,6 +34,7 @@ class InMemory:
         if 0 < training.epoch_size < len(rows):
             rows = torch.randperm(len(rows), generator=generator)[: training.epoch_size]
         batches = bucketed_batches(self._lengths[rows], training.batch_size, generator)
+        # int64 rows of each batch, on the CPU; the same in all processes
         self.batches = [rows[batch] for batch in batches]
 
     def share(self, rows: Tensor) -> Tensor:
@@ -53,9 +50,6 @@ class Streamed:
     """The batches of data larger than memory, whose units a thread reads ahead.
 
     Each process reads its share of the units (the row groups of the files).
-
-    Attributes:
-        batches: int64 rows of each batch, on the CPU; the same in all processes.
     """
 
     def __init__(
@@ -67,7 +61,7 @@ class Streamed:
         device: torch.device,
     ) -> None:
         plan = data.plan(training.batch_size, generator, training.epoch_size)
-        self.batches = plan.batches
+        self.batches = plan.batches  # int64 rows of each, on the CPU; the same in all processes
         self._data, self._processes, self._device = data, processes, device
         self._lengths, self._unit = data.lengths, data.units
         units = len(data.index.steps)
@@ -95,16 +89,12 @@ class Streamed:
         return cut if self._device.type == "cpu" else copied_ahead(cut, self._device)
 
     def _feed(self, groups: Sequence[Sequence[Tensor]]) -> Iterator[list[Batch]]:
-        with Reader(self._data, self._units, self._pools_of(groups)) as reader:
+        rows_of = [torch.cat(list(group)) for group in groups]
+        uses = [self._pool[self._unit[rows]].unique().tolist() for rows in rows_of]
+        with Reader(self._data, self._units, uses) as reader:
             for number, group in enumerate(groups):
                 reader.forget(number)
                 yield [self._cut(reader, rows) for rows in group]
-
-    def _pools_of(self, groups: Iterable[Sequence[Tensor]]) -> list[list[int]]:
-        """The pools that hold the rows of each group."""
-        return [
-            self._pool[self._unit[torch.cat(list(group))]].unique().tolist() for group in groups
-        ]
 
     def _cut(self, reader: "Reader", rows: Tensor) -> Batch:
         owner, time = self._owner[self._unit[rows]], max(1, int(self._lengths[rows].max()))
@@ -122,10 +112,7 @@ class Streamed:
 class Reader:
     """Reads pools in the order of their use; keeps `AT_ONCE` in memory, or what a group needs.
 
-    Args:
-        data: the stream.
-        units: of each pool, those that this process reads.
-        uses: the pools of each group.
+    `units` are those of each pool that this process reads, `uses` the pools of each group.
     """
 
     def __init__(self, data: Stream, units: list[list[int]], uses: list[list[int]]) -> None:

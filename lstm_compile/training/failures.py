@@ -1,9 +1,8 @@
 """What may go wrong in a step, in messages that name its rows."""
 
-import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,49 +18,33 @@ OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "out of memory", "could not create a m
 ANOMALY = re.compile(r"Function '(\w+)' returned nan values")
 
 
-class TakenStep(NamedTuple):
-    """A step whose result was not yet read from the device."""
-
-    place: Place
-    loss: Tensor
-    is_finite: Tensor
-
-
 class StepChecks:
-    """Notes the steps that were skipped, and stops a training with too many of them.
-
-    Args:
-        allowed: how many steps of the training may be skipped.
-        note: called with a line for each skipped step.
-        device: where the steps are taken.
-    """
+    """Notes the steps that were skipped, and stops a training in which more than `allowed` were."""
 
     def __init__(self, allowed: int, note: Callable[[str], None], device: torch.device) -> None:
         self._allowed, self._note = allowed, note
-        self._unread, self._most = list[TakenStep](), STEPS_PER_CHECK[device.type]
+        self._unread = list[tuple[Place, Tensor, Tensor]]()  # arguments of `add`
+        self._most = STEPS_PER_CHECK[device.type]
 
     def add(self, place: Place, loss: Tensor, is_finite: Tensor, skipped: Tensor) -> None:
         """Take the result of a step; every so many steps all are read. See `read`."""
-        self._unread.append(TakenStep(place, loss, is_finite))
+        self._unread.append((place, loss, is_finite))
         if len(self._unread) == self._most:
             self.read(skipped)
 
     def read(self, skipped: Tensor) -> None:
-        """Read the results since the last call.
-
-        Args:
-            skipped: int64, how many steps of the training were skipped so far.
+        """Read the results since the last call; int64 `skipped` counts those of the training.
 
         Raises:
             RunError: more than allowed; names the rows.
         """
-        bad = [step for step in self._unread if not step.is_finite]
+        bad = [(place, loss) for place, loss, is_finite in self._unread if not is_finite]
         self._unread.clear()
         before = int(skipped) - len(bad) if bad else 0
-        for count, step in enumerate(bad, before + 1):
-            (batch, rows), loss = step.place(), float(step.loss)
-            what = f"the loss of {batch} is {loss} ({rows})"
-            if math.isfinite(loss):
+        for count, (place, loss) in enumerate(bad, before + 1):
+            batch, rows = place()
+            what = f"the loss of {batch} is {float(loss)} ({rows})"
+            if loss.isfinite():
                 what = f"the gradients of {batch} are not finite ({rows})"
             if count > self._allowed:
                 raise RunError(
@@ -74,13 +57,9 @@ class StepChecks:
 def explain_failure(
     step: Callable[[], Result], place: Place, try_step: Callable[[int], object], size: int
 ) -> Result:
-    """Take a step; if it fails, say on which rows and what helps.
+    """Take a step on `size` rows; if it fails, say on which rows and what helps.
 
-    Args:
-        step: takes it.
-        place: names the batch and its rows.
-        try_step: tries a step on so many rows.
-        size: how many rows the step has.
+    `try_step` tries a step on a number of rows, to find one that fits in memory.
 
     Raises:
         RunError: an anomaly was found, or memory does not suffice.

@@ -13,7 +13,6 @@ from lstm_compile.data.sequences import Sequences
 from lstm_compile.data.series.windows import Windows
 from lstm_compile.data.stream import Stream
 from lstm_compile.data.tables.columns import TableOptions
-from lstm_compile.errors import InputError
 from lstm_compile.evaluation.evaluate import Evaluation
 from lstm_compile.model.checkpoint import Model
 from lstm_compile.model.run_folder import LAST_FILE, METRICS_FILE, MODEL_FILE
@@ -28,25 +27,17 @@ Held = TypeVar("Held", Sequences, Windows, Corpus)
 class JobRequest(NamedTuple):
     """What a training run is asked for.
 
-    Attributes:
-        data: the name of a bundled data set, or the path of a `.ts` or `.npz` file, of text, or of
-            a long table: a file, a folder or a glob.
-        hyper_parameters: fields of ModelConfig, without those that the data decide, such as task
-            and sizes.
-        training: how to train.
-        test: a file of held-out data; a bundled data set has its own.
-        table: the columns of a long table; None infers them.
-        task: what to learn; None takes what the data are good for.
-        progress: called with the rows done and the rows in all, while a long table is read.
+    `data` is the name of a bundled data set, or the path of a `.ts` or `.npz` file, of text, or of
+    a long table: a file, a folder or a glob.
     """
 
     data: str
-    hyper_parameters: Mapping[str, Any]
+    hyper_parameters: Mapping[str, Any]  # fields of ModelConfig, without those the data decide
     training: TrainingConfig
-    test: str | None = None
-    table: TableOptions | None = None
-    task: str | None = None
-    progress: Callable[[int, int], None] | None = None
+    test: str | None = None  # a file of held-out data; a bundled data set has its own
+    table: TableOptions | None = None  # the columns of a long table; None infers them
+    task: str | None = None  # what to learn; None takes what the data are good for
+    progress: Callable[[int, int], None] | None = None  # takes a table's rows done, and in all
 
 
 class Parts(NamedTuple):
@@ -55,8 +46,8 @@ class Parts(NamedTuple):
     train: Sequences | Windows | Stream | Corpus  # what the weights are fitted on
     validation: Sequences | Windows | Corpus | None  # what stops training and chooses the weights
     test: Sequences | Windows | Corpus  # what the figures are of: this or the validation part
-    known: Sequences | Windows | Corpus  # what the baselines are fitted on: all but `test`
     tested_on: str  # "test" or "validation"
+    known: Sequences | Windows | Corpus  # what the baselines are fitted on: all but `test`
     train_rows: Tensor  # int64, the rows of `train` in the data
     everything: Sequences | Windows | Stream | Corpus  # what a refit learns from: all but `test`
 
@@ -73,11 +64,7 @@ class Job(NamedTuple):
     fingerprint: str  # the sha256 of all data that training sees, validation included
     warm: WarmStart | None = None  # the weights that --init gives
     saved: SavedRun | None = None  # the saved state that a resumed run continues
-    stamp: object = None  # of the files in the folder, when the job was prepared
-
-    def is_stale(self) -> bool:
-        """Whether another run has written to the folder since the job was prepared."""
-        return stamp_of(self.folder) != self.stamp
+    stamp: object = None  # what `stamp_of` gave when the job was prepared
 
 
 @dataclass(frozen=True)
@@ -92,20 +79,6 @@ class Outcome:
     compile_seconds: float  # of `seconds`
     backend: str = ""  # which backend computed the recurrence, and why
     refitted: bool = False  # whether the model learned from the validation data as well
-
-
-def in_place_of_test(data: str, validation: Held | None) -> Held:
-    """The validation part, which the figures are of if there is no test part.
-
-    Raises:
-        InputError: there is no validation part either.
-    """
-    if validation is None:
-        raise InputError(
-            f"{data}: nothing is held out to measure on; take a --validation above 0, or name a "
-            "--test file"
-        )
-    return validation
 
 
 def stamp_of(folder: Path) -> object:

@@ -57,8 +57,7 @@ def fit(
         validation: the data that stop training and choose the weights, placed like `train`. Without
             them all epochs are run and the last weights kept.
         on_epoch: called after each epoch with its figures and its last weights.
-        rows: int64 (len(train),), the numbers of the sequences of `train` in messages; None: 0, 1,
-            ...
+        rows: int64 (len(train),), the numbers of its sequences in messages; None: 0, 1, ...
         resume: the progress of an earlier call, which is continued: bit for bit as that call would
             have done, on the CPU with the same number of threads.
         on_progress: called after each step and each epoch with what `resume` takes.
@@ -96,18 +95,9 @@ def refit(
     """Train again, on more data, for as many epochs as `found` took to its best; no validation.
 
     The learning rate falls over `training.epochs` as it did in `found`, with the plateaus of that
-    validation.
-
-    Args:
-        params: where to start, with scalers of `train`; see `fit`.
-        config: the architecture.
-        training: what `found` was trained with.
-        train: all training data.
-        found: gives the number of epochs; it must have a best one. If its progress has begun a
-            refit, that is continued.
-        on_epoch: called after each epoch with its figures and its last weights.
-        on_progress: called after each step and each epoch with what `resume` of `fit` takes.
-        note: called with a line for each skipped batch.
+    validation. `params` have the scalers of `train`, which is all training data, and `found` must
+    have a best epoch. If its progress has begun a refit, that is continued. The other arguments are
+    those of `fit`.
 
     Raises:
         RunError: see `fit`.
@@ -158,25 +148,19 @@ def _threads_and_generators(
     """Set the number of threads and the random numbers of a training, and restore both after it."""
     keep_freed_memory()
     device, seed = params["head.bias"].device, context.training.seed
-    with cpu_threads(threads_of(context.config, context.training)), _seeded(device, seed):
-        if resume is not None:
-            set_random_states(resume.state.random, device)
-        if not context.processes.is_first:  # own dropout, and another one after a resumption
-            steps_done = resume.state.optimizer.step if resume else 0
-            torch.manual_seed(hash((seed, context.processes.rank, steps_done)) & LARGEST_SEED)
-        yield
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global generators, and restore them after."""
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    threads = threads_of(context.config, context.training)
+    with cpu_threads(threads), torch.random.fork_rng(devices=devices):
         # torch.manual_seed would seed every CUDA device, those that fork_rng leaves alone as well
         torch.default_generator.manual_seed(seed)
         if devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        if resume is not None:
+            set_random_states(resume.state.random, device)
+        if not context.processes.is_first:  # own dropout, and another one after a resumption
+            steps_done = resume.state.optimizer.step if resume else 0
+            torch.manual_seed(hash((seed, context.processes.rank, steps_done)) & LARGEST_SEED)
         yield
 
 

@@ -21,14 +21,10 @@ class ProcessGroup(NamedTuple):
     """The processes that train one model together, as one of them sees the group.
 
     Methods that communicate raise PeerLostError if another process has ended.
-
-    Attributes:
-        rank: of this process, 0, 1, ...; process 0 writes files and prints.
-        size: the number of processes.
     """
 
-    rank: int = 0
-    size: int = 1
+    rank: int = 0  # of this process, 0, 1, ...
+    size: int = 1  # the number of processes
 
     @property
     def is_first(self) -> bool:
@@ -38,12 +34,8 @@ class ProcessGroup(NamedTuple):
     def share(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """The rows of a batch for this process; all get about as many rows and steps.
 
-        Args:
-            rows: int64 (batch,), the same in all processes.
-            lengths: int64, of all rows of the data.
-
-        Returns:
-            Every row once over all processes; empty where there are more processes than rows.
+        The `rows`, int64 (batch,), are the same in all processes, and each is given to one of them.
+        A process may get none. `lengths`, int64, are of all rows of the data.
         """
         if self.size == 1:
             return rows
@@ -62,10 +54,8 @@ class ProcessGroup(NamedTuple):
         flat = torch.cat([*parts, loss.reshape(1), torch.ones_like(loss).reshape(1)])
         flat = self.sum(torch.where(weight > 0, flat * weight, 0.0))
         *means, mean_loss = (flat[:-1] / flat[-1]).split([*(len(part) for part in parts), 1])
-        found = {
-            name: mean.view_as(gradients[name]) for name, mean in zip(gradients, means, strict=True)
-        }
-        return found, mean_loss[0]
+        pairs = zip(gradients.items(), means, strict=True)
+        return {name: mean.view_as(value) for (name, value), mean in pairs}, mean_loss[0]
 
     def every_nth(self, count: int) -> slice:
         """The part of `count` rows or lanes for this process: one in `size`."""
@@ -136,8 +126,7 @@ def is_restarted() -> bool:
 def joined_processes(device: str) -> Iterator[ProcessGroup]:
     """Join the other processes that `torchrun` has started, if any; leave them at the end.
 
-    Args:
-        device: `--device`; on CUDA each process of a machine takes a device of its own.
+    On CUDA each process of a machine takes a device of its own.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
         yield ALONE
@@ -152,9 +141,7 @@ def joined_processes(device: str) -> Iterator[ProcessGroup]:
         # torchrun has one store for all its attempts, which still holds the addresses of the
         # processes that failed. Source: https://github.com/pytorch/pytorch/issues/135712
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = distributed.PrefixStore(  # type: ignore[attr-defined]
-            f"attempt {attempt}", store
-        )
+        store = distributed.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
     backend = "nccl" if is_cuda else "gloo"
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
     try:

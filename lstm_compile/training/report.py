@@ -11,10 +11,9 @@ from lstm_compile.files import write_atomically
 from lstm_compile.formatting import SHOWN_NAMES, listing
 from lstm_compile.model.header import count_parameters
 from lstm_compile.model.run_folder import REPORT_FILE
-from lstm_compile.training.charts import line_chart
 from lstm_compile.training.config_file import table_of
 from lstm_compile.training.defaults import complete, resolve
-from lstm_compile.training.html_pages import render_page
+from lstm_compile.training.html_pages import line_chart, render_page
 from lstm_compile.training.job import Job, Outcome
 from lstm_compile.training.resume import CHOSEN_BY_RUN, SavedRun
 from lstm_compile.training.state import Epoch, Fit
@@ -25,14 +24,12 @@ Lines = list[tuple[str, str]]
 def describe_start(job: Job) -> Lines:
     """What the run learns from, and where it begins."""
     parts, rows = job.parts, formatting.rows_of(job.config.task)
+    learned = f"{len(parts.train)} {rows} to train, {len(parts.validation or ())} to validate"
+    tested = f", {len(parts.test)} to test" if parts.tested_on == "test" else ""
     return [
         ("data", _data(job)),
         *formatting.columns(parts.train.roles),
-        (
-            "parts",
-            f"{len(parts.train)} {rows} to train, {len(parts.validation or ())} to validate"
-            + (f", {len(parts.test)} to test" if parts.tested_on == "test" else ""),
-        ),
+        ("parts", learned + tested),
         *([("init", job.warm.line())] if job.warm else []),
         ("run", str(job.folder)),
         *([("resumed", _reached(job.saved))] if job.saved else []),
@@ -65,9 +62,8 @@ def next_commands(job: Job, outcome: Outcome) -> Lines:
 def describe_time(outcome: Outcome) -> str:
     """`18.4 s, 3.1 s of it compiling`."""
     compiling = outcome.compile_seconds
-    return f"{outcome.seconds:.1f} s" + (
-        f", {compiling:.1f} s of it compiling" if compiling else ""
-    )
+    of_it = f", {compiling:.1f} s of it compiling" if compiling else ""
+    return f"{outcome.seconds:.1f} s{of_it}"
 
 
 def write_report(job: Job, outcome: Outcome, note: Callable[[str], None]) -> None:
@@ -86,8 +82,7 @@ def report(job: Job, outcome: Outcome) -> bytes:
     evaluation = outcome.evaluation
     targets = (evaluation.details or {}).get("targets", {})
     totals = {
-        name: {key: value for key, value in figures.items() if key != "steps"}
-        for name, figures in targets.items()
+        name: {k: v for k, v in each.items() if k != "steps"} for name, each in targets.items()
     }
     return render_page(
         "report.html",
@@ -98,8 +93,11 @@ def report(job: Job, outcome: Outcome) -> bytes:
         figures={"this model": evaluation.metrics, **evaluation.baselines},
         totals=totals,
         by_step={
-            name: {"all": totals[name], **_by_step(targets[name]["steps"])}
-            for name in list(totals)[:SHOWN_NAMES]
+            name: {
+                "all": total,
+                **{str(i): step for i, step in enumerate(targets[name]["steps"], 1)},
+            }
+            for name, total in list(totals.items())[:SHOWN_NAMES]
         },
         charts=list(_charts(job, outcome.fit)),
         fit=outcome.fit,
@@ -108,10 +106,6 @@ def report(job: Job, outcome: Outcome) -> bytes:
         run=[*describe_end(job, outcome), *_means(job, outcome)],
         commands="\n".join(text for _, text in next_commands(job, outcome)),
     )
-
-
-def _by_step(steps: Iterable[Any]) -> dict[str, Any]:
-    return {str(ahead): step for ahead, step in enumerate(steps, 1)}
 
 
 def _charts(job: Job, fit: Fit) -> Iterable[str]:

@@ -34,12 +34,9 @@ class SavedRun(NamedTuple):
 
 
 class ProgressSaver:
-    """Holds the latest progress of a run, and saves it as often as `save_every` says.
+    """Holds the latest progress of a run, and saves it as often as `every`, `save_every`, says.
 
-    Args:
-        write: writes one progress to its file.
-        every: `save_every` of TrainingConfig.
-        last: the progress that a resumed run begins with, which is saved already.
+    `last` is the progress that a resumed run begins with, which is saved already.
     """
 
     def __init__(self, write: Callable[[Progress], None], every: str, last: Progress | None):
@@ -75,24 +72,15 @@ class ProgressSaver:
 
 
 def save_progress(path: Path, progress: Progress, run_info: Mapping[str, Any]) -> None:
-    """Write one file, whole or not at all.
-
-    Args:
-        path: the file.
-        progress: on any device.
-        run_info: values that JSON can hold; `load_progress` gives them back.
+    """Write one file, whole or not at all; `run_info` are values that JSON can hold.
 
     Raises:
         InputError: the file cannot be written.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(progress)}
     texts = {"about": json.dumps(dict(run_info)), "progress": json.dumps(_numbers(progress))}
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        **texts,
-        "sha256": _digest(tensors, texts),
-    }
+    kind = {"format": FORMAT, "format_version": FORMAT_VERSION}
+    metadata = {**kind, **texts, "sha256": _digest(tensors, texts)}
     # the last weights may be the best ones, and safetensors refuses memory with two names
     own = {name: value.clone() for name, value in tensors.items()}
     write_atomically(path, save(own, metadata))

@@ -23,24 +23,13 @@ from lstm_compile.model.checkpoint import save_model, to_device
 from lstm_compile.model.model import Params
 from lstm_compile.model.run_folder import BASELINES_FILE, LAST_FILE, MODEL_FILE
 from lstm_compile.recurrence.cache import compile_seconds
+from lstm_compile.training import run_files
 from lstm_compile.training.backend import settle
 from lstm_compile.training.job import Job, Outcome
 from lstm_compile.training.loop import OnProgress, fit, refit
 from lstm_compile.training.processes import PeerLostError, current_processes
 from lstm_compile.training.report import write_report
 from lstm_compile.training.resume import ProgressSaver, save_progress
-from lstm_compile.training.run_files import (
-    about_series,
-    model_of,
-    note_changes,
-    own_folder,
-    provenance_of,
-    restore_files,
-    run_info,
-    save_best,
-    write_metrics,
-    write_settings,
-)
 from lstm_compile.training.state import Epoch, Fit, Progress, move_progress
 from lstm_compile.training.warm_start import initial_params
 
@@ -57,32 +46,32 @@ def run(
     A saved job is continued. KeyboardInterrupt saves the state and ends the run cleanly,
     with the best weights; before the end of the first epoch it is passed on.
 
-    Args:
-        job: what `prepare` gave.
-        on_epoch: called after each epoch, once its files are written.
-        note: called with lines that a person should see.
+    `on_epoch` is called once the files of an epoch are written, and `note` with lines that a person
+    should see.
 
     Raises:
         InputError: another process writes to the folder, or a file cannot be written.
         RunError: the loss was not finite, or memory did not suffice; the best weights so far and
             the last state stay in the folder.
     """
-    with own_folder(job):
+    with run_files.own_folder(job):
         start = time.perf_counter() - (job.saved.progress.seconds if job.saved else 0.0)
         compiled = compile_seconds()
         job, backend = _settled(job)
         current_processes().broadcast_object(job.training)
         fitted, final = _train(job, backend, on_epoch, note)
-        baselines = _baselines(job)
+        parts = job.parts
+        baselines = fit_baselines(parts.known, job.config.task, parts.train, parts.validation)
         write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
         # without a test part, the figures are of validation data, which refitted weights have seen
         shown = final if job.parts.tested_on == "test" else fitted.params
         with cpu_threads(job.training.threads):
             evaluation = _evaluation(job, shown, baselines)
         times = time.perf_counter() - start, compile_seconds() - compiled
-        ending = backend, final is not fitted.params
-        model = model_of(job, final, provenance_of(job, fitted, evaluation, times, *ending))
-        outcome = Outcome(model, fitted, evaluation, job.parts.tested_on, *times, *ending)
+        found = parts.tested_on, *times, backend, final is not fitted.params
+        model = run_files.model_of(job, final, {})
+        outcome = Outcome(model, fitted, evaluation, *found)
+        model.training.update(run_files.provenance_of(job, outcome))
         write_report(job, outcome, note)
         save_model(job.folder / MODEL_FILE, *model)  # last, as it says that the run is finished
     return outcome
@@ -121,13 +110,8 @@ def _settled(job: Job) -> tuple[Job, str]:
         return job, str(job.saved.run_info["backend"])
     training, why = settle(job.config, job.training, job.parts.train)
     job = job._replace(training=training)
-    write_settings(job)
+    run_files.write_settings(job)
     return job, f"{training.backend}, {why}"
-
-
-def _baselines(job: Job) -> dict[str, Baseline]:
-    parts = job.parts
-    return fit_baselines(parts.known, job.config.task, parts.train, parts.validation)
 
 
 def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Evaluation:
@@ -136,23 +120,22 @@ def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Eva
         answer_all, params, job.config,
         unroll=training.unroll, backend=training.backend, chunk=training.chunk,
     )  # fmt: skip
-    return evaluate_model(answer, job.config, job.parts.test, baselines, about_series(job))
+    return evaluate_model(
+        answer, job.config, job.parts.test, baselines, run_files.about_series(job)
+    )
 
 
 def _train(
-    job: Job,
-    backend: str,
-    on_epoch: Callable[[Epoch], None],
-    note: Callable[[str], None],
+    job: Job, backend: str, on_epoch: Callable[[Epoch], None], note: Callable[[str], None]
 ) -> tuple[Fit, Params]:
     """The fit, and the weights to keep: its best ones, or those of the refit after it."""
     saver, is_first = _saver(job, backend, note), current_processes().is_first
 
     def after_epoch(epoch: Epoch, params: Params) -> None:
         if epoch.best and is_first:
-            save_best(job, params, epoch)
+            run_files.save_best(job, params, epoch)
         if saver.progress and is_first:
-            write_metrics(job, saver.progress)
+            run_files.write_metrics(job, saver.progress)
         on_epoch(epoch)
 
     # before the number of threads is set: it changes the rounding of orthogonal weights
@@ -180,14 +163,14 @@ def _train(
 
 def _saver(job: Job, backend: str, note: Callable[[str], None]) -> ProgressSaver:
     """Holds the progress of the run; a resumed run's other files are brought to that progress."""
-    every, last, info = job.training.save_every, None, run_info(job, backend)
+    every, last, info = job.training.save_every, None, run_files.run_info(job, backend)
     if job.saved is not None:
         last = move_progress(job.saved.progress, find_device(job.training.device))
     if not current_processes().is_first:
         return ProgressSaver(lambda progress: None, every, last)
     if job.saved is not None and last is not None:
-        note_changes(job.saved.run_info, info, note)
-        restore_files(job, last)
+        run_files.note_changes(job.saved.run_info, info, note)
+        run_files.restore_files(job, last)
     path = job.folder / LAST_FILE
     return ProgressSaver(lambda progress: save_progress(path, progress, info), every, last)
 

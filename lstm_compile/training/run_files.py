@@ -1,6 +1,5 @@
 """The files of a run folder: lock, settings, figures, and the model with its provenance."""
 
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import getpid
@@ -11,29 +10,25 @@ import torch
 from filelock import FileLock, Timeout
 
 from lstm_compile.data.series.windows import Windows
+from lstm_compile.devices import package_versions
 from lstm_compile.errors import InputError
-from lstm_compile.evaluation.evaluate import Evaluation
 from lstm_compile.files import remove_unfinished, to_json, write_atomically
+from lstm_compile.model import run_folder
 from lstm_compile.model.checkpoint import Model, load_model, save_model
 from lstm_compile.model.model import Params
-from lstm_compile.model.run_folder import (
-    BASELINES_FILE,
-    CONFIG_FILE,
-    LAST_FILE,
-    METRICS_FILE,
-    MODEL_FILE,
-    REPORT_FILE,
-)
 from lstm_compile.tasks.losses import loss_name
 from lstm_compile.tasks.series_scaler import target_deviation, target_mean
 from lstm_compile.training.config_file import table_of, to_toml
-from lstm_compile.training.job import Job
+from lstm_compile.training.job import Job, Outcome, stamp_of
 from lstm_compile.training.loop import threads_of
 from lstm_compile.training.resume import settings_of
-from lstm_compile.training.state import Epoch, Fit, Progress
+from lstm_compile.training.state import Epoch, Progress
 
 LOCK_FILE = "run.lock"
-FILES = (MODEL_FILE, LAST_FILE, CONFIG_FILE, METRICS_FILE, BASELINES_FILE, REPORT_FILE)
+FILES = (
+    run_folder.MODEL_FILE, run_folder.LAST_FILE, run_folder.CONFIG_FILE,
+    run_folder.METRICS_FILE, run_folder.BASELINES_FILE, run_folder.REPORT_FILE,
+)  # fmt: skip
 
 
 @contextmanager
@@ -85,21 +80,24 @@ def own_folder(job: Job) -> Iterator[None]:
         InputError: another process writes there, or has written since the job was prepared.
     """
     with locked(job.folder):
-        if job.is_stale():
+        if stamp_of(job.folder) != job.stamp:
             raise InputError(f"{job.folder}: another run wrote there meanwhile; try again")
         remove_unfinished(job.folder, *FILES)
         write_settings(job)
         try:
             yield
         except Exception:
-            if not any((job.folder / name).exists() for name in (MODEL_FILE, LAST_FILE)):
-                (job.folder / CONFIG_FILE).unlink(missing_ok=True)
+            if not any(
+                (job.folder / name).exists()
+                for name in (run_folder.MODEL_FILE, run_folder.LAST_FILE)
+            ):
+                (job.folder / run_folder.CONFIG_FILE).unlink(missing_ok=True)
             raise
 
 
 def write_settings(job: Job) -> None:
     """Write `config.toml`."""
-    write_atomically(job.folder / CONFIG_FILE, to_toml(job).encode())
+    write_atomically(job.folder / run_folder.CONFIG_FILE, to_toml(job).encode())
 
 
 def run_info(job: Job, backend: str) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def restore_files(job: Job, last: Progress) -> None:
 def save_best(job: Job, params: Params, epoch: Epoch) -> None:
     """Write the model file after an epoch, while training goes on."""
     model = model_of(job, params, {"epochs": epoch.epoch, "validation": epoch.validation})
-    save_model(job.folder / MODEL_FILE, *model)
+    save_model(job.folder / run_folder.MODEL_FILE, *model)
 
 
 def write_metrics(job: Job, progress: Progress) -> None:
@@ -148,7 +146,7 @@ def write_metrics(job: Job, progress: Progress) -> None:
     lines = [epoch._asdict() for epoch in progress.epochs]
     lines += [{**epoch._asdict(), "refit": True} for epoch in progress.refit_epochs or ()]
     text = "".join(to_json(line) + "\n" for line in lines)
-    write_atomically(job.folder / METRICS_FILE, text.encode())
+    write_atomically(job.folder / run_folder.METRICS_FILE, text.encode())
 
 
 def model_of(job: Job, params: Params, training: dict[str, Any]) -> Model:
@@ -166,42 +164,30 @@ def model_of(job: Job, params: Params, training: dict[str, Any]) -> Model:
     return Model(params, job.config, job.parts.train.schema, provenance)
 
 
-def provenance_of(
-    job: Job,
-    fitted: Fit,
-    evaluation: Evaluation,
-    times: tuple[float, float],
-    backend: str,
-    is_refitted: bool,
-) -> dict[str, Any]:
+def provenance_of(job: Job, outcome: Outcome) -> dict[str, Any]:
     """How the weights came about and what they are worth, for the model file."""
-    best = fitted.best
+    best = outcome.fit.best
     extra: dict[str, Any] = {}
     if job.warm:
         extra["init"] = {"source": job.warm.source, "fresh": job.warm.fresh}
-    if is_refitted:  # without a test part, the figures are of the weights before the refit
+    if outcome.refitted:  # without a test part, the figures are of the weights before the refit
         extra["refit"] = {"sequences": len(job.parts.everything), "epochs": best and best.epoch}
     return {
         **extra,
         "epochs": best.epoch if best else 0,
-        "stopped": fitted.stopped,
+        "stopped": outcome.fit.stopped,
         "validation": best.validation if best else {},
-        job.parts.tested_on: evaluation.metrics,
-        "baselines": evaluation.baselines,
-        "seconds": round(times[0], 1),
-        "compile_seconds": round(times[1], 1),
-        "backend": backend,
+        outcome.tested_on: outcome.evaluation.metrics,
+        "baselines": outcome.evaluation.baselines,
+        "seconds": round(outcome.seconds, 1),
+        "compile_seconds": round(outcome.compile_seconds, 1),
+        "backend": outcome.backend,
     }
 
 
 def versions() -> dict[str, str]:
     """The versions that the figures of a run depend on."""
-    return {"python": platform.python_version(), "torch": torch.__version__}
-
-
-def loss_of(job: Job) -> str:
-    """The name of the loss that is minimised."""
-    return loss_name(job.config.task, job.training.loss, job.config.quantiles)
+    return {**package_versions(), "torch": torch.__version__}
 
 
 def about_series(job: Job) -> dict[str, Any]:
@@ -211,7 +197,7 @@ def about_series(job: Job) -> dict[str, Any]:
         return {}
     is_same = parts.test.table is parts.train.table
     return {
-        "loss": loss_of(job),
+        "loss": loss_name(job.config.task, job.training.loss, job.config.quantiles),
         "test_from": parts.test.table.split.test if is_same else None,
         "target_mean": target_mean(parts.train).tolist(),
         "target_deviation": target_deviation(parts.train).tolist(),

@@ -66,10 +66,9 @@ class TrainingConfig:
         0.05, "Share of all steps in which the learning rate rises linearly.", 0.0, 1.0
     )
     loss: str = option(
-        "auto",
-        "The loss; auto: cross-entropy for classes, pinball for quantiles, else mse.",
+        "auto", "The loss; auto: cross-entropy for classes, pinball for quantiles, else mse.",
         choices=all_losses,
-    )
+    )  # fmt: skip
     label_smoothing: float = option(
         0.1, "Share of each class label that is spread over all classes.", 0.0, 1.0
     )
@@ -86,19 +85,13 @@ class TrainingConfig:
         0.0, "Noise on training features, in units of their scale.", 0.0, LARGEST, only="is_whole"
     )
     time_crop: float = option(
-        0.0,
-        "Largest share of a training sequence's steps cut at random.",
-        0.0,
-        1.0,
+        0.0, "Largest share of a training sequence's steps cut at random.", 0.0, 1.0,
         only="is_whole",
-    )
+    )  # fmt: skip
     feature_dropout: float = option(
-        0.0,
-        "Probability that a training sequence loses a whole feature.",
-        0.0,
-        1.0,
+        0.0, "Probability that a training sequence loses a whole feature.", 0.0, 1.0,
         only="is_whole",
-    )
+    )  # fmt: skip
     init: str = option("", "Run folder or model file whose weights training starts from.")
     freeze: Literal["none", "encoder"] = option(
         "none", "Part that keeps the weights of --init; encoder: the LSTM and its scaler."
@@ -123,12 +116,9 @@ class TrainingConfig:
         0.2, "Share of the last rows, or number of steps, to test.", 0.0, LARGEST, only="is_series"
     )
     stream: int = option(
-        0,
-        "Megabytes of Parquet files to hold in memory at a time; 0: all of them.",
-        0,
-        1 << 20,
+        0, "Megabytes of Parquet files to hold in memory at a time; 0: all of them.", 0, 1 << 20,
         only="can_stream",
-    )
+    )  # fmt: skip
     stride: int = option(1, "Steps between the origins of training windows.", 1, only="is_series")
     tokens: Literal["char", "byte"] = option("char", "What a text is made of.", only="reads_tokens")
     unroll: int = option(
@@ -150,17 +140,14 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         validate(self)
         parse_interval(self.save_every)
-        self._check_validation()
+        what = "refit" if self.refit else "schedule plateau" if self.schedule == "plateau" else ""
+        if what and not self.validation:
+            raise InputError(f"{what} needs a validation part; take validation above 0")
         if self.test_share > 1 and self.test_share % 1:
             raise InputError(
                 f"test_share must be a share up to 1 or a whole number of steps, got "
                 f"{self.test_share:g}"
             )
-
-    def _check_validation(self) -> None:
-        what = "refit" if self.refit else "schedule plateau" if self.schedule == "plateau" else ""
-        if what and not self.validation:
-            raise InputError(f"{what} needs a validation part; take validation above 0")
 
     def check_task(self, task: str) -> None:
         """Refuse settings that only another task has.

@@ -14,33 +14,20 @@ from lstm_compile.training.step import AdamState, init_adam
 
 
 class TrainState(NamedTuple):
-    """Where a training stands between two steps; each step maps one state to the next.
+    """Where a training stands between two steps; each step maps one state to the next."""
 
-    Attributes:
-        params: the parameters that the next step starts from.
-        optimizer: the state of Adam that it starts from.
-        average: the averages of the learned parameters over all steps; empty without `ema`.
-        carried: for task `lm` the LSTM state of every lane; None at the start of a text.
-        epoch: the epoch that the next step belongs to, from 1.
-        position: how many steps of that epoch are done.
-        order: uint8, the generator of batches, as it was before it drew those of `epoch`.
-        random: uint8 each, the states of the global generators that dropout and augmentation draw
-            from: the CPU's and, where a CUDA device does the work, that device's.
-        sums: float64 (2,), the sums of weighted losses and of their weights over the steps of the
-            epoch that the last step belonged to.
-        skipped: int64 scalar, steps so far whose loss or gradients were not finite.
-    """
-
-    params: Params
+    params: Params  # what the next step starts from
     optimizer: AdamState
-    average: Params
-    carried: LSTMState | None
-    epoch: int
-    position: int
-    order: Tensor
+    average: Params  # of the learned parameters over all steps; empty without `ema`
+    carried: LSTMState | None  # of every lane, for task `lm`; None at the start of a text
+    epoch: int  # that the next step belongs to, from 1
+    position: int  # how many steps of that epoch are done
+    order: Tensor  # uint8, the generator of batches before it drew those of `epoch`
+    # uint8 each, the states of the global generators that dropout and augmentation draw from: the
+    # CPU's and, where a CUDA device does the work, that device's
     random: tuple[Tensor, ...]
-    sums: Tensor
-    skipped: Tensor
+    sums: Tensor  # float64 (2,), of weighted losses and of weights over the last step's epoch
+    skipped: Tensor  # int64 scalar, steps so far whose loss or gradients were not finite
 
     @property
     def weights(self) -> Params:
@@ -72,21 +59,13 @@ class Epoch(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a training has come.
+    """How far a training has come."""
 
-    Attributes:
-        state: after the last step.
-        best: the weights of the best epoch; before the first epoch, those that training began with.
-        epochs: the finished and validated epochs.
-        refit_epochs: the finished epochs of the refit; None before the refit.
-        seconds: since the start.
-    """
-
-    state: TrainState
-    best: Params
-    epochs: tuple[Epoch, ...] = ()
-    refit_epochs: tuple[Epoch, ...] | None = None
-    seconds: float = 0.0
+    state: TrainState  # after the last step
+    best: Params  # of the best epoch; before the first one, those that training began with
+    epochs: tuple[Epoch, ...] = ()  # finished and validated
+    refit_epochs: tuple[Epoch, ...] | None = None  # finished; None before the refit
+    seconds: float = 0.0  # since the start
 
     @property
     def best_epoch(self) -> Epoch | None:
@@ -148,10 +127,9 @@ def initial_state(params: Params, training: TrainingConfig) -> TrainState:
 def move_progress(progress: Progress, device: torch.device) -> Progress:
     """The same progress on `device`; the states of generators stay on the CPU."""
     moved = tree_map(lambda part: part.to(device) if isinstance(part, Tensor) else part, progress)
-    state, before = moved.state, progress.state
-    return progress._replace(
-        state=state._replace(order=before.order, random=before.random), best=moved.best
-    )
+    order, random = progress.state.order, progress.state.random
+    state = moved.state._replace(order=order, random=random)
+    return progress._replace(state=state, best=moved.best)
 
 
 def random_states(device: torch.device) -> tuple[Tensor, ...]:

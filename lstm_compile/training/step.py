@@ -63,18 +63,11 @@ def train_step(
 ) -> StepResult:
     """Forward, loss, backward, clip, update. No argument is changed.
 
-    Args:
-        params: see `param_shapes`.
-        optimizer: what `init_adam` or the step before gave.
-        batch: on the device of the parameters.
-        learning_rate: of this step.
-        config: the architecture.
-        training: everything else.
-        class_weights: float32 (classes,), for `training_loss`.
-        more: further batches of the same step; its gradient is that of all their rows together.
-        state: the state that each row begins from; zeros if None. It gets no gradient.
-        team: the processes that take the step together, with loss and gradients of all their rows.
-        is_spare: the other processes take all rows, and these rows only give the step its shape.
+    The gradient is that of all rows of `batch` and `more` together, all on the device of the
+    parameters. Each row begins from `state`, which gets no gradient; None is zeros. The float32
+    (classes,) `class_weights` are for `training_loss`. The processes of `team` take the step
+    together, with loss and gradients of all their rows. `is_spare` says that the other processes
+    take all rows, and these rows only give the step its shape.
     """
     learned = trainable(params, training.freeze)
     leaves = {name: value.detach().requires_grad_() for name, value in learned.items()}
@@ -124,7 +117,9 @@ def _loss(
 
     Only the forward pass has the precision of `training`, the rest that of the weights.
     """
-    lengths = None if _is_known_full(batch) else batch.lengths
+    # only on the CPU: a device would have to be waited for
+    is_full = batch.lengths.is_cpu and bool((batch.lengths == batch.x.shape[1]).all())
+    lengths = None if is_full else batch.lengths
     with autocast(batch.x.device, training.precision):
         prediction, state = forward(
             params, config, batch.x, lengths, state=state, resets=batch.resets, given=batch.given,
@@ -135,20 +130,14 @@ def _loss(
     return loss, state
 
 
-def _is_known_full(batch: Batch) -> bool:
-    # a device would have to be waited for
-    return batch.lengths.is_cpu and bool((batch.lengths == batch.x.shape[1]).all())
-
-
 def _added(first: Params, second: Params) -> Params:
     return {name: first[name] + value if first else value for name, value in second.items()}
 
 
 def norm_of(gradients: Params) -> Tensor:
     """The 2-norm of all gradients together, a scalar."""
-    norm: Tensor = torch.linalg.vector_norm(
-        torch.stack(torch._foreach_norm(list(gradients.values())))
-    )
+    norms = torch._foreach_norm(list(gradients.values()))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return norm
 
 
@@ -225,13 +214,8 @@ def average_update(
 
         average_t = average_(t-1) + (1 - decay) / (1 - decay^t) * (params_t - average_(t-1)),
 
-    so that the first average is the first weights.
-
-    Args:
-        average: after the step before; its names are the averaged parameters.
-        params: after this step; holds at least those names.
-        step: t, from 1.
-        decay: at least 0, below 1.
+    so that the first average is the first weights. `average` has the names of the parameters that
+    are averaged; `params` may have more. t is `step`, from 1, and 0 <= `decay` < 1.
     """
     share = (1 - decay) / (1 - decay**step)
     values = torch._foreach_lerp(list(average.values()), [params[name] for name in average], share)
@@ -258,11 +242,8 @@ def plateau_factor(losses: Sequence[float], training: TrainingConfig) -> float:
 
     It is halved after every half `patience` (rounded down, at least 1) epochs in a row without a
     lower validation loss. So does torch.optim.lr_scheduler.ReduceLROnPlateau with factor 0.5,
-    threshold 0 and a patience of one epoch less, as it waits for one epoch more.
-
-    Args:
-        losses: validation losses of the epochs so far; one that is NaN is not lower.
-        training: how to train.
+    threshold 0 and a patience of one epoch less, as it waits for one epoch more. A loss that is NaN
+    is not lower.
     """
     factor, lowest, waited = 1.0, float("inf"), 0
     if training.schedule != "plateau":

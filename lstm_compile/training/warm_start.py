@@ -36,11 +36,7 @@ def initial_params(
 ) -> Params:
     """Fresh weights, and scalers fitted on the valid steps of `data`; `warm` replaces both.
 
-    Args:
-        config: the architecture.
-        seed: of the fresh weights.
-        data: the training data and nothing else; on the CPU.
-        warm: what `warm_start` gave.
+    The data are those of training and nothing else, on the CPU.
     """
     fitted = {}
     if isinstance(data, Windows):
@@ -65,13 +61,8 @@ def warm_start(source: str, config: ModelConfig, schema: Schema, freeze: str = "
     Some tensors start afresh though their shapes fit, unless their meaning is the same too: the
     head and the target scaler need the same classes or targets, the Transformer blocks the same
     number of heads, and the scaler the same features and kind of scaling. A scaler that fits is
-    taken and not fitted anew, as the encoder has learned with it.
-
-    Args:
-        source: a run folder or a `.safetensors` file.
-        config: of the new model.
-        schema: of the new data.
-        freeze: `encoder` requires every tensor of the LSTM stack.
+    taken and not fitted anew, as the encoder has learned with it. `freeze` `encoder` requires every
+    tensor of the LSTM stack.
 
     Raises:
         InputError: no such model, no tensor of its LSTM fits, or a tensor to freeze does not.
@@ -82,9 +73,8 @@ def warm_start(source: str, config: ModelConfig, schema: Schema, freeze: str = "
     taken = {
         name: model.params[name]
         for name, shape in expected.items()
-        if name in model.params
-        and model.params[name].shape == shape
-        and not name.startswith(barred)
+        if name in model.params and model.params[name].shape == shape
+        if not name.startswith(barred)
     }
     fresh = tuple(name for name in expected if name not in taken)
     _check_encoder(source, model.config, config, fresh, freeze)
@@ -92,19 +82,19 @@ def warm_start(source: str, config: ModelConfig, schema: Schema, freeze: str = "
 
 
 def _barred(model: Model, config: ModelConfig, schema: Schema) -> tuple[str, ...]:
+    """How the names of tensors start that mean something else in the new model."""
     old, names = model.config, model.schema
     entering = attrgetter("scaling", "log1p", "season")
-    is_same_input = (names.features, *entering(old)) == (schema.features, *entering(config))
     outputs = (names.classes, names.targets, old.target_scaling if names.targets else None)
-    is_same_output = outputs == (
-        (schema.classes, schema.targets, config.target_scaling if schema.targets else None)
-    )
-    return (
-        *(() if is_same_input else ("scaler.",)),
-        *(() if names.vocabulary == schema.vocabulary else ("embedding.", "head.")),
-        *(() if old.heads == config.heads else ("transformer.",)),
-        *(() if is_same_output else ("head.", "target_scaler.")),
-    )
+    new = (schema.classes, schema.targets, config.target_scaling if schema.targets else None)
+    is_same = {
+        "scaler.": (names.features, *entering(old)) == (schema.features, *entering(config)),
+        "embedding.": names.vocabulary == schema.vocabulary,
+        "head.": names.vocabulary == schema.vocabulary and outputs == new,
+        "target_scaler.": outputs == new,
+        "transformer.": old.heads == config.heads,
+    }
+    return tuple(start for start, same in is_same.items() if not same)
 
 
 def _check_encoder(
@@ -113,11 +103,9 @@ def _check_encoder(
     encoder = [name for name in param_shapes(new) if name.startswith(ENCODER)]
     lacking = [name for name in encoder if name in fresh]
     if len(lacking) == len(encoder) or (lacking and freeze == "encoder"):
-        which = (
-            "no tensor of its LSTM fits"
-            if len(lacking) == len(encoder)
-            else (f"to freeze the encoder all of it must fit, but {', '.join(lacking)} do not")
-        )
+        which = f"to freeze the encoder all of it must fit, but {', '.join(lacking)} do not"
+        if len(lacking) == len(encoder):
+            which = "no tensor of its LSTM fits"
         raise InputError(
             f"{source}: {which} this model: it has {_sizes(old)}; this one {_sizes(new)}; "
             "give both the same sizes"

@@ -5,8 +5,6 @@ Loads neither torch nor optuna.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +14,7 @@ from lstm_compile.tasks import find_task
 from lstm_compile.tasks.task import OneOf as OneOf
 from lstm_compile.tasks.task import Range as Range
 from lstm_compile.tasks.task import Space as Space
-from lstm_compile.training.defaults import require_some_task
+from lstm_compile.training.defaults import CHECKS, tunable_fields
 from lstm_compile.training.settings import TrainingConfig
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig}
@@ -28,11 +26,10 @@ def section_of(name: str) -> str:
     Raises:
         InputError: no section has it.
     """
-    for title, cls in SECTIONS.items():
-        if name in _tunable(cls):
-            return title
-    known = sorted({*_tunable(ModelConfig), *_tunable(TrainingConfig)})
-    raise InputError(f"space: unknown setting {name!r}; known are {', '.join(known)}")
+    known = {f.name: title for title, cls in SECTIONS.items() for f in tunable_fields(cls)}
+    if name not in known:
+        raise InputError(f"space: unknown setting {name!r}; known are {', '.join(sorted(known))}")
+    return known[name]
 
 
 def default_space(task: str, fixed: Mapping[str, Any]) -> Space:
@@ -93,18 +90,6 @@ def _check(name: str, *values: Any) -> None:
     """Refuse values that the field refuses in every task."""
     for value in values:
         try:
-            require_some_task(partial(_make, name, value))
+            CHECKS[section_of(name)](**{name: value})
         except InputError as error:
             raise InputError(f"space: {error}") from error
-
-
-def _make(name: str, value: Any, task: str) -> None:
-    """Make a config with the value."""
-    if section_of(name) == "training":
-        TrainingConfig(**{name: value})
-    else:
-        ModelConfig(task=task, input_size=1, output_size=1, **{name: value})
-
-
-def _tunable(cls: type) -> list[str]:
-    return [field.name for field in fields(cls) if "help" in field.metadata]

@@ -85,8 +85,7 @@ class Tuned(NamedTuple):
     @property
     def counts(self) -> dict[str, int]:
         """The number of trials by state: `complete`, `pruned`, `fail`, `running`, `waiting`."""
-        states = Counter(trial.state.name.lower() for trial in self.study.trials)
-        return dict(sorted(states.items()))
+        return dict(sorted(Counter(t.state.name.lower() for t in self.study.trials).items()))
 
 
 def plan_of(
@@ -102,15 +101,9 @@ def plan_of(
 ) -> StudyPlan:
     """Read the data once, to check the fixed settings against them and to find the task.
 
-    Args:
-        data: as in `JobRequest`.
-        space: what is tried; None takes the space of the task, without the fixed settings.
-        task: None takes what the data are good for.
-        model: fixed fields of ModelConfig.
-        training: fixed fields of TrainingConfig.
-        table: the columns of a long table.
-        metric: one of those that the task can be tuned by; None takes the first.
-        test: a file of held-out sequences, which tuning never reads.
+    `model`, `training` and `table` are fixed fields of ModelConfig, TrainingConfig and
+    TableOptions; the others are as in `StudyPlan`. None takes the task that the data are good for,
+    the space of the task without the fixed settings, and the first metric of the task.
 
     Raises:
         InputError: anything wrong with the data or the settings, a setting is both fixed and tried,
@@ -119,13 +112,13 @@ def plan_of(
     fixed = {**(model or {}), **(training or {})}
     if both := sorted(set(fixed) & set(space or {})):
         raise InputError(f"{', '.join(both)} cannot be both fixed and in the space; leave one out")
-    kept = model or {}, training or {}, table or {}
-    found = _job(data, task, *kept).config.task
+    kept = {"model": model or {}, "training": training or {}, "table": table or {}}
+    found = _job(data, task, kept).config.task
     known = find_task(found).tuned
     if metric not in (None, *known):
         raise InputError(f"metric must be one of {', '.join(known)}; got {metric!r}")
     space = default_space(found, fixed) if space is None else space
-    return StudyPlan(data, space, *kept, found, metric or known[0], test)
+    return StudyPlan(data, space, **kept, task=found, metric=metric or known[0], test=test)
 
 
 def tune(
@@ -164,8 +157,7 @@ def tune(
     with _quiet():
         fail_stale_trials(study)
     done = (TrialState.COMPLETE, TrialState.PRUNED)
-    enough = MaxTrialsCallback(trials, done)
-    tuned = Tuned(folder, study, plan)
+    enough, tuned = MaxTrialsCallback(trials, done), Tuned(folder, study, plan)
     try:
         if len(study.get_trials(deepcopy=False, states=done)) < trials:
             with _quiet():
@@ -261,20 +253,11 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _job(
-    data: str,
-    task: str | None,
-    model: dict[str, Any],
-    training: dict[str, Any],
-    table: dict[str, Any],
-) -> "Job":
+def _job(data: str, task: str | None, fixed: dict[str, dict[str, Any]]) -> "Job":
     from lstm_compile.training.prepare import JobRequest, plan_job
 
-    settings = resolve(data, task, model, training, table)
-    request = JobRequest(
-        data, settings.model, settings.training, table=settings.table, task=settings.task
-    )
-    return plan_job(request)
+    task, model, training, table = resolve(data, task, **fixed)
+    return plan_job(JobRequest(data, model, training, table=table, task=task))
 
 
 def _value(trial: "Trial", plan: StudyPlan) -> float:
@@ -285,7 +268,7 @@ def _value(trial: "Trial", plan: StudyPlan) -> float:
     from lstm_compile.training.run import fit_job
 
     drawn = {name: _draw(trial, name, part) for name, part in plan.space.items()}
-    asked = {"model": dict(plan.model), "training": dict(plan.training)}
+    asked = {"model": {**plan.model}, "training": {**plan.training}, "table": plan.table}
     for name, value in drawn.items():
         asked[section_of(name)][name] = value
     values: list[float] = []
@@ -297,13 +280,10 @@ def _value(trial: "Trial", plan: StudyPlan) -> float:
             raise TrialPruned
 
     try:
-        job = _job(plan.data, plan.task, asked["model"], asked["training"], plan.table)
+        job = _job(plan.data, plan.task, asked)
         trial.set_user_attr("config", to_toml(job._replace(test=plan.test)))
         fitted = fit_job(job, after_epoch)
-    except (
-        InputError,
-        RunError,
-    ) as error:  # the data cannot have these settings, or training diverged
+    except (InputError, RunError) as error:  # wrong settings for the data, or it diverged
         trial.set_user_attr("reason", str(error))
         raise TrialPruned(str(error)) from error
     if fitted.stopped == "interrupt":

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lstm_compile.training.charts import WIDE, Point, bar_chart, line_chart
-from lstm_compile.training.html_pages import render_page
+from lstm_compile.training.html_pages import WIDE, Point, bar_chart, line_chart, render_page
 from lstm_compile.tuning.space import describe
 
 if TYPE_CHECKING:

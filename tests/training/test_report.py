@@ -12,8 +12,7 @@ from training_cases import QUICK, means, prepared, save_npz, two_classes
 
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.training import report
-from lstm_compile.training.charts import Axis, line_chart
-from lstm_compile.training.html_pages import render_page
+from lstm_compile.training.html_pages import Axis, line_chart, render_page
 from lstm_compile.training.run import run
 
 SMALL = {"hidden_size": 6, "num_layers": 1}
