@@ -55,40 +55,38 @@ PARITY_FILE = "parity.json"
 SELFTEST_FILE = "selftest.json"
 
 
-def inputs_of(config: ModelConfig) -> dict[str, tuple[str, list[str | int]]]:
-    """Element type and shape of every input of a model's file, by name."""
+Shape = list[str | int]  # a dynamic size has a name
+Tensors = dict[str, tuple[str, Shape]]  # element type and shape by name
+
+
+def inputs_of(config: ModelConfig) -> Tensors:
+    """Every input of a model's file."""
     levels = config.level_size
-    given: dict[str, tuple[str, list[str | int]]] = {
+    tensors: Tensors = {
+        INPUT: ("float32", [BATCH, TIME, config.input_size]),
+        TOKENS: ("int64", [BATCH, TIME]),
+        LENGTHS: ("int64", [BATCH]),
         KNOWN_FUTURE: ("float32", [BATCH, config.steps_out, config.known_size]),
         STATIC: ("int64", [BATCH, len(config.static_sizes)]),
         SERIES_LOCATION: ("float32", [BATCH, levels]),
         SERIES_SCALE: ("float32", [BATCH, levels]),
     }
-    first: dict[str, tuple[str, list[str | int]]] = {
-        INPUT: ("float32", [BATCH, TIME, config.input_size])
-    }
-    if config.vocabulary_size:
-        first = {TOKENS: ("int64", [BATCH, TIME])}
-    return {
-        **first,
-        LENGTHS: ("int64", [BATCH]),
-        **{name: given[name] for name in config.given},
-    }
+    first = TOKENS if config.vocabulary_size else INPUT
+    return {name: tensors[name] for name in (first, LENGTHS, *config.given)}
 
 
-def streaming_inputs_of(config: ModelConfig) -> dict[str, tuple[str, list[str | int]]]:
-    """The same of its streaming file."""
+def streaming_inputs_of(config: ModelConfig) -> Tensors:
+    """Every input of its streaming file."""
     (first, kind), _, *given = inputs_of(config).items()
-    state: tuple[str, list[str | int]] = ("float32", state_of(config))
-    return {first: kind, **dict.fromkeys(STATE, state), **dict(given)}
+    return {first: kind, **dict.fromkeys(STATE, ("float32", state_of(config))), **dict(given)}
 
 
-def state_of(config: ModelConfig) -> list[str | int]:
+def state_of(config: ModelConfig) -> Shape:
     """Shape of `h` and of `c`."""
     return [config.num_layers * config.num_directions, BATCH, config.hidden_size]
 
 
-def output_of(config: ModelConfig) -> tuple[str, list[str | int]]:
+def output_of(config: ModelConfig) -> tuple[str, Shape]:
     """Name and shape of the output of a model's file, float32; the name is that of its task.
 
     [batch, classes], or [batch, targets] in the user's own units; of an answer a step [batch, time,

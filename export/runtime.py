@@ -111,21 +111,13 @@ class FileSchema(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ExportedFile:
-    """What every exported file tells about itself.
+    """What every exported file tells about itself."""
 
-    Attributes:
-        task: what the model was trained for, such as `classify`.
-        schema: the names of features and of classes or targets.
-        metadata: the file's metadata_props: `config`, `training` and others are JSON.
-        session: the onnxruntime session, for what is not covered here.
-        stepwise: whether there is an answer for each step, not one for each sequence.
-    """
-
-    task: str
-    schema: FileSchema
-    metadata: dict[str, str]
-    session: Any
-    stepwise: bool = False
+    task: str  # what the model was trained for, such as `classify`
+    schema: FileSchema  # the names of features and of classes or targets
+    metadata: dict[str, str]  # the file's metadata_props: `config` and others are JSON
+    session: Any  # the onnxruntime session, for what is not covered here
+    stepwise: bool = False  # whether there is an answer for each step, not for each sequence
 
     @property
     def outputs(self) -> int:
@@ -147,21 +139,15 @@ class ExportedFile:
         Raises:
             ModelError: the file has no classes, or another shape.
         """
-        found, classes = np.asarray(probabilities), self.schema.classes
+        found, classes, task = np.asarray(probabilities), self.schema.classes, self.task
         if not classes:
-            raise ModelError(
-                f"labels need a file with classes; the task of this file is {self.task}"
-            )
+            raise ModelError(f"labels need a file with classes; the task of this file is {task}")
         if found.ndim != 2 or found.shape[1] != len(classes):
             raise ModelError(f"probabilities must be (rows, {len(classes)}), found {found.shape}")
         return [classes[code] for code in found.argmax(1)]
 
     def warm_up(self, batch: int = 1, time: int = 64) -> float:
-        """Answer ones: the first answer of a size takes longer than those after it.
-
-        Returns:
-            The seconds it took.
-        """
+        """Answer ones, in so many seconds: the first answer of a size takes longer than others."""
         sizes, inputs = {"batch": batch, "time": time}, Inputs()
         for value in self.session.get_inputs():
             shape = [sizes.get(size, size) for size in value.shape]
@@ -202,12 +188,6 @@ class ExportedFile:
         """For each answer of a self-test its place, what is found and expected, the tolerance."""
         raise NotImplementedError
 
-    def _check_method(self, name: str) -> None:
-        right = "predict_steps" if self.stepwise else "predict"
-        right = right if self.schema.series is None else "forecast"
-        if name != right:
-            raise ModelError(f"the task of this file is {self.task}: call model.{right}")
-
 
 class OnnxModel(ExportedFile):
     """A sequence file, ready to answer; several threads may ask at the same time."""
@@ -237,8 +217,7 @@ class OnnxModel(ExportedFile):
             ModelError: the file does not forecast, other columns, an unknown category, or a value
                 that is no finite float32.
         """
-        self._check_method("forecast")
-        arrays, config = self._arrays(histories), self.config
+        arrays, config = self._arrays("forecast", histories), self.config
         if not arrays:
             shape = (0, int(config["horizon"]), self.outputs)
             quantiles = (len(config["quantiles"]),) if config["quantiles"] else ()
@@ -292,10 +271,7 @@ class OnnxModel(ExportedFile):
             found[STATIC] = self._codes(given[STATIC], len(histories))
         if SERIES_SCALE in wanted:
             levels = int(self.config["output_size"]) + int(self.config["past_size"])
-            pairs = [location_and_scale(history[:, :levels]) for history in histories]
-            found[SERIES_LOCATION], found[SERIES_SCALE] = (
-                np.stack(part).astype(np.float32) for part in zip(*pairs, strict=True)
-            )
+            found |= series_levels(histories, levels)
         for name in [name for name in wanted if name not in found]:
             raise ModelError(f"{name} is missing; the model's inputs are {names}")
         return found
@@ -350,8 +326,7 @@ class OnnxModel(ExportedFile):
         Raises:
             ModelError: other columns, no array of numbers, or a value that is no finite float32.
         """
-        self._check_method("predict")
-        arrays = self._arrays(sequences, features)
+        arrays = self._arrays("predict", sequences, features)
         answers = np.zeros((len(arrays), self.outputs), np.float32)
         for rows in _batches(arrays, batch_size):
             answers[rows] = ask(self.session, *pad([arrays[row] for row in rows]))
@@ -363,12 +338,7 @@ class OnnxModel(ExportedFile):
         batch_size: int = 256,
         features: Sequence[str] | None = None,
     ) -> list[Floats]:
-        """Answer every step of sequences of different lengths.
-
-        Args:
-            sequences: as for `predict`.
-            batch_size: as for `predict`.
-            features: as for `predict`.
+        """Answer every step of sequences of different lengths; the arguments are as for `predict`.
 
         Returns:
             One float32 (time, outputs) a sequence: probabilities of `schema.classes` step by step,
@@ -377,8 +347,7 @@ class OnnxModel(ExportedFile):
         Raises:
             ModelError: the file has one answer a sequence, and as `predict`.
         """
-        self._check_method("predict_steps")
-        arrays = self._arrays(sequences, features)
+        arrays = self._arrays("predict_steps", sequences, features)
         answers = [np.zeros((0, self.outputs), np.float32)] * len(arrays)
         for rows in _batches(arrays, batch_size):
             found = ask(self.session, *pad([arrays[row] for row in rows]))
@@ -387,10 +356,25 @@ class OnnxModel(ExportedFile):
         return answers
 
     def _arrays(
-        self, sequences: Sequence[npt.ArrayLike], features: Sequence[str] | None = None
+        self,
+        method: str,
+        sequences: Sequence[npt.ArrayLike],
+        features: Sequence[str] | None = None,
     ) -> list[Floats]:
-        if features is not None:
-            self._check_names(features)
+        """The sequences as the file takes them, if the method and the columns are the file's."""
+        right = "predict_steps" if self.stepwise else "predict"
+        right = right if self.schema.series is None else "forecast"
+        if method != right:
+            raise ModelError(f"the task of this file is {self.task}: call model.{right}")
+        expected = self.schema.features
+        found = expected if features is None else tuple(features)
+        if found != expected:
+            order = sorted(found) == sorted(expected)
+            raise ModelError(
+                f"features are {'in another order' if order else 'others'}: found "
+                f"{_listing(found)}; the model was trained on {_listing(expected)}; give its "
+                "columns in its order"
+            )
         return [self._array(index, sequence) for index, sequence in enumerate(sequences)]
 
     def predict_padded(self, x: npt.ArrayLike, lengths: npt.ArrayLike) -> Floats:
@@ -432,16 +416,6 @@ class OnnxModel(ExportedFile):
             more = {name: np.array(case[name]) for name in others}
             found = ask(self.session, np.array(case[x]), np.array(case[lengths]), **more)
             yield f"case {index}", found, case["expected"], test["tolerance"]
-
-    def _check_names(self, found: Sequence[str]) -> None:
-        expected, found = self.schema.features, tuple(found)
-        if found != expected:
-            order = sorted(found) == sorted(expected)
-            raise ModelError(
-                f"features are {'in another order' if order else 'others'}: found "
-                f"{_listing(found)}; the model was trained on {_listing(expected)}; give its "
-                "columns in its order"
-            )
 
     def _array(self, index: int, sequence: npt.ArrayLike) -> Floats:
         expected, place = len(self.schema.features), f"sequence {index}"
@@ -495,20 +469,17 @@ def open_any(source: str | PathLike[str] | bytes, threads: int = 1) -> "OnnxMode
     data = source if isinstance(source, bytes) else read_bytes(source)
     try:
         check_graph(data)
-        return _described(_session(data, threads))
+        try:
+            session = open_session(data, threads=threads)
+        except Exception as error:  # onnxruntime's errors have no base class of their own
+            raise _damaged(_reason(error)) from error
+        return _described(session)
     except ModelError as error:
         raise ModelError(f"{_name(source)}: {error}") from error
 
 
 def _name(source: str | PathLike[str] | bytes) -> str:
     return "model" if isinstance(source, bytes) else str(source)
-
-
-def _session(data: bytes, threads: int) -> Any:
-    try:
-        return open_session(data, threads=threads)
-    except Exception as error:  # onnxruntime's errors have no base class of their own
-        raise _damaged(_reason(error)) from error
 
 
 def check_graph(data: bytes) -> None:
@@ -655,7 +626,7 @@ def _run(session: Any, inputs: Inputs) -> list[npt.NDArray[Any]]:
     """The session's answers; its errors become one line."""
     try:
         return list(session.run(None, inputs))
-    except Exception as error:  # onnxruntime's errors have no base class of their own
+    except Exception as error:  # as in `open_any`
         raise ModelError(f"onnxruntime cannot answer: {_reason(error)}") from error
 
 
@@ -1084,6 +1055,13 @@ def location_and_scale(history: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[A
         return np.zeros(history.shape[1]), np.ones(history.shape[1])
     mean, deviation = history.mean(0, np.float64), history.std(0, np.float64)
     return mean, np.where(deviation <= CONSTANT * np.abs(mean), 1.0, deviation)
+
+
+def series_levels(histories: Sequence[Floats], levels: int) -> Inputs:
+    """Location and scale of the first `levels` columns of each history, as inputs of the file."""
+    pairs = [location_and_scale(history[:, :levels]) for history in histories]
+    location, scale = (np.stack(part).astype(np.float32) for part in zip(*pairs, strict=True))
+    return {SERIES_LOCATION: location, SERIES_SCALE: scale}
 
 
 def _check_lengths(lengths: npt.NDArray[Any], time: int) -> None:

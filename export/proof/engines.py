@@ -29,15 +29,9 @@ Engine = Callable[[Inputs], Answers]
 
 # a short chunk compiles fast; the arithmetic of a longer one is the same
 CHUNK = 2
-AT_EXPORT = (  # compared whenever a sequence file is written
-    "eager",
-    "compiled",
-    "onnxruntime",
-    "openvino",
-    "eager-cuda",
-    "compiled-cuda",
-    "onnxruntime-cuda",
-)
+# compared whenever a streaming file is written, and whenever a sequence file is
+AT_STREAMING_EXPORT = ("eager", "compiled", "onnxruntime", "openvino")
+AT_EXPORT = (*AT_STREAMING_EXPORT, "eager-cuda", "compiled-cuda", "onnxruntime-cuda")
 EVERYWHERE = tuple(RUNTIMES)  # the runtimes that load the file, for `verify --runtimes`
 KNOWN = tuple(dict.fromkeys((*AT_EXPORT, *EVERYWHERE)))
 
@@ -116,11 +110,10 @@ def torch_engine(model: Model, backend: Backend, device: str = "cpu") -> Engine:
     some = next(iter(params.values()))
 
     def answer(inputs: Inputs) -> Answers:
-        tensors = {n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in inputs.items()}
-        tensors = {
-            name: value.to(some) if value.is_floating_point() else value.to(device)
-            for name, value in tensors.items()
-        }
+        tensors = {}
+        for name, array in inputs.items():
+            value = torch.from_numpy(np.ascontiguousarray(array))
+            tensors[name] = value.to(some) if value.is_floating_point() else value.to(device)
         x, lengths = tensors.pop(next(iter(inputs))), tensors.pop(names.LENGTHS, None)
         before = [tensors.pop(name) for name in names.STATE if name in tensors]
         state = LSTMState(*before) if before else None

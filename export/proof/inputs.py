@@ -65,23 +65,13 @@ def feedings(one_step: bool) -> list[Feeding]:
 
 def all_cases() -> list[ParityCase]:
     """Each batch and time with full and mixed lengths, and each batch with lengths 0 and 1."""
-    grid = [
-        ParityCase(batch, time, kind)
-        for kind in ("full", "mixed")
-        for batch in BATCHES
-        for time in TIMES
-    ]
+    grid = [ParityCase(b, t, kind) for kind in ("full", "mixed") for b in BATCHES for t in TIMES]
     return grid + [ParityCase(batch, 17, kind) for kind in ("zero", "one") for batch in BATCHES]
 
 
 def ragged_cases() -> list[ParityCase]:
     """Two batches and times with lengths below the time, 1 and 0; NaN or numbers in the padding."""
-    grid = [
-        ParityCase(batch, time, kind)
-        for batch in (2, 5)
-        for time in (7, 33)
-        for kind in ("mixed", "junk")
-    ]
+    grid = [ParityCase(b, t, kind) for b in (2, 5) for t in (7, 33) for kind in ("mixed", "junk")]
     return grid + [ParityCase(2, 7, kind) for kind in ("full", "one", "zero")]
 
 
@@ -92,19 +82,19 @@ def random_inputs(case: ParityCase, model: Model, padding: float = float("nan"))
     deviation after `standard` scaling, in [0, 1] after `minmax`. The same case and sizes give the
     same values.
     """
-    config = model.config
+    config, shape, tokens = model.config, (case.batch, case.time), model.config.vocabulary_size
     padding = JUNK if case.kind == "junk" else padding
-    seed = (SEED, case.batch, case.time, get_args(Kind).index(case.kind))
-    random = np.random.default_rng(seed)
-    if config.vocabulary_size:
-        return _tokens(case, config.vocabulary_size, random, padding)
-    x = _values(model, random, (case.batch, case.time, config.input_size))
+    random = np.random.default_rng((SEED, *shape, get_args(Kind).index(case.kind)))
+    if tokens:
+        first, x = names.TOKENS, random.integers(0, tokens, shape)
+        padding = tokens + (SEED if np.isnan(padding) else int(padding))  # no known token
+    else:
+        first = names.INPUT
+        x = _values(model, random, (*shape, config.input_size)).astype(np.float32)
     lengths = _lengths(case, random)
-    inputs = {names.INPUT: x.astype(np.float32), names.LENGTHS: lengths}
-    if config.traits.is_series:
-        inputs |= _forecast_inputs(model, random, case)
-    inputs[names.INPUT][np.arange(case.time) >= lengths[:, None]] = padding
-    return inputs
+    more = _forecast_inputs(model, random, case) if config.traits.is_series else {}
+    x[np.arange(case.time) >= lengths[:, None]] = padding
+    return {first: x, names.LENGTHS: lengths, **more}
 
 
 def random_stream(model: Model, feeding: Feeding) -> Inputs:
@@ -118,20 +108,10 @@ def random_stream(model: Model, feeding: Feeding) -> Inputs:
     return inputs | dict(zip(names.STATE, np.tanh(state).astype(np.float32), strict=True))
 
 
-def _tokens(case: ParityCase, size: int, random: np.random.Generator, padding: float) -> Inputs:
-    tokens, lengths = random.integers(0, size, (case.batch, case.time)), _lengths(case, random)
-    unknown = size + SEED if np.isnan(padding) else size + int(padding)
-    tokens[np.arange(case.time) >= lengths[:, None]] = unknown
-    return {names.TOKENS: tokens, names.LENGTHS: lengths}
-
-
 def _values(model: Model, random: np.random.Generator, shape: tuple[int, ...]) -> Any:
-    config = model.config
+    config, (scale, shift) = model.config, _scaler(model)
     uniform = config.scaling == "minmax"
     scaled = random.random(shape) if uniform else random.standard_normal(shape)
-    scale, shift = (
-        model.params[f"scaler.{part}"].double().cpu().numpy() for part in ("scale", "shift")
-    )
     x = scaled if config.scaling == "none" else scaled * scale + shift
     if config.traits.is_series:
         x[..., : config.output_size] = _targets(model, random, x[..., : config.output_size])
@@ -142,9 +122,8 @@ def _targets(model: Model, random: np.random.Generator, z: Any) -> Any:
     """Targets whose logarithms, or differences to a season before, are `z`."""
     config, (mean, deviation) = model.config, target_statistics(model)
     if config.season and z.ndim == 3:
-        level = np.array(mean) + np.array(deviation) * random.standard_normal(
-            (len(z), 1, z.shape[2])
-        )
+        noise = random.standard_normal((len(z), 1, z.shape[2]))
+        level = np.array(mean) + np.array(deviation) * noise
         level = np.sign(level) * np.log1p(np.abs(level)) if config.log1p else level
         for start in range(0, z.shape[1], config.season):
             season = z[:, start : start + config.season]
@@ -155,13 +134,16 @@ def _targets(model: Model, random: np.random.Generator, z: Any) -> Any:
 
 def target_statistics(model: Model) -> tuple[list[float], list[float]]:
     """Mean and deviation of each target in training, from the model's file or its scaler."""
-    size = model.config.output_size
-    found = model.training.get("target_mean"), model.training.get("target_deviation")
-    mean, deviation = (values if values else None for values in found)
-    scale, shift = (
-        model.params[f"scaler.{part}"][:size].double().cpu().tolist() for part in ("scale", "shift")
-    )
+    size, training = model.config.output_size, model.training
+    mean, deviation = training.get("target_mean"), training.get("target_deviation")
+    scale, shift = (values[:size].tolist() for values in _scaler(model))
     return mean or shift, deviation or scale
+
+
+def _scaler(model: Model) -> list[Any]:
+    """Scale and shift of the input scaler, float64."""
+    params = (model.params[f"scaler.{part}"] for part in ("scale", "shift"))
+    return [value.double().cpu().numpy() for value in params]
 
 
 def _forecast_inputs(model: Model, random: np.random.Generator, case: ParityCase) -> Inputs:

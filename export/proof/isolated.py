@@ -33,12 +33,7 @@ class NoAnswerError(Exception):
 class IsolatedRuntime:
     """A runtime that has loaded a file: call it with inputs by name, `close` it at the end.
 
-    Args:
-        runtime: one of `runtimes.RUNTIMES`.
-        data: the file's bytes.
-        inputs: names of the file's inputs, in its order.
-        outputs: names of its outputs.
-        limit: how many seconds an answer may take.
+    `inputs` and `outputs` are the names in the file's order; an answer may take `limit` seconds.
 
     Raises:
         NoAnswerError: the file cannot be loaded, or not in time.
@@ -53,8 +48,7 @@ class IsolatedRuntime:
         limit: float = LIMIT,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="lstm-compile-")
-        self._limit = limit
-        self._failed = ""
+        self._limit, self._failed = limit, ""
         path = Path(self._folder.name, "model.onnx")
         path.write_bytes(data)
         self._log = Path(self._folder.name, "log").open("wb")  # noqa: SIM115 (`close` closes it)

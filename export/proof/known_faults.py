@@ -3,7 +3,7 @@
 Every fault was observed in the version that its row names. Loads no torch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from onnx import GraphProto, NodeProto, TensorProto
@@ -30,60 +30,41 @@ def concerning(graph: GraphProto) -> list[Known]:
 
 def markdown() -> str:
     """The table as the README has it."""
-    head = [
-        "| runtime | seen in | node or attribute | what happens | what to do |",
-        "|---" * 5 + "|",
-    ]
-    rows = [f"| {' | '.join(row[:5])} |" for row in TABLE]
-    return "\n".join([*head, *rows])
+    head = ("runtime", "seen in", "node or attribute", "what happens", "what to do")
+    head_row, *rows = (f"| {' | '.join(map(str, row[:5]))} |" for row in (head, *TABLE))
+    return "\n".join([head_row, "|---" * 5 + "|", *rows])
 
 
-def _lstm(graph: GraphProto) -> Iterator[NodeProto]:
-    return (node for node in graph.node if node.op_type == "LSTM")
+def _has(
+    *kinds: str, where: Callable[[NodeProto], bool] = lambda node: True
+) -> Callable[[GraphProto], bool]:
+    """Whether a graph has a node of one of these kinds for which `where` holds."""
+    return lambda graph: any(node.op_type in kinds and where(node) for node in graph.node)
 
 
 def _has_input(node: NodeProto, index: int) -> bool:
     return len(node.input) > index and bool(node.input[index])
 
 
-def _given_lengths(graph: GraphProto) -> bool:
-    return any(_has_input(node, 4) for node in _lstm(graph))
-
-
-def _without_initial_states(graph: GraphProto) -> bool:
-    return any(not _has_input(node, 5) for node in _lstm(graph))
-
-
 def _starts_at_zero(graph: GraphProto) -> bool:
     """Whether the graph makes its initial states itself."""
     inputs = {value.name for value in graph.input}
-    makes = any(not _has_input(n, 5) or n.input[5] not in inputs for n in _lstm(graph))
-    return makes and inputs.isdisjoint(("h", "c"))
-
-
-def _unnamed_results(graph: GraphProto) -> bool:
-    return any(len([name for name in node.output if name]) < 3 for node in _lstm(graph))
-
-
-def _batch_first(graph: GraphProto) -> bool:
-    return any(a.name == "layout" and a.i == 1 for node in _lstm(graph) for a in node.attribute)
+    makes = _has("LSTM", where=lambda n: not _has_input(n, 5) or n.input[5] not in inputs)
+    return makes(graph) and inputs.isdisjoint(("h", "c"))
 
 
 def _takes_int64(graph: GraphProto) -> bool:
     return any(value.type.tensor_type.elem_type == TensorProto.INT64 for value in graph.input)
 
 
-def _has(*kinds: str) -> Callable[[GraphProto], bool]:
-    return lambda graph: any(node.op_type in kinds for node in graph.node)
-
-
-def _max_of_one(graph: GraphProto) -> bool:
-    return any(node.op_type in ("Max", "Min") and len(node.input) == 1 for node in graph.node)
-
-
-def _default_value_left_out(graph: GraphProto) -> bool:
-    return any(node.op_type == "ConstantOfShape" and not node.attribute for node in graph.node)
-
+_given_lengths = _has("LSTM", where=lambda node: _has_input(node, 4))
+_without_initial_states = _has("LSTM", where=lambda node: not _has_input(node, 5))
+_unnamed_results = _has("LSTM", where=lambda node: len([*filter(None, node.output)]) < 3)
+_batch_first = _has(
+    "LSTM", where=lambda node: any(a.name == "layout" and a.i == 1 for a in node.attribute)
+)
+_max_of_one = _has("Max", "Min", where=lambda node: len(node.input) == 1)
+_default_value_left_out = _has("ConstantOfShape", where=lambda node: not node.attribute)
 
 SILENT = "rows of different lengths are answered wrongly without an error"
 PORTABLE = "export with --profile portable"

@@ -20,15 +20,12 @@ INVALID = (
 )
 
 
-Tensors = dict[str, tuple[str, list[str | int]]]
-
-
 class Interface(NamedTuple):
     """What a file takes and gives, each by name with its element type and shape."""
 
     task: str
-    inputs: Tensors  # as `names.inputs_of` gives them
-    outputs: Tensors  # the answers first
+    inputs: names.Tensors
+    outputs: names.Tensors  # the answers first
 
 
 class OnnxFile(NamedTuple):
@@ -92,30 +89,24 @@ def _interface(model: ModelProto) -> Interface:
             f"of {outs}; found inputs {', '.join(inputs) or 'none'} and outputs "
             f"{', '.join(outputs) or 'none'}; export it again"
         )
-    task = fitting[0]
-    kind, shape = outputs[task.output]
-    rank = max(3, len(shape)) if task.is_series else 2 + task.per_step
-    _check_type(task.output, (kind, shape), "float32", rank)
-    for name in (*names.STATE, *names.NEXT_STATE) if streams else ():
-        _check_type(name, {**inputs, **outputs}[name], "float32", 3)
-    if not streams:
-        _check_type(names.LENGTHS, inputs[names.LENGTHS], "int64", 1)
-    expected = ("float32", 3) if first == names.INPUT else ("int64", 2)
-    _check_type(first, inputs[first], *expected)
+    task, tensors = fitting[0], {**inputs, **outputs}
+    rank = max(3, len(outputs[task.output][1])) if task.is_series else 2 + task.per_step
+    expected = {task.output: ("float32", rank), **dict.fromkeys((*needed, *more), ("float32", 3))}
+    expected |= {} if streams else {names.LENGTHS: ("int64", 1)}
+    expected[first] = ("float32", 3) if first == names.INPUT else ("int64", 2)
+    for name, (element, rank) in expected.items():
+        kind, shape = tensors[name]
+        if kind != element or len(shape) != rank:
+            raise InputError(
+                f"{name} must be {element} of {rank} dimensions, found {kind} {shape}; "
+                "export it again"
+            )
     return Interface(task.name, inputs, outputs)
 
 
-def _described(value: ValueInfoProto) -> tuple[str, list[str | int]]:
+def _described(value: ValueInfoProto) -> tuple[str, names.Shape]:
     """Element type, by NumPy's name where this package uses it, and shape."""
     found = value.type.tensor_type
-    sizes: list[str | int] = [size.dim_param or size.dim_value for size in found.shape.dim]
+    sizes: names.Shape = [size.dim_param or size.dim_value for size in found.shape.dim]
     name = TensorProto.DataType.Name(found.elem_type)
     return {"FLOAT": "float32", "INT64": "int64"}.get(name, name), sizes
-
-
-def _check_type(name: str, found: tuple[str, list[str | int]], element: str, rank: int) -> None:
-    if found[0] != element or len(found[1]) != rank:
-        raise InputError(
-            f"{name} must be {element} of {rank} dimensions, found {found[0]} {found[1]}; "
-            "export it again"
-        )

@@ -1,24 +1,23 @@
 """Proof that a file and torch's backends give a model's answers: sequence and streaming files."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
-from lstm_compile.devices import cpu_threads
-from lstm_compile.errors import InputError
+from lstm_compile.devices import cpu_threads, package_versions
+from lstm_compile.errors import InputError, headline
 from lstm_compile.export import names
-from lstm_compile.export.proof.compare import Question, compare, compare_engines, tolerance
-from lstm_compile.export.proof.engines import (
-    AT_EXPORT,
-    EVERYWHERE,
-    Answers,
-    Engine,
-    choose_runtimes,
-    onnxruntime_engine,
-    reference,
-)
+from lstm_compile.export.proof import engines
+from lstm_compile.export.proof.engines import Answers, Array, Engine
 from lstm_compile.export.proof.inputs import (
     Feeding,
     ParityCase,
@@ -27,16 +26,30 @@ from lstm_compile.export.proof.inputs import (
     ragged_cases,
     random_inputs,
     random_stream,
+    target_statistics,
 )
+from lstm_compile.export.proof.isolated import NoAnswerError
 from lstm_compile.export.proof.onnx_file import OnnxFile, read_onnx
 from lstm_compile.export.proof.parity_report import Comparison, ParityReport
+from lstm_compile.export.proof.runtimes import RUNTIMES
 from lstm_compile.export.runtime import Inputs
 from lstm_compile.model.checkpoint import Model, load_model
 
+OURS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
+PACKAGES = dict.fromkeys((*OURS, *(runtime.package for runtime in RUNTIMES.values())))
+LONG = 512
 INT8_TOLERANCE = 0.25  # random rows lie near the borders of classes: 0.05 was measured there
 STREAMING_TOLERANCE = 1e-5
-AT_STREAMING_EXPORT = ("eager", "compiled", "onnxruntime", "openvino")
 EXACT = ("one step", "whole")  # ways to cut that are compared with the reference
+
+
+class Question(NamedTuple):
+    """Inputs, and what an engine must answer to them."""
+
+    case: str  # such as `B=3 T=17 mixed`
+    inputs: Inputs
+    expected: Answers
+    tolerance: float  # in units of `answer_units`; states are compared as they are
 
 
 def verify_onnx(
@@ -67,30 +80,30 @@ def verify_onnx(
     if names.STATE_KEY in file.metadata:
         return verify_streaming(model, onnx_path, runtimes, everywhere)
     _check_interface(model, file, onnx_path)
-    among, cases = (EVERYWHERE, ragged_cases()) if everywhere else (AT_EXPORT, all_cases())
-    choice = choose_runtimes(runtimes, among, file.metadata.get("runtimes", "any"))
-    is_int8 = names.QUANTIZATION_KEY in file.metadata
+    among = engines.EVERYWHERE if everywhere else engines.AT_EXPORT
+    choice = engines.choose_runtimes(runtimes, among, file.metadata.get("runtimes", "any"))
+    rounded = engines.EVERYWHERE if names.QUANTIZATION_KEY in file.metadata else ()
 
     def compare_one(name: str, engine: Engine) -> Iterator[Comparison]:
         for question in questions:
-            allowed = INT8_TOLERANCE if is_int8 and name in EVERYWHERE else question.tolerance
+            allowed = INT8_TOLERANCE if name in rounded else question.tolerance
             yield compare(name, engine, question._replace(tolerance=allowed), model)[0]
 
     with cpu_threads(1):  # on a busy machine several threads wait for each other at every step
-        questions = _questions(model, cases)
+        questions = _questions(model, ragged_cases() if everywhere else all_cases())
         return compare_engines(model, file, choice, compare_one)
 
 
 def measured_error(model: Model, data: bytes) -> float:
     """The largest difference of a file's answers in ONNX Runtime, in units of `answer_units`."""
-    engine = onnxruntime_engine(data)
+    engine = engines.onnxruntime_engine(data)
     with cpu_threads(1):
         rows = [compare("", engine, each, model)[0] for each in _questions(model, all_cases())]
     return max(row.difference for row in rows)
 
 
 def _questions(model: Model, cases: Sequence[ParityCase]) -> list[Question]:
-    exact, asked = reference(model), [(case, random_inputs(case, model)) for case in cases]
+    exact, asked = engines.reference(model), [(case, random_inputs(case, model)) for case in cases]
     return [Question(str(c), inputs, exact(inputs), tolerance(c.time)) for c, inputs in asked]
 
 
@@ -129,7 +142,7 @@ def verify_streaming(
     Args:
         model: the model, or the path of its run folder or safetensors file.
         path: the file.
-        runtimes: some of `AT_STREAMING_EXPORT`; None means all that can run here.
+        runtimes: some of `engines.AT_STREAMING_EXPORT`; None means all that can run here.
         everywhere: compare every installed runtime that loads files.
 
     Returns:
@@ -143,10 +156,11 @@ def verify_streaming(
     file = read_onnx(path)
     if names.STATE_KEY not in file.metadata:
         raise InputError(f"{path}: is no streaming file; write one with --streaming")
-    choice = choose_runtimes(runtimes, EVERYWHERE if everywhere else AT_STREAMING_EXPORT)
+    among = engines.EVERYWHERE if everywhere else engines.AT_STREAMING_EXPORT
+    choice = engines.choose_runtimes(runtimes, among)
     one_step = next(iter(file.interface.inputs.values()))[1][1] == 1
     with cpu_threads(1):
-        exact, ways = reference(model), feedings(one_step)
+        exact, ways = engines.reference(model), feedings(one_step)
         asked = [(way, random_stream(model, way)) for way in ways]
         questions = [(way, inputs, exact(inputs)) for way, inputs in asked]
         return compare_engines(model, file, choice, partial(_compare_feedings, model, questions))
@@ -159,7 +173,7 @@ def _compare_feedings(
     for feeding, inputs, exact in questions:
         expected = exact if feeding.cut in EXACT else whole.get(feeding.state) or exact
         # runtimes that only --runtimes compares may approximate tanh and sigmoid
-        is_close = expected is not exact and name in AT_STREAMING_EXPORT
+        is_close = expected is not exact and name in engines.AT_STREAMING_EXPORT
         allowed = STREAMING_TOLERANCE if is_close else tolerance(sum(feeding.sizes))
         fed = partial(_feed, model, engine, feeding.sizes)
         question = Question(str(feeding), inputs, expected, allowed)
@@ -180,3 +194,109 @@ def _feed(model: Model, engine: Engine, sizes: Sequence[int], inputs: Inputs) ->
         start += size
     whole = np.concatenate(answers, 1) if model.config.traits.per_step else answers[-1]
     return whole, call["h"], call["c"]
+
+
+def compare_engines(
+    model: Model,
+    file: OnnxFile,
+    choice: tuple[list[str], dict[str, str]],
+    compare_one: Callable[[str, Engine], Iterable[Comparison]],
+) -> ParityReport:
+    """Compare the metadata of a file with the model, and then each engine by `compare_one`.
+
+    `choice` is as `choose_runtimes` gives it; `compare_one` gets an engine's name and the engine.
+    """
+    chosen, skipped = choice
+    rows = [compare_metadata(model, file)]
+    for name in chosen:
+        with ExitStack() as stack:
+            try:
+                engine = stack.enter_context(engines.engine_of(name, model, file))
+            except Exception as error:  # a runtime may raise any class; its refusal is a result
+                rows.append(Comparison(name, "load", tolerance(1), float("nan"), _told(error)))
+                continue
+            rows += compare_one(name, engine)
+    digest = hashlib.sha256(file.data).hexdigest()
+    return ParityReport(tuple(rows), digest, package_versions(*PACKAGES), device(), skipped)
+
+
+def compare(
+    name: str, engine: Engine, question: Question, model: Model
+) -> tuple[Comparison, Answers]:
+    """Ask an engine one question; there are no answers where it raises."""
+    row = Comparison(name, question.case, question.tolerance, float("nan"))
+    try:
+        answers = engine(question.inputs)
+    except Exception as error:  # as above
+        return replace(row, error=_told(error)), ()
+    found, wanted = ([part.shape for part in parts] for parts in (answers, question.expected))
+    if found != wanted:
+        return replace(row, error=f"shapes {found}, expected {wanted}"), ()
+    units = (answer_units(model, question.expected[0]), 1.0, 1.0)
+    differences = [
+        (np.maximum(np.abs(answer - expected) - rounding(expected), 0.0) / unit).max()
+        for answer, expected, unit in zip(answers, question.expected, units, strict=False)
+    ]
+    return replace(row, difference=float(np.max(differences))), answers  # NaN stays NaN
+
+
+def tolerance(time: int) -> float:
+    """The largest difference that passes: errors add up over very long sequences."""
+    return 1e-4 if time > LONG else 1e-5
+
+
+def answer_units(model: Model, expected: Array) -> npt.NDArray[np.float64]:
+    """The unit in which each output is compared, of the shape of `expected` (rows, ...) or wider.
+
+    It is what a difference of 1 in every pooled number can do to the output. For probabilities it
+    is 1: they cannot move further. For values it is the sum of the head's weights, at least 1,
+    times the scale of the target scaler: an answer is as exact as the states behind it. For
+    forecasts it is the deviation of each target in training, and for forecasts of logarithms at
+    least the size of each forecast itself.
+    """
+    if model.config.traits.is_series:
+        return _forecast_units(model, expected)
+    if model.config.traits.has_classes:
+        return np.ones(model.config.output_size)
+    head = model.params["embedding.weight" if model.config.tie else "head.weight"]
+    units = head.detach().abs().sum(1).clamp(min=1.0)
+    if model.config.traits.has_target_scaler and model.config.target_scaling != "none":
+        units = units * model.params["target_scaler.scale"].abs()
+    return np.asarray(units.cpu(), np.float64)
+
+
+def _forecast_units(model: Model, expected: Array) -> npt.NDArray[np.float64]:
+    config = model.config
+    deviation = np.abs(np.array(target_statistics(model)[1], np.float64))
+    deviation = deviation[:, None] if config.quantiles else deviation
+    units = np.broadcast_to(deviation, expected.shape).copy()
+    return np.maximum(units, np.abs(expected)) if config.log1p else units
+
+
+def rounding(expected: Array) -> Array:
+    """What it can cost to store a value in float32: two roundings."""
+    return 2 * np.spacing(np.abs(expected).astype(np.float32)).astype(np.float64)
+
+
+def compare_metadata(model: Model, file: OnnxFile) -> Comparison:
+    """Names of classes and features can be exchanged while every number agrees."""
+    expected = {
+        "format": names.FORMAT,
+        "interface_version": names.INTERFACE_VERSION,
+        "config": model.config.to_json(),
+        "schema": model.schema.to_json(),
+    }
+    differing = [key for key, value in expected.items() if file.metadata.get(key) != value]
+    problem = f"not the model's: {', '.join(differing)}" if differing else ""
+    return Comparison("metadata", "names", tolerance(1), float(len(differing)), problem)
+
+
+def device() -> str:
+    """What the engines run on, in words."""
+    processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    cuda = torch.cuda.is_available()
+    return f"{processor}, {torch.cuda.get_device_name()}" if cuda else processor
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, NoAnswerError) else headline(error)

@@ -32,21 +32,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """How much each runtime's answers differ from those of the float64 reference.
+    """How much each runtime's answers differ from those of the float64 reference."""
 
-    Attributes:
-        rows: one for each runtime and case.
-        onnx_sha256: of the file that was compared.
-        versions: of torch and the runtimes.
-        device: what they ran on.
-        skipped: runtimes that were not compared, and why.
-    """
-
-    rows: tuple[Comparison, ...]
-    onnx_sha256: str
-    versions: dict[str, str]
-    device: str
-    skipped: dict[str, str] = field(default_factory=dict)
+    rows: tuple[Comparison, ...]  # one for each runtime and case
+    onnx_sha256: str  # of the file that was compared
+    versions: dict[str, str]  # of torch and the runtimes
+    device: str  # what they ran on
+    skipped: dict[str, str] = field(default_factory=dict)  # not compared, and why
 
     @property
     def passed(self) -> bool:

@@ -2,26 +2,27 @@
 
 import hashlib
 import json
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from lstm_compile.export import names
-from lstm_compile.export.proof.compare import answer_units, rounding, tolerance
 from lstm_compile.export.proof.engines import Array, Engine, torch_engine
 from lstm_compile.export.proof.inputs import Feeding, ParityCase, random_inputs, random_stream
+from lstm_compile.export.proof.parity import answer_units, rounding, tolerance
 from lstm_compile.model.checkpoint import Model
 
 PADDING = 777.0  # JSON has no NaN; far from the data, so that answers show where it was read
 VALUES = 8000  # how many numbers all inputs have at most
 TOLERANCE = tolerance(1)
-CASES = (
+CASES = [
     ParityCase(3, 4, "mixed"),  # lengths 4, 0 and another
     ParityCase(1, 1, "one"),
     ParityCase(2, 7, "one"),
     ParityCase(2, 9, "full"),
     ParityCase(5, 11, "mixed"),
-)
+]
 STREAMED = (("steps", [1, 1, 1, 1], "zero"), ("chunks", [3, 1, 2], "random"))
 
 
@@ -56,14 +57,13 @@ def streaming_selftest(model: Model, one_step: bool) -> str:
         for cut, sizes, state in STREAMED
     ]
     cases = [_stream(model, feeding) for feeding in feedings]
+    expected = [call["expected"] for case in cases for call in case["calls"]]
     values = {
         "interface_version": names.INTERFACE_VERSION,
         "inputs": list(names.streaming_inputs_of(model.config)),
         "output": model.config.traits.output,
         "state": dict(zip(names.STATE, names.NEXT_STATE, strict=True)),
-        "tolerance": _tolerances(
-            model, [c["expected"] for case in cases for c in case["calls"]], TOLERANCE
-        ),
+        "tolerance": _tolerances(model, expected, TOLERANCE),
         "state_tolerance": TOLERANCE,
         "cases": cases,
     }
@@ -90,20 +90,14 @@ def digest(example: str) -> str:
 
 
 def _affordable(features: int) -> list[ParityCase]:
-    chosen, total = [CASES[0]], CASES[0].batch * CASES[0].time * features
-    for case in CASES[1:]:
-        total += case.batch * case.time * features
-        if total <= VALUES:
-            chosen.append(case)
-    return chosen
+    totals = accumulate(case.batch * case.time * features for case in CASES)
+    return [case for case, total in zip(CASES, totals, strict=True) if total <= VALUES] or CASES[:1]
 
 
 def _case(case: ParityCase, model: Model, engine: Engine) -> dict[str, Any]:
     inputs = random_inputs(case, model, PADDING)
-    return {
-        **{name: _shortest(value) for name, value in inputs.items()},
-        "expected": _shortest(engine(inputs)[0]),
-    }
+    tensors = {**inputs, "expected": engine(inputs)[0]}
+    return {name: _shortest(value) for name, value in tensors.items()}
 
 
 def _tolerances(model: Model, expected: list[Any], allowed: float) -> Any:

@@ -60,8 +60,7 @@ class Diagnosis(NamedTuple):
 def examine(on_check: Callable[[Check], None] = lambda check: None) -> Diagnosis:
     """Look at versions, devices, compiler and folders, and try every backend and runtime.
 
-    Args:
-        on_check: called with each check when it ends.
+    `on_check` is called with each check when it ends.
     """
     done = []
     for name, required, check in _checks():
@@ -134,10 +133,10 @@ def _extra(name: str) -> Finding:
 def _cpu() -> Finding:
     import torch
 
-    cores, threads = os.cpu_count(), torch.get_num_threads()
-    kind = torch.backends.cpu.get_cpu_capability()
+    threads, kind = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     onednn = "oneDNN" if torch.backends.mkldnn.is_available() else "no oneDNN"
-    return threads > 0, f"{cores} cores, {threads} threads, {kind}, {onednn}", "set OMP_NUM_THREADS"
+    found = f"{os.cpu_count()} cores, {threads} threads, {kind}, {onednn}"
+    return threads > 0, found, "set OMP_NUM_THREADS"
 
 
 def _cuda() -> Finding:
@@ -164,10 +163,9 @@ def _compiler() -> Finding:
 def _cache() -> Finding:
     from lstm_compile.recurrence.cache import INDUCTOR, cache_dir, private_folder
 
-    if INDUCTOR in os.environ:
-        return _writable(Path(os.environ[INDUCTOR]), INDUCTOR)
     try:
-        return _writable(private_folder("inductor"), INDUCTOR)
+        given = os.environ.get(INDUCTOR)
+        return _writable(private_folder("inductor") if given is None else Path(given), INDUCTOR)
     except (OSError, RuntimeError) as error:
         mend = f"make {cache_dir()} yours alone (chmod 700), or set {INDUCTOR}"
         return False, reason(error), mend

@@ -17,19 +17,12 @@ Logits = Callable[[Any, Sequence[int]], Any]  # tokens (rows, time) of rows -> (
 
 
 class Sampling(NamedTuple):
-    """How the next token is sampled.
+    """How the next token is sampled."""
 
-    Attributes:
-        temperature: logits are divided by it; 0 takes the most probable token.
-        top_k: sample from so many of the most probable tokens; 0 means all.
-        top_p: nucleus sampling: the smallest set of tokens whose probability reaches this.
-        seed: of the random numbers.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
+    temperature: float = 1.0  # logits are divided by it; 0 takes the most probable token
+    top_k: int = 0  # sample from so many of the most probable tokens; 0 means all
+    top_p: float = 1.0  # nucleus sampling: the smallest set whose probability reaches this
+    seed: int = 0  # of the random numbers
 
     def check(self) -> None:
         """Refuse values out of range.
@@ -151,14 +144,12 @@ def _by_state(model: TorchModel) -> Logits:
     states: dict[int, LSTMState] = {}
 
     def logits(tokens: Any, rows: Sequence[int]) -> Any:
-        before = None
+        x, before = torch.from_numpy(tokens), None
         if all(row in states for row in rows):
             parts = zip(*(states[row] for row in rows), strict=True)
             before = LSTMState(*(torch.cat(part, 1) for part in parts))
         with torch.inference_mode():
-            found, after = forward(
-                model.params, model.config, torch.from_numpy(tokens), None, before
-            )
+            found, after = forward(model.params, model.config, x, None, before)
         for index, row in enumerate(rows):
             states[row] = LSTMState(*(part[:, index : index + 1] for part in after))
         return found[:, -1].numpy()

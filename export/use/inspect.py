@@ -20,12 +20,7 @@ from lstm_compile.data.tables.table import Table
 from lstm_compile.data.text_files import count_characters, find_texts
 from lstm_compile.errors import InputError
 from lstm_compile.files import from_json
-from lstm_compile.model.header import (
-    count_parameters,
-    described,
-    inspect_run,
-    inspect_safetensors,
-)
+from lstm_compile.model import header
 from lstm_compile.model.run_folder import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -56,9 +51,9 @@ def inspect_source(
     if name in BUNDLED:
         return inspect_data(name, options)
     if (path / MODEL_FILE).exists():
-        return {"kind": "run", **inspect_run(path)}
+        return {"kind": "run", **header.inspect_run(path)}
     if path.suffix == ".safetensors":
-        return {"kind": "safetensors", **inspect_safetensors(path)}
+        return {"kind": "safetensors", **header.inspect_safetensors(path)}
     if path.suffix == ".onnx":
         return {"kind": "onnx", **inspect_onnx(path)}
     return inspect_text(name, training) if is_text(name) else inspect_data(name, options)
@@ -79,10 +74,8 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
 
     from lstm_compile.data.series.reader import read_series  # loads pyarrow
 
-    options = replace(
-        options, gaps=options.gaps or "forward", duplicates=options.duplicates or "last"
-    )
-    table = read_series(path, options)
+    gaps, duplicates = options.gaps or "forward", options.duplicates or "last"
+    table = read_series(path, replace(options, gaps=gaps, duplicates=duplicates))
     stamps = [str(stamp) for stamp in table.stamps(np.sort(table.ticks)[[0, -1]])]
     counts = dict(zip(table.roles.values, table.missing.sum(0).tolist(), strict=True))
     return {
@@ -163,7 +156,12 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
     try:
         table, unlabelled = _read(path, asked)
     except InputError as error:
-        return _one_series(path, asked, error)
+        if asked.id or not is_table(path):
+            raise
+        try:
+            return inspect_series(str(path), asked)  # without an id column it is one series
+        except InputError:
+            raise error from None
     missing = {}
     if table.roles is not None:
         from lstm_compile.data.tables.long import count_missing  # loads pyarrow
@@ -177,16 +175,6 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
         "unlabelled": unlabelled,
         **profile(table, missing).to_dict(),
     }
-
-
-def _one_series(path: Path, options: TableOptions, error: InputError) -> dict[str, Any]:
-    """Describe a table without an id column as one series; raise `error` where it is none."""
-    if options.id or not is_table(path):
-        raise error
-    try:
-        return inspect_series(str(path), options)
-    except InputError:
-        raise error from None
 
 
 def _columns(roles: Roles) -> dict[str, Any]:
@@ -239,10 +227,10 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         **_form(path, file.metadata),
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
-        **described(path, file.metadata),
+        **header.described(path, file.metadata),
         "inputs": {value.name: _tensor(value) for value in model.graph.input},
         "outputs": {value.name: _tensor(value) for value in model.graph.output},
-        "parameters": count_parameters(weights),
+        "parameters": header.count_parameters(weights),
         "nodes": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
     }
 
@@ -251,10 +239,8 @@ def _form(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """State and quantisation from the metadata, where there are any."""
     from lstm_compile.export import names
 
-    found = {}
-    for key in names.FORM_KEYS:
-        if key in metadata:
-            found[key] = from_json(metadata[key], f"{path}: metadata `{key}`")
+    present = [key for key in names.FORM_KEYS if key in metadata]
+    found = {key: from_json(metadata[key], f"{path}: metadata `{key}`") for key in present}
     state = found.get(names.STATE_KEY, {"tensors": {}}).get("tensors")
     quantized = found.get(names.QUANTIZATION_KEY, {"weights": "", "error": 0.0})
     fits = (

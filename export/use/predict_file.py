@@ -1,5 +1,9 @@
-"""Predict every sequence of a file; with an ONNX file, without torch."""
+"""Predict every sequence, or the next horizon of every series, of a file.
 
+With an ONNX file this loads no torch.
+"""
+
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,19 +16,28 @@ from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.read import locate, read_table, table_options
 from lstm_compile.data.tables.table import Table, check_features
 from lstm_compile.errors import InputError
-from lstm_compile.export.runtime import Floats
+from lstm_compile.export.runtime import Floats, Inputs, pad, series_levels
 from lstm_compile.export.use.open_model import ExportedModel, TorchModel, open_model
 from lstm_compile.files import write_atomically
 from lstm_compile.formatting import free_name
 from lstm_compile.tasks import find_task
 
 if TYPE_CHECKING:
-    from lstm_compile.export.use.forecast_file import Steps
+    from lstm_compile.data.series.series_table import Ahead, SeriesTable
 
 SUFFIXES = (".csv", ".parquet")
 BLOCK = 4096  # sequences between two reports of progress
+BATCH = 256  # series that are answered together
 Model = TorchModel | ExportedModel
 Progress = Callable[[str, int, int], None]
+
+
+class Steps(NamedTuple):
+    """The steps that are forecast."""
+
+    name: str  # of the time column
+    stamps: Any  # (series, horizon)
+    quantiles: tuple[float, ...]
 
 
 class Predictions(NamedTuple):
@@ -36,7 +49,7 @@ class Predictions(NamedTuple):
     values: Floats  # (sequences, outputs): probabilities, or values in the targets' units; for
     # `tag` (steps, outputs), all steps of all sequences; or (series, horizon,
     # targets(, quantiles)), forecasts in these units
-    steps: "Steps | None" = None  # of forecasts
+    steps: Steps | None = None  # of forecasts
     lengths: Any = None  # int64 (sequences,)
 
 
@@ -61,18 +74,21 @@ def predict_file(
     model = open_model(Path(source))
     model.check_whole()
     if model.config.traits.is_series:
-        from lstm_compile.export.use.forecast_file import forecast_series  # loads pyarrow
-
-        options, path = table_options(data, options, model.training), locate(data, "test")
-        found = forecast_series(model.config, model.schema, model.forecast, path, options, progress)
-        return Predictions(model.config.task, model.schema, *found)
+        return _forecast(model, data, options, progress)
     if model.config.traits.is_text:
         raise InputError(
             f"{source}: its task is {model.config.task}, which answers with text; use lstm-compile "
             "generate"
         )
     table = _read(model, data, options, progress)
-    values = _answer_all(model, table, progress)
+    offsets = np.concatenate(([0], table.lengths.cumsum()))
+
+    def answer(rows: range) -> Floats:
+        return model.predict([table.x[offsets[row] : offsets[row + 1]] for row in rows])
+
+    values = _in_blocks(
+        answer, len(table.lengths), BLOCK, progress and partial(progress, "sequences")
+    )
     return Predictions(model.config.task, model.schema, table.ids, values, lengths=table.lengths)
 
 
@@ -105,28 +121,17 @@ def columns(predictions: Predictions) -> dict[str, Any]:
     have one, the time, and one column a target, or one a target and quantile called `TARGET_0.1`.
     """
     if predictions.steps is not None:
-        from lstm_compile.export.use.forecast_file import (  # loads pyarrow
-            Forecasts,
-            forecast_columns,
-        )
-
-        found = Forecasts(predictions.ids, predictions.values, predictions.steps)
-        return forecast_columns(predictions.schema, found)
+        return _forecast_columns(predictions, predictions.steps)
     values, schema = predictions.values, predictions.schema
     if find_task(predictions.task).has_classes:
-        answers: dict[str, Any] = {
-            "prediction": [schema.classes[code] for code in values.argmax(1)]
-        }
+        answers: dict[str, Any] = {"prediction": [schema.classes[i] for i in values.argmax(1)]}
         answers |= {f"probability_{name}": values[:, i] for i, name in enumerate(schema.classes)}
     else:
         answers = {name: values[:, i] for i, name in enumerate(schema.targets)}
     lengths, ids = predictions.lengths, predictions.ids
     count = len(values) if ids is None and lengths is None else len(ids or lengths)
-    names: dict[str, Any] = {
-        free_name("sequence" if ids is None else "id", answers): np.arange(count)
-        if ids is None
-        else ids
-    }
+    name, rows = ("sequence", np.arange(count)) if ids is None else ("id", ids)
+    names: dict[str, Any] = {free_name(name, answers): rows}
     if find_task(predictions.task).per_step:
         names = {name: np.repeat(np.array(rows), lengths) for name, rows in names.items()}
         starts = np.repeat(lengths.cumsum() - lengths, lengths)
@@ -155,27 +160,77 @@ def write_predictions(path: Path, predictions: Predictions) -> list[str]:
 
 
 def _read(model: Model, data: str, given: TableOptions | None, progress: Progress | None) -> Table:
-    options = table_options(data, given, model.training)
-    tell = partial(progress, "rows") if progress else None
-    path = locate(data, "test")
-    request = ReadRequest(
-        path, options or TableOptions(), model.schema, labelled=False, progress=tell
-    )
-    table = read_table(request)
+    options = table_options(data, given, model.training) or TableOptions()
+    tell, path = progress and partial(progress, "rows"), locate(data, "test")
+    table = read_table(ReadRequest(path, options, model.schema, labelled=False, progress=tell))
     check_features(table, model.schema)
     if not len(table.lengths):
         raise InputError(f"{data}: holds no sequence; name a file with at least one")
     return table
 
 
-def _answer_all(model: Model, table: Table, progress: Progress | None) -> Floats:
-    offsets = np.concatenate(([0], table.lengths.cumsum()))
-    count = len(table.lengths)
+def _in_blocks(
+    answer: Callable[[range], Floats],
+    count: int,
+    size: int,
+    progress: Callable[[int, int], None] | None,
+) -> Floats:
+    """The answers to rows 0 to `count`, `size` of them at a time."""
     parts = []
-    for start in range(0, count, BLOCK):
-        stop = min(start + BLOCK, count)
-        rows = [table.x[offsets[row] : offsets[row + 1]] for row in range(start, stop)]
-        parts.append(model.predict(rows))
+    for start in range(0, count, size):
+        rows = range(start, min(start + size, count))
+        parts.append(answer(rows))
         if progress is not None:
-            progress("sequences", stop, count)
+            progress(rows.stop, count)
     return np.concatenate(parts)
+
+
+def _forecast(
+    model: Model, data: str, given: TableOptions | None, progress: Progress | None
+) -> Predictions:
+    """Forecast the steps after the last target of each series."""
+    from lstm_compile.data.series.reader import read_series  # loads pyarrow
+    from lstm_compile.data.series.series_table import Split, look_ahead
+
+    options, path = table_options(data, given, model.training), locate(data, "test")
+    # all rows are one part; its gaps are filled with the means of training
+    split, tell = Split(math.inf, math.inf), progress and partial(progress, "rows")
+    table = read_series(path, options, schema=model.schema, split=split, progress=tell)
+    ahead = look_ahead(table, model.config.horizon)
+
+    def answer(rows: range) -> Floats:
+        return model.forecast(_forecast_inputs(model, table, ahead, np.array(rows)))
+
+    values = _in_blocks(answer, len(table.lengths), BATCH, progress and partial(progress, "series"))
+    stamps = table.stamps(ahead.ticks.ravel()).reshape(ahead.ticks.shape)
+    steps = Steps(table.roles.options.time or "time", stamps, model.config.quantiles)
+    ids = None if table.ids is None else [*table.ids]
+    return Predictions(model.config.task, model.schema, ids, values, steps)
+
+
+def _forecast_inputs(model: Model, table: "SeriesTable", ahead: "Ahead", rows: Any) -> Inputs:
+    """The inputs of the model's file for series number `rows`."""
+    places = zip(table.starts[rows], table.history[rows], strict=True)
+    histories = [table.x[start : start + count] for start, count in places]
+    x, lengths = pad([history[-model.config.context :] for history in histories])
+    levels = series_levels(histories, model.config.level_size)
+    given = {"known_future": ahead.known[rows], "static": table.statics[rows], **levels}
+    return {"x": x, "lengths": lengths, **{name: given[name] for name in model.config.given}}
+
+
+def _forecast_columns(predictions: Predictions, steps: Steps) -> dict[str, Any]:
+    values = predictions.values
+    count, horizon = values.shape[:2]
+    flat = values.reshape(count * horizon, *values.shape[2:])
+    answers: dict[str, Any] = {}
+    for index, name in enumerate(predictions.schema.targets):
+        if steps.quantiles:
+            names = [f"{name}_{q:g}" for q in steps.quantiles]
+            answers |= {quantile: flat[:, index, i] for i, quantile in enumerate(names)}
+        else:
+            answers[name] = flat[:, index]
+    answers = {free_name(steps.name, answers): steps.stamps.ravel(), **answers}
+    if predictions.ids is None:
+        return answers
+    ids = np.repeat(np.array(predictions.ids, object), horizon)
+    return {free_name("id", answers): ids, **answers}

@@ -63,8 +63,7 @@ def _whole(model: OnnxModel, corpus: Corpus) -> Logits:
     ]
 
     def logits_of(batch: Batch, _: Tensor) -> Tensor:
-        lanes = batch.lengths.nonzero()[:, 0].tolist()
-        found = []
+        lanes, found = batch.lengths.nonzero()[:, 0].tolist(), []
         for lane in lanes:
             length = int(batch.lengths[lane])
             found.append(ready[lane][:length])
@@ -76,13 +75,12 @@ def _whole(model: OnnxModel, corpus: Corpus) -> Logits:
 
 def _pieces(batch: Batch) -> list[list[Any]]:
     """The part of each document that each lane reads; the first may continue an earlier chunk."""
-    return [_cut(batch, lane, length) for lane, length in enumerate(batch.lengths.tolist())]
-
-
-def _cut(batch: Batch, lane: int, length: int) -> list[Any]:
-    resets = batch.x.new_zeros(length) if batch.resets is None else batch.resets[lane, :length]
-    pieces = np.split(batch.x[lane, :length].numpy(), np.flatnonzero(resets))
-    return [piece for piece in pieces if len(piece)]
+    x, resets = batch.x, torch.zeros_like(batch.x) if batch.resets is None else batch.resets
+    cut = [
+        np.split(x[lane, :length].numpy(), np.flatnonzero(resets[lane, :length]))
+        for lane, length in enumerate(batch.lengths.tolist())
+    ]
+    return [[piece for piece in pieces if len(piece)] for pieces in cut]
 
 
 def _padded(batch: Batch, lanes: list[int], rows: Any, outputs: int) -> Tensor:

@@ -25,11 +25,7 @@ def translated(
 ) -> Any:
     """The graph of a program as torch.onnx makes it, for `graph.simplify`.
 
-    Args:
-        program: takes `inputs`.
-        inputs: examples.
-        shapes: the dynamic axes of each, as torch.export takes them.
-        table: of translations.
+    `inputs` are examples; `shapes` are the dynamic axes of each, as torch.export takes them.
     """
     with quiet("torch.onnx"), warnings.catch_warnings():  # "torchvision is not installed"
         warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
@@ -92,9 +88,8 @@ def _read_sizes_from_inputs(graph: ir.Graph) -> None:
 
     Masks and reversal indices of all layers are then computed from the same tensors, and merged.
     """
-    for node in graph:
-        source = _same_size_in_inputs(graph, node) if node.op_type == "Shape" else None
-        if source:
+    for node in [node for node in graph if node.op_type == "Shape"]:
+        if source := _same_size_in_inputs(graph, node):
             value, axis = source
             node.replace_input_with(0, value)
             node.attributes["start"] = ir.AttrInt64("start", axis)
@@ -111,23 +106,18 @@ def _remove_identities(graph: ir.Graph) -> None:
 
 
 def _same_size_in_inputs(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, int] | None:
-    size = _only_size(node)
-    if size is None or isinstance(size, int):
-        return None
-    for value in graph.inputs:
-        for axis, candidate in enumerate(value.shape or ()):
-            if candidate == size:
-                return value, axis
-    return None
-
-
-def _only_size(node: ir.Node) -> Any:
-    """The one size that a Shape node reads; None where it reads several or unknown sizes."""
+    """The graph input, and its axis, with the one dynamic size that a Shape node reads."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     if shape is None or not {"start", "end"} <= set(node.attributes):
         return None
     start, end = node.attributes["start"].as_int(), node.attributes["end"].as_int()
-    return shape[start] if end == start + 1 else None
+    if end != start + 1 or isinstance(shape[start], int):
+        return None
+    for value in graph.inputs:
+        for axis, candidate in enumerate(value.shape or ()):
+            if candidate == shape[start]:
+                return value, axis
+    return None
 
 
 def _share_constants(graph: ir.Graph, weights: Collection[str]) -> None:

@@ -7,9 +7,7 @@ call share. The rest stays float32. Lengths are handled as in the `ort` form.
 
 import json
 import tempfile
-from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import onnx
@@ -17,7 +15,7 @@ import onnx
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.evaluate import Evaluation
 from lstm_compile.export import names
-from lstm_compile.export.proof.parity import INT8_TOLERANCE, measured_error, verify_onnx
+from lstm_compile.export.proof.parity import INT8_TOLERANCE, measured_error
 from lstm_compile.export.proof.selftest import selftest
 from lstm_compile.export.use.evaluate_file import evaluate_file
 from lstm_compile.export.write.graph import quiet
@@ -55,14 +53,11 @@ def export_int8(source: str | Path, path: str | Path, data: str | None = None) -
         RunError: the answers differ from the model's by more than `INT8_TOLERANCE`; nothing was
             written.
     """
-    began, (model, path) = perf_counter(), checked(source, path)
-    example = selftest(model, INT8_TOLERANCE)
-    plain = to_onnx(model, "ort", example, finite=True)
-    quantized, error = quantize(model, plain)
-    verify = partial(verify_onnx, model)
-    report = Int8Report(
-        write_proven(path, quantized, example, verify, began), error, plain.ByteSize()
-    )
+    job = checked(source, path)
+    example = selftest(job.model, INT8_TOLERANCE)
+    plain = to_onnx(job.model, "ort", example, finite=True)
+    quantized, error = quantize(job.model, plain)
+    report = Int8Report(write_proven(job, quantized, example), error, plain.ByteSize())
     try:
         before, after = evaluate_file(source, data), evaluate_file(path, data)
     except InputError as reason:

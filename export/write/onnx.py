@@ -1,9 +1,8 @@
 """`export_onnx`: one ONNX file of a model, written only if its answers agree with the model's."""
 
-import inspect
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from secrets import token_hex
 from time import perf_counter
@@ -45,6 +44,14 @@ class ExportReport(NamedTuple):
     known: list[Known]  # known faults of other runtimes that concern this file
 
 
+class Job(NamedTuple):
+    """A model, the file to write, and when the export began, by `perf_counter`."""
+
+    model: Model
+    path: Path
+    began: float
+
+
 def export_onnx(
     model: Model | str | Path,
     path: str | Path,
@@ -66,80 +73,67 @@ def export_onnx(
         InputError: the model cannot be read, or the file cannot be written there.
         RunError: the model cannot be translated, or a runtime disagrees; nothing was written.
     """
-    began, (model, path) = perf_counter(), checked(model, path)
-    example = selftest(model)
-    graph = to_onnx(model, profile, example)
-    return write_proven(
-        path, graph, example, lambda file: verify_onnx(model, file, runtimes), began
-    )
+    job = checked(model, path)
+    example = selftest(job.model)
+    return write_proven(job, to_onnx(job.model, profile, example), example, runtimes)
 
 
-def checked(model: Model | str | Path, path: str | Path) -> tuple[Model, Path]:
-    """The model, loaded, and the path, to which a file can be written.
+def checked(model: Model | str | Path, path: str | Path) -> Job:
+    """Load the model, and check that a file can be written to the path.
 
     Raises:
         InputError: the model cannot be read, or the path is a folder, has no folder to write in, or
             does not end in .onnx.
     """
-    path = Path(path)
+    began, path = perf_counter(), Path(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; name a file, such as {path / names.ONNX_FILE}")
     if not path.parent.is_dir():
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")
     if path.suffix != ".onnx":
         raise InputError(f"{path}: the file must end in .onnx, found {path.suffix!r}")
-    return model if isinstance(model, Model) else load_model(model), path
+    return Job(model if isinstance(model, Model) else load_model(model), path, began)
 
 
 def write_proven(
-    path: Path,
-    graph: onnx.ModelProto,
-    example: str,
-    verify: Callable[[Path], ParityReport],
-    began: float,
+    job: Job, graph: onnx.ModelProto, example: str, runtimes: Sequence[str] | None = None
 ) -> ExportReport:
-    """Write a file, and its parity report and self-test beside it, if `verify` passes it.
+    """Write a graph, and its parity report and self-test beside it, if `verify_onnx` passes it.
 
-    Args:
-        path: the file; until it has passed it has a hidden name in the same folder.
-        graph: the model as ONNX.
-        example: its self-test.
-        verify: compares a file with the model.
-        began: when the export began, by `perf_counter`.
+    Until it has passed, the file has a hidden name in the same folder.
 
     Raises:
         InputError: the files cannot be written there.
         RunError: the file did not pass; nothing was written.
     """
+    model, path, began = job
     data = graph.SerializeToString(deterministic=True)
     candidate = path.with_name(f".{path.stem}.{token_hex(4)}.onnx")
     try:
         write_atomically(candidate, data)
-        parity = verify(candidate)
+        parity = verify_onnx(model, candidate, runtimes)
         if not parity.passed:
             failing = "\n".join(line for line in parity.lines() if line.startswith("[x]"))
             raise RunError(f"{path}: not written, the answers differ from the model's\n{failing}")
         properties = {entry.key: entry.value for entry in graph.metadata_props}
         is_main = properties["profile"] == "portable" and names.STATE_KEY not in properties
         stem = "" if is_main else f"{path.stem}."
-        beside = (
-            path.with_name(stem + names.PARITY_FILE),
-            path.with_name(stem + names.SELFTEST_FILE),
-        )
-        write_atomically(beside[0], parity.to_json().encode())
-        write_atomically(beside[1], example.encode())
+        texts = {names.PARITY_FILE: parity.to_json(), names.SELFTEST_FILE: example}
+        beside = {path.with_name(stem + name): text for name, text in texts.items()}
+        for file, text in beside.items():
+            write_atomically(file, text.encode())
         os.replace(candidate, path)
     finally:
         candidate.unlink(missing_ok=True)
-    known = concerning(graph.graph)
-    return ExportReport(path, len(data), perf_counter() - began, parity, beside, known)
+    seconds, known = perf_counter() - began, concerning(graph.graph)
+    return ExportReport(path, len(data), seconds, parity, tuple(beside), known)
 
 
 class Form(NamedTuple):
     """The interface of a file, and the program that it is made from."""
 
-    inputs: dict[str, tuple[str, list[str | int]]]  # element type and shape by name
-    outputs: dict[str, list[str | int]]  # shape by name; all are float32
+    inputs: names.Tensors
+    outputs: dict[str, names.Shape]  # by name; all are float32
     program: "Program"
     metadata: dict[str, str]
     table: Table  # of translations
@@ -277,8 +271,7 @@ def _translate(form: Form) -> Any:
         dynamic[name] = {axis: dims[size] for axis, size in enumerate(shape) if size in dims}
     if names.LENGTHS in inputs:
         inputs[names.LENGTHS] = torch.tensor([5, 2, 0])
-    arguments = inspect.signature(form.program.forward).parameters.values()
-    named = sum(p.kind is not p.VAR_POSITIONAL for p in arguments)
+    named = len(inputs) - len(form.program.config.given)  # the others are one tuple, `given`
     first, more = tuple(dynamic.values())[:named], tuple(dynamic.values())[named:]
-    shapes = (*first, *((more,) if more else ()))
+    shapes = (*first, more) if more else first
     return translated(form.program, tuple(inputs.values()), shapes, form.table)

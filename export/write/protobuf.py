@@ -4,16 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from onnx import (
-    GraphProto,
-    ModelProto,
-    NodeProto,
-    TensorProto,
-    ValueInfoProto,
-    defs,
-    helper,
-    numpy_helper,
-)
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
 
 from lstm_compile.errors import RunError
 from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
@@ -28,8 +20,8 @@ LSTM_RESULTS = ("y", "h", "c")
 class Shown(NamedTuple):
     """Names for inputs, outputs and tensors, in place of those that torch.onnx generates."""
 
-    inputs: list[ValueInfoProto]
-    outputs: list[ValueInfoProto]
+    inputs: list[onnx.ValueInfoProto]
+    outputs: list[onnx.ValueInfoProto]
     weights: Mapping[str, str]  # new names of initializers by their present names
     reshaped: Mapping[bytes, str]  # names of initializers that folding has reshaped, by their bytes
     layers: list[str]  # a name for each LSTM node in order, such as `l0_reverse`
@@ -52,8 +44,11 @@ def to_portable(model: ModelProto, shown: Shown, metadata: Mapping[str, str]) ->
     names = _all_names(model.graph, shown)
     nodes = [_renamed(node, names) for node in model.graph.node]
     used = {name for node in nodes for name in node.input}
-    weights = [_renamed_tensor(tensor, names[name]) for name, tensor in tensors.items()]
-    weights = [tensor for tensor in weights if tensor.name in used]
+    weights = [
+        numpy_helper.from_array(numpy_helper.to_array(tensor), names[name])
+        for name, tensor in tensors.items()
+        if names[name] in used
+    ]
     result = helper.make_model(
         helper.make_graph(nodes, PRODUCER, shown.inputs, shown.outputs, weights),
         producer_name=PRODUCER,
@@ -79,7 +74,9 @@ def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
         kept = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
         del node.attribute[:]
         node.attribute.extend([*kept, helper.make_attribute("axes", axes)])
-    elif node.domain or not (_is_unchanged(node.op_type) or _lacks_what_is_new(node)):
+        return
+    is_old = len(node.input) <= GREW_AN_INPUT.get(node.op_type, 0) or _is_unchanged(node.op_type)
+    if node.domain or not is_old:
         raise RunError(
             f"ONNX export: opset {OPSET_VERSION} has no operator {node.domain or 'ai.onnx'}::"
             f"{node.op_type} in this form; write the model with other operations"
@@ -91,10 +88,6 @@ def _is_unchanged(op_type: str) -> bool:
         return False
     old, new = (defs.get_schema(op_type, version) for version in (OPSET_VERSION, TRACED_OPSET))
     return bool(old.since_version == new.since_version)
-
-
-def _lacks_what_is_new(node: NodeProto) -> bool:
-    return len(node.input) <= GREW_AN_INPUT.get(node.op_type, 0)
 
 
 def _node_names(nodes: Sequence[NodeProto], layers: Sequence[str]) -> dict[str, str]:
@@ -130,11 +123,10 @@ def _constant_names(
     taken = {names[name] for name in used if name in names}
     for tensor in graph.initializer:
         if tensor.name not in names:
-            name = reshaped.get(numpy_helper.to_array(tensor).tobytes())
-            found[tensor.name] = (
-                name if name and name not in taken else _numbered("constant", counts)
-            )
-            taken.add(found[tensor.name])
+            name = reshaped.get(numpy_helper.to_array(tensor).tobytes(), "")
+            name = name if name and name not in taken else _numbered("constant", counts)
+            found[tensor.name] = name
+            taken.add(name)
     return found
 
 
@@ -153,7 +145,3 @@ def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
     )
     result.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
     return result
-
-
-def _renamed_tensor(tensor: TensorProto, name: str) -> TensorProto:
-    return numpy_helper.from_array(numpy_helper.to_array(tensor), name)

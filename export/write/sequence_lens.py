@@ -10,21 +10,8 @@ import onnx_ir as ir
 from onnx import TensorProto
 from onnxscript import opset17 as op
 
-from lstm_compile.export.write.translation import (
-    RECURRENCE,
-    Outputs,
-    Table,
-    Value,
-    checked,
-    initial_state,
-    ints,
-    is_zeros,
-    lstm_node,
-    model_table,
-    node_weights,
-    steps,
-    zero,
-)
+from lstm_compile.export.write import translation
+from lstm_compile.export.write.translation import RECURRENCE, Outputs, Table, Value, ints, is_zeros
 
 BATCH_FIRST = (2, 0, 1, 3)  # order of axes for Y (time, directions, batch, H)
 
@@ -35,7 +22,7 @@ def ort_table(finite: bool = False) -> Table:
     Args:
         finite: put zeros into the padding: an int8 node takes its scale from all that it reads.
     """
-    return {**model_table(), RECURRENCE: _with_finite_padding if finite else recurrence}
+    return {**translation.model_table(), RECURRENCE: _with_finite_padding if finite else recurrence}
 
 
 def recurrence(*inputs: Value) -> Outputs:
@@ -44,20 +31,22 @@ def recurrence(*inputs: Value) -> Outputs:
     Raises:
         InputError: the module is not in float32, or it uses resets.
     """
-    call = checked(*inputs)
-    weights = node_weights(call)
-    initial_h, initial_c = (
-        None if is_zeros(state) else initial_state(state, call.x) for state in (call.h0, call.c0)
+    call = translation.checked(*inputs)
+    weights = translation.node_weights(call)
+    h0, c0 = (
+        None if is_zeros(state) else translation.initial_state(state, call.x)
+        for state in (call.h0, call.c0)
     )
     sizes = None if call.lengths is None else op.Cast(call.lengths, to=TensorProto.INT32)
     direction = "reverse" if call.reverse else "forward"
-    y, h, c = lstm_node(call.x, weights, initial_h, initial_c, sizes, direction)
+    y, h, c = translation.lstm_node(call.x, weights, h0, c0, sizes, direction)
     return y, _final(h, call.lengths, call.h0), _final(c, call.lengths, call.c0)
 
 
 def _with_finite_padding(x: Value, lengths: Value, *others: Any) -> Outputs:
-    valid = op.Unsqueeze(op.Less(steps(x), op.Unsqueeze(lengths, ints(1))), ints(2))
-    return recurrence(op.Where(valid, x, zero()), lengths, *others)
+    valid = op.Less(translation.steps(x), op.Unsqueeze(lengths, ints(1)))
+    padded = op.Where(op.Unsqueeze(valid, ints(2)), x, translation.zero())
+    return recurrence(padded, lengths, *others)
 
 
 def _final(state: Value, lengths: Value, initial: Value) -> Value:
@@ -72,7 +61,9 @@ def merge_directions(model: ir.Model) -> None:
     """Merge the two nodes of each bidirectional layer, in place."""
     forward: dict[ir.Value | None, ir.Node] = {}
     for node in [node for node in model.graph if node.op_type == "LSTM"]:
-        source = _producer(node.inputs[0]).inputs[0]  # of the Transpose before it
+        transpose = None if node.inputs[0] is None else node.inputs[0].producer()
+        assert transpose is not None
+        source = transpose.inputs[0]
         if node.attributes["direction"].as_string() == "forward":
             forward[source] = node
         else:
@@ -112,9 +103,3 @@ def _concatenated(node: ir.Node) -> ir.Value:
         assert user.op_type == kind
         value = user.outputs[0]
     return value
-
-
-def _producer(value: ir.Value | None) -> ir.Node:
-    node = None if value is None else value.producer()
-    assert node is not None
-    return node

@@ -7,7 +7,6 @@ and passes the initial state (zeros) where a sequence begins.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import Literal
 
 import onnx
@@ -17,8 +16,8 @@ from torch import Tensor
 from lstm_compile.config import WINDOW_SCALINGS, ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
-from lstm_compile.export.proof.parity import verify_streaming
 from lstm_compile.export.proof.selftest import streaming_selftest
+from lstm_compile.export.write import translation
 from lstm_compile.export.write.onnx import (
     ExportReport,
     Form,
@@ -28,15 +27,7 @@ from lstm_compile.export.write.onnx import (
     metadata,
     write_proven,
 )
-from lstm_compile.export.write.translation import (
-    RECURRENCE,
-    OperatorCall,
-    Outputs,
-    Value,
-    ints,
-    is_zeros,
-    model_table,
-)
+from lstm_compile.export.write.translation import OperatorCall, Outputs, Value, ints
 from lstm_compile.model.checkpoint import Model
 from lstm_compile.model.model import predict_on
 from lstm_compile.recurrence.cell import LSTMState
@@ -64,26 +55,19 @@ def export_streaming(
         InputError: the model cannot be read or streamed, or the file cannot be written there.
         RunError: the model cannot be translated, or a runtime disagrees; nothing was written.
     """
-    began, (model, path) = perf_counter(), checked(model, path)
-    check_streamable(model.config)
-    example = streaming_selftest(model, cells == "plain")
-    graph = to_streaming(model, cells, example)
-    return write_proven(
-        path, graph, example, lambda file: verify_streaming(model, file, runtimes), began
-    )
+    job = checked(model, path)
+    _check_streamable(job.model.config)
+    example = streaming_selftest(job.model, cells == "plain")
+    return write_proven(job, to_streaming(job.model, cells, example), example, runtimes)
 
 
-def check_streamable(config: ModelConfig) -> None:
-    """Refuse a model that needs a whole sequence, or its end, before it can answer.
-
-    Raises:
-        InputError: says which part needs it, and how to train without it.
-    """
+def _check_streamable(config: ModelConfig) -> None:
     if reason := _why_not(config):
         raise InputError(f"this model cannot run step by step: {reason}")
 
 
 def _why_not(config: ModelConfig) -> str:
+    """Which part of a model needs a whole sequence, or its end, and how to train without it."""
     if config.bidirectional:
         return "it reads each sequence from its end too; train with --no-bidirectional"
     if config.transformer_layers:
@@ -114,23 +98,23 @@ def to_streaming(model: Model, cells: Cells = NODE, example: str | None = None) 
         InputError: the model cannot be streamed.
     """
     config = model.config
-    check_streamable(config)
+    _check_streamable(config)
     output, shape = names.output_of(config)
-    inputs, state = names.streaming_inputs_of(config), names.state_of(config)
+    inputs, table = names.streaming_inputs_of(config), translation.model_table()
     if cells == "plain":
-        shape = _one_step(shape)
+        shape, table[translation.RECURRENCE] = _one_step(shape), _plain_cell
         inputs = {name: (kind, _one_step(sizes)) for name, (kind, sizes) in inputs.items()}
     form = Form(
         inputs=inputs,
-        outputs={output: shape, **dict.fromkeys(names.NEXT_STATE, state)},
+        outputs={output: shape, **dict.fromkeys(names.NEXT_STATE, names.state_of(config))},
         program=_Stepwise(model),
         metadata=_metadata(model, cells, example),
-        table=model_table() | ({RECURRENCE: _plain_cell} if cells == "plain" else {}),
+        table=table,
     )
     return build(model, form)
 
 
-def _one_step(shape: list[str | int]) -> list[str | int]:
+def _one_step(shape: names.Shape) -> names.Shape:
     return [1 if size == names.TIME else size for size in shape]
 
 
@@ -167,7 +151,7 @@ def _plain_cell(*inputs: Value) -> Outputs:
     step = op.Squeeze(call.x, ints(1))
     gates = op.MatMul(step, op.Transpose(call.weight_ih, perm=[1, 0]))
     gates = op.Add(gates, op.MatMul(call.h0, op.Transpose(call.weight_hh, perm=[1, 0])))
-    gates = gates if is_zeros(call.bias) else op.Add(gates, call.bias)
+    gates = gates if translation.is_zeros(call.bias) else op.Add(gates, call.bias)
     size = int(call.weight_hh.shape[1])
     i, f, g, o = (op.Slice(gates, ints(k * size), ints((k + 1) * size), ints(1)) for k in range(4))
     c = op.Add(op.Mul(op.Sigmoid(f), call.c0), op.Mul(op.Sigmoid(i), op.Tanh(g)))

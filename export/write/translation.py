@@ -73,10 +73,7 @@ def translation_table() -> Table:
     Pass it as `torch.onnx.export(..., dynamo=True, custom_translation_table=translation_table())`.
     Outputs and final states are those of `lstm_compile.lstm`, for any lengths.
     """
-    return {
-        RECURRENCE: recurrence,
-        torch.ops.lstm_compile.last_steps.default: last_steps,
-    }
+    return {RECURRENCE: recurrence, torch.ops.lstm_compile.last_steps.default: last_steps}
 
 
 def model_table() -> Table:
@@ -98,10 +95,7 @@ def recurrence(*inputs: Value) -> Outputs:
     if call.lengths is None:
         return _without_lengths(call)
     x, weights, rows = call.x, node_weights(call), _rows(call.x, call.lengths)
-    initial_h, initial_c = (
-        initial_state(call.h0, call.lengths),
-        initial_state(call.c0, call.lengths),
-    )
+    initial_h, initial_c = (initial_state(state, call.lengths) for state in (call.h0, call.c0))
     x = op.GatherND(x, rows.reversal, batch_dims=1) if call.reverse else x
     if _reads_cell_state(call.weight_hh):
         x, weights = _freeze_padding(x, rows, weights)
@@ -165,12 +159,9 @@ def gelu(x: Value, approximate: str = "none") -> Value:
 
 
 def _without_lengths(call: OperatorCall) -> Outputs:
-    weights, h0, c0 = (
-        node_weights(call),
-        initial_state(call.h0, call.x),
-        initial_state(call.c0, call.x),
-    )
-    y, h, c = lstm_node(_flip(call.x) if call.reverse else call.x, weights, h0, c0)
+    weights, x = node_weights(call), call.x
+    h0, c0 = (initial_state(state, x) for state in (call.h0, call.c0))
+    y, h, c = lstm_node(_flip(x) if call.reverse else x, weights, h0, c0)
     return _flip(y) if call.reverse else y, op.Squeeze(h, ints(0)), op.Squeeze(c, ints(0))
 
 
@@ -239,10 +230,8 @@ def _freeze_padding(x: Value, rows: RowHelpers, weights: Weights) -> tuple[Value
     """Keep the cell state unchanged in the padding: see `lstm_compile.recurrence.vendor.vendor`."""
     flag = op.Cast(op.Not(rows.valid), to=TensorProto.FLOAT)
     padded = op.Concat(op.Where(rows.valid, x, zero()), flag, axis=2)
-    by_gate = (-SATURATED, 0.0, SATURATED, 0.0)
-    column: Value = op.Constant(
-        value_floats=[value for value in by_gate for _ in range(weights.hidden_size)]
-    )
+    by_gate = np.repeat((-SATURATED, 0.0, SATURATED, 0.0), weights.hidden_size)
+    column: Value = op.Constant(value_floats=by_gate.tolist())
     column = op.Unsqueeze(column, ints(0, 2))
     weight_ih = op.Concat(weights.weight_ih, column, axis=2)
     return padded, weights._replace(weight_ih=weight_ih)

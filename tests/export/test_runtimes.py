@@ -212,11 +212,8 @@ def test_what_a_compiler_says_is_told(file, misbehaving):
 def test_verify_goes_on_where_a_runtime_ends(tmp_path, misbehaving, monkeypatch):
     misbehaving("def load(file):\n    os.kill(os.getpid(), signal.SIGABRT)")
     monkeypatch.setitem(runtimes.RUNTIMES, "bad", runtimes.Runtime("os", "bad", lambda file: None))
-    for module in ("engines", "parity"):
-        monkeypatch.setattr(
-            f"lstm_compile.export.proof.{module}.EVERYWHERE", ("bad", "onnxruntime")
-        )
-    monkeypatch.setattr("lstm_compile.export.proof.engines.KNOWN", ("bad", "onnxruntime"))
+    for name in ("EVERYWHERE", "KNOWN"):
+        monkeypatch.setattr(f"lstm_compile.export.proof.engines.{name}", ("bad", "onnxruntime"))
     report = everywhere(sequence_model(), sequence_file(), tmp_path)
     (bad,) = [row for row in report.rows if row.runtime == "bad"]
     assert (bad.case, math.isnan(bad.difference)) == ("load", True)

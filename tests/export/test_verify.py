@@ -12,10 +12,10 @@ from onnx import numpy_helper
 from lstm_compile.devices import tf32
 from lstm_compile.errors import InputError
 from lstm_compile.export import ParityReport, verify_onnx
-from lstm_compile.export.proof.compare import answer_units, rounding, tolerance
 from lstm_compile.export.proof.engines import choose_runtimes
 from lstm_compile.export.proof.inputs import ParityCase, all_cases, random_inputs
 from lstm_compile.export.proof.onnx_file import read_onnx
+from lstm_compile.export.proof.parity import answer_units, rounding, tolerance
 from lstm_compile.export.proof.parity_report import Comparison
 from lstm_compile.export.runtime import ModelError, ask, open_session
 from lstm_compile.export.write.onnx import to_onnx
