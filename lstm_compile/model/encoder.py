@@ -11,34 +11,22 @@ from lstm_compile.model.transformer import block_shapes, initial_of_block, trans
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
-from lstm_compile.recurrence.weights import under
+from lstm_compile.recurrence.weights import under, weight_shapes
 
 
 class Mode(NamedTuple):
-    """How a model is run.
+    """How a model is run; backend and chunk are those of `lstm_compile.lstm`."""
 
-    Attributes:
-        training: whether dropout acts.
-        backend: as in `lstm_compile.lstm`.
-        chunk: as in `lstm_compile.lstm`.
-    """
-
-    training: bool = False
+    training: bool = False  # whether dropout acts
     backend: Backend = "auto"
     chunk: int = DEFAULT_CHUNK
 
 
 def encoder_shapes(config: ModelConfig, entering: int) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of stack and blocks; `entering` is their input size."""
-    hidden, shapes = config.hidden_size, dict[str, tuple[int, ...]]()
-    for layer in range(config.num_layers):
-        width = config.width if layer else entering
-        for suffix in (f"l{layer}", f"l{layer}_reverse")[: config.num_directions]:
-            shapes[f"lstm.weight_ih_{suffix}"] = (4 * hidden, width)
-            shapes[f"lstm.weight_hh_{suffix}"] = (4 * hidden, hidden)
-            if config.bias:
-                shapes[f"lstm.bias_ih_{suffix}"] = (4 * hidden,)
-                shapes[f"lstm.bias_hh_{suffix}"] = (4 * hidden,)
+    sizes = entering, config.hidden_size, config.num_layers
+    stack = weight_shapes(*sizes, bidirectional=config.bidirectional, bias=config.bias)
+    shapes = {f"lstm.{name}": shape for name, shape in stack.items()}
     for index in range(config.transformer_layers):
         block = block_shapes(config.width).items()
         shapes |= {f"transformer.{index}.{name}": shape for name, shape in block}
@@ -71,22 +59,16 @@ def encode(
 ) -> tuple[Tensor, LSTMState]:
     """Run the LSTM stack and the Transformer blocks over padded sequences.
 
-    Blocks see the steps of `x` alone; earlier steps reach them through `state` only.
-
-    Args:
-        params: of the model, see `param_shapes`.
-        config: the architecture.
-        x: (batch, time, width of the first layer), any number in the padding.
-        lengths: as in `lstm_compile.forward`.
-        state: as there.
-        resets: as there; blocks see no step from before a reset either.
-        mode: how to run.
+    `x` is (batch, time, width of the first layer), with any number in the padding; the others are
+    as in `lstm_compile.forward`. Blocks see the steps of `x` alone, and none from before a reset;
+    earlier steps reach them through `state` only.
 
     Returns:
         (batch, time, config.width), exactly 0 at t >= length; and the LSTM stack's final state.
     """
+    zeros = None if state is None else LSTMState(*map(torch.zeros_like, state))
     steps, state = lstm(
-        under(params, "lstm."), x, lengths, state, resets=resets, reset_state=_zeros_of(state),
+        under(params, "lstm."), x, lengths, state, resets=resets, reset_state=zeros,
         dropout=config.dropout, **mode._asdict(),
     )  # fmt: skip
     if config.transformer_layers:
@@ -97,7 +79,3 @@ def encode(
             drop=config.dropout if mode.training else 0.0,
         )  # fmt: skip
     return steps, state
-
-
-def _zeros_of(state: LSTMState | None) -> LSTMState | None:
-    return None if state is None else LSTMState(*(torch.zeros_like(part) for part in state))

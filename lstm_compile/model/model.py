@@ -37,7 +37,10 @@ DENSE = ("head.", "decoder.", "embedding.")
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of a model, in the order of computation."""
     first = config.embedding_size if config.vocabulary_size else input_size(config)
-    shapes = _entry_shapes(config) | encoder_shapes(config, first)
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocabulary_size, first)}
+    if not config.vocabulary_size:
+        shapes = {"scaler.shift": (config.input_size,), "scaler.scale": (config.input_size,)}
+    shapes |= encoder_shapes(config, first)
     if config.pooling == "attention" and config.traits.is_pooled:
         shapes["pooling.weight"] = (config.width,)
     if config.traits.is_series:
@@ -48,13 +51,6 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if config.traits.has_target_scaler:
         shapes["target_scaler.shift"] = shapes["target_scaler.scale"] = (config.output_size,)
     return shapes
-
-
-def _entry_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Of the scaler or the embedding, which comes before the LSTM stack."""
-    if config.vocabulary_size:
-        return {"embedding.weight": (config.vocabulary_size, config.embedding_size)}
-    return {"scaler.shift": (config.input_size,), "scaler.scale": (config.input_size,)}
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
@@ -84,9 +80,7 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> T
 def trainable(params: Mapping[str, Tensor], freeze: str = "none") -> Params:
     """The parameters that training changes; scalers are not among them.
 
-    Args:
-        params: see `param_shapes`.
-        freeze: `encoder` leaves out the LSTM stack too; pooling and head remain.
+    If `freeze` is `encoder`, the LSTM stack is left out too; pooling and head remain.
     """
     fixed = FROZEN + ENCODER if freeze == "encoder" else FROZEN
     return {name: value for name, value in params.items() if not name.startswith(fixed)}

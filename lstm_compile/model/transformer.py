@@ -17,13 +17,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import (
-    dropout,
-    gelu,
-    layer_norm,
-    linear,
-    scaled_dot_product_attention,
-)
+from torch.nn.functional import dropout, gelu, layer_norm, linear, scaled_dot_product_attention
 
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
 from lstm_compile.recurrence.weights import under
@@ -116,8 +110,7 @@ def visible(lengths: Tensor | None, time: int, causal: bool, device: torch.devic
         return step < step.unsqueeze(1) + 0.5
     if lengths is None:
         return None
-    seen = valid_mask(lengths, time) | (step == 0)
-    return seen.unsqueeze(1).unsqueeze(1)
+    return (valid_mask(lengths, time) | (step == 0))[:, None, None]
 
 
 def within_segments(resets: Tensor) -> Tensor:

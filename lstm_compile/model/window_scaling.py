@@ -26,21 +26,13 @@ EPSILON = 1e-5  # added to the variance of a window, as in RevIN
 
 
 class Frame(NamedTuple):
-    """The parts that were taken out of a window and go back into its forecast.
+    """The parts that were taken out of a window and go back into its forecast."""
 
-    Attributes:
-        season: (batch, steps_out, targets), the last season; None without `season`.
-        shift: (levels,) or (batch, 1, levels), of the scaling.
-        scale: the same.
-        location: (batch, 1, levels), of the window; (1,) of 0 if windows are not scaled.
-        deviation: the same; 1 if windows are not divided.
-    """
-
-    season: Tensor | None
-    shift: Tensor
-    scale: Tensor
-    location: Tensor
-    deviation: Tensor
+    season: Tensor | None  # (batch, steps_out, targets), the last season; None without `season`
+    shift: Tensor  # (levels,) or (batch, 1, levels), of the scaling
+    scale: Tensor  # the same
+    location: Tensor  # (batch, 1, levels), of the window; (1,) of 0 if windows are not scaled
+    deviation: Tensor  # the same; 1 if windows are not divided
 
 
 def symmetric_log(x: Tensor) -> Tensor:
@@ -70,12 +62,8 @@ def enter(
 ) -> tuple[Tensor, Frame]:
     """The input of the network, (batch, time, features), and the parts that were taken out.
 
-    Args:
-        params: for the scaler.
-        config: the architecture.
-        x: (batch, time, features), in the user's units; padding may hold any number.
-        lengths: (batch,) int64.
-        given: location and scale of each series, for scaling `series`.
+    `x` is (batch, time, features), in the user's units, with any number in the padding; `given`
+    holds location and scale of each series for scaling `series`.
     """
     size, levels = config.output_size, config.level_size
     valid = valid_mask(lengths, x.shape[1])[..., None]

@@ -178,8 +178,7 @@ def _in_layout(call: Call, layout: Layout, run: RunPacked) -> Outputs:
 
 
 def _both_ways(
-    run: Callable[[Tensor, Direction, Tensor, Tensor], Outputs],
-    reverse: Callable[[Tensor], Tensor],
+    run: Callable[[Tensor, Direction, Tensor, Tensor], Outputs], reverse: Callable[[Tensor], Tensor]
 ) -> RunLayer:
     """`run`, which goes forward in time, for either direction."""
 

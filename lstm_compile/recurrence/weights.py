@@ -49,6 +49,21 @@ class Direction(NamedTuple):
         return [tensor for tensor in self if tensor is not None]
 
 
+def weight_shapes(
+    input_size: int, hidden_size: int, num_layers: int = 1, *, bidirectional: bool, bias: bool
+) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every parameter of a stack, in nn.LSTM's order."""
+    gates, shapes = 4 * hidden_size, dict[str, tuple[int, ...]]()
+    for layer in range(num_layers):
+        width = hidden_size * (1 + bidirectional) if layer else input_size
+        for suffix in (f"l{layer}", f"l{layer}_reverse")[: 1 + bidirectional]:
+            shapes[f"weight_ih_{suffix}"] = (gates, width)
+            shapes[f"weight_hh_{suffix}"] = (gates, hidden_size)
+            if bias:
+                shapes[f"bias_ih_{suffix}"] = shapes[f"bias_hh_{suffix}"] = (gates,)
+    return shapes
+
+
 def under(params: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The parameters whose names begin with `prefix`, by what follows it."""
     return {k.removeprefix(prefix): v for k, v in params.items() if k.startswith(prefix)}

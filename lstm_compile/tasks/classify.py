@@ -20,11 +20,5 @@ TASK = Task(
         "logistic regression on 24 frames",
     ),
     token_baselines=("majority class", "logistic regression on character shares"),
-    space={
-        **ENCODER,
-        **DIRECTIONS,
-        **POOLING,
-        **SCALING,
-        "label_smoothing": Range(0.0, 0.2),
-    },
+    space={**ENCODER, **DIRECTIONS, **POOLING, **SCALING, "label_smoothing": Range(0.0, 0.2)},
 )
