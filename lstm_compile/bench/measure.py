@@ -38,14 +38,9 @@ def run_bench(
 ) -> BenchReport:
     """Measure every case in every mode; Ctrl-C ends it and keeps what was measured so far.
 
-    Args:
-        cases: what to compute.
-        config: how to measure.
-        contestants: what can compute it, by name.
-        backends: names of those wanted, `reference` however long it takes; empty takes all, and
-            `reference` for short cases only.
-        on_case: called before each case and mode, which may take long to compile.
-        on_rows: called with its rows.
+    `backends` names the contestants that are wanted, `reference` however long it takes; empty takes
+    all, and `reference` for short cases only. `on_case` is called before each case and mode, which
+    may take long to compile, and `on_rows` with its rows.
 
     Raises:
         InputError: an unknown name or device, or lengths or a precision that do not fit.

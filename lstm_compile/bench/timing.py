@@ -55,14 +55,10 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time the steps in rounds, each round in a random order.
 
-    Args:
-        steps: what to time, by name.
-        repeats: rounds at most.
-        seconds: to spend on all of them, about; in any case each step runs in at least 5 rounds,
-            or in 2 if it is much slower than the fastest.
-        seed: of the order.
-        synchronize: waits for the device; part of every call.
-        after_first: called when every step has run once, and compiled what it compiles.
+    There are at most `repeats` rounds, in about so many `seconds` for all steps; in any case each
+    step runs in at least 5 rounds, or in 2 if it is much slower than the fastest. `synchronize`
+    waits for the device, as a part of every call. `after_first` is called when every step has run
+    once, and compiled what it compiles.
     """
 
     def clock(step: Step) -> float:

@@ -36,12 +36,9 @@ class ForecastScores:
         self.rows: dict[str, list[Tensor]] = {"mase": [], "scaled_mse": []}  # of each window
 
     def add(self, forecast: Tensor, y: Tensor, naive_error: Tensor) -> None:
-        """Add windows.
+        """Add windows: forecasts (windows, horizon, targets(, quantiles)) and the truth, `y`.
 
-        Args:
-            forecast: (windows, horizon, targets(, quantiles)).
-            y: (windows, horizon, targets), NaN where a value is unknown.
-            naive_error: (windows, targets), see `naive_errors`.
+        `y` is NaN where it is unknown; `naive_error` is (windows, targets), see `naive_errors`.
         """
         y, forecast = y.double(), forecast.double()
         if forecast.dim() == 4:
@@ -106,13 +103,9 @@ def backtest(
 ) -> Evaluation:
     """Compare forecasts with the truth and with baselines.
 
-    Args:
-        predict: gives (windows, horizon, targets(, quantiles)).
-        config: of the model that predicts.
-        windows: on the CPU; at least one.
-        baselines: fitted on training data; may be empty. Rules are added to them.
-        units: (targets,), the deviation of each target in training.
-        headline: the metric of the verdict, `scaled_mse` or `mase`.
+    `predict` gives (windows, horizon, targets(, quantiles)). There is at least one window, on the
+    CPU. Rules are added to the baselines. `units` are (targets,), the deviation of each target in
+    training; `headline` is the metric of the verdict, `scaled_mse` or `mase`.
     """
     season = config.season or windows.table.info.clock.season
     scores: dict[str, ForecastScores] = {}

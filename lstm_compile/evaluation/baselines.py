@@ -128,12 +128,9 @@ def fit_baselines(
 ) -> dict[str, Baseline]:
     """Fit every baseline of a task, by name.
 
-    Args:
-        known: all data that may be learned from, on the CPU.
-        task: the task; the first that fits the labels if empty. Its record names the baselines of
-            sequences.
-        train: of windows, those that the penalty of ridge regression is tried on.
-        validation: of windows, those that it is chosen by; None takes the end of `train`.
+    `known` are all data that may be learned from, on the CPU. Without a task, the first counts that
+    fits the labels; its record names the baselines of sequences. `train` and `validation` are for
+    windows, see `fit_forecast_baselines`.
     """
     if isinstance(known, Corpus):
         return fit_text_baselines(known)
@@ -199,12 +196,8 @@ def read_baselines(path: str | Path) -> dict[str, Baseline]:
     Raises:
         InputError: not a safetensors file, or what `from_tensors` refuses.
     """
-    path = Path(path)
-    with open_archive(path, "pt") as archive:
-        try:
-            return from_tensors({name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+    with open_archive(Path(path), "pt") as archive:
+        return from_tensors({name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Baseline]:

@@ -36,13 +36,9 @@ def evaluate_model(
 ) -> Evaluation:
     """Compare the answers of a model with the truth and with the baselines.
 
-    Args:
-        answer: gives what `predict.answer_all` gives, of data of this kind.
-        config: of the model.
-        data: on the CPU.
-        baselines: fitted on training data; may be empty.
-        training: from the model's file: for forecasts `loss` and `target_deviation`; the latter is
-            measured on `data` if it is missing.
+    `answer` gives what `predict.answer_all` gives, of data of this kind. Of `training`, from the
+    model's file, forecasts take `loss` and `target_deviation`; the latter is measured on `data` if
+    it is missing.
     """
     if isinstance(data, Corpus):
         return evaluate_text(answer(data), config.task, data, baselines)

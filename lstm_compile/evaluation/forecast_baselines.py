@@ -68,12 +68,9 @@ def fit_forecast_baselines(
 ) -> dict[str, Baseline]:
     """Ridge regression of the whole horizon on the same inputs; rules need no fitting.
 
-    Unknown targets count as the values that they were filled with.
-
-    Args:
-        known: the windows that the result is fitted on, on the CPU.
-        train: the windows that each penalty is tried on.
-        validation: the windows that choose one of `PENALTIES`; None takes the end of `train`.
+    Unknown targets count as the values that they were filled with. The result is fitted on `known`,
+    each of `PENALTIES` is tried on `train`, and the windows of `validation` choose one of them;
+    None takes the end of `train`.
     """
     if validation is None:
         train, validation = _cut_by_time(train)

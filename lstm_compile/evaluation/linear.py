@@ -26,11 +26,7 @@ def fit_logistic(features: Tensor, y: Tensor, classes: int, l2: float = 1.0) -> 
     scikit-learn's LogisticRegression(C=1 / l2):
     https://scikit-learn.org/stable/modules/linear_model.html#logistic-regression
 
-    Args:
-        features: float64 (sequences, columns), in any units.
-        y: int64 (sequences,) class codes.
-        classes: number of classes.
-        l2: strength of the penalty.
+    `features` are float64 (sequences, columns), in any units; `y` int64 (sequences,) class codes.
     """
     mean, deviation = _standard(features)
     standardised = (features - mean) / deviation
@@ -57,10 +53,8 @@ def fit_ridge(features: Tensor, y: Tensor, l2: float = 1.0) -> Baseline:
 
     W = (Z^T Z + l2 I)^-1 Z^T (y - mean(y)), with the bias mean(y) unpenalised.
 
-    Args:
-        features: float64 (sequences, columns), in any units.
-        y: floating (sequences, targets).
-        l2: strength of the penalty, above 0.
+    `features` are float64 (sequences, columns), in any units; `y` floating (sequences, targets);
+    `l2` is above 0.
     """
     return ridge(moments([(features, y.double())]), l2)
 

@@ -38,11 +38,8 @@ def check_plot(path: Path) -> None:
 def plot_forecasts(path: Path, predict: Predict, config: ModelConfig, windows: Windows) -> None:
     """Draw a few windows: the steps before, the truth, and the forecast with its band.
 
-    Args:
-        path: `.png`, `.svg` or `.pdf`; written whole or not at all.
-        predict: gives (windows, horizon, targets(, quantiles)).
-        config: of the model that predicts.
-        windows: on the CPU; a few, at equal distances, are drawn.
+    The file is `.png`, `.svg` or `.pdf`, written whole or not at all. `predict` gives (windows,
+    horizon, targets(, quantiles)); of the windows, on the CPU, a few at equal distances are drawn.
 
     Raises:
         InputError: what `check_plot` refuses.

@@ -85,13 +85,8 @@ def paired_interval(
     Both means are of the same 2,000 resamples, each as many rows drawn with replacement, from a
     fixed seed. Source: Efron and Tibshirani 1993, chapter 13.
 
-    Args:
-        own: (rows,), one score a row.
-        other: (rows,), of the same rows.
-        summary: from means of scores (resamples,) to the figures to compare, of the same shape.
-
-    Returns:
-        The bounds; None if there are fewer than `MIN_ROWS` rows.
+    `own` and `other` are (rows,), scores of the same rows; with fewer than `MIN_ROWS` there is no
+    interval. `summary` maps means of scores to the figures to compare, both (resamples,).
     """
     if len(own) < MIN_ROWS:
         return None

@@ -11,7 +11,7 @@ from lstm_compile.model.transformer import block_shapes, initial_of_block, trans
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
-from lstm_compile.recurrence.weights import under, weight_shapes
+from lstm_compile.recurrence.stack import under, weight_shapes
 
 
 class Mode(NamedTuple):

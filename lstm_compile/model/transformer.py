@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import dropout, gelu, layer_norm, linear, scaled_dot_product_attention
 
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
-from lstm_compile.recurrence.weights import under
+from lstm_compile.recurrence.stack import under
 
 EXPANSION = 4  # width of the feed-forward network, divided by that of the block
 LONGEST_WAVE = 10_000.0  # of the rotation, in steps over 2 pi
@@ -32,20 +32,18 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines, (time, half the width of 
 def block_shapes(width: int) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of one block, in the order of computation."""
     inner = EXPANSION * width
-    return {
-        "norm1.weight": (width,),
-        "norm1.bias": (width,),
-        "self_attn.in_proj_weight": (3 * width, width),
-        "self_attn.in_proj_bias": (3 * width,),
-        "self_attn.out_proj.weight": (width, width),
-        "self_attn.out_proj.bias": (width,),
-        "norm2.weight": (width,),
-        "norm2.bias": (width,),
-        "linear1.weight": (inner, width),
-        "linear1.bias": (inner,),
-        "linear2.weight": (width, inner),
-        "linear2.bias": (width,),
+    weights = {
+        "norm1.": (width,),
+        "self_attn.in_proj_": (3 * width, width),
+        "self_attn.out_proj.": (width, width),
+        "norm2.": (width,),
+        "linear1.": (inner, width),
+        "linear2.": (width, inner),
     }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in weights.items():
+        shapes |= {f"{name}weight": shape, f"{name}bias": shape[:1]}
+    return shapes
 
 
 def initial_of_block(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

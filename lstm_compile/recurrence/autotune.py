@@ -20,7 +20,7 @@ from lstm_compile.recurrence.cache import cache_dir, private_folder
 from lstm_compile.recurrence.chunk import backward_chunk, infer_chunk, record_chunk
 from lstm_compile.recurrence.inductor import can_compile, has_compiled
 from lstm_compile.recurrence.lengths import extremes
-from lstm_compile.recurrence.weights import read_layers
+from lstm_compile.recurrence.stack import read_layers
 
 FILE = "calibration.json"
 CLEARLY = 0.95  # of the vendor's time: a smaller gain is within the noise of measuring

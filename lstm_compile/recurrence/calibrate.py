@@ -12,7 +12,7 @@ from lstm_compile.devices import cpu_threads
 from lstm_compile.recurrence.autotune import CLEARLY, Measured, Workload, measurements, remember
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK
-from lstm_compile.recurrence.weights import weight_shapes
+from lstm_compile.recurrence.stack import weight_shapes
 
 ROUNDS = 7
 SECONDS = 2.0  # after which no further round begins

@@ -11,8 +11,7 @@ from lstm_compile.recurrence.dispatch import OperatorInputs, run_layers
 from lstm_compile.recurrence.lengths import check_lengths
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend, check_options, recurrence
 from lstm_compile.recurrence.resets import both_states, check_resets
-from lstm_compile.recurrence.stack import Call, RunLayer, run_stack
-from lstm_compile.recurrence.weights import Direction, read_layers
+from lstm_compile.recurrence.stack import Call, Direction, RunLayer, read_layers, run_stack
 
 
 def lstm(

@@ -12,7 +12,7 @@ from lstm_compile.errors import InputError
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
-from lstm_compile.recurrence.weights import weight_shapes
+from lstm_compile.recurrence.stack import weight_shapes
 
 State = tuple[Tensor, Tensor] | None  # h and c
 

@@ -1,6 +1,7 @@
 """Task `classify`: one class for each sequence. Loads no torch."""
 
-from lstm_compile.tasks.task import DIRECTIONS, ENCODER, POOLING, SCALING, Range, Task, lazy
+from lstm_compile.lazy import lazy
+from lstm_compile.tasks.task import DIRECTIONS, ENCODER, POOLING, SCALING, Range, Task
 
 TASK = Task(
     name="classify",

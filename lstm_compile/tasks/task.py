@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -45,16 +44,6 @@ ENCODER: Space = {
 DIRECTIONS: Space = {"bidirectional": OneOf((True, False))}
 POOLING: Space = {"pooling": OneOf(("last", "mean", "max", "attention"))}
 SCALING: Space = {"scaling": OneOf(("standard", "minmax"))}
-
-
-def lazy(place: str) -> Function:
-    """The function at `module:name`; its module, and torch, is imported at the first call."""
-
-    def function(*args: Any, **named: Any) -> Any:
-        module, _, name = place.partition(":")
-        return getattr(import_module(module), name)(*args, **named)
-
-    return function
 
 
 def numbered_names(config: "ModelConfig") -> "Schema":
