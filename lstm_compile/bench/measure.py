@@ -46,7 +46,10 @@ def run_bench(
         InputError: an unknown name or device, or lengths or a precision that do not fit.
     """
     device = find_device(config.device)
-    _check(cases, config, contestants, backends, device)
+    if unknown := [name for name in backends if name not in contestants]:
+        known = ", ".join(contestants)
+        raise InputError(f"backend must be one of {known}; got {unknown[0]!r}")
+    _check(cases, config, device)
     wanted = {name: contestants[name] for name in contestants if name in (backends or contestants)}
     job = _Job(wanted, config, device, by_name=bool(backends))
     with cpu_threads(config.threads or torch.get_num_threads()):
@@ -65,16 +68,7 @@ def run_bench(
     return report
 
 
-def _check(
-    cases: Sequence[Case],
-    config: BenchConfig,
-    contestants: Mapping[str, Contestant],
-    backends: Sequence[str],
-    device: torch.device,
-) -> None:
-    for name in backends:
-        if name not in contestants:
-            raise InputError(f"backend must be one of {', '.join(contestants)}; got {name!r}")
+def _check(cases: Sequence[Case], config: BenchConfig, device: torch.device) -> None:
     for case in cases:
         lengths_of(case, config.seed)
         if case.precision == "tf32" and device.type != "cuda":

@@ -15,14 +15,7 @@ from lstm_compile.evaluation.baselines import baseline_predictions
 from lstm_compile.evaluation.linear import Baseline
 from lstm_compile.evaluation.perplexity import evaluate_text
 from lstm_compile.evaluation.verdict import Evaluation as Evaluation
-from lstm_compile.evaluation.verdict import (
-    Interval,
-    best_of,
-    grouped_interval,
-    paired_interval,
-    verdict,
-)
-from lstm_compile.tasks import find_task
+from lstm_compile.evaluation.verdict import best_of, difference_interval, verdict
 from lstm_compile.tasks.metrics import metrics
 from lstm_compile.tasks.series_scaler import target_deviation
 
@@ -68,20 +61,3 @@ def evaluate(
         interval = difference_interval(config.task, prediction, best, data.y, owner)
     sentence = verdict(config.task, own, others, interval)
     return Evaluation(config.task, len(data), own, others, sentence, interval)
-
-
-def difference_interval(
-    task: str, own: Tensor, other: Tensor, y: Tensor, owner: Tensor | None = None
-) -> Interval | None:
-    """95 % bounds of how much better `own` is than `other`, by the row scores of the task.
-
-    Both are (rows, outputs), scores of classes or values of targets; `y` is (rows,) int64 class
-    codes, or (rows, targets). `owner` is (rows,) int64, the sequence of each step, never falling:
-    whole sequences are then drawn, as the steps of one sequence are alike.
-    """
-    score, gain = find_task(task).row_score, find_task(task).gain
-    assert score is not None
-    ours, theirs = score(own, y), score(other, y)
-    if owner is not None:
-        return grouped_interval(ours, theirs, owner)
-    return paired_interval(ours, theirs, gain or (lambda mean: mean))

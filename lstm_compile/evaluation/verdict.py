@@ -129,3 +129,20 @@ def _resampled(scores: Tensor) -> Tensor:
         index = torch.randint(rows, shape, generator=generator)
         parts.append(torch.stack([score[index].mean(1) for score in scores]))
     return torch.cat(parts, dim=1)
+
+
+def difference_interval(
+    task: str, own: Tensor, other: Tensor, y: Tensor, owner: Tensor | None = None
+) -> Interval | None:
+    """95 % bounds of how much better `own` is than `other`, by the row scores of the task.
+
+    Both are (rows, outputs), scores of classes or values of targets; `y` is (rows,) int64 class
+    codes, or (rows, targets). `owner` is (rows,) int64, the sequence of each step, never falling:
+    whole sequences are then drawn, as the steps of one sequence are alike.
+    """
+    score, gain = find_task(task).row_score, find_task(task).gain
+    assert score is not None
+    ours, theirs = score(own, y), score(other, y)
+    if owner is not None:
+        return grouped_interval(ours, theirs, owner)
+    return paired_interval(ours, theirs, gain or (lambda mean: mean))

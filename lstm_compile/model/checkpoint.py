@@ -38,12 +38,9 @@ def save_model(
 ) -> None:
     """Write one safetensors file, whole or not at all.
 
-    Args:
-        path: the file.
-        params: every tensor of `param_shapes(config)`, on any device; stored as float32.
-        config: the architecture.
-        schema: names of features and classes or targets; numbered names if None.
-        training: how the model was trained; anything that JSON can hold.
+    `params` are all tensors of `param_shapes(config)`, on any device, stored as float32; `schema`
+    has the names of features and classes or targets, numbered if None. `training` tells how the
+    model was trained: anything that JSON can hold.
 
     Raises:
         InputError: params do not fit the config, names are too many or too long, or the file cannot

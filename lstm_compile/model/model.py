@@ -60,7 +60,7 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     recurrent weights are orthogonal gate by gate (Saxe et al. 2014); biases are 0, except that
     `bias_ih` of the forget gate is 1 (Jozefowicz et al. 2015). Attention scores start equal, the
     linear path of a forecast at 0, scalers as the identity, Transformer blocks as
-    `transformer.initial_of_block` says.
+    `encoder.initial_of_block` says.
     """
     generator = torch.Generator().manual_seed(seed)
     return {name: _initial(name, shape, generator) for name, shape in param_shapes(config).items()}

@@ -135,13 +135,9 @@ def explain_backend(
 ) -> BackendChoice:
     """What `lstm(params, x, lengths, backend="auto")` would take, and why.
 
-    Args:
-        params: as in `lstm`; their device counts, and their dtype or autocast's.
-        batch: rows of x.
-        time: steps of x.
-        lengths: (batch,) int64, or None where every step is valid.
-        training: whether gradients are asked for.
-        chunk: steps unrolled in one graph, as in `lstm`.
+    `x` would be (batch, time, input_size). Of `params`, as in `lstm`, the device counts, and their
+    dtype or that of autocast. `lengths` are (batch,) int64, or None where every step is valid.
+    `training` is whether gradients are asked for; `chunk` is as in `lstm`.
 
     Raises:
         InputError: parameters that are not those of an LSTM.

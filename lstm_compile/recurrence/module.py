@@ -9,12 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lstm_compile.errors import InputError
-from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.recurrence.cell import LSTMState, State
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
 from lstm_compile.recurrence.stack import weight_shapes
-
-State = tuple[Tensor, Tensor] | None  # h and c
 
 
 class LSTM(nn.Module):
@@ -93,11 +91,11 @@ class LSTM(nn.Module):
     def forward(
         self,
         input: Any,  # noqa: A002 (nn.LSTM's name)
-        hx: State = None,
+        hx: State | None = None,
         lengths: Tensor | None = None,
         *,
         resets: Tensor | None = None,
-        reset_state: State = None,
+        reset_state: State | None = None,
         backend: Backend | None = None,
     ) -> tuple[Any, LSTMState]:
         """Run the stack.
@@ -142,7 +140,7 @@ class LSTM(nn.Module):
         return output.transpose(0, 1).contiguous(), state  # nn.LSTM's can be viewed as it is
 
     def _forward_packed(
-        self, packed: PackedSequence, hx: State, backend: Backend | None
+        self, packed: PackedSequence, hx: State | None, backend: Backend | None
     ) -> tuple[PackedSequence, LSTMState]:
         order, inverse = packed.sorted_indices, packed.unsorted_indices
         by_length = PackedSequence(packed.data, packed.batch_sizes)
@@ -156,7 +154,12 @@ class LSTM(nn.Module):
         return PackedSequence(data, packed.batch_sizes, order, inverse), state
 
     def _run(
-        self, backend: Backend | None, x: Tensor, lengths: Tensor | None, hx: State, **resets: Any
+        self,
+        backend: Backend | None,
+        x: Tensor,
+        lengths: Tensor | None,
+        hx: State | None,
+        **resets: Any,
     ) -> tuple[Tensor, LSTMState]:
         return lstm(
             dict(self.named_parameters()), x, lengths, hx, **resets, dropout=self.dropout,
@@ -181,7 +184,7 @@ def _transposed(resets: Tensor, x: Tensor) -> Tensor:
     return resets.transpose(0, 1)
 
 
-def _batched(state: State, what: str) -> State:
+def _batched(state: State | None, what: str) -> State | None:
     """The state of unbatched input as that of a batch of one."""
     if state is None:
         return None

@@ -25,9 +25,16 @@ from lstm_compile.evaluation.baselines import (
     fit_baselines,
     summary_features,
 )
-from lstm_compile.evaluation.evaluate import difference_interval, evaluate
+from lstm_compile.evaluation.evaluate import evaluate
 from lstm_compile.evaluation.linear import fit_ridge
-from lstm_compile.evaluation.verdict import BUDGET, MIN_ROWS, best_of, paired_interval, verdict
+from lstm_compile.evaluation.verdict import (
+    BUDGET,
+    MIN_ROWS,
+    best_of,
+    difference_interval,
+    paired_interval,
+    verdict,
+)
 from lstm_compile.tasks.metrics import score_targets
 
 
