@@ -3,8 +3,9 @@
 Names are resolved on first use (PEP 562): importing this package loads neither torch nor onnx.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lstm_compile.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lstm_compile.export.proof.parity import verify_onnx as verify_onnx
@@ -26,13 +27,4 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lstm_compile.export' has no attribute {name!r}")
-    return getattr(import_module(f"lstm_compile.export.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -4,9 +4,10 @@ Names are resolved on first use (PEP 562), so that importing the package, asking
 an exported model loads no torch.
 """
 
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lstm_compile.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lstm_compile.config import ModelConfig as ModelConfig
@@ -40,17 +41,8 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
 _root = Path(__file__).resolve().parent.parent
 if (_root / "export").is_dir() and (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))  # a checkout: `export` and `cli` stand beside this folder
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lstm_compile' has no attribute {name!r}")
-    return getattr(import_module(f"lstm_compile.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__

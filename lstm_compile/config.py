@@ -48,70 +48,38 @@ def option(
 class ModelConfig:
     """The architecture of a model, with nn.LSTM's names where it has them.
 
-    Attributes:
-        task: one of `lstm_compile.tasks.TASKS`: `classify` (one class for each sequence), `regress`
-            (numbers for each sequence), `forecast` (the next steps of a series), `tag` (one class
-            for each step) or `lm` (the next character of a text).
-        input_size: features of a step; 1 for tokens. For `forecast`: targets, past covariates,
-            known covariates and the indicator of gaps, in this order.
-        output_size: number of classes, targets or tokens.
-        vocabulary_size: number of tokens if the input is text; 0 if it is features.
-        embedding_size: length of the vector that stands for a token.
-        tie: `lm`: the head shares the weights of the embedding; `embedding_size` is then
-            `hidden_size`.
-        hidden_size: width of the state of one layer and direction.
-        num_layers: stacked layers.
-        bidirectional: also read each sequence from its last valid step to its first.
-        bias: whether the LSTM has its two bias vectors.
-        dropout: in training, the probability of dropping a value between layers, and of what a
-            Transformer block adds.
-        head_dropout: in training, the probability of dropping a value before the linear head.
-        pooling: how the steps become one vector: `last` valid step, `mean`, `max`, `attention`
-            (learned scores), `dot-attention` (scores are dot products with the last valid step).
-        scaling: what is done to each feature first: nothing (`none`), zero mean and unit deviation
-            (`standard`), or the range [0, 1] (`minmax`). Only for `forecast`: location and scale of
-            each series, given as inputs (`series`); or `standard` and then, in each window, minus
-            the last value (`last`), minus the mean (`mean`), or minus the mean and divided by the
-            deviation (`revin`, Kim et al. 2022). Forecasts are scaled back the same way.
-        target_scaling: the same for the targets of a regression; the graph scales answers back.
-        context: `forecast`: steps of a window before the origin; the linear path reads as many, the
-            LSTM as many as it is given.
-        horizon: `forecast`: number of steps ahead.
-        decoder: `forecast`: `direct` gives the whole horizon at once, `recursive` one step, which
-            is fed back.
-        quantiles: `forecast`: shares between 0 and 1, rising; empty for one number.
-        log1p: `forecast`: targets are scaled as sign(x) log(1 + |x|), and forecasts scaled back.
-        season: `forecast`: targets are differences to the value this many steps before; 0: they are
-            themselves.
-        linear: `forecast`: add a linear map from the window of each target to its horizon.
-        transformer_layers: Transformer blocks between the LSTM stack and pooling or head; their
-            attention is causal if the LSTM is not bidirectional.
-        heads: of the attention of each block, a divisor of `width`; 0 becomes the greatest common
-            divisor of 4 and `width`.
-        past_size: `forecast`: number of covariates that are known up to the origin.
-        known_size: `forecast`: number of covariates that are known in the horizon too.
-        static_sizes: `forecast`: number of categories of each static covariate.
+    The text of each option is also its help text in `train`.
 
     Raises:
         InputError: a value is of the wrong type or out of range.
     """
 
-    task: str
+    task: str  # one of `lstm_compile.tasks.TASKS`
+    # features of a step; 1 for tokens. For `forecast`: targets, past covariates, known covariates
+    # and the indicator of gaps, in this order
     input_size: int
-    output_size: int
+    output_size: int  # number of classes, targets or tokens
     hidden_size: int = option(64, "Width of one layer's state.", 1, MAX_SIZE)
     num_layers: int = option(2, "Stacked layers.", 1, MAX_LAYERS)
     bidirectional: bool = option(True, "Read each sequence in both directions.")
     bias: bool = option(True, "Give the LSTM its bias vectors.")
+    # of a dropout: the probability of dropping a value, in training
     dropout: float = option(0.4, "Dropout between layers and in Transformer blocks.", 0.0, 1.0)
     head_dropout: float = option(0.4, "Dropout before the linear head.", 0.0, 1.0)
+    # `last` valid step, `mean`, `max`, `attention` (learned scores), or `dot-attention` (scores are
+    # dot products with the last valid step)
     pooling: Pooling = option("attention", "How the steps become one vector.", only="is_pooled")
+    # `standard`: zero mean and unit deviation; `minmax`: the range [0, 1]. Only for `forecast`:
+    # location and scale of each series, given as inputs (`series`); or `standard` and then, in each
+    # window, minus the last value (`last`), minus the mean (`mean`), or minus the mean and divided
+    # by the deviation (`revin`, Kim et al. 2022). Forecasts are scaled back the same way
     scaling: Scaling = option(
         "standard", "Scaling of the features; it is part of the model.", only="has_features"
     )
     target_scaling: TargetScaling = option(
         "standard", "Scaling of the targets of a regression; answers are scaled back."
     )
+    # of a window: the linear path reads as many, the LSTM as many as it is given
     context: int = option(
         96, "Steps before the origin of a forecast.", 1, MAX_SIZE, only="is_series"
     )
@@ -119,9 +87,11 @@ class ModelConfig:
     decoder: Decoder = option(
         "direct", "All steps at once, or one step that is fed back.", only="is_series"
     )
+    # shares between 0 and 1, rising; empty for one number
     quantiles: tuple[float, ...] = option(
         (), "Quantiles to forecast, such as 0.1,0.5,0.9.", unset="one number", only="is_series"
     )
+    # targets are scaled as sign(x) log(1 + |x|), and forecasts scaled back
     log1p: bool = option(
         False, "Forecast log(1 + x): for targets that grow by a factor.", only="is_series"
     )
@@ -136,18 +106,21 @@ class ModelConfig:
     embedding_size: int = option(
         64, "Length of the vector that stands for a character.", 1, MAX_SIZE, only="reads_tokens"
     )
+    # `embedding_size` is then `hidden_size`
     tie: bool = option(False, "Let the head share the weights of the embedding.", only="is_text")
+    # between the LSTM stack and pooling or head; causal if the LSTM is not bidirectional
     transformer_layers: int = option(0, "Transformer blocks after the LSTM stack.", 0, MAX_LAYERS)
+    # a divisor of `width`; 0 becomes the greatest common divisor of 4 and `width`
     heads: int = option(
         0,
         "Attention heads of a Transformer block; 0: 4, or fewer if 4 does not divide the width.",
         0,
         MAX_SIZE,
     )
-    vocabulary_size: int = 0
-    past_size: int = 0
-    known_size: int = 0
-    static_sizes: tuple[int, ...] = ()
+    vocabulary_size: int = 0  # number of tokens if the input is text; 0 if it is features
+    past_size: int = 0  # number of covariates that are known up to the origin of a forecast
+    known_size: int = 0  # number of covariates that are known in the horizon too
+    static_sizes: tuple[int, ...] = ()  # number of categories of each static covariate
 
     def __post_init__(self) -> None:
         for name in ("quantiles", "static_sizes"):
@@ -217,13 +190,9 @@ class ModelConfig:
     @property
     def given(self) -> tuple[str, ...]:
         """Names of the inputs beside `x` and `lengths`."""
-        wanted = {
-            "known_future": self.known_size > 0,
-            "static": bool(self.static_sizes),
-            "series_location": self.scaling == "series",
-            "series_scale": self.scaling == "series",
-        }
-        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+        names = ["known_future"] * (self.known_size > 0) + ["static"] * bool(self.static_sizes)
+        names += ["series_location", "series_scale"] * (self.scaling == "series")
+        return tuple(names)
 
     @property
     def num_directions(self) -> int:
@@ -269,10 +238,10 @@ def checked_keys(cls: type, text: str) -> dict[str, Any]:
         InputError: not a JSON object, or an unknown or missing key.
     """
     values = from_json(text, cls.__name__)
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(set(values) - known):
+    known = {f.name: f.default is MISSING for f in fields(cls)}  # whether there must be a value
+    if unknown := sorted(set(values) - set(known)):
         raise InputError(f"{cls.__name__}: unknown keys {unknown}; known are {sorted(known)}")
-    if missing := sorted(_required(cls) - set(values)):
+    if missing := sorted(name for name in known if known[name] and name not in values):
         raise InputError(f"{cls.__name__}: missing keys {missing}")
     return values
 
@@ -308,10 +277,6 @@ def is_known(field: Field[Any], task: Task) -> bool:
     """Whether a task knows a field of a config."""
     trait = field.metadata.get("only")
     return not trait or bool(getattr(task, trait))
-
-
-def _required(cls: type) -> set[str]:
-    return {f.name for f in fields(cls) if f.default is MISSING}
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:

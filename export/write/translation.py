@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, numpy_helper
 from onnxscript import opset17 as op
 
-import lstm_compile.model.last_steps
+import lstm_compile.model.window_scaling
 import lstm_compile.recurrence.operator  # noqa: F401 (both define operators)
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.vendor import SATURATED
@@ -125,7 +125,7 @@ def checked(*inputs: Value) -> OperatorCall:
 
 
 def last_steps(x: Value, lengths: Value, size: int) -> Value:
-    """The last `size` valid steps of each row, as `forecast.ending.last_steps` gives them."""
+    """The last `size` valid steps of each row, as `window_scaling.last_steps` gives them."""
     # a step of zeros in front stands for missing steps: IREE 3.13 cannot compile a Where here
     padded = op.Pad(x, ints(0, 1, 0, 0, 0, 0))
     wanted = op.Constant(value=numpy_helper.from_array(np.arange(1 - size, 1)))

@@ -1,7 +1,7 @@
 """What is measured, and how: sizes, lengths, precision, rounds. Loads no torch."""
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -30,16 +30,6 @@ LARGEST_SEED = (1 << 63) - 1
 class Case:
     """One LSTM and one batch; each field with a help text is a flag of `bench`.
 
-    Attributes:
-        batch: sequences.
-        time: steps that the batch is padded to.
-        input: features a step.
-        hidden: width of the state of one layer and direction.
-        layers: stacked layers.
-        bidirectional: both directions.
-        lengths: `full`, `uniform` (1 to time, the longest row made full) or a file of lengths.
-        precision: `fp32` (TF32 off), `tf32` (CUDA) or `bf16` (autocast; weights stay in fp32).
-
     Raises:
         InputError: a value is of the wrong type or out of range.
     """
@@ -50,7 +40,9 @@ class Case:
     hidden: int = option(128, "Its width of one layer's state.", 1, LARGEST)
     layers: int = option(1, "Its stacked layers.", 1, 64)
     bidirectional: bool = option(False, "Whether it reads in both directions.")
+    # `uniform` is 1 to time, the longest row made full
     lengths: str = option("uniform", "Its lengths: uniform, full, or a file with one a line.")
+    # `fp32` (TF32 off), `tf32` (CUDA) or `bf16` (autocast; weights stay in fp32)
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
@@ -97,32 +89,24 @@ class BenchConfig:
 def grid(
     device_type: str, *, quick: bool = False, precision: Precision | None = None
 ) -> list[Case]:
-    """The cases that are measured unless one is asked for.
+    """The cases that are measured unless one is asked for, of all precisions or of one.
 
-    Args:
-        device_type: `cpu`, or `cuda`: wider layers and every precision.
-        quick: a subset that takes about a minute.
-        precision: only this one.
+    On `cuda` there are wider layers and every precision. `quick` is a subset of about a minute.
     """
     if quick:
-        kinds = ("uniform", "full")
-        return [Case(lengths=lengths, precision=precision or "fp32") for lengths in kinds]
+        return [Case(lengths=each, precision=precision or "fp32") for each in ("uniform", "full")]
     on_cuda = device_type == "cuda"
     default: tuple[Precision, ...] = get_args(Precision) if on_cuda else ("fp32",)
+    precisions = (precision,) if precision else default
     sizes = (*SIZES, *WIDE) if on_cuda else SIZES
-    return list(_product(sizes, (precision,) if precision else default))
-
-
-def _product(
-    sizes: Sequence[tuple[int, int, int, int]], precisions: tuple[Precision, ...]
-) -> Iterator[Case]:
-    kinds = product((1, 2), (False, True), ("full", "uniform"), precisions)
-    for (batch, time, width, hidden), kind in product(sizes, list(kinds)):
-        layers, bidirectional, lengths, precision = kind
-        yield Case(
+    kinds = product(sizes, (1, 2), (False, True), ("full", "uniform"), precisions)
+    return [
+        Case(
             batch=batch, time=time, input=width, hidden=hidden, layers=layers,
-            bidirectional=bidirectional, lengths=lengths, precision=precision,
-        )  # fmt: skip
+            bidirectional=bidirectional, lengths=lengths, precision=kind,
+        )
+        for (batch, time, width, hidden), layers, bidirectional, lengths, kind in kinds
+    ]  # fmt: skip
 
 
 def own_case(case: Case, fixed: Collection[str]) -> Case:

@@ -59,26 +59,19 @@ def rows_of(
     """One row for each backend that was timed."""
     rivals = {name: timings[name] for name in RIVALS if name in timings}
     best = min(rivals, key=lambda name: rivals[name].median, default=None)
-    rows = []
-    for name, timing in timings.items():
+
+    def row(name: str, timing: Timing) -> BenchRow:
         ratios = {rival: timing.ratio(theirs) for rival, theirs in rivals.items()}
-        rows.append(
-            BenchRow(
-                case=case,
-                mode=mode,
-                backend=name,
-                median_ms=1e3 * timing.median,
-                p95_ms=1e3 * timing.p95,
-                sequences_per_second=case.batch / timing.median,
-                ratios=ratios,
-                ratio=ratios[best] if best else None,
-                compile_seconds=timing.compiling,
-                rounds=len(timing.rounds),
-                peak_mib=peaks[name].step if name in peaks else None,
-                choice=choice if name == "auto" else "",
-            )
-        )
-    return rows
+        return BenchRow(
+            case=case, mode=mode, backend=name, median_ms=1e3 * timing.median,
+            p95_ms=1e3 * timing.p95, sequences_per_second=case.batch / timing.median,
+            ratios=ratios, ratio=ratios[best] if best else None,
+            compile_seconds=timing.compiling, rounds=len(timing.rounds),
+            peak_mib=peaks[name].step if name in peaks else None,
+            choice=choice if name == "auto" else "",
+        )  # fmt: skip
+
+    return [row(name, timing) for name, timing in timings.items()]
 
 
 def summary(rows: Iterable[BenchRow]) -> list[dict[str, Any]]:
@@ -92,9 +85,7 @@ def summary(rows: Iterable[BenchRow]) -> list[dict[str, Any]]:
         if row.ratio is not None:
             groups.setdefault(key, []).append(row)
     names = ("mode", "lengths", "precision", "backend")
-    return [
-        {**dict(zip(names, key, strict=True)), **_means(group)} for key, group in groups.items()
-    ]
+    return [dict(zip(names, key, strict=True)) | _means(group) for key, group in groups.items()]
 
 
 def _means(rows: list[BenchRow]) -> dict[str, Any]:

@@ -3,20 +3,22 @@
 import os
 import platform
 import re
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from lstm_compile.devices import package_versions
 
 VENDORS = {"AuthenticAMD": "AMD", "GenuineIntel": "Intel"}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Processor, cores, threads, device and the versions of what computes."""
+    on_linux = hasattr(os, "sched_getaffinity")  # the cores that this process may use
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cores": _cores(),
+        "cores": len(os.sched_getaffinity(0)) if on_linux else os.cpu_count() or 1,
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
@@ -32,13 +34,6 @@ def described(facts: dict[str, Any]) -> str:
     return f"{device}{cores}, {versions}"
 
 
-def _cores() -> int:
-    """The cores that this process may use, or all where the system does not tell."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _processor() -> str:
     try:
         match = re.search(r"vendor_id\s*: (\w+)", Path("/proc/cpuinfo").read_text())
@@ -52,7 +47,4 @@ def _versions(device: torch.device) -> dict[str, str]:
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     if device.type == "cuda":
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
-    try:
-        return {**versions, "onnxruntime": metadata.version("onnxruntime")}
-    except metadata.PackageNotFoundError:
-        return versions
+    return versions | package_versions("onnxruntime")

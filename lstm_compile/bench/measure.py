@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import product
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from lstm_compile.bench.cases import BenchConfig, Case, Mode, lengths_of
 from lstm_compile.bench.figures import BenchReport, BenchRow, rows_of
 from lstm_compile.bench.machine import machine
-from lstm_compile.bench.memory import Peak, peak, supported
+from lstm_compile.bench.memory import peak, supported
 from lstm_compile.bench.problem import (
     CONTESTANTS,
     REFERENCE_STEPS,
@@ -39,20 +38,18 @@ def run_bench(
 ) -> BenchReport:
     """Measure every case in every mode; Ctrl-C ends it and keeps what was measured so far.
 
-    Args:
-        cases: what to compute.
-        config: how to measure.
-        contestants: what can compute it, by name.
-        backends: names of those wanted, `reference` however long it takes; empty takes all, and
-            `reference` for short cases only.
-        on_case: called before each case and mode, which may take long to compile.
-        on_rows: called with its rows.
+    `backends` names the contestants that are wanted, `reference` however long it takes; empty takes
+    all, and `reference` for short cases only. `on_case` is called before each case and mode, which
+    may take long to compile, and `on_rows` with its rows.
 
     Raises:
         InputError: an unknown name or device, or lengths or a precision that do not fit.
     """
     device = find_device(config.device)
-    _check(cases, config, contestants, backends, device)
+    if unknown := [name for name in backends if name not in contestants]:
+        known = ", ".join(contestants)
+        raise InputError(f"backend must be one of {known}; got {unknown[0]!r}")
+    _check(cases, config, device)
     wanted = {name: contestants[name] for name in contestants if name in (backends or contestants)}
     job = _Job(wanted, config, device, by_name=bool(backends))
     with cpu_threads(config.threads or torch.get_num_threads()):
@@ -71,17 +68,7 @@ def run_bench(
     return report
 
 
-def _check(
-    cases: Sequence[Case],
-    config: BenchConfig,
-    contestants: Mapping[str, Contestant],
-    backends: Sequence[str],
-    device: torch.device,
-) -> None:
-    for name in backends:
-        if name not in contestants:
-            known = ", ".join(contestants)
-            raise InputError(f"backend must be one of {known}; got {name!r}")
+def _check(cases: Sequence[Case], config: BenchConfig, device: torch.device) -> None:
     for case in cases:
         lengths_of(case, config.seed)
         if case.precision == "tf32" and device.type != "cuda":
@@ -125,16 +112,12 @@ class _Job:
         with tf32(case.precision == "tf32"):
             steps = {name: step_of(self.contestants[name], name, problem, mode) for name in names}
             budget = config.repeats, config.seconds, config.seed
-            timings = interleave(steps, *budget, _synchronize(self.device), calibrate)
-        peaks = {name: self._peak(name, case, mode) for name in names if config.memory}
+            timings = interleave(steps, *budget, self._synchronize, calibrate)
+        options = case, mode, str(self.device), torch.get_num_threads(), config.seed
+        wanted = names if config.memory else ()
+        peaks = {name: peak(self.contestants[name], name, *options) for name in wanted}
         return rows_of(case, mode, timings, peaks, *choices)
 
-    def _peak(self, name: str, case: Case, mode: Mode) -> Peak:
-        options = str(self.device), torch.get_num_threads(), self.config.seed
-        return peak(self.contestants[name], name, case, mode, *options)
-
-
-def _synchronize(device: torch.device) -> Callable[[], object]:
-    if device.type == "cuda":
-        return partial(torch.cuda.synchronize, device)
-    return lambda: None
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -38,16 +38,7 @@ def peak(
     """The peak of one step of this case, in a fresh process.
 
     On the CPU it is the process's high-water mark above its size before the step; on CUDA what
-    PyTorch's allocator gave out.
-
-    Args:
-        contestant: a function that can be pickled.
-        name: its name.
-        case: what to compute.
-        mode: `inference` or `training`.
-        device: `cpu`, `cuda` or `cuda:N`.
-        threads: of the CPU.
-        seed: of weights, batch and lengths.
+    PyTorch's allocator gave out. `contestant` can be pickled.
 
     Raises:
         RunError: the process was ended from outside, as it is where memory runs out.
@@ -86,25 +77,21 @@ def _peak(
         problems = [build(one, where, mode, seed) for one in (small, case)]
         steps = [step_of(contestant, name, problem, mode) for problem in problems]
         marks = [_high_water(step, where) for step in (steps[0], steps[1], steps[1])]
-    cold = max(mark.highest for mark in marks) - marks[0].idle
-    return Peak(cold, *(mark.highest - mark.idle for mark in marks[1:]))
+    cold = max(highest for _, highest in marks) - marks[0][0]
+    return Peak(cold, *(highest - idle for idle, highest in marks[1:]))
 
 
-class _Mark(NamedTuple):
-    idle: float  # MiB
-    highest: float
-
-
-def _high_water(step: Step, device: torch.device) -> _Mark:
+def _high_water(step: Step, device: torch.device) -> tuple[float, float]:
+    """MiB before the step, and at its highest."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         allocated = torch.cuda.memory_allocated(device)
         step()
-        return _Mark(allocated / 2**20, torch.cuda.max_memory_allocated(device) / 2**20)
+        return allocated / 2**20, torch.cuda.max_memory_allocated(device) / 2**20
     _give_back()
     idle = _status("VmRSS")
     step()
-    return _Mark(idle, _status("VmHWM"))
+    return idle, _status("VmHWM")
 
 
 def _give_back() -> None:

@@ -4,6 +4,7 @@ import gc
 import random
 import time
 from collections.abc import Callable, Mapping
+from itertools import chain
 from statistics import median
 from typing import NamedTuple
 
@@ -17,13 +18,6 @@ FEWEST, SLOWEST_FEWEST = 5, 2  # rounds, whatever they cost
 SLOW = 8.0  # times the fastest
 
 
-class RoundPlan(NamedTuple):
-    """How often a step runs: `calls` one after another in each of `rounds` rounds."""
-
-    rounds: int
-    calls: int
-
-
 class Timing(NamedTuple):
     """Seconds of each call."""
 
@@ -33,12 +27,12 @@ class Timing(NamedTuple):
     @property
     def median(self) -> float:
         """Of all calls but the first."""
-        return median(seconds for calls in self.rounds for seconds in calls)
+        return median(chain.from_iterable(self.rounds))
 
     @property
     def p95(self) -> float:
         """The 95th percentile of the same."""
-        return float(np.quantile([seconds for calls in self.rounds for seconds in calls], 0.95))
+        return float(np.quantile([*chain.from_iterable(self.rounds)], 0.95))
 
     @property
     def compiling(self) -> float:
@@ -61,14 +55,10 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time the steps in rounds, each round in a random order.
 
-    Args:
-        steps: what to time, by name.
-        repeats: rounds at most.
-        seconds: to spend on all of them, about; in any case each step runs in at least 5 rounds,
-            or in 2 if it is much slower than the fastest.
-        seed: of the order.
-        synchronize: waits for the device; part of every call.
-        after_first: called when every step has run once, and compiled what it compiles.
+    There are at most `repeats` rounds, in about so many `seconds` for all steps; in any case each
+    step runs in at least 5 rounds, or in 2 if it is much slower than the fastest. `synchronize`
+    waits for the device, as a part of every call. `after_first` is called when every step has run
+    once, and compiled what it compiles.
     """
 
     def clock(step: Step) -> float:
@@ -86,21 +76,23 @@ def interleave(
     plans = _plans({name: estimate(step) for name, step in steps.items()}, repeats, seconds)
     order = random.Random(seed)
     gc.collect()
-    for number in range(max(plan.rounds for plan in plans.values())):
-        names = [name for name, plan in plans.items() if number < plan.rounds]
+    for number in range(max(rounds for rounds, _ in plans.values())):
+        names = [name for name, (rounds, _) in plans.items() if number < rounds]
         order.shuffle(names)
         for name in names:
-            calls = [clock(steps[name]) for _ in range(plans[name].calls)]
-            timings[name].rounds.append(calls)
+            timings[name].rounds.append([clock(steps[name]) for _ in range(plans[name][1])])
     return timings
 
 
-def _plans(estimates: Mapping[str, float], repeats: int, seconds: float) -> dict[str, RoundPlan]:
+def _plans(
+    estimates: Mapping[str, float], repeats: int, seconds: float
+) -> dict[str, tuple[int, int]]:
+    """In how many rounds each step runs, and how often in each of them."""
     share, fastest = seconds / len(estimates), min(estimates.values())
     plans = {}
     for name, estimate in estimates.items():
         calls = min(MOST_CALLS, max(1, round(BLOCK / estimate)))
         fewest = SLOWEST_FEWEST if estimate > SLOW * fastest else FEWEST
         rounds = max(fewest, int(share / (calls * estimate)))
-        plans[name] = RoundPlan(min(repeats, rounds), calls)
+        plans[name] = min(repeats, rounds), calls
     return plans

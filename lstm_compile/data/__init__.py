@@ -3,8 +3,9 @@
 Names are resolved on first use (PEP 562): `lstm_compile.data.schema` must import without torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lstm_compile.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lstm_compile.data.batches import bucketed_batches as bucketed_batches
@@ -36,13 +37,4 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lstm_compile.data' has no attribute {name!r}")
-    return getattr(import_module(f"lstm_compile.data.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

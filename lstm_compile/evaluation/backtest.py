@@ -11,10 +11,9 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.series.windows import Windows
-from lstm_compile.evaluation.bootstrap import paired_interval
 from lstm_compile.evaluation.forecast_baselines import forecasts_of
 from lstm_compile.evaluation.linear import Baseline
-from lstm_compile.evaluation.verdict import Evaluation, best_of, verdict
+from lstm_compile.evaluation.verdict import Evaluation, best_of, paired_interval, verdict
 from lstm_compile.model.forecaster import middle_of
 from lstm_compile.tasks.losses import pinball
 from lstm_compile.tasks.metrics import Metrics
@@ -27,9 +26,7 @@ Predict = Callable[[Windows], Tensor]
 class ForecastScores:
     """Running sums of the errors of forecasts, for each target and step ahead.
 
-    Args:
-        config: the architecture.
-        units: float64 (targets,), the deviation of each target in training.
+    `units` is float64 (targets,), the deviation of each target in training.
     """
 
     def __init__(self, config: ModelConfig, units: Tensor) -> None:
@@ -39,15 +36,11 @@ class ForecastScores:
         self.rows: dict[str, list[Tensor]] = {"mase": [], "scaled_mse": []}  # of each window
 
     def add(self, forecast: Tensor, y: Tensor, naive_error: Tensor) -> None:
-        """Add windows.
+        """Add windows: forecasts (windows, horizon, targets(, quantiles)) and the truth, `y`.
 
-        Args:
-            forecast: (windows, horizon, targets(, quantiles)).
-            y: (windows, horizon, targets), NaN where a value is unknown.
-            naive_error: (windows, targets), see `naive_errors`.
+        `y` is NaN where it is unknown; `naive_error` is (windows, targets), see `naive_errors`.
         """
-        y = y.double()
-        forecast = forecast.double()
+        y, forecast = y.double(), forecast.double()
         if forecast.dim() == 4:
             self._add_quantiles(forecast, y)
             forecast = forecast[..., middle_of(self.config.quantiles)]
@@ -110,40 +103,32 @@ def backtest(
 ) -> Evaluation:
     """Compare forecasts with the truth and with baselines.
 
-    Args:
-        predict: gives (windows, horizon, targets(, quantiles)).
-        config: of the model that predicts.
-        windows: on the CPU; at least one.
-        baselines: fitted on training data; may be empty. Rules are added to them.
-        units: (targets,), the deviation of each target in training.
-        headline: the metric of the verdict, `scaled_mse` or `mase`.
+    `predict` gives (windows, horizon, targets(, quantiles)). There is at least one window, on the
+    CPU. Rules are added to the baselines. `units` are (targets,), the deviation of each target in
+    training; `headline` is the metric of the verdict, `scaled_mse` or `mase`.
     """
     season = config.season or windows.table.info.clock.season
     scores: dict[str, ForecastScores] = {}
     errors = naive_errors(windows, season)
-    for start in range(0, len(windows), BLOCK):
-        block = windows.select(torch.arange(start, min(start + BLOCK, len(windows))))
+    for rows in torch.arange(len(windows)).split(BLOCK):
+        block = windows.select(rows)
         y, naive = block.y, errors[block.series]
         for name, forecast in ((MODEL, predict(block)), *forecasts_of(baselines, block, season)):
             scores.setdefault(name, ForecastScores(config, units.double())).add(forecast, y, naive)
     own, others = scores.pop(MODEL), {name: found.metrics() for name, found in scores.items()}
     best = best_of(config.task, others, headline)
     size = max(1, windows.shape.horizon)
-    ours, theirs = (_in_blocks(torch.cat(s.rows[headline]), size) for s in (own, scores[best]))
+    # blocks of neighbours: windows that overlap are not independent
+    ours, theirs = (
+        torch.stack([block.nanmean() for block in torch.cat(found.rows[headline]).split(size)])
+        for found in (own, scores[best])
+    )
     interval = paired_interval(ours, theirs, lambda mean: -mean)
     figures = own.metrics()
-    return Evaluation(
-        config.task,
-        len(windows),
-        figures,
-        others,
-        verdict(config.task, figures, others, interval, headline),
-        interval,
-        {
-            "targets": own.details(windows.targets),
-            "baselines": {name: found.details(windows.targets) for name, found in scores.items()},
-        },
-    )
+    sentence = verdict(config.task, figures, others, interval, headline)
+    details = {name: found.details(windows.targets) for name, found in scores.items()}
+    details = {"targets": own.details(windows.targets), "baselines": details}
+    return Evaluation(config.task, len(windows), figures, others, sentence, interval, details)
 
 
 def headline_of(loss: str) -> str:
@@ -170,8 +155,3 @@ def naive_errors(windows: Windows, season: int) -> Tensor:
                 found[series] = torch.where(mean > 0, mean, 1.0)
                 break
     return found
-
-
-def _in_blocks(scores: Tensor, size: int) -> Tensor:
-    """Means of blocks of neighbours: windows that overlap are not independent."""
-    return torch.stack([block.nanmean() for block in scores.split(size)])

@@ -1,9 +1,10 @@
 """The simple models that a trained one must beat: fitted, stored, read and asked.
 
-Every baseline is one affine map of one kind of features, so two tensors store it.
+Every baseline is one affine map of one kind of features, so two tensors store it. Features are a
+fixed number of columns for a sequence of any length.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,6 @@ from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.data.series.windows import Windows
 from lstm_compile.errors import InputError
-from lstm_compile.evaluation.features import FEATURES, features_of
 from lstm_compile.evaluation.forecast_baselines import RIDGE_ON_WINDOWS, fit_forecast_baselines
 from lstm_compile.evaluation.linear import Baseline, fit_logistic, fit_ridge
 from lstm_compile.evaluation.perplexity import BIGRAM, UNIGRAM, fit_text_baselines
@@ -22,11 +22,102 @@ from lstm_compile.model.header import open_archive
 from lstm_compile.tasks import find_task
 
 PREFIX = "baseline."
-KNOWN = (*FEATURES, RIDGE_ON_WINDOWS, UNIGRAM, BIGRAM)
+FRAMES = 24
+REACH = 2  # 5 steps in all
+BLOCK = 1 << 18  # steps whose features are made at once
 MOST_ROWS = 50_000  # labels that a classifier is fitted on; there can be millions
 # Of 1, 10 and 100, what 5-fold cross-validation on the training parts of the bundled data sets
 # prefers for the stronger classifier, the one on 24 frames.
 CLASSIFIER_PENALTY = 10.0
+
+
+def no_features(sequences: Sequences) -> Tensor:
+    """No columns, for baselines that read no input: float64 (labels, 0)."""
+    return torch.zeros(len(sequences.y), 0, dtype=torch.float64)
+
+
+def summary_features(sequences: Sequences) -> Tensor:
+    """Mean, deviation, minimum and maximum of each feature over the valid steps.
+
+    float64 (sequences, 4 * features), in the features' units; the deviation divides by the number
+    of steps. A sequence without steps gives zeros.
+    """
+    x = sequences.x.double()
+    index = torch.arange(len(sequences)).repeat_interleave(sequences.lengths)
+
+    def reduce(values: Tensor, how: str) -> Tensor:
+        zeros = values.new_zeros(len(sequences), values.shape[1])
+        rows = index[:, None].expand_as(values)
+        return zeros.scatter_reduce(0, rows, values, how, include_self=False)
+
+    mean = reduce(x, "mean")
+    deviation = reduce((x - mean[index]).square(), "mean").sqrt()
+    return torch.cat([mean, deviation, reduce(x, "amin"), reduce(x, "amax")], dim=1)
+
+
+def resampled_features(sequences: Sequences, frames: int = FRAMES) -> Tensor:
+    """Stretch each sequence to equidistant frames, from its first to its last step, linearly.
+
+    float64 (sequences, frames * features), frame by frame. A single step is repeated; a sequence
+    without steps gives zeros.
+    """
+    lengths = sequences.lengths
+    last = (lengths - 1).clamp(min=0)[:, None]
+    position = torch.linspace(0.0, 1.0, frames, dtype=torch.float64) * last
+    before = position.floor().long().minimum(last)
+    after = (before + 1).minimum(last)
+    x = torch.cat([sequences.x, sequences.x.new_zeros(1, sequences.x.shape[1])]).double()
+    starts = sequences.offsets[:-1, None]
+    stretched = torch.lerp(x[starts + before], x[starts + after], (position - before)[..., None])
+    return (stretched * (lengths > 0)[:, None, None]).flatten(1)
+
+
+def neighbour_features(sequences: Sequences, reach: int = REACH) -> Tensor:
+    """Each step with `reach` steps before and after it; the first and last step are repeated.
+
+    float64 (total_steps, (2 * reach + 1) * features), the earliest step first.
+    """
+    lengths, step = sequences.lengths, torch.arange(len(sequences.x))
+    first = sequences.offsets[:-1].repeat_interleave(lengths)
+    last = first + lengths.repeat_interleave(lengths) - 1
+    shifts = range(-reach, reach + 1)
+    x = sequences.x.double()
+    return torch.cat([x[(step + shift).clamp(first, last)] for shift in shifts], 1)
+
+
+def token_shares(sequences: Sequences) -> Tensor:
+    """The share of each token in a text, float64 (sequences, vocabulary); zeros without a token."""
+    size = len(sequences.vocabulary or ())
+    owner = torch.arange(len(sequences)).repeat_interleave(sequences.lengths)
+    counts = torch.bincount(owner * size + sequences.x, minlength=len(sequences) * size)
+    shares = counts.view(len(sequences), size).double()
+    return shares / sequences.lengths.clamp(min=1)[:, None]
+
+
+def tokens_themselves(sequences: Sequences) -> Tensor:
+    """The token of each step, int64 (total_steps,): a row of the baseline's weight."""
+    return sequences.x.long()
+
+
+# by baseline
+FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
+    "majority class": no_features,
+    "logistic regression on 5 steps": neighbour_features,
+    "logistic regression on summaries": summary_features,
+    "logistic regression on 24 frames": resampled_features,
+    "logistic regression on character shares": token_shares,
+    "frequencies by character": tokens_themselves,
+    "mean": no_features,
+    "ridge on summaries": summary_features,
+}
+KNOWN = (*FEATURES, RIDGE_ON_WINDOWS, UNIGRAM, BIGRAM)
+
+
+def features_of(name: str, sequences: Sequences) -> Tensor:
+    """The input of the baseline `name`, made in blocks: making it takes a lot of memory."""
+    block = (sequences.offsets[:-1] // BLOCK).bincount()
+    rows = torch.arange(len(sequences)).split(block[block > 0].tolist() or 1)
+    return torch.cat([FEATURES[name](sequences.select(part)) for part in rows])
 
 
 def fit_baselines(
@@ -35,17 +126,11 @@ def fit_baselines(
     train: object = None,
     validation: object = None,
 ) -> dict[str, Baseline]:
-    """Fit every baseline of a task.
+    """Fit every baseline of a task, by name.
 
-    Args:
-        known: all data that may be learned from, on the CPU.
-        task: the task; the first that fits the labels if empty. Its record names the baselines of
-            sequences.
-        train: of windows, those that the penalty of ridge regression is tried on.
-        validation: of windows, those that it is chosen by; None takes the end of `train`.
-
-    Returns:
-        The baselines by name.
+    `known` are all data that may be learned from, on the CPU. Without a task, the first counts that
+    fits the labels; its record names the baselines of sequences. `train` and `validation` are for
+    windows, see `fit_forecast_baselines`.
     """
     if isinstance(known, Corpus):
         return fit_text_baselines(known)
@@ -55,12 +140,11 @@ def fit_baselines(
         return fit_forecast_baselines(known, train, validation)
     found = find_task(task or known.task)
     names = found.token_baselines if known.vocabulary else found.baselines
-    rows = _some_rows(known)
+    count = len(known.y)  # classifiers are fitted on some labels, spread over the data
+    rows = torch.linspace(0, count - 1, min(count, MOST_ROWS), dtype=torch.float64).long()
     some = known
-    if (
-        known.classes and not known.per_step and len(rows) < len(known)
-    ):  # features of the others would be in vain
-        some, rows = known.select(rows), torch.arange(len(rows))
+    if known.classes and not known.per_step and len(rows) < len(known):
+        some, rows = known.select(rows), torch.arange(len(rows))  # no features of the others
     return {name: _fit(name, known, some, rows) for name in names}
 
 
@@ -85,18 +169,8 @@ def _fit_frequencies(train: Sequences) -> Baseline:
     return Baseline((table / table.sum(1, True)).log(), torch.zeros(classes).double())
 
 
-def _some_rows(train: Sequences) -> Tensor:
-    """Labels that classifiers are fitted on: all, or `MOST_ROWS` spread over the data."""
-    count = len(train.y)
-    return torch.linspace(0, count - 1, min(count, MOST_ROWS), dtype=torch.float64).long()
-
-
 def baseline_predictions(baselines: Mapping[str, Baseline], data: Sequences) -> dict[str, Tensor]:
-    """Apply fitted baselines to data with the same schema.
-
-    Args:
-        baselines: what `fit_baselines` or `from_tensors` gave.
-        data: on the CPU.
+    """Apply fitted baselines to data with the same schema, on the CPU.
 
     Returns:
         For each baseline float64 (rows, outputs): one score a class, or the targets.
@@ -122,12 +196,8 @@ def read_baselines(path: str | Path) -> dict[str, Baseline]:
     Raises:
         InputError: not a safetensors file, or what `from_tensors` refuses.
     """
-    path = Path(path)
-    with open_archive(path, "pt") as archive:
-        try:
-            return from_tensors({name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+    with open_archive(Path(path), "pt") as archive:
+        return from_tensors({name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Baseline]:

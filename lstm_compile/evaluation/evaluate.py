@@ -12,12 +12,10 @@ from lstm_compile.data.sequences import Sequences
 from lstm_compile.data.series.windows import Windows
 from lstm_compile.evaluation.backtest import backtest, headline_of
 from lstm_compile.evaluation.baselines import baseline_predictions
-from lstm_compile.evaluation.bootstrap import Interval, grouped_interval, paired_interval
 from lstm_compile.evaluation.linear import Baseline
 from lstm_compile.evaluation.perplexity import evaluate_text
 from lstm_compile.evaluation.verdict import Evaluation as Evaluation
-from lstm_compile.evaluation.verdict import best_of, verdict
-from lstm_compile.tasks import find_task
+from lstm_compile.evaluation.verdict import best_of, difference_interval, verdict
 from lstm_compile.tasks.metrics import metrics
 from lstm_compile.tasks.series_scaler import target_deviation
 
@@ -31,13 +29,9 @@ def evaluate_model(
 ) -> Evaluation:
     """Compare the answers of a model with the truth and with the baselines.
 
-    Args:
-        answer: gives what `predict.answer_all` gives, of data of this kind.
-        config: of the model.
-        data: on the CPU.
-        baselines: fitted on training data; may be empty.
-        training: from the model's file: for forecasts `loss` and `target_deviation`; the latter is
-            measured on `data` if it is missing.
+    `answer` gives what `predict.answer_all` gives, of data of this kind. Of `training`, from the
+    model's file, forecasts take `loss` and `target_deviation`; the latter is measured on `data` if
+    it is missing.
     """
     if isinstance(data, Corpus):
         return evaluate_text(answer(data), config.task, data, baselines)
@@ -54,12 +48,8 @@ def evaluate(
 ) -> Evaluation:
     """Compare predictions with the truth and with the baselines.
 
-    Args:
-        prediction: (rows, output_size), logits or values in the user's units, in the order of the
-            data; for `tag` a row is a step.
-        config: of the model.
-        data: on the CPU.
-        baselines: fitted on training data; may be empty.
+    `prediction` is (rows, output_size), logits or values in the user's units, in the order of the
+    data; for `tag` a row is a step.
     """
     own = metrics(config, prediction, data.y)
     predictions = baseline_predictions(baselines, data)
@@ -71,24 +61,3 @@ def evaluate(
         interval = difference_interval(config.task, prediction, best, data.y, owner)
     sentence = verdict(config.task, own, others, interval)
     return Evaluation(config.task, len(data), own, others, sentence, interval)
-
-
-def difference_interval(
-    task: str, own: Tensor, other: Tensor, y: Tensor, owner: Tensor | None = None
-) -> Interval | None:
-    """95 % bounds of how much better `own` is than `other`, by the row scores of the task.
-
-    Args:
-        task: its record says how rows are scored.
-        own: (rows, outputs), scores of classes or values of targets.
-        other: the same of the model to compare with.
-        y: (rows,) int64 class codes, or (rows, targets).
-        owner: (rows,) int64, the sequence of each step, never falling. Whole sequences are then
-            drawn, as the steps of one sequence are alike.
-    """
-    score, gain = find_task(task).row_score, find_task(task).gain
-    assert score is not None
-    ours, theirs = score(own, y), score(other, y)
-    if owner is not None:
-        return grouped_interval(ours, theirs, owner)
-    return paired_interval(ours, theirs, gain or (lambda mean: mean))

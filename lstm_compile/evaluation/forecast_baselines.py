@@ -24,40 +24,32 @@ def naive(windows: Windows, season: int = 1) -> Tensor:  # noqa: ARG001 (as all 
 
 def seasonal_naive(windows: Windows, season: int) -> Tensor:
     """The value one season before; the last value if the series is shorter than a season."""
-    return _seasons_ago(windows, season, 1)
+    ahead = torch.arange(windows.shape.horizon)
+    rows = windows.origins[:, None] + ahead % season - season
+    rows = torch.where(rows >= _starts(windows)[:, None], rows, windows.origins[:, None] - 1)
+    return windows.x[rows][..., : len(windows.targets)]
 
 
 def seasonal_ratio(windows: Windows, season: int) -> Tensor:
     """The last season times its growth over the one before; unknown growth counts as 1."""
     last, before = (_sum_of_season(windows, season, seasons).clamp(min=0) for seasons in (0, 1))
-    first = _starts(windows)
-    is_known = (windows.origins - 2 * season >= first)[:, None] & (before > 0)
+    is_known = (windows.origins - 2 * season >= _starts(windows))[:, None] & (before > 0)
     growth = torch.where(is_known, last / before.where(before > 0, 1.0), 1.0)[:, None]
     ahead = torch.arange(windows.shape.horizon) // season + 1
     return seasonal_naive(windows, season) * growth ** ahead[:, None]
 
 
-RULES: dict[str, Rule] = {
-    "naive": naive,
-    "seasonal naive": seasonal_naive,
-    "seasonal ratio": seasonal_ratio,
-}
-
-
 def rules_for(season: int) -> dict[str, Rule]:
     """The rules for a season of this many steps; 1 is no season."""
-    return RULES if season > 1 else {"naive": naive}
+    seasonal = {"seasonal naive": seasonal_naive, "seasonal ratio": seasonal_ratio}
+    return {"naive": naive, **(seasonal if season > 1 else {})}
 
 
 def window_features(windows: Windows) -> Tensor:
     """All features of the context except the calendar's, and known covariates of the horizon.
 
-    Args:
-        windows: on the CPU.
-
-    Returns:
-        float64 (windows, columns), in the features' units. A short context is filled up in front
-        with its first step. The calendar of the past is left out: the horizon's tells the same.
+    float64 (windows, columns), in the features' units. A short context is filled up in front with
+    its first step. The calendar of the past is left out: the horizon's tells the same.
     """
     calendar = 2 * len(windows.table.info.calendar)
     count = len(windows.features) - windows.table.info.indicator
@@ -76,12 +68,9 @@ def fit_forecast_baselines(
 ) -> dict[str, Baseline]:
     """Ridge regression of the whole horizon on the same inputs; rules need no fitting.
 
-    Unknown targets count as the values that they were filled with.
-
-    Args:
-        known: the windows that the result is fitted on, on the CPU.
-        train: the windows that each penalty is tried on.
-        validation: the windows that choose one of `PENALTIES`; None takes the end of `train`.
+    Unknown targets count as the values that they were filled with. The result is fitted on `known`,
+    each of `PENALTIES` is tried on `train`, and the windows of `validation` choose one of them;
+    None takes the end of `train`.
     """
     if validation is None:
         train, validation = _cut_by_time(train)
@@ -128,23 +117,13 @@ def _filled(windows: Windows) -> Tensor:
 
 def _moments(windows: Windows) -> LinearSums:
     """Summed up block by block: all features at once would be large."""
-    blocks = (
-        windows.select(torch.arange(start, min(start + BLOCK, len(windows))))
-        for start in range(0, len(windows), BLOCK)
-    )
+    blocks = map(windows.select, torch.arange(len(windows)).split(BLOCK))
     return moments((window_features(block), _filled(block)) for block in blocks)
 
 
 def _starts(windows: Windows) -> Tensor:
     """The first row of each window's series."""
     return torch.from_numpy(windows.table.starts)[windows.series]
-
-
-def _seasons_ago(windows: Windows, season: int, seasons: int) -> Tensor:
-    ahead = torch.arange(windows.shape.horizon)
-    rows = windows.origins[:, None] + ahead % season - seasons * season
-    rows = torch.where(rows >= _starts(windows)[:, None], rows, windows.origins[:, None] - 1)
-    return windows.x[rows][..., : len(windows.targets)]
 
 
 def _sum_of_season(windows: Windows, season: int, seasons: int) -> Tensor:

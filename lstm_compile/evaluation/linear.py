@@ -13,15 +13,10 @@ GRADIENT_TOLERANCE = 1e-6  # probabilities within 5e-4 of the optimum on the bun
 
 
 class Baseline(NamedTuple):
-    """Predicts `features @ weight + bias`: one score a class, or the targets themselves.
+    """Predicts `features @ weight + bias`: one score a class, or the targets themselves."""
 
-    Attributes:
-        weight: float64 (columns, outputs), for features that are not standardised.
-        bias: float64 (outputs,).
-    """
-
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # float64 (columns, outputs), for features that are not standardised
+    bias: Tensor  # float64 (outputs,)
 
 
 def fit_logistic(features: Tensor, y: Tensor, classes: int, l2: float = 1.0) -> Baseline:
@@ -31,27 +26,16 @@ def fit_logistic(features: Tensor, y: Tensor, classes: int, l2: float = 1.0) -> 
     scikit-learn's LogisticRegression(C=1 / l2):
     https://scikit-learn.org/stable/modules/linear_model.html#logistic-regression
 
-    Args:
-        features: float64 (sequences, columns), in any units.
-        y: int64 (sequences,) class codes.
-        classes: number of classes.
-        l2: strength of the penalty.
-
-    Returns:
-        The classifier, for features that are not standardised.
+    `features` are float64 (sequences, columns), in any units; `y` int64 (sequences,) class codes.
     """
     mean, deviation = _standard(features)
     standardised = (features - mean) / deviation
     weight = features.new_zeros(features.shape[1], classes, requires_grad=True)
     bias = features.new_zeros(classes, requires_grad=True)
     optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=MAX_ITERATIONS,
-        tolerance_grad=GRADIENT_TOLERANCE,
-        tolerance_change=0.0,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
+        [weight, bias], max_iter=MAX_ITERATIONS, tolerance_grad=GRADIENT_TOLERANCE,
+        tolerance_change=0.0, history_size=20, line_search_fn="strong_wolfe",
+    )  # fmt: skip
 
     def closure() -> float:
         optimizer.zero_grad()
@@ -69,33 +53,20 @@ def fit_ridge(features: Tensor, y: Tensor, l2: float = 1.0) -> Baseline:
 
     W = (Z^T Z + l2 I)^-1 Z^T (y - mean(y)), with the bias mean(y) unpenalised.
 
-    Args:
-        features: float64 (sequences, columns), in any units.
-        y: floating (sequences, targets).
-        l2: strength of the penalty, above 0.
-
-    Returns:
-        The regression, for features that are not standardised.
+    `features` are float64 (sequences, columns), in any units; `y` floating (sequences, targets);
+    `l2` is above 0.
     """
     return ridge(moments([(features, y.double())]), l2)
 
 
 class LinearSums(NamedTuple):
-    """The sums over the data that determine a linear fit, float64.
-
-    Attributes:
-        rows: their number.
-        mean: (columns,), of the features.
-        target_mean: (outputs,).
-        gram: (columns, columns), sums of products of centred features.
-        cross: (columns, outputs), of centred features and targets.
-    """
+    """The sums over the data that determine a linear fit, float64."""
 
     rows: int
-    mean: Tensor
-    target_mean: Tensor
-    gram: Tensor
-    cross: Tensor
+    mean: Tensor  # (columns,), of the features
+    target_mean: Tensor  # (outputs,)
+    gram: Tensor  # (columns, columns), sums of products of centred features
+    cross: Tensor  # (columns, outputs), of centred features and targets
 
 
 def moments(blocks: Iterable[tuple[Tensor, Tensor]]) -> LinearSums:

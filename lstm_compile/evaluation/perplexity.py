@@ -14,9 +14,8 @@ from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.lanes import carried, chunks, on_device
 from lstm_compile.data.sequences import IGNORED
 from lstm_compile.data.text_files import BLOCK
-from lstm_compile.evaluation.bootstrap import Interval, summed_interval
 from lstm_compile.evaluation.linear import Baseline
-from lstm_compile.evaluation.verdict import Evaluation, best_of, verdict
+from lstm_compile.evaluation.verdict import Evaluation, best_of, summed_interval, verdict
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import Params, forward
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
@@ -59,9 +58,7 @@ def score_text(
 def window_of(config: ModelConfig, unroll: object) -> int:
     """The steps of a chunk: Transformer blocks see as many of them as in training.
 
-    Args:
-        config: of the model.
-        unroll: the steps of a chunk in training; any value that a file may hold, None if unknown.
+    `unroll` is how many those were: any value that a file may hold, None if unknown.
     """
     if config.transformer_layers and isinstance(unroll, int) and unroll > 0:
         return unroll
@@ -111,18 +108,15 @@ def evaluate_text(
 ) -> Evaluation:
     """Compare a model's scores of a text with those of the baselines.
 
-    Args:
-        scores: of the model, of `corpus`.
-        task: of the model.
-        corpus: the text that was scored.
-        baselines: of `fit_text_baselines`; may be empty.
+    `corpus` is the text that was scored; `baselines` are those of `fit_text_baselines`, or none.
     """
     own, rows = text_metrics(scores), int(scores.tokens.sum())
     found = {name: _scores(each, corpus, scores.time) for name, each in baselines.items()}
     others = {name: text_metrics(each) for name, each in found.items()}
     interval = None
-    if others:
-        interval = _interval(scores, found[best_of(task, others)])
+    if others:  # of the bits per character that the model saves
+        gain = (found[best_of(task, others)].nats - scores.nats) / NATS_PER_BIT
+        interval = summed_interval(gain, scores.tokens)
     return Evaluation(task, rows, own, others, verdict(task, own, others, interval), interval)
 
 
@@ -133,9 +127,3 @@ def _scores(baseline: Baseline, corpus: Corpus, time: int) -> TextScores:
         return baseline.bias.expand(*batch.x.shape, -1)
 
     return scores_of(logits_of, corpus, time)
-
-
-def _interval(own: TextScores, other: TextScores) -> Interval | None:
-    """Bounds of the bits per character that the model saves, drawing blocks of text."""
-    gain = (other.nats - own.nats) / NATS_PER_BIT
-    return summed_interval(gain, own.tokens)

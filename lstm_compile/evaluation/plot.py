@@ -38,11 +38,8 @@ def check_plot(path: Path) -> None:
 def plot_forecasts(path: Path, predict: Predict, config: ModelConfig, windows: Windows) -> None:
     """Draw a few windows: the steps before, the truth, and the forecast with its band.
 
-    Args:
-        path: `.png`, `.svg` or `.pdf`; written whole or not at all.
-        predict: gives (windows, horizon, targets(, quantiles)).
-        config: of the model that predicts.
-        windows: on the CPU; a few, at equal distances, are drawn.
+    The file is `.png`, `.svg` or `.pdf`, written whole or not at all. `predict` gives (windows,
+    horizon, targets(, quantiles)); of the windows, on the CPU, a few at equal distances are drawn.
 
     Raises:
         InputError: what `check_plot` refuses.
@@ -51,15 +48,15 @@ def plot_forecasts(path: Path, predict: Predict, config: ModelConfig, windows: W
     from matplotlib.figure import Figure
 
     shown = thinned(windows, most=WINDOWS)
-    targets = windows.targets[:TARGETS]
-    forecasts = predict(shown)
+    targets, forecasts = windows.targets[:TARGETS], predict(shown)
     figure = Figure(figsize=(4.5 * len(shown), 2.8 * len(targets)), layout="constrained")
     grid = figure.subplots(len(targets), len(shown), squeeze=False)
+    ids = windows.table.ids
     for row, name in enumerate(targets):
-        for column in range(len(shown)):
-            axes = grid[row][column]
+        for column, axes in enumerate(grid[row]):
             _draw(axes, shown, column, row, forecasts[column, :, row], config)
-            axes.set_title(_title(shown, column, name), fontsize=9)
+            title = f"{ids[int(shown.series[column])]}: {name}" if ids else name
+            axes.set_title(title, fontsize=9)
     lines = grid[0][0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=len(lines[0]), fontsize=8)
     sink = io.BytesIO()
@@ -68,12 +65,7 @@ def plot_forecasts(path: Path, predict: Predict, config: ModelConfig, windows: W
 
 
 def _draw(
-    axes: Any,
-    windows: Windows,
-    index: int,
-    target: int,
-    forecast: Tensor,
-    config: ModelConfig,
+    axes: Any, windows: Windows, index: int, target: int, forecast: Tensor, config: ModelConfig
 ) -> None:
     origin, horizon = int(windows.origins[index]), windows.shape.horizon
     begin = max(int(windows.starts[index]), origin - PAST * horizon)
@@ -84,15 +76,8 @@ def _draw(
     axes.plot(ahead, windows.y[index, :, target], marker, ls="-", color="black", label="truth")
     if config.quantiles:
         q = config.quantiles
-        band = f"{q[0]:g} to {q[-1]:g}"
-        axes.fill_between(
-            ahead, forecast[:, 0], forecast[:, -1], color="C0", alpha=0.25, label=band
-        )
+        look = {"color": "C0", "alpha": 0.25, "label": f"{q[0]:g} to {q[-1]:g}"}
+        axes.fill_between(ahead, forecast[:, 0], forecast[:, -1], **look)
         forecast = forecast[:, middle_of(q)]
     axes.plot(ahead, forecast, marker, ls="-", color="C0", label="forecast")
     axes.tick_params(axis="x", rotation=30, labelsize=7)
-
-
-def _title(windows: Windows, index: int, target: str) -> str:
-    ids = windows.table.ids
-    return f"{ids[int(windows.series[index])]}: {target}" if ids else target

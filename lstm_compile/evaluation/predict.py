@@ -27,18 +27,10 @@ def answer_all(
     backend: Backend = "auto",
     chunk: int = DEFAULT_CHUNK,
 ) -> Tensor | TextScores:
-    """The answers of a model to data of any kind, to be measured.
+    """The answers of a model to data of any kind, on the CPU; the device of `params` does the work.
 
-    Args:
-        params: of the model; their device does the work.
-        config: of the model.
-        data: on the CPU.
-        unroll: of a language model, see `perplexity.window_of`.
-        backend: as in `lstm_compile.lstm`.
-        chunk: as in `lstm_compile.lstm`.
-
-    Returns:
-        Of text what `score_text` gives, else what `predict_all` gives, on the CPU.
+    Of text it is what `score_text` gives, else what `predict_all` gives. `unroll` is that of a
+    language model, see `perplexity.window_of`.
     """
     if isinstance(data, Corpus):
         return score_text(params, config, data, backend, chunk, window_of(config, unroll))

@@ -38,12 +38,9 @@ def save_model(
 ) -> None:
     """Write one safetensors file, whole or not at all.
 
-    Args:
-        path: the file.
-        params: every tensor of `param_shapes(config)`, on any device; stored as float32.
-        config: the architecture.
-        schema: names of features and classes or targets; numbered names if None.
-        training: how the model was trained; anything that JSON can hold.
+    `params` are all tensors of `param_shapes(config)`, on any device, stored as float32; `schema`
+    has the names of features and classes or targets, numbered if None. `training` tells how the
+    model was trained: anything that JSON can hold.
 
     Raises:
         InputError: params do not fit the config, names are too many or too long, or the file cannot
@@ -72,28 +69,19 @@ def load_model(path: str | Path) -> Model:
         InputError: no such file, not a safetensors file, not one of this package, or tensors that
             do not fit the config; the message names each.
     """
-    file = model_file(path)
-    with open_archive(file, "pt") as archive:
-        try:
-            return _read(archive)
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from error
-
-
-def _read(archive: Any) -> Model:
-    metadata = _checked_metadata(archive.metadata() or {})
-    config = ModelConfig.from_json(metadata["config"])
-    slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
-    _check_shapes({name: tuple(part.get_shape()) for name, part in slices.items()}, config)
-    for name, part in slices.items():
-        if part.get_dtype() != "F32":
-            raise InputError(f"{name} must be F32, found {part.get_dtype()}; train again")
-    schema = Schema.from_json(metadata["schema"])
-    _check_schema(schema, config)
-    training = from_json(metadata["training"], "metadata `training`")
-    return Model(
-        {name: archive.get_tensor(name) for name in param_shapes(config)}, config, schema, training
-    )
+    with open_archive(model_file(path), "pt") as archive:
+        metadata = _checked_metadata(archive.metadata() or {})
+        config = ModelConfig.from_json(metadata["config"])
+        slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
+        _check_shapes({name: tuple(part.get_shape()) for name, part in slices.items()}, config)
+        for name, part in slices.items():
+            if part.get_dtype() != "F32":
+                raise InputError(f"{name} must be F32, found {part.get_dtype()}; train again")
+        schema = Schema.from_json(metadata["schema"])
+        _check_schema(schema, config)
+        training = from_json(metadata["training"], "metadata `training`")
+        params = {name: archive.get_tensor(name) for name in param_shapes(config)}
+        return Model(params, config, schema, training)
 
 
 def model_file(path: str | Path) -> Path:

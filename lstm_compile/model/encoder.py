@@ -1,44 +1,53 @@
-"""The encoder of a sequence: the LSTM stack, and Transformer blocks after it if there are any."""
+"""The encoder of a sequence: the LSTM stack, and Transformer blocks after it if there are any.
+
+A block is self-attention and a feed-forward network, pre-norm. With x (batch, time, width) and a
+layer norm in front of each branch, it is
+
+    x = x + W_o attention(norm_1(x)) + b_o
+    x = x + W_2 gelu(W_1 norm_2(x) + b_1) + b_2
+
+Positions are rotary: queries and keys are turned by angles that grow with the step, so that a score
+depends only on how far two steps are apart. The parameters of a block have the keys of
+nn.TransformerEncoderLayer.
+
+Source: Vaswani et al. 2017, section 3; Xiong et al. 2020, figure 1b (pre-norm); Su et al. 2021,
+equation 34 (rotary positions).
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout, gelu, layer_norm, linear, scaled_dot_product_attention
 
 from lstm_compile.config import ModelConfig
-from lstm_compile.model.transformer import block_shapes, initial_of_block, transform
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.function import lstm
+from lstm_compile.recurrence.lengths import valid_mask, zero_padding
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
-from lstm_compile.recurrence.weights import under
+from lstm_compile.recurrence.stack import under, weight_shapes
+
+EXPANSION = 4  # width of the feed-forward network, divided by that of the block
+LONGEST_WAVE = 10_000.0  # of the rotation, in steps over 2 pi
+ADDED = ("self_attn.out_proj.weight", "linear2.weight")  # the last of each branch
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, (time, half the width of a head)
 
 
 class Mode(NamedTuple):
-    """How a model is run.
+    """How a model is run; backend and chunk are those of `lstm_compile.lstm`."""
 
-    Attributes:
-        training: whether dropout acts.
-        backend: as in `lstm_compile.lstm`.
-        chunk: as in `lstm_compile.lstm`.
-    """
-
-    training: bool = False
+    training: bool = False  # whether dropout acts
     backend: Backend = "auto"
     chunk: int = DEFAULT_CHUNK
 
 
 def encoder_shapes(config: ModelConfig, entering: int) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of stack and blocks; `entering` is their input size."""
-    hidden, shapes = config.hidden_size, dict[str, tuple[int, ...]]()
-    for layer in range(config.num_layers):
-        width = config.width if layer else entering
-        for suffix in (f"l{layer}", f"l{layer}_reverse")[: config.num_directions]:
-            shapes[f"lstm.weight_ih_{suffix}"] = (4 * hidden, width)
-            shapes[f"lstm.weight_hh_{suffix}"] = (4 * hidden, hidden)
-            if config.bias:
-                shapes[f"lstm.bias_ih_{suffix}"] = (4 * hidden,)
-                shapes[f"lstm.bias_hh_{suffix}"] = (4 * hidden,)
+    sizes = entering, config.hidden_size, config.num_layers
+    stack = weight_shapes(*sizes, bidirectional=config.bidirectional, bias=config.bias)
+    shapes = {f"lstm.{name}": shape for name, shape in stack.items()}
     for index in range(config.transformer_layers):
         block = block_shapes(config.width).items()
         shapes |= {f"transformer.{index}.{name}": shape for name, shape in block}
@@ -71,22 +80,16 @@ def encode(
 ) -> tuple[Tensor, LSTMState]:
     """Run the LSTM stack and the Transformer blocks over padded sequences.
 
-    Blocks see the steps of `x` alone; earlier steps reach them through `state` only.
-
-    Args:
-        params: of the model, see `param_shapes`.
-        config: the architecture.
-        x: (batch, time, width of the first layer), any number in the padding.
-        lengths: as in `lstm_compile.forward`.
-        state: as there.
-        resets: as there; blocks see no step from before a reset either.
-        mode: how to run.
+    `x` is (batch, time, width of the first layer), with any number in the padding; the others are
+    as in `lstm_compile.forward`. Blocks see the steps of `x` alone, and none from before a reset;
+    earlier steps reach them through `state` only.
 
     Returns:
         (batch, time, config.width), exactly 0 at t >= length; and the LSTM stack's final state.
     """
+    zeros = None if state is None else LSTMState(*map(torch.zeros_like, state))
     steps, state = lstm(
-        under(params, "lstm."), x, lengths, state, resets=resets, reset_state=_zeros_of(state),
+        under(params, "lstm."), x, lengths, state, resets=resets, reset_state=zeros,
         dropout=config.dropout, **mode._asdict(),
     )  # fmt: skip
     if config.transformer_layers:
@@ -99,5 +102,127 @@ def encode(
     return steps, state
 
 
-def _zeros_of(state: LSTMState | None) -> LSTMState | None:
-    return None if state is None else LSTMState(*(torch.zeros_like(part) for part in state))
+def block_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    """The name and shape of every tensor of one block, in the order of computation."""
+    inner = EXPANSION * width
+    weights = {
+        "norm1.": (width,),
+        "self_attn.in_proj_": (3 * width, width),
+        "self_attn.out_proj.": (width, width),
+        "norm2.": (width,),
+        "linear1.": (inner, width),
+        "linear2.": (width, inner),
+    }
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in weights.items():
+        shapes |= {f"{name}weight": shape, f"{name}bias": shape[:1]}
+    return shapes
+
+
+def initial_of_block(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """A fresh float32 parameter of a block.
+
+    Weights are Glorot-uniform; those of queries, keys and values count as three. The last weights
+    of each branch are 0, so that a fresh block changes nothing (Goyal et al. 2017, section 5.1;
+    Zhang et al. 2019, section 3.3). Biases are 0, norms the identity.
+    """
+    if "norm" in name and name.endswith("weight"):
+        return torch.ones(shape)
+    tensor = torch.zeros(shape)
+    if name.endswith("weight") and not name.endswith(ADDED):
+        for part in tensor.chunk(3 if "in_proj" in name else 1):
+            torch.nn.init.xavier_uniform_(part, generator=generator)
+    return tensor
+
+
+def transform(
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    *,
+    heads: int,
+    causal: bool,
+    drop: float = 0.0,
+) -> Tensor:
+    """Run blocks over padded sequences.
+
+    `params` are those of `block_shapes`, with the prefixes `0.`, `1.` and so on; `x` is (batch,
+    time, width), finite in the padding too; `heads` divide the width. No step sees across the start
+    of `resets` (batch, time). If `causal`, a step sees itself and those before it, else all valid
+    steps. `drop` is the probability of dropping a value that a block adds to x.
+
+    Returns:
+        (batch, time, width), exactly 0 at t >= length.
+    """
+    mask = visible(lengths, x.shape[1], causal, x.device)
+    if resets is not None:
+        mask = within_segments(resets) if mask is None else mask & within_segments(resets)
+    rotation = rotations(x.shape[1], x.shape[2] // heads, params["0.norm1.weight"])
+    for index in range(1 + max(int(name.partition(".")[0]) for name in params)):
+        weights = under(params, f"{index}.")
+        x = x + dropout(_attend(weights, x, mask, rotation, heads), drop, drop > 0)
+        x = x + dropout(_feed_forward(weights, x), drop, drop > 0)
+    return zero_padding(x, lengths)
+
+
+def visible(lengths: Tensor | None, time: int, causal: bool, device: torch.device) -> Tensor | None:
+    """The steps (last dimension) that each step sees, for (batch, heads, time, time); None: all.
+
+    Each step sees at least one, in the padding too: a softmax over nothing is NaN.
+    """
+    step = torch.arange(time, device=device)
+    if causal:  # no valid step has padding before it
+        # + 0.5: tract 0.23 cuts sequences up if whole steps are compared
+        return step < step.unsqueeze(1) + 0.5
+    if lengths is None:
+        return None
+    return (valid_mask(lengths, time) | (step == 0))[:, None, None]
+
+
+def within_segments(resets: Tensor) -> Tensor:
+    """Which pairs of steps have no reset between them: (batch, 1, time, time)."""
+    segment = resets.cumsum(1)
+    return (segment.unsqueeze(1) == segment.unsqueeze(2)).unsqueeze(1)
+
+
+def rotations(time: int, size: int, like: Tensor) -> Rotation:
+    """Cosines and sines of the angle by which each step turns each pair of a head's numbers."""
+    dtype = torch.promote_types(like.dtype, torch.float32)  # bfloat16 cannot count beyond 256
+    step = torch.arange(time, device=like.device).to(dtype)
+    pair = torch.arange(size // 2, device=like.device).to(dtype)
+    angles = step.unsqueeze(1) * LONGEST_WAVE ** (-2 * pair / size)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def _attend(
+    params: Mapping[str, Tensor], x: Tensor, mask: Tensor | None, rotation: Rotation, heads: int
+) -> Tensor:
+    x = _norm(params, "norm1", x)
+    x = linear(x, params["self_attn.in_proj_weight"], params["self_attn.in_proj_bias"])
+    x = x.unflatten(-1, (3 * heads, -1)).transpose(1, 2)  # (batch, 3 * heads, time, size)
+    turned = _turned(x.narrow(1, 0, 2 * heads), rotation)
+    q, k = turned.narrow(1, 0, heads), turned.narrow(1, heads, heads)
+    y = scaled_dot_product_attention(q, k, x.narrow(1, 2 * heads, heads), mask)
+    return _linear(params, "self_attn.out_proj", y.transpose(1, 2).flatten(2))
+
+
+def _turned(x: Tensor, rotation: Rotation) -> Tensor:
+    """`x` (..., time, size), its pairs (i, i + size // 2) turned; an odd number stays as it is."""
+    cos, sin = rotation
+    half = cos.shape[-1]
+    first, second, odd = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned = (first * cos - second * sin, second * cos + first * sin, odd)
+    return torch.cat([part for part in turned if part.shape[-1]], -1)
+
+
+def _feed_forward(params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return _linear(params, "linear2", gelu(_linear(params, "linear1", _norm(params, "norm2", x))))
+
+
+def _norm(params: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return layer_norm(x, x.shape[-1:], params[f"{name}.weight"], params[f"{name}.bias"])
+
+
+def _linear(params: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    return linear(x, params[f"{name}.weight"], params[f"{name}.bias"])

@@ -20,9 +20,8 @@ from torch.nn.functional import dropout, linear, pad, relu
 from lstm_compile.config import ModelConfig
 from lstm_compile.model.batch import Given
 from lstm_compile.model.encoder import Mode, encode
-from lstm_compile.model.last_steps import last_steps
 from lstm_compile.model.pooling import pool
-from lstm_compile.model.window_scaling import Frame, enter, leave, scaled_known
+from lstm_compile.model.window_scaling import enter, last_steps, leave, scaled_known
 from lstm_compile.recurrence.cell import LSTMState
 
 STEP_SIZE = 16  # size of the vector d_h
@@ -86,9 +85,9 @@ def forecast(
         entering = torch.cat([steps, static[:, None].expand(-1, steps.shape[1], -1)], -1)
     states, state = encode(params, config, entering, lengths, state, mode=mode)
     pooled = pool(states, lengths, config.pooling, params.get("pooling.weight"))
-    context = torch.cat(
-        [pooled, *_summary(frame, config), *([] if static is None else [static])], -1
-    )
+    taken = (frame.location, frame.deviation.log())[: _taken(config)]
+    summary = [part[:, 0] for part in taken]
+    context = torch.cat([pooled, *summary, *([] if static is None else [static])], -1)
     y = _decode(params, config, context, given.known_future, mode.training)
     if config.linear:
         window = last_steps(steps[..., : config.output_size], ends, config.context)
@@ -106,11 +105,6 @@ def _embed(params: Mapping[str, Tensor], static: Tensor | None) -> Tensor | None
 def _taken(config: ModelConfig) -> int:
     """How many numbers are taken out of the window of each level; the decoder reads them."""
     return {"last": 1, "mean": 1, "revin": 2}.get(config.scaling, 0)
-
-
-def _summary(frame: Frame, config: ModelConfig) -> list[Tensor]:
-    parts = [frame.location, frame.deviation.log()][: _taken(config)]
-    return [part[:, 0] for part in parts]
 
 
 def _decode(
@@ -158,17 +152,10 @@ def middle_of(quantiles: tuple[float, ...]) -> int:
 
 
 def roll_out(step: Step, config: ModelConfig, x: Tensor, lengths: Tensor, given: Given) -> Tensor:
-    """Forecast step by step; each forecast becomes the last step of the next window.
+    """Forecast step by step, (batch, horizon, targets); `step` is the model, one step ahead.
 
-    Args:
-        step: the model, one step ahead.
-        config: for the horizon; every feature is a target or a known covariate.
-        x: (batch, time, features).
-        lengths: (batch,) int64.
-        given: `known_future` of the whole horizon.
-
-    Returns:
-        (batch, horizon, targets).
+    Each forecast becomes the last step of the next window, so every feature of `x` (batch, time,
+    features) is a target or a known covariate. `given` holds those of the whole horizon.
     """
     rows = torch.arange(len(x), device=x.device)
     x = torch.cat([x, x.new_zeros(len(x), config.horizon, x.shape[2])], 1)

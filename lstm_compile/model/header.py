@@ -34,18 +34,19 @@ HEADER_BYTES = 8 << 20
 def open_archive(path: Path, framework: str, mend: str = MEND) -> Iterator[Any]:
     """A safetensors file, opened by the library once its header is checked.
 
-    Args:
-        path: the file.
-        framework: `pt` or `numpy`, whose tensors are wanted.
-        mend: what a person should do about a damaged file.
+    The tensors are those of `framework`, `pt` or `numpy`; `mend` says what a person should do about
+    a damaged file.
 
     Raises:
-        InputError: no such file, or a damaged one; in the body of the `with` statement too.
+        InputError: no such file, or a damaged one; names the file also where the body of the `with`
+            statement raises it.
     """
     try:
         _check_header(path, mend)
         with safe_open(path, framework=framework) as archive:
             yield archive
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except (SafetensorError, OSError, RuntimeError, TypeError) as error:  # of absurd shapes, too
         raise InputError(
             f"{path}: not a readable safetensors file ({reason(error)}); {mend}"
@@ -74,8 +75,8 @@ def _check_header(path: Path, mend: str) -> None:
     most = min(size - PREFIX, HEADER_BYTES)
     if length > most:
         raise InputError(
-            f"{path}: not a readable safetensors file (its header says {length} bytes, expected at "
-            f"most {max(most, 0)}); {mend}"
+            f"not a readable safetensors file (its header says {length} bytes, expected at most "
+            f"{max(most, 0)}); {mend}"
         )
 
 

@@ -37,7 +37,10 @@ DENSE = ("head.", "decoder.", "embedding.")
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of a model, in the order of computation."""
     first = config.embedding_size if config.vocabulary_size else input_size(config)
-    shapes = _entry_shapes(config) | encoder_shapes(config, first)
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocabulary_size, first)}
+    if not config.vocabulary_size:
+        shapes = {"scaler.shift": (config.input_size,), "scaler.scale": (config.input_size,)}
+    shapes |= encoder_shapes(config, first)
     if config.pooling == "attention" and config.traits.is_pooled:
         shapes["pooling.weight"] = (config.width,)
     if config.traits.is_series:
@@ -50,13 +53,6 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _entry_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Of the scaler or the embedding, which comes before the LSTM stack."""
-    if config.vocabulary_size:
-        return {"embedding.weight": (config.vocabulary_size, config.embedding_size)}
-    return {"scaler.shift": (config.input_size,), "scaler.scale": (config.input_size,)}
-
-
 def init_params(config: ModelConfig, seed: int) -> Params:
     """Fresh float32 parameters on the CPU; the same seed gives the same tensors.
 
@@ -64,7 +60,7 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     recurrent weights are orthogonal gate by gate (Saxe et al. 2014); biases are 0, except that
     `bias_ih` of the forget gate is 1 (Jozefowicz et al. 2015). Attention scores start equal, the
     linear path of a forecast at 0, scalers as the identity, Transformer blocks as
-    `transformer.initial_of_block` says.
+    `encoder.initial_of_block` says.
     """
     generator = torch.Generator().manual_seed(seed)
     return {name: _initial(name, shape, generator) for name, shape in param_shapes(config).items()}
@@ -84,9 +80,7 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> T
 def trainable(params: Mapping[str, Tensor], freeze: str = "none") -> Params:
     """The parameters that training changes; scalers are not among them.
 
-    Args:
-        params: see `param_shapes`.
-        freeze: `encoder` leaves out the LSTM stack too; pooling and head remain.
+    If `freeze` is `encoder`, the LSTM stack is left out too; pooling and head remain.
     """
     fixed = FROZEN + ENCODER if freeze == "encoder" else FROZEN
     return {name: value for name, value in params.items() if not name.startswith(fixed)}

@@ -27,21 +27,13 @@ class Scaler(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """The statistics that a scaler is fitted on, float64 (features,); meaningless if `rows` is 0.
-
-    Attributes:
-        rows: how many there are.
-        mean: their mean.
-        spread: the sum of squares around it.
-        low: the smallest value.
-        high: the largest.
-    """
+    """What a scaler is fitted on, float64 (features,); meaningless if `rows` is 0."""
 
     rows: int
     mean: Tensor
-    spread: Tensor
-    low: Tensor
-    high: Tensor
+    spread: Tensor  # the sum of squares around the mean
+    low: Tensor  # the smallest value
+    high: Tensor  # the largest
 
     def merge(self, other: "Moments") -> "Moments":
         """The moments of the rows of both.

@@ -18,29 +18,26 @@ from torch import Tensor
 
 from lstm_compile.config import WINDOW_SCALINGS, ModelConfig
 from lstm_compile.model.batch import Given
-from lstm_compile.model.last_steps import last_steps
 from lstm_compile.recurrence.lengths import valid_mask
 
 LARGEST = 80.0  # exp of it is within float32
 EPSILON = 1e-5  # added to the variance of a window, as in RevIN
 
+_library = torch.library.Library("lstm_compile", "FRAGMENT")
+_library.define(
+    "last_steps(Tensor x, Tensor lengths, SymInt size) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
 
 class Frame(NamedTuple):
-    """The parts that were taken out of a window and go back into its forecast.
+    """The parts that were taken out of a window and go back into its forecast."""
 
-    Attributes:
-        season: (batch, steps_out, targets), the last season; None without `season`.
-        shift: (levels,) or (batch, 1, levels), of the scaling.
-        scale: the same.
-        location: (batch, 1, levels), of the window; (1,) of 0 if windows are not scaled.
-        deviation: the same; 1 if windows are not divided.
-    """
-
-    season: Tensor | None
-    shift: Tensor
-    scale: Tensor
-    location: Tensor
-    deviation: Tensor
+    season: Tensor | None  # (batch, steps_out, targets), the last season; None without `season`
+    shift: Tensor  # (levels,) or (batch, 1, levels), of the scaling
+    scale: Tensor  # the same
+    location: Tensor  # (batch, 1, levels), of the window; (1,) of 0 if windows are not scaled
+    deviation: Tensor  # the same; 1 if windows are not divided
 
 
 def symmetric_log(x: Tensor) -> Tensor:
@@ -70,12 +67,8 @@ def enter(
 ) -> tuple[Tensor, Frame]:
     """The input of the network, (batch, time, features), and the parts that were taken out.
 
-    Args:
-        params: for the scaler.
-        config: the architecture.
-        x: (batch, time, features), in the user's units; padding may hold any number.
-        lengths: (batch,) int64.
-        given: location and scale of each series, for scaling `series`.
+    `x` is (batch, time, features), in the user's units, with any number in the padding; `given`
+    holds location and scale of each series for scaling `series`.
     """
     size, levels = config.output_size, config.level_size
     valid = valid_mask(lengths, x.shape[1])[..., None]
@@ -186,3 +179,31 @@ def _over_seasons(y: Tensor, season: int) -> Tensor:
     for index in range(1, len(parts)):
         parts[index] = parts[index] + parts[index - 1][:, : parts[index].shape[1]]
     return torch.cat(parts, 1)
+
+
+def last_steps(x: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """The last `size` valid steps of each row of `x` (batch, time, features).
+
+    (batch, size, features), the last valid step last; zeros in front of shorter rows. In traced
+    code this is one operator, which the ONNX translation writes as a GatherND within each row. An
+    index would become a node that few runtimes load.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.lstm_compile.last_steps(x, lengths, size)  # type: ignore[no-any-return]
+    return _last_steps(x, lengths, size)
+
+
+def _last_steps(x: Tensor, lengths: Tensor, size: int) -> Tensor:
+    if x.shape[1] == 0:
+        return x.new_zeros(x.shape[0], size, x.shape[2])
+    step = lengths[:, None] - size + torch.arange(size, device=x.device)
+    rows = torch.arange(x.shape[0], device=x.device)[:, None]
+    return torch.where((step >= 0)[..., None], x[rows, step.clamp(min=0)], 0.0)
+
+
+torch.library.impl(_library, "last_steps", "CompositeExplicitAutograd")(_last_steps)
+torch.library.register_fake(
+    "lstm_compile::last_steps",
+    lambda x, lengths, size: x.new_empty(x.shape[0], size, x.shape[2]),
+    lib=_library,
+)

@@ -8,19 +8,19 @@ import json
 import warnings
 from collections.abc import Mapping
 from functools import cache
-from importlib import metadata
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lstm_compile.devices import package_versions
 from lstm_compile.errors import InputError
 from lstm_compile.files import to_json, write_atomically
 from lstm_compile.recurrence.cache import cache_dir, private_folder
 from lstm_compile.recurrence.chunk import backward_chunk, infer_chunk, record_chunk
 from lstm_compile.recurrence.inductor import can_compile, has_compiled
 from lstm_compile.recurrence.lengths import extremes
-from lstm_compile.recurrence.weights import read_layers
+from lstm_compile.recurrence.stack import read_layers
 
 FILE = "calibration.json"
 CLEARLY = 0.95  # of the vendor's time: a smaller gain is within the noise of measuring
@@ -61,12 +61,13 @@ class Workload(NamedTuple):
     @property
     def bucket(self) -> Bucket:
         """The workloads that share its measurement."""
+        sizes = self.batch, self.time_steps, self.input_size, self.hidden_size
         return Bucket(
             _device_name(self.device, torch.get_num_threads()),
             str(self.dtype).removeprefix("torch."),
             self.training,
             self.ragged,
-            *map(_power_of_two, (self.batch, self.time_steps, self.input_size, self.hidden_size)),
+            *(1 << max(0, size - 1).bit_length() for size in sizes),
         )
 
 
@@ -98,10 +99,6 @@ class BackendChoice(NamedTuple):
         return f"{line}: {times}"
 
 
-def _power_of_two(size: int) -> int:
-    return 1 << max(0, size - 1).bit_length()
-
-
 @cache
 def _device_name(device: torch.device, threads: int) -> str:
     if device.type == "cuda":
@@ -119,16 +116,12 @@ def choose(workload: Workload, chunk: int) -> BackendChoice:
         return BackendChoice("vendor", chunk, "there is no compiler here", bucket)
     if measured.compiled > CLEARLY * measured.vendor:
         return BackendChoice("vendor", chunk, "measured no slower", bucket, measured)
-    if not _has_graphs(workload, measured.chunk):
+    functions = (record_chunk, backward_chunk) if workload.training else (infer_chunk,)
+    key = workload.hidden_size, workload.dtype, workload.device, measured.chunk
+    if not all(has_compiled(function, *key) for function in functions):
         why = "compiled is faster, but its graphs are not compiled in this process"
         return BackendChoice("vendor", chunk, why, bucket, measured)
     return BackendChoice("compiled", measured.chunk, "measured faster", bucket, measured)
-
-
-def _has_graphs(workload: Workload, chunk: int) -> bool:
-    functions = (record_chunk, backward_chunk) if workload.training else (infer_chunk,)
-    key = (workload.hidden_size, workload.dtype, workload.device, chunk)
-    return all(has_compiled(function, *key) for function in functions)
 
 
 def explain_backend(
@@ -142,13 +135,9 @@ def explain_backend(
 ) -> BackendChoice:
     """What `lstm(params, x, lengths, backend="auto")` would take, and why.
 
-    Args:
-        params: as in `lstm`; their device counts, and their dtype or autocast's.
-        batch: rows of x.
-        time: steps of x.
-        lengths: (batch,) int64, or None where every step is valid.
-        training: whether gradients are asked for.
-        chunk: steps unrolled in one graph, as in `lstm`.
+    `x` would be (batch, time, input_size). Of `params`, as in `lstm`, the device counts, and their
+    dtype or that of autocast. `lengths` are (batch,) int64, or None where every step is valid.
+    `training` is whether gradients are asked for; `chunk` is as in `lstm`.
 
     Raises:
         InputError: parameters that are not those of an LSTM.
@@ -193,8 +182,5 @@ def _read(kind: Any, row: Mapping[str, Any]) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    try:
-        own = metadata.version("lstm-compile")
-    except metadata.PackageNotFoundError:
-        own = "checkout"
+    own = package_versions("lstm-compile").get("lstm-compile", "checkout")
     return {"torch": torch.__version__, "lstm_compile": own}

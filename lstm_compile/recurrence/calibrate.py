@@ -7,12 +7,12 @@ from statistics import median
 
 import torch
 from torch import Tensor
-from torch.nn import LSTM
 
 from lstm_compile.devices import cpu_threads
 from lstm_compile.recurrence.autotune import CLEARLY, Measured, Workload, measurements, remember
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK
+from lstm_compile.recurrence.stack import weight_shapes
 
 ROUNDS = 7
 SECONDS = 2.0  # after which no further round begins
@@ -39,16 +39,9 @@ def calibrate(
     It compiles, which takes some 20 seconds the first time on a machine. A measurement made before
     is returned without measuring again, once this process has compiled.
 
-    Args:
-        hidden_size: of the layer.
-        input_size: of the layer.
-        batch: sequences.
-        time_steps: of the longest.
-        ragged: lengths uniform from 1 to `time_steps`; else all are full.
-        training: forward, backward; else a forward without gradients.
-        device: of weights and data.
-        dtype: of weights and data.
-        chunk: of `compiled`.
+    The batch has `time_steps` steps. Lengths are uniform from 1 to that if `ragged`, else all are
+    full. A step is forward and backward in `training`, else a forward without gradients. `device`
+    and `dtype` are those of weights and data; `chunk` is that of `compiled`.
     """
     workload = Workload(
         hidden_size, input_size, batch, time_steps, ragged, training, torch.device(device), dtype
@@ -117,9 +110,10 @@ def _step(workload: Workload, chunk: int = DEFAULT_CHUNK) -> Step:
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
+    shapes = weight_shapes(input_size, hidden_size, bidirectional=False, bias=True)
     params = {
-        name: (draw(*weight.shape) * hidden_size**-0.5).requires_grad_(training)
-        for name, weight in LSTM(input_size, hidden_size, device="meta").named_parameters()
+        name: (draw(*shape) * hidden_size**-0.5).requires_grad_(training)
+        for name, shape in shapes.items()
     }
     x, lengths = draw(batch, time_steps, input_size), None
     if ragged:

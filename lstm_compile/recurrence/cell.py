@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+State = tuple[Tensor, Tensor]  # h and c
 Outputs = tuple[Tensor, Tensor, Tensor]  # the output of all steps, then the final h and c
 
 

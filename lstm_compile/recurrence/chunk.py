@@ -63,14 +63,9 @@ def backward_chunk(
 ) -> tuple[Steps, Tensor, Tensor]:
     """Gradients of the K pre-activations (n, 4H) and of the state before the chunk.
 
-    Args:
-        grad_y: K times (n, H).
-        grad_h: (n, H), of the state after the chunk, in the accumulator's dtype.
-        grad_c: likewise.
-        masks: K times (n, 1) bool.
-        gates: K times (n, 4H), activated.
-        cells: K + 1 times (n, H), the first one before the chunk.
-        weight: W_hh transposed, (H, 4H).
+    `grad_y` are K times (n, H); `grad_h` and `grad_c` (n, H) are those of the state after the
+    chunk, in the accumulator's dtype. `gates` are K times (n, 4H), activated; `cells` are K + 1
+    times (n, H), the first one before the chunk. `weight` is W_hh transposed, (H, 4H).
     """
     out: Steps = []
     for t in reversed(range(len(masks))):

@@ -18,7 +18,7 @@ from lstm_compile.recurrence.first_order import differentiates, once, refuse
 from lstm_compile.recurrence.gemm import product
 from lstm_compile.recurrence.inductor import compile_for
 from lstm_compile.recurrence.layout import CarriedState, Layout, Span, joined
-from lstm_compile.recurrence.weights import Direction
+from lstm_compile.recurrence.stack import Direction
 
 MIN_ROWS = 2  # a batch of 1 would specialise the graph's dynamic dimension
 
@@ -193,18 +193,15 @@ class _Sums:
         """Add the gradients of chunk `number`'s gates; the last chunk comes first."""
         span = self.spans[number]
         end, self.begin = self.begin, self.begin - span.size
+        # the hidden state before the chunk, whose first packed step is `begin`
+        start = self.inputs.h0[: span.rows]
+        if number:
+            last = self.begin - self.spans[number - 1].rows
+            start = self.y[last : last + span.rows]
         self.gates[:0] = steps
-        self.before[:0] = [self._start(number), self.y[self.begin : end - span.rows]]
+        self.before[:0] = [start, self.y[self.begin : end - span.rows]]
         if (self.end - self.begin) * len(self.inputs.weight_ih) >= self.BLOCK:
             self._flush()
-
-    def _start(self, number: int) -> Tensor:
-        """The hidden state (rows, H) before the chunk, whose first packed step is `begin`."""
-        rows = self.spans[number].rows
-        if number == 0:
-            return self.inputs.h0[:rows]
-        last = self.begin - self.spans[number - 1].rows
-        return self.y[last : last + rows]
 
     def total(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
         """Gradients of x, weight_ih, weight_hh and bias."""

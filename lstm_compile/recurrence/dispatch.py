@@ -23,8 +23,7 @@ from lstm_compile.recurrence.lengths import extremes, reverse_within_length
 from lstm_compile.recurrence.reference import reference
 from lstm_compile.recurrence.resets import begin, cut_rows
 from lstm_compile.recurrence.rows import Rows, pack_rows, whole_rows
-from lstm_compile.recurrence.stack import Call, RunLayer, run_stack
-from lstm_compile.recurrence.weights import Direction
+from lstm_compile.recurrence.stack import Call, Direction, RunLayer, run_stack
 
 # one layer, forward in time: from the layout, packed x, weights, h0 and c0
 RunPacked = Callable[[Layout, Tensor, Direction, Tensor, Tensor], Outputs]
@@ -176,8 +175,7 @@ def _in_layout(call: Call, layout: Layout, run: RunPacked) -> Outputs:
 
 
 def _both_ways(
-    run: Callable[[Tensor, Direction, Tensor, Tensor], Outputs],
-    reverse: Callable[[Tensor], Tensor],
+    run: Callable[[Tensor, Direction, Tensor, Tensor], Outputs], reverse: Callable[[Tensor], Tensor]
 ) -> RunLayer:
     """`run`, which goes forward in time, for either direction."""
 

@@ -6,23 +6,22 @@ import torch
 from torch import Tensor
 
 from lstm_compile.errors import InputError
-from lstm_compile.recurrence.cell import LSTMState, Outputs
+from lstm_compile.recurrence.cell import LSTMState, Outputs, State
 from lstm_compile.recurrence.dispatch import OperatorInputs, run_layers
 from lstm_compile.recurrence.lengths import check_lengths
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend, check_options, recurrence
 from lstm_compile.recurrence.resets import both_states, check_resets
-from lstm_compile.recurrence.stack import Call, RunLayer, run_stack
-from lstm_compile.recurrence.weights import Direction, read_layers
+from lstm_compile.recurrence.stack import Call, Direction, RunLayer, read_layers, run_stack
 
 
 def lstm(
     params: Mapping[str, Tensor],
     x: Tensor,
     lengths: Tensor | None = None,
-    state: tuple[Tensor, Tensor] | None = None,
+    state: State | None = None,
     *,
     resets: Tensor | None = None,
-    reset_state: tuple[Tensor, Tensor] | None = None,
+    reset_state: State | None = None,
     dropout: float = 0.0,
     training: bool = False,
     backend: Backend = "auto",
@@ -105,10 +104,7 @@ def _check_input(layers: list[list[Direction]], x: Tensor) -> None:
 
 
 def _initial_state(
-    layers: list[list[Direction]],
-    x: Tensor,
-    state: tuple[Tensor, Tensor] | None,
-    what: str = "state",
+    layers: list[list[Direction]], x: Tensor, state: State | None, what: str = "state"
 ) -> LSTMState:
     rows = len(layers) * len(layers[0])
     shape = (rows, x.shape[0], layers[0][0].weight_hh.shape[1])

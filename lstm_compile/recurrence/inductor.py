@@ -139,17 +139,14 @@ def _examples(arguments: Sequence[Any]) -> list[Any]:
     Without the marks Dynamo takes equal sizes for one, and each dynamic size costs it a second. The
     arguments are copies, as Dynamo would also examine the tensors behind views.
     """
-    *by_row, weight = map(_zeros, arguments)
+    zeros = torch.zeros_like
+    *by_row, weight = ([*map(zeros, a)] if isinstance(a, list) else zeros(a) for a in arguments)
     for tensor in _flat(by_row):
         for dim in range(tensor.dim()):
             if dim != tensor.dim() - 2:
                 torch._dynamo.mark_static(tensor, dim)
     torch._dynamo.mark_static(weight)
     return [*by_row, weight]
-
-
-def _zeros(value: Any) -> Any:
-    return torch.zeros_like(value) if isinstance(value, Tensor) else [*map(torch.zeros_like, value)]
 
 
 def compiler() -> str:
@@ -164,10 +161,8 @@ def can_compile(device_type: str) -> bool:
 
     Warns once if it does not.
     """
-    missing = not compiler()
-    if device_type == "cuda":
-        missing = missing or not torch.utils._triton.has_triton()
-    if missing:
+    has_triton = device_type != "cuda" or torch.utils._triton.has_triton()
+    if missing := not (compiler() and has_triton):
         warnings.warn(
             "no C++ compiler (or, on CUDA, no Triton) was found: backend='compiled' runs as "
             "backend='vendor'; install g++ or set CXX",

@@ -33,20 +33,6 @@ def reverse_within_length(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.flatten(0, 1).index_select(0, flat.flatten()).view(x.shape)
 
 
-def last_valid(x: Tensor, lengths: Tensor | None, default: Tensor) -> Tensor:
-    """The last valid step of `x` (batch, time, features), `default` (batch, features) where none.
-
-    A gather and a `where`: the padding reaches neither value nor gradient.
-    """
-    if x.shape[1] == 0:
-        return default
-    if lengths is None:
-        return x[:, -1]
-    rows = torch.arange(x.shape[0], device=x.device)
-    picked = x[rows, (lengths - 1).clamp(min=0)]
-    return torch.where((lengths > 0)[:, None], picked, default)
-
-
 def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
     """Refuse lengths that do not fit a (batch, time) input.
 
@@ -62,7 +48,9 @@ def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
         raise InputError(f"lengths must have shape ({batch},), got {tuple(lengths.shape)}")
     if lengths.dtype != torch.int64:
         raise InputError(f"lengths must be int64, got {lengths.dtype}; use lengths.long()")
-    if torch.compiler.is_compiling() or _is_transformed(lengths) or lengths.device.type != "cpu":
+    if torch.compiler.is_compiling() or lengths.device.type != "cpu":
+        return
+    if torch._C._functorch.is_functorch_wrapped_tensor(lengths):
         return
     least, most = extremes(lengths) if batch else (0, 0)
     if least < 0 or most > time:
@@ -77,7 +65,3 @@ def extremes(lengths: Tensor) -> tuple[int, int]:
         return int(lengths.min()), int(lengths.max())
     values = lengths.tolist()  # on so few numbers plain Python is the fastest
     return min(values), max(values)
-
-
-def _is_transformed(tensor: Tensor) -> bool:
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lstm_compile.errors import InputError
-from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.recurrence.cell import LSTMState, State
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+from lstm_compile.recurrence.stack import weight_shapes
 
 
 class LSTM(nn.Module):
@@ -55,32 +56,17 @@ class LSTM(nn.Module):
                 "hidden_size and num_layers must be at least 1 and dropout in [0, 1]; got "
                 f"hidden_size={hidden_size}, num_layers={num_layers}, dropout={dropout}"
             )
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.bias = bias
-        self.batch_first = batch_first
-        self.dropout = float(dropout)
-        self.bidirectional = bidirectional
-        self.proj_size = 0
+        self.input_size, self.hidden_size, self.proj_size = input_size, hidden_size, 0
+        self.num_layers, self.bidirectional, self.bias = num_layers, bidirectional, bias
+        self.batch_first, self.dropout = batch_first, float(dropout)
         self.backend: Backend = backend
         self.chunk = chunk
-        for name, shape in self._shapes().items():
+        sizes = input_size, hidden_size, num_layers
+        shapes = weight_shapes(*sizes, bidirectional=bool(bidirectional), bias=bool(bias))
+        for name, shape in shapes.items():
             weight = torch.empty(shape, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(weight))
         self.reset_parameters()
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        gates, directions = 4 * self.hidden_size, 2 if self.bidirectional else 1
-        shapes: dict[str, tuple[int, ...]] = {}
-        for layer in range(self.num_layers):
-            width = self.hidden_size * directions if layer else self.input_size
-            for suffix in (f"l{layer}", f"l{layer}_reverse")[:directions]:
-                shapes[f"weight_ih_{suffix}"] = (gates, width)
-                shapes[f"weight_hh_{suffix}"] = (gates, self.hidden_size)
-                if self.bias:
-                    shapes[f"bias_ih_{suffix}"] = shapes[f"bias_hh_{suffix}"] = (gates,)
-        return shapes
 
     def reset_parameters(self) -> None:
         """Draw every parameter from U(-1/sqrt(hidden_size), 1/sqrt(hidden_size)), as nn.LSTM does.
@@ -105,11 +91,11 @@ class LSTM(nn.Module):
     def forward(
         self,
         input: Any,  # noqa: A002 (nn.LSTM's name)
-        hx: tuple[Tensor, Tensor] | None = None,
+        hx: State | None = None,
         lengths: Tensor | None = None,
         *,
         resets: Tensor | None = None,
-        reset_state: tuple[Tensor, Tensor] | None = None,
+        reset_state: State | None = None,
         backend: Backend | None = None,
     ) -> tuple[Any, LSTMState]:
         """Run the stack.
@@ -140,27 +126,28 @@ class LSTM(nn.Module):
         if input.dim() == 2:
             _refuse("lengths", lengths, "unbatched input")
             hx, reset_state = _batched(hx, "state"), _batched(reset_state, "reset_state")
-            resets = None if resets is None else resets[None]
-            output, state = self._run(input[None], None, hx, backend, resets, reset_state)
+            again = {"resets": None if resets is None else resets[None], "reset_state": reset_state}
+            output, state = self._run(backend, input[None], None, hx, **again)
             return output[0], LSTMState(state.h[:, 0], state.c[:, 0])
         if input.dim() != 3:
             raise InputError(f"input must have 2 or 3 dimensions, got {tuple(input.shape)}")
         if self.batch_first:
-            return self._run(input, lengths, hx, backend, resets, reset_state)
+            again = {"resets": resets, "reset_state": reset_state}
+            return self._run(backend, input, lengths, hx, **again)
         resets = None if resets is None else _transposed(resets, input)
         x = input.transpose(0, 1)
-        output, state = self._run(x, lengths, hx, backend, resets, reset_state)
+        output, state = self._run(backend, x, lengths, hx, resets=resets, reset_state=reset_state)
         return output.transpose(0, 1).contiguous(), state  # nn.LSTM's can be viewed as it is
 
     def _forward_packed(
-        self, packed: PackedSequence, hx: tuple[Tensor, Tensor] | None, backend: Backend | None
+        self, packed: PackedSequence, hx: State | None, backend: Backend | None
     ) -> tuple[PackedSequence, LSTMState]:
         order, inverse = packed.sorted_indices, packed.unsorted_indices
         by_length = PackedSequence(packed.data, packed.batch_sizes)
         x, lengths = pad_packed_sequence(by_length, batch_first=True)
         if hx is not None and order is not None:
             hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
-        output, state = self._run(x, lengths.to(x.device), hx, backend)
+        output, state = self._run(backend, x, lengths.to(x.device), hx)
         data = pack_padded_sequence(output, lengths, batch_first=True).data
         if inverse is not None:
             state = LSTMState(*(part.index_select(1, inverse) for part in state))
@@ -168,17 +155,15 @@ class LSTM(nn.Module):
 
     def _run(
         self,
+        backend: Backend | None,
         x: Tensor,
         lengths: Tensor | None,
-        hx: tuple[Tensor, Tensor] | None,
-        backend: Backend | None,
-        resets: Tensor | None = None,
-        reset_state: tuple[Tensor, Tensor] | None = None,
+        hx: State | None,
+        **resets: Any,
     ) -> tuple[Tensor, LSTMState]:
         return lstm(
-            dict(self.named_parameters()), x, lengths, hx, resets=resets, reset_state=reset_state,
-            dropout=self.dropout, training=self.training,
-            backend=backend or self.backend, chunk=self.chunk,
+            dict(self.named_parameters()), x, lengths, hx, **resets, dropout=self.dropout,
+            training=self.training, backend=backend or self.backend, chunk=self.chunk,
         )  # fmt: skip
 
 
@@ -199,7 +184,7 @@ def _transposed(resets: Tensor, x: Tensor) -> Tensor:
     return resets.transpose(0, 1)
 
 
-def _batched(state: tuple[Tensor, Tensor] | None, what: str) -> tuple[Tensor, Tensor] | None:
+def _batched(state: State | None, what: str) -> State | None:
     """The state of unbatched input as that of a batch of one."""
     if state is None:
         return None

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from lstm_compile.recurrence.cell import Outputs, accumulator, lstm_step
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
-from lstm_compile.recurrence.weights import Direction
+from lstm_compile.recurrence.stack import Direction
 
 
 def reference(

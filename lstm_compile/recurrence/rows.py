@@ -81,13 +81,13 @@ def pack_rows(rows: Rows, cut: CutTime, *, min_rows: int = 1) -> PackedRows:
     length = rows.ends().numpy()
     counts = (len(length) - np.cumsum(np.bincount(length))[:-1]).tolist()
     spans = tuple(Span(start, steps, max(counts[start], min_rows)) for start, steps in cut(counts))
-    begins = _begins(spans)
+    active = np.repeat([span.rows for span in spans], [span.steps for span in spans])
+    begins = np.concatenate([[0], np.cumsum(active)])  # where each step's rows begin; where all end
     if len(spans) == 1 and spans[0].rows == len(length):
         order = rank = np.arange(len(length))
         ordered, own = length, True
     else:
-        order, rank, ordered = _ordered(length, min_rows)
-        own = False
+        (order, rank, ordered), own = _ordered(length, min_rows), False
     first = order * time if segments is None else segments.first(time)[order]
     source, padding, opposite = _sources(begins, ordered, first, rows.mirror)
     if segments is None:
@@ -130,12 +130,6 @@ def _to(array: Any, device: torch.device) -> Any:
 
 def _where(mask: Any) -> Any:
     return np.flatnonzero(mask) if mask.any() else None
-
-
-def _begins(spans: Sequence[Span]) -> Any:
-    """(steps + 1,) int64: the packed step at which each step's rows begin, and where all end."""
-    rows = np.repeat([span.rows for span in spans], [span.steps for span in spans])
-    return np.concatenate([[0], np.cumsum(rows)])
 
 
 def _sources(begins: Any, ordered: Any, first: Any, mirror: bool) -> Any:

@@ -12,8 +12,7 @@ from lstm_compile.recurrence.first_order import mark_kernels
 from lstm_compile.recurrence.gemm import has_onednn
 from lstm_compile.recurrence.layout import CarriedState, Layout, joined
 from lstm_compile.recurrence.rows import Rows
-from lstm_compile.recurrence.stack import Call
-from lstm_compile.recurrence.weights import Direction
+from lstm_compile.recurrence.stack import Call, Direction
 
 # Saturates a sigmoid to exactly 0 or 1 in every dtype, float16 included.
 SATURATED = 1e4

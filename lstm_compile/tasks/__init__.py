@@ -50,9 +50,7 @@ def tasks_with(**traits: object) -> tuple[str, ...]:
 def fitting_task(wanted: str | None, **traits: object) -> str:
     """The task that data are learned with: the wanted one if it has these traits, else the first.
 
-    Args:
-        wanted: the name of a task, or None.
-        traits: what the data are good for, as for `tasks_with`.
+    `traits` are what the data are good for, as for `tasks_with`.
     """
     fitting = tasks_with(**traits)
     return wanted if wanted in fitting else fitting[0]

@@ -1,6 +1,7 @@
 """Task `classify`: one class for each sequence. Loads no torch."""
 
-from lstm_compile.tasks.task import DIRECTIONS, ENCODER, POOLING, SCALING, Range, Task, lazy
+from lstm_compile.lazy import lazy
+from lstm_compile.tasks.task import DIRECTIONS, ENCODER, POOLING, SCALING, Range, Task
 
 TASK = Task(
     name="classify",
@@ -20,11 +21,5 @@ TASK = Task(
         "logistic regression on 24 frames",
     ),
     token_baselines=("majority class", "logistic regression on character shares"),
-    space={
-        **ENCODER,
-        **DIRECTIONS,
-        **POOLING,
-        **SCALING,
-        "label_smoothing": Range(0.0, 0.2),
-    },
+    space={**ENCODER, **DIRECTIONS, **POOLING, **SCALING, "label_smoothing": Range(0.0, 0.2)},
 )

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from lstm_compile.errors import InputError
-from lstm_compile.tasks.task import ENCODER, OneOf, Range, Task, lazy
+from lstm_compile.lazy import lazy
+from lstm_compile.tasks.task import ENCODER, OneOf, Range, Task
 
 if TYPE_CHECKING:
     from lstm_compile.config import ModelConfig

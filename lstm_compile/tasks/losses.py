@@ -16,31 +16,22 @@ from lstm_compile.tasks import find_task, tasks_with
 
 
 class LossInput(NamedTuple):
-    """What a loss is computed from.
+    """What a loss is computed from."""
 
-    Attributes:
-        params: of the model, for its scalers.
-        config: the architecture.
-        kind: the name of the loss, never `auto`.
-        prediction: what `forward` gives: (batch, output_size), (batch, time, output_size) or
-            (batch, steps, targets(, quantiles)).
-        y: (batch,) or (batch, time) int64 class codes, of which negative ones do not count;
-            (batch, targets) or (batch, steps or more, targets) in the user's units, NaN where a
-            value of a series is unknown.
-        label_smoothing: the share of each class label that is spread over all classes.
-        class_weights: float32 (classes,), what `balanced_weights` gives; None: all alike. The loss
-            is then divided by the weights of the rows' own classes, as torch's is.
-        unit: (batch, targets), of errors of forecasts; None is the scale of the scaler.
-    """
-
-    params: Mapping[str, Tensor]
+    params: Mapping[str, Tensor]  # of the model, for its scalers
     config: ModelConfig
-    kind: str
+    kind: str  # the name of the loss, never `auto`
+    # what `forward` gives: (batch, output_size), (batch, time, output_size) or
+    # (batch, steps, targets(, quantiles))
     prediction: Tensor
+    # (batch,) or (batch, time) int64 class codes, of which negative ones do not count; (batch,
+    # targets) or (batch, steps or more, targets) in the user's units, NaN where a value is unknown
     y: Tensor
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # the share of each class label that is spread over all classes
+    # float32 (classes,), what `balanced_weights` gives; None: all alike. The loss is then divided
+    # by the weights of the rows' own classes, as torch's is
     class_weights: Tensor | None = None
-    unit: Tensor | None = None
+    unit: Tensor | None = None  # (batch, targets), of errors; None is the scale of the scaler
 
 
 class LossSettings(Protocol):
@@ -142,13 +133,9 @@ def cost_of(kind: str, error: Tensor) -> Tensor:
 def row_weight(y: Tensor, class_weights: Tensor | None = None) -> Tensor | float:
     """The number that the mean loss of a batch was divided by, for averages over batches.
 
-    Args:
-        y: (batch,), (batch, time) or (batch, targets).
-        class_weights: as for `training_loss`.
-
-    Returns:
-        The number of rows, or of steps that have a class, or the sum of the weights of their
-        classes. It is above 0 even if no class has a weight: the loss is then 0 and not NaN.
+    This is the number of rows, or of steps that have a class, or the sum of the weights of their
+    classes. It is above 0 even if no class has a weight: the loss is then 0 and not NaN. `y` is
+    (batch,), (batch, time) or (batch, targets).
     """
     if y.is_floating_point() or (y.dim() == 1 and class_weights is None):
         return float(len(y))
@@ -164,9 +151,7 @@ def balanced_weights(y: Tensor, classes: int) -> Tensor:
     compute_class_weight("balanced"):
     https://scikit-learn.org/stable/modules/generated/sklearn.utils.class_weight.compute_class_weight.html
 
-    Args:
-        y: int64 (rows,) class codes of the training part.
-        classes: number of classes, absent ones included.
+    `y` is int64 (rows,), class codes of the training part; absent classes count in `classes`.
     """
     count = torch.bincount(y, minlength=classes).double()
     return torch.where(count > 0, len(y) / (classes * count), 0.0).float()

@@ -24,11 +24,8 @@ class TextScores(NamedTuple):
 def metrics(config: ModelConfig, prediction: Tensor, y: Tensor) -> Metrics:
     """How good predictions are; not for text, see `text_metrics`.
 
-    Args:
-        config: the architecture.
-        prediction: (rows, ...), what `forward` gives; a row is a step where steps have answers.
-        y: (rows,) int64 class codes, (rows, targets) or (rows, horizon, targets) in the user's
-            units.
+    `prediction` is (rows, ...), what `forward` gives; a row is a step where steps have answers. `y`
+    is (rows,) int64 class codes, or (rows, targets) or (rows, horizon, targets) in users' units.
 
     Returns:
         What the `score` of the task gives; for classes `loss` (nats) as well. Of quantiles the

@@ -1,6 +1,7 @@
 """Task `regress`: numbers for each sequence. Loads no torch."""
 
-from lstm_compile.tasks.task import DIRECTIONS, ENCODER, POOLING, SCALING, Task, lazy
+from lstm_compile.lazy import lazy
+from lstm_compile.tasks.task import DIRECTIONS, ENCODER, POOLING, SCALING, Task
 
 TASK = Task(
     name="regress",

@@ -3,22 +3,19 @@
 import numpy as np
 import torch
 
-from lstm_compile.config import ModelConfig, TargetScaling
+from lstm_compile.config import ModelConfig, Scaling
 from lstm_compile.data.series.windows import Windows
 from lstm_compile.model.scaling import Scaler, fit_scaler
 from lstm_compile.model.window_scaling import symmetric_log
 
 
 def fit_series_scaler(windows: Windows, config: ModelConfig) -> Scaler:
-    """Shift and scale of every feature, (features,) each.
+    """Shift and scale of every feature, (features,) each, of windows of the training part.
 
-    Args:
-        windows: of the training part; rows after the last step that they forecast are not read.
-        config: the architecture; scalings of windows and series come after `standard`.
+    Rows after the last step that these forecast are not read. Scalings of windows and series come
+    after `standard`.
     """
-    kind: TargetScaling = "standard"
-    if config.scaling in ("none", "minmax"):
-        kind = config.scaling
+    kind: Scaling = config.scaling if config.scaling in ("none", "minmax") else "standard"
     is_seen = _seen(windows)
     parts = []
     for column, values in enumerate(windows.x.T):

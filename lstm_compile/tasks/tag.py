@@ -1,6 +1,7 @@
 """Task `tag`: one class for each step. Loads no torch."""
 
-from lstm_compile.tasks.task import DIRECTIONS, ENCODER, SCALING, Task, lazy
+from lstm_compile.lazy import lazy
+from lstm_compile.tasks.task import DIRECTIONS, ENCODER, SCALING, Task
 
 TASK = Task(
     name="tag",

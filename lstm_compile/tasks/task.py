@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -47,20 +46,6 @@ POOLING: Space = {"pooling": OneOf(("last", "mean", "max", "attention"))}
 SCALING: Space = {"scaling": OneOf(("standard", "minmax"))}
 
 
-def lazy(place: str) -> Function:
-    """The function at `module:name`; its module, and torch, is imported at the first call."""
-
-    def function(*args: Any, **named: Any) -> Any:
-        module, _, name = place.partition(":")
-        return getattr(import_module(module), name)(*args, **named)
-
-    return function
-
-
-def accept(config: "ModelConfig") -> None:
-    """Accept every architecture."""
-
-
 def numbered_names(config: "ModelConfig") -> "Schema":
     """`feature_0`, and `class_0` or `target_0`, and so on."""
     from lstm_compile.data.schema import Schema, numbered
@@ -73,62 +58,43 @@ def numbered_names(config: "ModelConfig") -> "Schema":
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A task as a value.
+    """A task as a value."""
 
-    Attributes:
-        name: what `--task` and the files of models call it.
-        data: what it learns from: `sequences` with labels, `series` of a table, or `text`.
-        per_step: whether every step has an answer of its own; else every row has one.
-        has_classes: whether answers are classes: logits in torch, probabilities in an exported
-            file.
-        has_target_scaler: whether the model scales its targets, and its answers back.
-        output: what an exported file calls the answer.
-        rows: what the rows of its data are called.
-        losses: names that `--loss` takes, the default first.
-        quantile_losses: the same where the model answers with quantiles.
-        loss: from `losses.LossInput` to the scalar that training minimises.
-        finish: the answer, from what the head gives (scaled back); of methods of tensors alone, as
-            it is part of the exported graph. None leaves the values as they are.
-        score: metrics by name, of `(prediction, y)`; of text of `TextScores`.
-        row_score: of `(prediction, y)` one score a row (or step), whose mean decides; None for
-            series and text.
-        gain: from means of row scores (any shape) to figures that grow as a model gets better;
-            None takes the means.
-        headline: the metric that decides which of two models is better.
-        rising: the metrics of which more is better.
-        tuned: the validation figures that `tune` goes by, the default first; none in units that a
-            setting changes.
-        baselines: of `sequences`, the names of what a model must beat, see `evaluation.features`.
-        token_baselines: the same where sequences are text.
-        check: refuses an architecture that the task cannot have, with an InputError.
-        schema: names for a model whose data have none.
-        settings: defaults that differ from those of the dataclasses, by section and field.
-        space: what `tune` tries.
-    """
-
-    name: str
-    data: Data
-    per_step: bool = False
+    name: str  # what `--task` and the files of models call it
+    data: Data  # what it learns from: `sequences` with labels, `series` of a table, or `text`
+    per_step: bool = False  # whether every step has an answer of its own; else every row has one
+    # whether answers are classes: logits in torch, probabilities in an exported file
     has_classes: bool = False
-    has_target_scaler: bool = False
-    output: str
-    rows: str = "sequences"
-    losses: tuple[str, ...]
-    quantile_losses: tuple[str, ...] = ()
-    loss: Function
+    has_target_scaler: bool = False  # whether the model scales its targets, and its answers back
+    output: str  # what an exported file calls the answer
+    rows: str = "sequences"  # what the rows of its data are called
+    losses: tuple[str, ...]  # names that `--loss` takes, the default first
+    quantile_losses: tuple[str, ...] = ()  # the same where the model answers with quantiles
+    loss: Function  # from `losses.LossInput` to the scalar that training minimises
+    # the answer, from what the head gives (scaled back); of methods of tensors alone, as it is part
+    # of the exported graph. None leaves the values as they are
     finish: Callable[["Tensor"], "Tensor"] | None = None
-    score: Function
+    score: Function  # metrics by name, of `(prediction, y)`; of text of `TextScores`
+    # of `(prediction, y)` one score a row (or step), whose mean decides; None for series and text
     row_score: Function | None = None
+    # from means of row scores (any shape) to figures that grow as a model gets better; None takes
+    # the means
     gain: Function | None = None
-    headline: str
-    rising: tuple[str, ...] = ()
+    headline: str  # the metric that decides which of two models is better
+    rising: tuple[str, ...] = ()  # the metrics of which more is better
+    # the validation figures that `tune` goes by, the default first; none in units that a setting
+    # changes
     tuned: tuple[str, ...]
+    # of `sequences`, the names of what a model must beat, see `evaluation.baselines`
     baselines: tuple[str, ...] = ()
-    token_baselines: tuple[str, ...] = ()
-    check: Callable[["ModelConfig"], None] = accept
+    token_baselines: tuple[str, ...] = ()  # the same where sequences are text
+    # refuses an architecture that the task cannot have, with an InputError
+    check: Callable[["ModelConfig"], None] = lambda config: None
+    # names for a model whose data have none
     schema: Callable[["ModelConfig"], "Schema"] = numbered_names
+    # defaults that differ from those of the dataclasses, by section and field
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    space: Space
+    space: Space  # what `tune` tries
 
     @property
     def is_whole(self) -> bool:

@@ -93,10 +93,7 @@ def load_progress(path: Path, config: ModelConfig, training: TrainingConfig) -> 
         InputError: another kind of file, a damaged one, or one with other settings.
     """
     with open_archive(path, "pt", REMEDY) as archive:
-        try:
-            return _read(archive, config, training)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        return _read(archive, config, training)
 
 
 def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> SavedRun:

@@ -9,13 +9,14 @@ from training_cases import baseline_metrics, two_classes
 
 from lstm_compile.data import Sequences, load_dataset
 from lstm_compile.errors import InputError
-from lstm_compile.evaluation import features
+from lstm_compile.evaluation import baselines
 from lstm_compile.evaluation.baselines import (
     fit_baselines,
     from_tensors,
+    resampled_features,
+    summary_features,
     to_tensors,
 )
-from lstm_compile.evaluation.features import resampled_features, summary_features
 from lstm_compile.evaluation.linear import Baseline, fit_logistic, fit_ridge
 from lstm_compile.tasks.metrics import score_targets
 
@@ -177,7 +178,7 @@ def test_baselines_of_other_data_are_refused():
 @pytest.mark.parametrize("count", [0, 1, 40])
 def test_features_made_in_blocks_are_the_same(monkeypatch, name, count):
     data = two_classes(40).select(torch.arange(count))
-    expected = features.FEATURES[name](data)
+    expected = baselines.FEATURES[name](data)
     for block in (1, 7, 1000):
-        monkeypatch.setattr(features, "BLOCK", block)
-        assert features.features_of(name, data).equal(expected)
+        monkeypatch.setattr(baselines, "BLOCK", block)
+        assert baselines.features_of(name, data).equal(expected)

@@ -23,12 +23,18 @@ from lstm_compile.data import load_dataset
 from lstm_compile.evaluation.baselines import (
     baseline_predictions,
     fit_baselines,
+    summary_features,
 )
-from lstm_compile.evaluation.bootstrap import BUDGET, MIN_ROWS, paired_interval
-from lstm_compile.evaluation.evaluate import difference_interval, evaluate
-from lstm_compile.evaluation.features import summary_features
+from lstm_compile.evaluation.evaluate import evaluate
 from lstm_compile.evaluation.linear import fit_ridge
-from lstm_compile.evaluation.verdict import best_of, verdict
+from lstm_compile.evaluation.verdict import (
+    BUDGET,
+    MIN_ROWS,
+    best_of,
+    difference_interval,
+    paired_interval,
+    verdict,
+)
 from lstm_compile.tasks.metrics import score_targets
 
 

@@ -26,9 +26,9 @@ from lstm_compile.export import export_onnx, export_streaming, verify_onnx
 from lstm_compile.export.use.generate import Sampling, generate
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.model.checkpoint import Model, numbered_schema, save_model
+from lstm_compile.model.encoder import block_shapes, rotations, transform
 from lstm_compile.model.header import count_parameters
 from lstm_compile.model.model import param_shapes, predict, trainable
-from lstm_compile.model.transformer import block_shapes, rotations, transform
 from lstm_compile.tasks.metrics import text_metrics
 from lstm_compile.training.warm_start import warm_start
 
@@ -108,14 +108,14 @@ def test_without_positions_a_block_is_torchs_own(monkeypatch, causal, lengths):
     if padding is not None:
         expected = expected.masked_fill(padding[..., None], 0.0)
     still = torch.ones(5, 2).double(), torch.zeros(5, 2).double()
-    monkeypatch.setattr("lstm_compile.model.transformer.rotations", lambda *_: still)
+    monkeypatch.setattr("lstm_compile.model.encoder.rotations", lambda *_: still)
     found = transform(params, x, lengths, heads=3, causal=causal)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
 def test_scores_depend_on_how_far_steps_are_apart(size):
-    from lstm_compile.model.transformer import _turned
+    from lstm_compile.model.encoder import _turned
 
     rotation = rotations(40, size, draw(1))
     q, k = (_turned(draw(size, seed=seed).expand(40, size), rotation) for seed in (1, 2))
@@ -127,7 +127,7 @@ def test_scores_depend_on_how_far_steps_are_apart(size):
 
 
 def test_pairs_turn_by_the_angles_of_the_paper():
-    from lstm_compile.model.transformer import _turned
+    from lstm_compile.model.encoder import _turned
 
     x = draw(9, 8)
     angle = torch.arange(9).double()[:, None] * 10_000.0 ** (-torch.arange(4).double() / 4)

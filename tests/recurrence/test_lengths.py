@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.lengths import (
     check_lengths,
-    last_valid,
     reverse_within_length,
     valid_mask,
     zero_padding,
@@ -58,20 +57,8 @@ def test_reversal_is_an_involution(drawn):
 def test_full_lengths_are_no_lengths(drawn):
     x, lengths = drawn
     full = torch.full_like(lengths, x.shape[1])
-    default = torch.randn(x.shape[0], 2)
     assert torch.equal(reverse_within_length(x, full), reverse_within_length(x, None))
     assert torch.equal(zero_padding(x, full), zero_padding(x, None))
-    assert torch.equal(last_valid(x, full, default), last_valid(x, None, default))
-
-
-@few
-@given(ragged())
-def test_last_valid_by_rows(drawn):
-    x, lengths = drawn
-    default = torch.randn(x.shape[0], 2)
-    found = last_valid(filled(x, lengths, float("nan")), lengths, default)
-    for row, length in enumerate(lengths.tolist()):
-        assert torch.equal(found[row], x[row, length - 1] if length else default[row])
 
 
 @few
@@ -89,15 +76,9 @@ def test_gradients_never_meet_the_padding(filler):
     torch.manual_seed(0)
     lengths = torch.tensor([0, 1, 4])
     x = filled(torch.randn(3, 4, 2), lengths, filler).requires_grad_()
-    default = torch.randn(3, 2, requires_grad=True)
     weight = torch.randn(3, 4, 2)
-    last = last_valid(x, lengths, default)
-    (zero_padding(x, lengths) * weight).sum().add((last * weight[:, 0]).sum()).backward()
-    expected = torch.where(valid_mask(lengths, 4)[..., None], weight, 0.0)
-    expected[1, 0] += weight[1, 0]
-    expected[2, 3] += weight[2, 0]
-    assert torch.allclose(x.grad, expected)
-    assert torch.equal(default.grad, weight[:, 0] * torch.tensor([[1.0], [0.0], [0.0]]))
+    (zero_padding(x, lengths) * weight).sum().backward()
+    assert torch.equal(x.grad, torch.where(valid_mask(lengths, 4)[..., None], weight, 0.0))
 
 
 @pytest.mark.parametrize(

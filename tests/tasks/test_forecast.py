@@ -11,9 +11,13 @@ from lstm_compile.data.series.series_table import Shares
 from lstm_compile.data.series.windows import History, Shape, all_windows, split_windows, thinned
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Given
-from lstm_compile.model.last_steps import last_steps
 from lstm_compile.model.model import complete, forward
-from lstm_compile.model.window_scaling import differences, symmetric_exp, symmetric_log
+from lstm_compile.model.window_scaling import (
+    differences,
+    last_steps,
+    symmetric_exp,
+    symmetric_log,
+)
 from lstm_compile.tasks.losses import LossInput, forecast_loss, pinball
 from lstm_compile.tasks.series_scaler import fit_series_scaler
 

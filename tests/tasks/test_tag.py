@@ -15,10 +15,9 @@ from lstm_compile.cli.app import app
 from lstm_compile.data import Sequences, gather, read_sequences
 from lstm_compile.data.sequences import IGNORED
 from lstm_compile.errors import InputError
-from lstm_compile.evaluation.baselines import fit_baselines
-from lstm_compile.evaluation.bootstrap import grouped_interval, paired_interval
-from lstm_compile.evaluation.features import neighbour_features
+from lstm_compile.evaluation.baselines import fit_baselines, neighbour_features
 from lstm_compile.evaluation.predict import predict_all
+from lstm_compile.evaluation.verdict import grouped_interval, paired_interval
 from lstm_compile.export import export_onnx
 from lstm_compile.export.runtime import ModelError, load
 from lstm_compile.model.model import forward, predict
