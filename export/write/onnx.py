@@ -44,7 +44,7 @@ class ExportReport(NamedTuple):
     known: list[Known]  # known faults of other runtimes that concern this file
 
 
-class Job(NamedTuple):
+class Export(NamedTuple):
     """A model, the file to write, and when the export began, by `perf_counter`."""
 
     model: Model
@@ -78,7 +78,7 @@ def export_onnx(
     return write_proven(job, to_onnx(job.model, profile, example), example, runtimes)
 
 
-def checked(model: Model | str | Path, path: str | Path) -> Job:
+def checked(model: Model | str | Path, path: str | Path) -> Export:
     """Load the model, and check that a file can be written to the path.
 
     Raises:
@@ -92,11 +92,11 @@ def checked(model: Model | str | Path, path: str | Path) -> Job:
         raise InputError(f"{path}: there is no folder {path.parent}; make it first")
     if path.suffix != ".onnx":
         raise InputError(f"{path}: the file must end in .onnx, found {path.suffix!r}")
-    return Job(model if isinstance(model, Model) else load_model(model), path, began)
+    return Export(model if isinstance(model, Model) else load_model(model), path, began)
 
 
 def write_proven(
-    job: Job, graph: onnx.ModelProto, example: str, runtimes: Sequence[str] | None = None
+    job: Export, graph: onnx.ModelProto, example: str, runtimes: Sequence[str] | None = None
 ) -> ExportReport:
     """Write a graph, and its parity report and self-test beside it, if `verify_onnx` passes it.
 
