@@ -133,7 +133,6 @@ class Schema:
     """The names of features, and of either classes or targets, in the model's order.
 
     Attributes:
-        features: one name a feature.
         classes: the class labels, code by code; empty for regression.
         targets: one name a regression target; empty for classification.
         units: one a feature, then one a target, empty text where there is none; empty if there are

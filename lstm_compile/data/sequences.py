@@ -30,7 +30,6 @@ class Sequences:
         offsets: int64 (sequences + 1,), from 0 to total_steps, never falling.
         y: int64 (sequences,) indices into `classes`, one a step (total_steps,) where `per_step`
             says so, or float32 (sequences, targets).
-        features: one name a feature.
         classes: one label a class code; empty for regression.
         targets: one name a target; empty for classification.
         roles: the columns of the long table that these come from, or None.

@@ -73,7 +73,8 @@ class Windows:
     """Windows into the flat rows of series; window i forecasts rows from `origins[i]` on."""
 
     x: Tensor  # float32 (rows, features), finite, the series one after the other
-    is_unknown: Tensor  # bool (rows, targets), a target was filled: training and evaluation skip it
+    # bool (rows, targets), True where a target was filled: training and evaluation leave it out
+    is_unknown: Tensor
     starts: Tensor  # int64 (windows,), the first row of each context
     origins: Tensor  # int64 (windows,), the first row to forecast
     series: Tensor  # int64 (windows,), the number of each window's series

@@ -33,7 +33,7 @@ HAS_FEATURES, IS_SERIES = "has_features", "is_series"  # properties of a task
 class TableOptions:
     """How to read a long table; each field is a flag of `train` and `evaluate`.
 
-    The help text of a field says what it is; these need more words:
+    The help text of each field says what it is; some need more words.
 
     Attributes:
         features: in the model's order.
