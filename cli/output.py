@@ -37,10 +37,7 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def reading(out: Console) -> Iterator[Callable[..., None]]:
-    """Show how many rows are done: a bar on a terminal, which disappears at the end.
-
-    The function takes how many rows are done, how many there are, and what is done with them.
-    """
+    """A function that shows rows done, rows in all and what is done: a bar on a terminal."""
     from rich.progress import Progress
 
     with ExitStack() as stack:
