@@ -24,7 +24,7 @@ from lstm_compile.model import header
 from lstm_compile.model.run_folder import MODEL_FILE
 
 if TYPE_CHECKING:
-    from onnx import ValueInfoProto
+    from lstm_compile.export.names import Tensors
 
 Training = Callable[[], Any]
 
@@ -100,11 +100,7 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
 
 
 def inspect_text(path: str, training: Training | None = None) -> dict[str, Any]:
-    """Describe text files, as language models read them.
-
-    Args:
-        path: a file, a folder or a glob.
-        training: gives the settings of a run on it, a `TrainingConfig`.
+    """Describe text (a file, a folder or a glob), as language models read it.
 
     Returns:
         `kind` (`text`), `path`, `documents`, `bytes`, `characters`, `vocabulary` (how often each
@@ -228,8 +224,8 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
         **header.described(path, file.metadata),
-        "inputs": {value.name: _tensor(value) for value in model.graph.input},
-        "outputs": {value.name: _tensor(value) for value in model.graph.output},
+        "inputs": _tensors(file.interface.inputs),
+        "outputs": _tensors(file.interface.outputs),
         "parameters": header.count_parameters(weights),
         "nodes": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
     }
@@ -259,11 +255,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _tensor(value: "ValueInfoProto") -> dict[str, Any]:
-    from onnx import TensorProto
-
-    found = value.type.tensor_type
-    return {
-        "type": TensorProto.DataType.Name(found.elem_type).lower(),
-        "shape": [size.dim_param or size.dim_value for size in found.shape.dim],
+def _tensors(found: "Tensors") -> dict[str, Any]:
+    """Types, by ONNX's names, and shapes."""
+    types = {
+        name: {"float32": "float"}.get(kind, kind.lower()) for name, (kind, _) in found.items()
     }
+    return {name: {"type": types[name], "shape": shape} for name, (_, shape) in found.items()}

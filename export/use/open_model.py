@@ -53,8 +53,7 @@ class TorchModel(OpenModel):
     def predict(self, rows: list[Floats]) -> Floats:
         """Probabilities or values (rows, outputs), or (steps, outputs) of all steps.
 
-        Args:
-            rows: float32 (time, features) or tokens (time,), one array a sequence.
+        `rows` are float32 (time, features) or tokens (time,), one array a sequence.
         """
         import torch
 
@@ -100,23 +99,28 @@ class ExportedModel(OpenModel):
 
     file: OnnxModel | Streams
 
-    def check_whole(self) -> None:
-        """Refuse a file that takes one chunk of steps after the other.
+    def check_whole(self) -> OnnxModel:
+        """The file, unless it takes one chunk of steps after the other.
 
         Raises:
             InputError: it does.
         """
-        self._whole()
+        if isinstance(self.file, Streams):
+            raise InputError(
+                f"{self.source}: this file streams, and sequences are answered by the file that "
+                "export --onnx writes without --streaming"
+            )
+        return self.file
 
     def predict(self, rows: list[Floats]) -> Floats:
         """See `TorchModel.predict`."""
         if self.config.traits.per_step:
-            return np.concatenate(self._whole().predict_steps(rows))
-        return self._whole().predict(rows)
+            return np.concatenate(self.check_whole().predict_steps(rows))
+        return self.check_whole().predict(rows)
 
     def forecast(self, inputs: Inputs) -> Floats:
         """See `TorchModel.forecast`."""
-        return self._whole().forecast_padded(inputs)
+        return self.check_whole().forecast_padded(inputs)
 
     def measure(self, data: Any) -> Any:
         """See `TorchModel.measure`."""
@@ -141,14 +145,6 @@ class ExportedModel(OpenModel):
         arrays = {name: value.numpy() for name, value in inputs.items() if value is not None}
         return torch.from_numpy(self.forecast(arrays))
 
-    def _whole(self) -> OnnxModel:
-        if isinstance(self.file, Streams):
-            raise InputError(
-                f"{self.source}: this file streams, and sequences are answered by the file that "
-                "export --onnx writes without --streaming"
-            )
-        return self.file
-
 
 def open_model(source: Path) -> TorchModel | ExportedModel:
     """Open a run folder, a `.safetensors` or an `.onnx` file; the last loads no torch.
@@ -156,15 +152,11 @@ def open_model(source: Path) -> TorchModel | ExportedModel:
     Raises:
         InputError: no such file, not one of this package, or damaged.
     """
-    if source.suffix == ".onnx":
-        return _from_onnx(source)
-    from lstm_compile.model.checkpoint import load_model
+    if source.suffix != ".onnx":
+        from lstm_compile.model.checkpoint import load_model
 
-    params, config, schema, training = load_model(source)
-    return TorchModel(source, config, schema, training, params)
-
-
-def _from_onnx(source: Path) -> ExportedModel:
+        params, config, schema, training = load_model(source)
+        return TorchModel(source, config, schema, training, params)
     try:
         file = open_any(source)
         config = ModelConfig.from_json(file.metadata["config"])

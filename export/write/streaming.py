@@ -89,10 +89,7 @@ def _why_not(config: ModelConfig) -> str:
 def to_streaming(model: Model, cells: Cells = NODE, example: str | None = None) -> onnx.ModelProto:
     """The model as one graph with its state as input and output.
 
-    Args:
-        model: the model.
-        cells: as for `export_streaming`.
-        example: its self-test, whose digest the metadata hold; made if None.
+    `cells` is as for `export_streaming`, `example` as for `to_onnx`.
 
     Raises:
         InputError: the model cannot be streamed.
