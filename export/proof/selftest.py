@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lstm_compile.export import names
-from lstm_compile.export.proof.engines import Array, Engine, torch_engine
+from lstm_compile.export.proof.engines import Array, torch_engine
 from lstm_compile.export.proof.inputs import Feeding, ParityCase, random_inputs, random_stream
 from lstm_compile.export.proof.parity import answer_units, rounding, tolerance
 from lstm_compile.model.checkpoint import Model
@@ -35,7 +35,9 @@ def selftest(model: Model, allowed: float = TOLERANCE) -> str:
     engine, features = torch_engine(model, "vendor"), model.config.input_size
     totals = accumulate(case.batch * case.time * features for case in CASES)
     fitting = [case for case, total in zip(CASES, totals, strict=True) if total <= VALUES]
-    cases = [_case(case, model, engine) for case in fitting or CASES[:1]]
+    inputs = [random_inputs(case, model, PADDING) for case in fitting or CASES[:1]]
+    tensors = [{**given, "expected": engine(given)[0]} for given in inputs]
+    cases = [{name: _shortest(value) for name, value in each.items()} for each in tensors]
     values = {
         "interface_version": names.INTERFACE_VERSION,
         "inputs": list(names.inputs_of(model.config)),
@@ -82,12 +84,6 @@ def _stream(model: Model, feeding: Feeding) -> dict[str, Any]:
         calls.append({first: _shortest(chunk), "expected": _shortest(answer)})
     after = zip(names.NEXT_STATE, names.STATE, strict=True)
     return {**before, "calls": calls, **{name: _shortest(others[now]) for name, now in after}}
-
-
-def _case(case: ParityCase, model: Model, engine: Engine) -> dict[str, Any]:
-    inputs = random_inputs(case, model, PADDING)
-    tensors = {**inputs, "expected": engine(inputs)[0]}
-    return {name: _shortest(value) for name, value in tensors.items()}
 
 
 def _tolerances(model: Model, expected: list[Any], allowed: float) -> Any:

@@ -23,8 +23,6 @@ from lstm_compile.export.runtime import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lstm_compile.model.model import Params
 
 BATCH = 256  # windows that are answered together
@@ -132,18 +130,16 @@ class ExportedModel(OpenModel):
         if task.is_text:
             return score_exported(self.file, data)
         if task.is_series:
-            parts = torch.arange(len(data)).split(BATCH)
-            return torch.cat([self._forecast_of(data.gather(part)) for part in parts])
+            found = []
+            for part in torch.arange(len(data)).split(BATCH):
+                batch = data.gather(part)
+                inputs = {"x": batch.x, "lengths": batch.lengths, **batch.given._asdict()}
+                arrays = {name: v.numpy() for name, v in inputs.items() if v is not None}
+                found.append(torch.from_numpy(self.forecast(arrays)))
+            return torch.cat(found)
         rows = [row.numpy() for row in data.x.split(data.lengths.tolist())]
         answer = torch.from_numpy(self.predict(rows))
         return answer.clamp(min=SMALLEST).log() if task.has_classes else answer
-
-    def _forecast_of(self, batch: Any) -> "Tensor":
-        import torch
-
-        inputs = {"x": batch.x, "lengths": batch.lengths, **batch.given._asdict()}
-        arrays = {name: value.numpy() for name, value in inputs.items() if value is not None}
-        return torch.from_numpy(self.forecast(arrays))
 
 
 def open_model(source: Path) -> TorchModel | ExportedModel:

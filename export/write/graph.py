@@ -164,8 +164,12 @@ def to_portable(model: ModelProto, shown: Shown, metadata: Mapping[str, str]) ->
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         _lower(node, tensors)
-    names = _all_names(model.graph, shown)
-    nodes = [_renamed(node, names) for node in model.graph.node]
+    graph = model.graph
+    names = _node_names(graph.node, shown.layers) | dict(shown.weights)
+    values = zip((*graph.input, *graph.output), (*shown.inputs, *shown.outputs), strict=True)
+    names |= {old.name: new.name for old, new in values}
+    names |= _constant_names(graph, names, shown.reshaped)
+    nodes = [_renamed(node, names) for node in graph.node]
     used = {name for node in nodes for name in node.input}
     weights = [
         numpy_helper.from_array(numpy_helper.to_array(tensor), names[name])
@@ -180,14 +184,6 @@ def to_portable(model: ModelProto, shown: Shown, metadata: Mapping[str, str]) ->
     )
     helper.set_model_props(result, dict(metadata))
     return result
-
-
-def _all_names(graph: GraphProto, shown: Shown) -> dict[str, str]:
-    """The new name of every tensor by its present one."""
-    names = _node_names(graph.node, shown.layers) | dict(shown.weights)
-    values = zip((*graph.input, *graph.output), (*shown.inputs, *shown.outputs), strict=True)
-    names |= {old.name: new.name for old, new in values}
-    return names | _constant_names(graph, names, shown.reshaped)
 
 
 def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
