@@ -77,6 +77,8 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
     gaps, duplicates = options.gaps or "forward", options.duplicates or "last"
     table = read_series(path, replace(options, gaps=gaps, duplicates=duplicates))
     stamps = [str(stamp) for stamp in table.stamps(np.sort(table.ticks)[[0, -1]])]
+    steps = table.lengths
+    spread = {"min": int(steps.min()), "median": float(np.median(steps)), "max": int(steps.max())}
     counts = dict(zip(table.roles.values, table.missing.sum(0).tolist(), strict=True))
     return {
         "kind": "series",
@@ -87,11 +89,7 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
         "season": table.info.clock.season,
         "from": stamps[0],
         "to": stamps[1],
-        "lengths": {
-            "min": int(table.lengths.min()),
-            "median": float(np.median(table.lengths)),
-            "max": int(table.lengths.max()),
-        },
+        "lengths": spread,
         "missing": {name: count for name, count in counts.items() if count},
         "targets": list(table.schema.targets),
         "features": list(table.schema.features),
@@ -126,12 +124,8 @@ def inspect_text(path: str, training: Training | None = None) -> dict[str, Any]:
 def _plan(characters: int, training: Any) -> dict[str, int]:
     validated = math.ceil(training.validation * characters)
     trained = characters - validated
-    return {
-        "train": trained,
-        "validation": validated,
-        "steps": max(1, -(-trained // (training.batch_size * training.unroll))),
-        "epochs": training.epochs,
-    }
+    steps = max(1, -(-trained // (training.batch_size * training.unroll)))
+    return {"train": trained, "validation": validated, "steps": steps, "epochs": training.epochs}
 
 
 def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, Any]:

@@ -256,11 +256,8 @@ def _numbered(name: str, counts: Counter[str]) -> str:
 
 
 def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
-    result = helper.make_node(
-        node.op_type,
-        [names[name] if name else "" for name in node.input],
-        [names[name] for name in node.output],
-        name=node.name,
-    )
+    inputs = [names[name] if name else "" for name in node.input]
+    outputs = [names[name] for name in node.output]
+    result = helper.make_node(node.op_type, inputs, outputs, name=node.name)
     result.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
     return result
