@@ -328,8 +328,8 @@ class OnnxModel(ExportedFile):
         """
         arrays = self._arrays("predict", sequences, features)
         answers = np.zeros((len(arrays), self.outputs), np.float32)
-        for rows in _batches(arrays, batch_size):
-            answers[rows] = ask(self.session, *pad([arrays[row] for row in rows]))
+        for rows, found in self._answered(arrays, batch_size):
+            answers[rows] = found
         return answers
 
     def predict_steps(
@@ -349,8 +349,7 @@ class OnnxModel(ExportedFile):
         """
         arrays = self._arrays("predict_steps", sequences, features)
         answers = [np.zeros((0, self.outputs), np.float32)] * len(arrays)
-        for rows in _batches(arrays, batch_size):
-            found = ask(self.session, *pad([arrays[row] for row in rows]))
+        for rows, found in self._answered(arrays, batch_size):
             for row, steps in zip(rows, found, strict=True):
                 answers[row] = steps[: len(arrays[row])].copy()
         return answers
@@ -376,6 +375,17 @@ class OnnxModel(ExportedFile):
                 "columns in its order"
             )
         return [self._array(index, sequence) for index, sequence in enumerate(sequences)]
+
+    def _answered(
+        self, arrays: list[Floats], batch_size: int
+    ) -> Iterator[tuple[npt.NDArray[np.intp], Floats]]:
+        """Indices of arrays of similar lengths (which need little padding), and their answers."""
+        if batch_size < 1:
+            raise ModelError(f"batch_size must be at least 1, got {batch_size!r}")
+        order = np.argsort([len(array) for array in arrays], kind="stable")
+        for start in range(0, len(arrays), batch_size):
+            rows = order[start : start + batch_size]
+            yield rows, ask(self.session, *pad([arrays[row] for row in rows]))
 
     def predict_padded(self, x: npt.ArrayLike, lengths: npt.ArrayLike) -> Floats:
         """Answer one padded batch.
@@ -768,8 +778,7 @@ class Streams(ExportedFile):
     def _held(self, names: set[Hashable]) -> Iterator[None]:
         """Keep these streams for this thread."""
         with self._idle:
-            while not self._busy.isdisjoint(names):
-                self._idle.wait()
+            self._idle.wait_for(lambda: self._busy.isdisjoint(names))
             self._busy |= names
         try:
             yield
@@ -823,11 +832,7 @@ class Streams(ExportedFile):
 
 
 def open_streams(source: str | PathLike[str] | bytes, threads: int = 1) -> Streams:
-    """Open a file that `lstm-compile export --onnx --streaming` wrote.
-
-    Args:
-        source: its path or its bytes; nothing beside it is read.
-        threads: how many answer one batch.
+    """Open a file that `lstm-compile export --onnx --streaming` wrote; arguments as for `load`.
 
     Raises:
         ModelError: no such file, damaged, no streaming file, or of another interface version.
@@ -1028,15 +1033,6 @@ def _size(config: Mapping[str, Any], name: str) -> int:
 def _fixed(shape: list[Any]) -> int | None:
     """The last size, where it is the same for every input."""
     return shape[-1] if shape and isinstance(shape[-1], int) else None
-
-
-def _batches(arrays: list[Floats], batch_size: int) -> Iterator[npt.NDArray[np.intp]]:
-    """Indices of arrays of similar lengths, which are answered together with little padding."""
-    if batch_size < 1:
-        raise ModelError(f"batch_size must be at least 1, got {batch_size!r}")
-    order = np.argsort([len(array) for array in arrays], kind="stable")
-    for start in range(0, len(arrays), batch_size):
-        yield order[start : start + batch_size]
 
 
 def pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:

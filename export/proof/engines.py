@@ -12,9 +12,8 @@ import torch
 from lstm_compile.devices import tf32
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
-from lstm_compile.export.proof.isolated import IsolatedRuntime
 from lstm_compile.export.proof.onnx_file import OnnxFile
-from lstm_compile.export.proof.runtimes import RUNTIMES
+from lstm_compile.export.proof.runtimes import RUNTIMES, IsolatedRuntime
 from lstm_compile.export.runtime import Inputs, open_session
 from lstm_compile.model.batch import Given
 from lstm_compile.model.checkpoint import Model, to_device
@@ -41,11 +40,8 @@ def choose_runtimes(
 ) -> tuple[list[str], dict[str, str]]:
     """The engines to compare, and why others are skipped on this machine.
 
-    Args:
-        wanted: their names; None means all of `among` that can run here.
-        among: the engines to choose from.
-        only: `runtimes` of the file's metadata; for `onnxruntime` no other runtime is chosen unless
-            it is wanted.
+    `wanted` are their names; None means all of `among` that can run here. `only` is `runtimes` of
+    the file's metadata: for `onnxruntime` no other runtime is chosen unless it is wanted.
 
     Raises:
         InputError: a wanted engine is unknown or cannot run here.

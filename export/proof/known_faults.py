@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from onnx import GraphProto, NodeProto, TensorProto
 
+INT64 = TensorProto.INT64
+
 
 class Known(NamedTuple):
     """One fault of a runtime."""
@@ -53,10 +55,6 @@ def _starts_at_zero(graph: GraphProto) -> bool:
     return makes(graph) and inputs.isdisjoint(("h", "c"))
 
 
-def _takes_int64(graph: GraphProto) -> bool:
-    return any(value.type.tensor_type.elem_type == TensorProto.INT64 for value in graph.input)
-
-
 _given_lengths = _has("LSTM", where=lambda node: _has_input(node, 4))
 _without_initial_states = _has("LSTM", where=lambda node: not _has_input(node, 5))
 _unnamed_results = _has("LSTM", where=lambda node: len([*filter(None, node.output)]) < 3)
@@ -92,7 +90,7 @@ TABLE: tuple[Known, ...] = (
     ),
     Known(
         "MNN", "3.6.1", "int64 inputs", "has no int64", "give lengths, tokens and codes as int32",
-        _takes_int64,
+        lambda graph: any(value.type.tensor_type.elem_type == INT64 for value in graph.input),
     ),
     Known(
         "ONNX Runtime", "1.32", "LSTM with a batch of 0 or no step", "ends the process",

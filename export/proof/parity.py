@@ -28,10 +28,9 @@ from lstm_compile.export.proof.inputs import (
     random_stream,
     target_statistics,
 )
-from lstm_compile.export.proof.isolated import NoAnswerError
 from lstm_compile.export.proof.onnx_file import OnnxFile, read_onnx
 from lstm_compile.export.proof.parity_report import Comparison, ParityReport
-from lstm_compile.export.proof.runtimes import RUNTIMES
+from lstm_compile.export.proof.runtimes import RUNTIMES, NoAnswerError
 from lstm_compile.export.runtime import Inputs
 from lstm_compile.model.checkpoint import Model, load_model
 
@@ -63,8 +62,8 @@ def verify_onnx(
     Args:
         model: the model, or the path of its run folder or safetensors file.
         onnx_path: the file.
-        runtimes: some of `engines.KNOWN`; None means those of `engines.AT_EXPORT` that can run
-            here.
+        runtimes: some of `engines.KNOWN`; None means those of `engines.AT_EXPORT`, or
+            `AT_STREAMING_EXPORT`, that can run here.
         everywhere: compare every installed runtime that loads files, on `inputs.ragged_cases`.
 
     Returns:
@@ -78,7 +77,7 @@ def verify_onnx(
     model = model if isinstance(model, Model) else load_model(model)
     file = read_onnx(onnx_path)
     if names.STATE_KEY in file.metadata:
-        return verify_streaming(model, onnx_path, runtimes, everywhere)
+        return _verify_streaming(model, file, runtimes, everywhere)
     _check_interface(model, file, onnx_path)
     among = engines.EVERYWHERE if everywhere else engines.AT_EXPORT
     choice = engines.choose_runtimes(runtimes, among, file.metadata.get("runtimes", "any"))
@@ -125,37 +124,17 @@ def _check_interface(model: Model, file: OnnxFile, path: str | Path) -> None:
             )
 
 
-def verify_streaming(
-    model: Model | str | Path,
-    path: str | Path,
-    runtimes: Sequence[str] | None = None,
-    everywhere: bool = False,
+def _verify_streaming(
+    model: Model, file: OnnxFile, runtimes: Sequence[str] | None, everywhere: bool
 ) -> ParityReport:
-    """Compare a streaming file, and torch's own backends, with the model in float64.
+    """`verify_onnx` of a streaming file, whose states are compared too.
 
     1,000 steps in one call, and a single step, are compared with the float64 model, within
     `tolerance`. The same steps one by one and in uneven chunks are compared with what the same
     engine answered to all of them in one call, within 1e-5; for engines that only `everywhere`
     compares `tolerance` holds there too. Each is done from a zero and from a random state. A file
     that takes one step a call is compared with the float64 model.
-
-    Args:
-        model: the model, or the path of its run folder or safetensors file.
-        path: the file.
-        runtimes: some of `engines.AT_STREAMING_EXPORT`; None means all that can run here.
-        everywhere: compare every installed runtime that loads files.
-
-    Returns:
-        The largest difference of answers and states. The report on the file of another model is
-        one that did not pass.
-
-    Raises:
-        InputError: the model or the file cannot be read, or the file does not stream.
     """
-    model = model if isinstance(model, Model) else load_model(model)
-    file = read_onnx(path)
-    if names.STATE_KEY not in file.metadata:
-        raise InputError(f"{path}: is no streaming file; write one with --streaming")
     among = engines.EVERYWHERE if everywhere else engines.AT_STREAMING_EXPORT
     choice = engines.choose_runtimes(runtimes, among)
     one_step = next(iter(file.interface.inputs.values()))[1][1] == 1

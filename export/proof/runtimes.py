@@ -1,19 +1,33 @@
 """Runtimes that load an exported file, each behind the same function; imported on first use.
 
-A runtime may crash, hang or print, so `proof.isolated` runs each in its own process.
+A runtime may crash, hang or print, so each runs in its own process. Inputs and answers go through
+pipes as NumPy archives, each after its size in 8 bytes.
 """
 
+import io
+import json
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from threading import Timer
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from lstm_compile.errors import headline
+
 Arrays = Sequence[npt.NDArray[Any]]
 Run = Callable[[Mapping[str, npt.NDArray[Any]]], Arrays]  # inputs by name -> outputs in order
+
+LIMIT = 120.0  # seconds for one answer, and for loading
+SIZE = 8  # bytes of a message's size
+PROGRAM = "from lstm_compile.export.proof.runtimes import serve; serve()"
 
 
 class File(NamedTuple):
@@ -60,9 +74,7 @@ def open_tract(file: File) -> Run:
     import tract
 
     model = tract.onnx().load(file.path).into_model().into_runnable()
-    return lambda inputs: [
-        value.to_numpy() for value in model.run([inputs[name] for name in file.inputs])
-    ]
+    return lambda inputs: [v.to_numpy() for v in model.run([inputs[n] for n in file.inputs])]
 
 
 def open_opencv(file: File) -> Run:
@@ -128,16 +140,11 @@ def _compiled(file: File, sizes: tuple[int, ...]) -> Run:
 
     imported = str(file.folder / "model.mlir")
     main(parse_arguments([str(_fixed(file, sizes) if sizes else file.path), "-o", imported]))
-    compiled = iree.compiler.compile_file(
-        imported,
-        input_type="onnx",
-        target_backends=["llvm-cpu"],
-        extra_args=["--iree-llvmcpu-target-cpu=host"],
-    )
+    options = {"target_backends": ["llvm-cpu"], "extra_args": ["--iree-llvmcpu-target-cpu=host"]}
+    compiled = iree.compiler.compile_file(imported, input_type="onnx", **options)
     config = iree.runtime.Config("local-sync")
-    module = iree.runtime.load_vm_module(
-        iree.runtime.VmModule.copy_buffer(config.vm_instance, compiled), config
-    )
+    loaded = iree.runtime.VmModule.copy_buffer(config.vm_instance, compiled)
+    module = iree.runtime.load_vm_module(loaded, config)
     name = next(name for name in module.vm_module.function_names if "$" not in name)
 
     def run(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
@@ -178,3 +185,136 @@ RUNTIMES: dict[str, Runtime] = {
     "iree": Runtime("iree", "iree-base-compiler", open_iree),
     "onnx": Runtime("onnx", "onnx", open_onnx),
 }
+
+
+class NoAnswerError(Exception):
+    """A runtime gave no answer; the message says why."""
+
+
+class IsolatedRuntime:
+    """A runtime that has loaded a file: call it with inputs by name, `close` it at the end.
+
+    `inputs` and `outputs` are the names in the file's order; an answer may take `limit` seconds.
+
+    Raises:
+        NoAnswerError: the file cannot be loaded, or not in time.
+    """
+
+    def __init__(
+        self,
+        runtime: str,
+        data: bytes,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        limit: float = LIMIT,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="lstm-compile-")
+        self._limit, self._failed = limit, ""
+        path = Path(self._folder.name, "model.onnx")
+        path.write_bytes(data)
+        self._log = Path(self._folder.name, "log").open("wb")  # noqa: SIM115 (`close` closes it)
+        search_path = os.pathsep.join(map(os.path.abspath, sys.path))  # as in this process
+        arguments = json.dumps([runtime, str(path), [*inputs], [*outputs]])
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", PROGRAM, arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=self._folder.name,
+            env={**os.environ, "PYTHONPATH": search_path, "OMP_NUM_THREADS": "1"},
+        )
+        try:
+            self._exchange(lambda: None)
+        except NoAnswerError:
+            self.close()
+            raise
+
+    def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """The outputs in the order of `outputs`.
+
+        Raises:
+            NoAnswerError: no answer; after the process has ended, every call raises this.
+        """
+        if self._failed:
+            raise NoAnswerError(self._failed)
+        assert self._process.stdin is not None
+        pipe = self._process.stdin
+        found = self._exchange(lambda: _send(pipe, inputs))
+        return [found[name] for name in sorted(found)]
+
+    def close(self) -> None:
+        """End the process, and remove what it wrote."""
+        self._process.kill()
+        self._process.communicate()
+        self._log.close()
+        self._folder.cleanup()
+
+    def _exchange(self, ask: Callable[[], None]) -> dict[str, npt.NDArray[Any]]:
+        timer = Timer(self._limit, self._process.kill)
+        timer.start()
+        try:
+            ask()
+            assert self._process.stdout is not None
+            found = _receive(self._process.stdout)
+        except (OSError, EOFError) as error:
+            self._failed = self._ending(timer.finished.is_set())
+            raise NoAnswerError(self._failed) from error
+        finally:
+            timer.cancel()
+        if "error" in found:
+            raise NoAnswerError(str(found["error"]))
+        return found
+
+    def _ending(self, late: bool) -> str:
+        """Why the process ended."""
+        code = self._process.wait()
+        if late:
+            return f"no answer within {self._limit:g} s"
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        lines = Path(self._log.name).read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"its process ended ({how}) {last[:200]}".strip()
+
+
+def serve() -> None:
+    """Load the file that the arguments name, and answer the inputs on standard input."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what runtimes print goes to the log
+    runtime, path, inputs, outputs = json.loads(sys.argv[1])
+    file = File(Path(path), tuple(inputs), tuple(outputs), Path(path).parent)
+    try:
+        run = RUNTIMES[runtime].open(file)
+    except BaseException as error:  # a panic in Rust is no Exception
+        _send(answers, {"error": np.array(headline(error))})
+        return
+    _send(answers, {})
+    while True:
+        try:
+            asked = _receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            found = {f"{index:03}": np.asarray(value) for index, value in enumerate(run(asked))}
+        except BaseException as error:  # as above
+            found = {"error": np.array(headline(error))}
+        _send(answers, found)
+
+
+def _send(pipe: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    packed = io.BytesIO()
+    np.savez(packed, allow_pickle=False, **dict(arrays))
+    pipe.write(packed.tell().to_bytes(SIZE, "big") + packed.getvalue())
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
+    size = int.from_bytes(_exactly(pipe, SIZE), "big")
+    with np.load(io.BytesIO(_exactly(pipe, size)), allow_pickle=False) as packed:
+        return dict(packed)
+
+
+def _exactly(pipe: IO[bytes], size: int) -> bytes:
+    data = pipe.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data

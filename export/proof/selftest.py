@@ -1,6 +1,5 @@
 """`selftest.json`: a few inputs with their answers, by which any host can check its integration."""
 
-import hashlib
 import json
 from itertools import accumulate
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lstm_compile.export import names
-from lstm_compile.export.proof.engines import Array, Engine, torch_engine
+from lstm_compile.export.proof.engines import Array, torch_engine
 from lstm_compile.export.proof.inputs import Feeding, ParityCase, random_inputs, random_stream
 from lstm_compile.export.proof.parity import answer_units, rounding, tolerance
 from lstm_compile.model.checkpoint import Model
@@ -33,8 +32,12 @@ def selftest(model: Model, allowed: float = TOLERANCE) -> str:
     `answer_units`. Models of very many features get fewer cases. The file's metadata hold the
     digest of this text.
     """
-    engine = torch_engine(model, "vendor")
-    cases = [_case(case, model, engine) for case in _affordable(model.config.input_size)]
+    engine, features = torch_engine(model, "vendor"), model.config.input_size
+    totals = accumulate(case.batch * case.time * features for case in CASES)
+    fitting = [case for case, total in zip(CASES, totals, strict=True) if total <= VALUES]
+    inputs = [random_inputs(case, model, PADDING) for case in fitting or CASES[:1]]
+    tensors = [{**given, "expected": engine(given)[0]} for given in inputs]
+    cases = [{name: _shortest(value) for name, value in each.items()} for each in tensors]
     values = {
         "interface_version": names.INTERFACE_VERSION,
         "inputs": list(names.inputs_of(model.config)),
@@ -52,11 +55,10 @@ def streaming_selftest(model: Model, one_step: bool) -> str:
     `expected`, and `h_next` and `c_next` after its last call. Other inputs of the file stand beside
     `h`, and are the same in every call.
     """
-    feedings = [
-        Feeding(cut, [1] * sum(sizes) if one_step else sizes, state)
+    cases = [
+        _stream(model, Feeding(cut, [1] * sum(sizes) if one_step else sizes, state))
         for cut, sizes, state in STREAMED
     ]
-    cases = [_stream(model, feeding) for feeding in feedings]
     expected = [call["expected"] for case in cases for call in case["calls"]]
     values = {
         "interface_version": names.INTERFACE_VERSION,
@@ -82,22 +84,6 @@ def _stream(model: Model, feeding: Feeding) -> dict[str, Any]:
         calls.append({first: _shortest(chunk), "expected": _shortest(answer)})
     after = zip(names.NEXT_STATE, names.STATE, strict=True)
     return {**before, "calls": calls, **{name: _shortest(others[now]) for name, now in after}}
-
-
-def digest(example: str) -> str:
-    """The SHA-256 of a self-test's bytes, in hexadecimal digits."""
-    return hashlib.sha256(example.encode()).hexdigest()
-
-
-def _affordable(features: int) -> list[ParityCase]:
-    totals = accumulate(case.batch * case.time * features for case in CASES)
-    return [case for case, total in zip(CASES, totals, strict=True) if total <= VALUES] or CASES[:1]
-
-
-def _case(case: ParityCase, model: Model, engine: Engine) -> dict[str, Any]:
-    inputs = random_inputs(case, model, PADDING)
-    tensors = {**inputs, "expected": engine(inputs)[0]}
-    return {name: _shortest(value) for name, value in tensors.items()}
 
 
 def _tolerances(model: Model, expected: list[Any], allowed: float) -> Any:

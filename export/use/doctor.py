@@ -108,8 +108,7 @@ def _run(name: str, required: bool, check: Callable[[], Finding]) -> Check:
 
 
 def _python() -> Finding:
-    found = ".".join(map(str, sys.version_info[:3]))
-    wanted = ".".join(map(str, OLDEST_PYTHON))
+    found, wanted = (".".join(map(str, each)) for each in (sys.version_info[:3], OLDEST_PYTHON))
     return sys.version_info >= OLDEST_PYTHON, found, f"install Python {wanted} or newer"
 
 

@@ -20,7 +20,6 @@ from lstm_compile.data.text_files import refuse_columns
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.baselines import read_baselines
 from lstm_compile.evaluation.evaluate import Evaluation, evaluate_model
-from lstm_compile.evaluation.linear import Baseline
 from lstm_compile.evaluation.plot import check_plot, plot_forecasts
 from lstm_compile.export.use.open_model import OpenModel, open_model
 from lstm_compile.model.run_folder import BASELINES_FILE, own_file
@@ -75,7 +74,9 @@ def evaluate_file(
     if plot is not None:
         assert isinstance(rows, Windows)
         plot_forecasts(plot, model.measure, model.config, rows)
-    return evaluate_model(model.measure, model.config, rows, _baselines(source), model.training)
+    stored = own_file(source if source.is_dir() else source.parent, BASELINES_FILE)
+    baselines = {} if stored is None else read_baselines(stored)
+    return evaluate_model(model.measure, model.config, rows, baselines, model.training)
 
 
 def _read(
@@ -111,11 +112,6 @@ def _trained_on(source: Path, model: OpenModel) -> str:
         f"{source}: trained on {name}, which has no test part of its own; name the data: "
         f"lstm-compile evaluate {source} DATA"
     )
-
-
-def _baselines(source: Path) -> dict[str, Baseline]:
-    file = own_file(source if source.is_dir() else source.parent, BASELINES_FILE)
-    return {} if file is None else read_baselines(file)
 
 
 def unseen_windows(

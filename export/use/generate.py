@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lstm_compile.data.schema import Vocabulary
 from lstm_compile.errors import InputError
 from lstm_compile.export.runtime import Streams
-from lstm_compile.export.use.open_model import ExportedModel, OpenModel, TorchModel, open_model
+from lstm_compile.export.use.open_model import ExportedModel, TorchModel, open_model
 
 Logits = Callable[[Any, Sequence[int]], Any]  # tokens (rows, time) of rows -> (rows, vocabulary)
 
@@ -75,7 +75,13 @@ def generate(
     if length < 0:
         raise InputError(f"length must be at least 0, got {length}")
     model = open_model(Path(source))
-    vocabulary, logits = _vocabulary(model), _logits_of(model)
+    vocabulary = model.schema.vocabulary
+    if not model.config.traits.is_text or vocabulary is None:
+        raise InputError(
+            f"{model.source}: its task is {model.config.task}, and text comes from task lm; train "
+            "one with lstm-compile train TEXT.txt --task lm"
+        )
+    logits = _logits_of(model)
     for index in [index for index, prompt in enumerate(prompts) if not prompt]:
         raise InputError(
             f"prompt {index} is empty; expected one character at least, such as a line break"
@@ -184,15 +190,6 @@ def _by_window(model: TorchModel) -> Logits:
             return np.stack([answer(row, part) for row, part in parts])
 
     return logits
-
-
-def _vocabulary(model: OpenModel) -> Vocabulary:
-    if not model.config.traits.is_text or model.schema.vocabulary is None:
-        raise InputError(
-            f"{model.source}: its task is {model.config.task}, and text comes from task lm; train "
-            "one with lstm-compile train TEXT.txt --task lm"
-        )
-    return model.schema.vocabulary
 
 
 def draw_token(logits: NDArray[np.float32], uniform: float, how: Sampling) -> int:

@@ -24,7 +24,7 @@ from lstm_compile.model import header
 from lstm_compile.model.run_folder import MODEL_FILE
 
 if TYPE_CHECKING:
-    from onnx import ValueInfoProto
+    from lstm_compile.export.names import Tensors
 
 Training = Callable[[], Any]
 
@@ -77,6 +77,8 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
     gaps, duplicates = options.gaps or "forward", options.duplicates or "last"
     table = read_series(path, replace(options, gaps=gaps, duplicates=duplicates))
     stamps = [str(stamp) for stamp in table.stamps(np.sort(table.ticks)[[0, -1]])]
+    steps = table.lengths
+    spread = {"min": int(steps.min()), "median": float(np.median(steps)), "max": int(steps.max())}
     counts = dict(zip(table.roles.values, table.missing.sum(0).tolist(), strict=True))
     return {
         "kind": "series",
@@ -87,11 +89,7 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
         "season": table.info.clock.season,
         "from": stamps[0],
         "to": stamps[1],
-        "lengths": {
-            "min": int(table.lengths.min()),
-            "median": float(np.median(table.lengths)),
-            "max": int(table.lengths.max()),
-        },
+        "lengths": spread,
         "missing": {name: count for name, count in counts.items() if count},
         "targets": list(table.schema.targets),
         "features": list(table.schema.features),
@@ -100,11 +98,7 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
 
 
 def inspect_text(path: str, training: Training | None = None) -> dict[str, Any]:
-    """Describe text files, as language models read them.
-
-    Args:
-        path: a file, a folder or a glob.
-        training: gives the settings of a run on it, a `TrainingConfig`.
+    """Describe text (a file, a folder or a glob), as language models read it.
 
     Returns:
         `kind` (`text`), `path`, `documents`, `bytes`, `characters`, `vocabulary` (how often each
@@ -130,12 +124,8 @@ def inspect_text(path: str, training: Training | None = None) -> dict[str, Any]:
 def _plan(characters: int, training: Any) -> dict[str, int]:
     validated = math.ceil(training.validation * characters)
     trained = characters - validated
-    return {
-        "train": trained,
-        "validation": validated,
-        "steps": max(1, -(-trained // (training.batch_size * training.unroll))),
-        "epochs": training.epochs,
-    }
+    steps = max(1, -(-trained // (training.batch_size * training.unroll)))
+    return {"train": trained, "validation": validated, "steps": steps, "epochs": training.epochs}
 
 
 def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, Any]:
@@ -228,8 +218,8 @@ def inspect_onnx(path: Path) -> dict[str, Any]:
         "opset": model.opset_import[0].version,
         "ir_version": model.ir_version,
         **header.described(path, file.metadata),
-        "inputs": {value.name: _tensor(value) for value in model.graph.input},
-        "outputs": {value.name: _tensor(value) for value in model.graph.output},
+        "inputs": _tensors(file.interface.inputs),
+        "outputs": _tensors(file.interface.outputs),
         "parameters": header.count_parameters(weights),
         "nodes": dict(sorted(Counter(node.op_type for node in model.graph.node).items())),
     }
@@ -259,11 +249,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _tensor(value: "ValueInfoProto") -> dict[str, Any]:
-    from onnx import TensorProto
-
-    found = value.type.tensor_type
-    return {
-        "type": TensorProto.DataType.Name(found.elem_type).lower(),
-        "shape": [size.dim_param or size.dim_value for size in found.shape.dim],
+def _tensors(found: "Tensors") -> dict[str, Any]:
+    """Types, by ONNX's names, and shapes."""
+    types = {
+        name: {"float32": "float"}.get(kind, kind.lower()) for name, (kind, _) in found.items()
     }
+    return {name: {"type": types[name], "shape": shape} for name, (_, shape) in found.items()}

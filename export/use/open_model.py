@@ -23,8 +23,6 @@ from lstm_compile.export.runtime import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lstm_compile.model.model import Params
 
 BATCH = 256  # windows that are answered together
@@ -53,8 +51,7 @@ class TorchModel(OpenModel):
     def predict(self, rows: list[Floats]) -> Floats:
         """Probabilities or values (rows, outputs), or (steps, outputs) of all steps.
 
-        Args:
-            rows: float32 (time, features) or tokens (time,), one array a sequence.
+        `rows` are float32 (time, features) or tokens (time,), one array a sequence.
         """
         import torch
 
@@ -100,23 +97,28 @@ class ExportedModel(OpenModel):
 
     file: OnnxModel | Streams
 
-    def check_whole(self) -> None:
-        """Refuse a file that takes one chunk of steps after the other.
+    def check_whole(self) -> OnnxModel:
+        """The file, unless it takes one chunk of steps after the other.
 
         Raises:
             InputError: it does.
         """
-        self._whole()
+        if isinstance(self.file, Streams):
+            raise InputError(
+                f"{self.source}: this file streams, and sequences are answered by the file that "
+                "export --onnx writes without --streaming"
+            )
+        return self.file
 
     def predict(self, rows: list[Floats]) -> Floats:
         """See `TorchModel.predict`."""
         if self.config.traits.per_step:
-            return np.concatenate(self._whole().predict_steps(rows))
-        return self._whole().predict(rows)
+            return np.concatenate(self.check_whole().predict_steps(rows))
+        return self.check_whole().predict(rows)
 
     def forecast(self, inputs: Inputs) -> Floats:
         """See `TorchModel.forecast`."""
-        return self._whole().forecast_padded(inputs)
+        return self.check_whole().forecast_padded(inputs)
 
     def measure(self, data: Any) -> Any:
         """See `TorchModel.measure`."""
@@ -128,26 +130,16 @@ class ExportedModel(OpenModel):
         if task.is_text:
             return score_exported(self.file, data)
         if task.is_series:
-            parts = torch.arange(len(data)).split(BATCH)
-            return torch.cat([self._forecast_of(data.gather(part)) for part in parts])
+            found = []
+            for part in torch.arange(len(data)).split(BATCH):
+                batch = data.gather(part)
+                inputs = {"x": batch.x, "lengths": batch.lengths, **batch.given._asdict()}
+                arrays = {name: v.numpy() for name, v in inputs.items() if v is not None}
+                found.append(torch.from_numpy(self.forecast(arrays)))
+            return torch.cat(found)
         rows = [row.numpy() for row in data.x.split(data.lengths.tolist())]
         answer = torch.from_numpy(self.predict(rows))
         return answer.clamp(min=SMALLEST).log() if task.has_classes else answer
-
-    def _forecast_of(self, batch: Any) -> "Tensor":
-        import torch
-
-        inputs = {"x": batch.x, "lengths": batch.lengths, **batch.given._asdict()}
-        arrays = {name: value.numpy() for name, value in inputs.items() if value is not None}
-        return torch.from_numpy(self.forecast(arrays))
-
-    def _whole(self) -> OnnxModel:
-        if isinstance(self.file, Streams):
-            raise InputError(
-                f"{self.source}: this file streams, and sequences are answered by the file that "
-                "export --onnx writes without --streaming"
-            )
-        return self.file
 
 
 def open_model(source: Path) -> TorchModel | ExportedModel:
@@ -156,15 +148,11 @@ def open_model(source: Path) -> TorchModel | ExportedModel:
     Raises:
         InputError: no such file, not one of this package, or damaged.
     """
-    if source.suffix == ".onnx":
-        return _from_onnx(source)
-    from lstm_compile.model.checkpoint import load_model
+    if source.suffix != ".onnx":
+        from lstm_compile.model.checkpoint import load_model
 
-    params, config, schema, training = load_model(source)
-    return TorchModel(source, config, schema, training, params)
-
-
-def _from_onnx(source: Path) -> ExportedModel:
+        params, config, schema, training = load_model(source)
+        return TorchModel(source, config, schema, training, params)
     try:
         file = open_any(source)
         config = ModelConfig.from_json(file.metadata["config"])

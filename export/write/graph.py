@@ -1,23 +1,45 @@
-"""The graph that torch.onnx builds, and passes that compute everything once, and weights never."""
+"""From a program to its file: torch.onnx builds the graph, passes simplify it, then names are set.
+
+The passes compute everything once, and weights never. The file has opset 17, readable names and
+metadata.
+"""
 
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 import torch
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
 from onnxscript.optimizer import fold_constants
 from torch import Tensor, nn
 
-from lstm_compile.export.write.protobuf import TRACED_OPSET
+from lstm_compile.errors import RunError
+from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
 from lstm_compile.export.write.sequence_lens import merge_directions
 from lstm_compile.export.write.translation import Table
 
 NO_LIMIT = 1 << 62
+TRACED_OPSET = 18  # the lowest that torch.onnx writes by itself
+AXES_BECAME_AN_INPUT = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
+GREW_AN_INPUT = {"Pad": 3}  # how many inputs opset 17 knows; with these the meaning is the same
+LSTM_OPERANDS = {1: "weight_ih", 2: "weight_hh", 3: "bias"}
+LSTM_RESULTS = ("y", "h", "c")
+
+
+class Shown(NamedTuple):
+    """Names for inputs, outputs and tensors, in place of those that torch.onnx generates."""
+
+    inputs: list[onnx.ValueInfoProto]
+    outputs: list[onnx.ValueInfoProto]
+    weights: Mapping[str, str]  # new names of initializers by their present names
+    reshaped: Mapping[bytes, str]  # names of initializers that folding has reshaped, by their bytes
+    layers: list[str]  # a name for each LSTM node in order, such as `l0_reverse`
 
 
 def translated(
@@ -54,13 +76,11 @@ def quiet(library: str | None) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def simplify(model: ir.Model, weights: Collection[str], merge: bool = False) -> onnx.ModelProto:
+def simplify(model: ir.Model, weights: Collection[str], merge: bool = False) -> ModelProto:
     """Fold what needs no input into constants, and merge equal nodes and equal constants.
 
-    Args:
-        model: as torch.onnx has just built it; changed in place.
-        weights: names of the initializers that keep their names; no two of them are merged.
-        merge: whether to merge the two LSTM nodes of a bidirectional layer.
+    The model is changed in place. The initializers `weights` keep their names: no two of them are
+    merged. `merge` merges the two LSTM nodes of a bidirectional layer.
     """
     passes.InlinePass()(model)
     _read_sizes_from_inputs(model.graph)
@@ -131,3 +151,113 @@ def _share_constants(graph: ir.Graph, weights: Collection[str]) -> None:
         if first is not value:
             ir.convenience.replace_all_uses_with(value, first)
             del graph.initializers[name]
+
+
+def to_portable(model: ModelProto, shown: Shown, metadata: Mapping[str, str]) -> ModelProto:
+    """A model of opset 17 and IR 8 with names that are the same in every export.
+
+    `model` has opset 18 and the default domain only; no tensor may depend on weights alone.
+
+    Raises:
+        RunError: opset 17 has no such operator.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        _lower(node, tensors)
+    graph = model.graph
+    names = _node_names(graph.node, shown.layers) | dict(shown.weights)
+    values = zip((*graph.input, *graph.output), (*shown.inputs, *shown.outputs), strict=True)
+    names |= {old.name: new.name for old, new in values}
+    names |= _constant_names(graph, names, shown.reshaped)
+    nodes = [_renamed(node, names) for node in graph.node]
+    used = {name for node in nodes for name in node.input}
+    weights = [
+        numpy_helper.from_array(numpy_helper.to_array(tensor), names[name])
+        for name, tensor in tensors.items()
+        if names[name] in used
+    ]
+    result = helper.make_model(
+        helper.make_graph(nodes, PRODUCER, shown.inputs, shown.outputs, weights),
+        producer_name=PRODUCER,
+        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", OPSET_VERSION)],
+    )
+    helper.set_model_props(result, dict(metadata))
+    return result
+
+
+def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
+    """Change `node` to its form in opset 17."""
+    if node.op_type in AXES_BECAME_AN_INPUT and len(node.input) == 2:
+        axes = numpy_helper.to_array(constants[node.input.pop()]).tolist()
+        kept = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("axes", axes)])
+        return
+    is_old = len(node.input) <= GREW_AN_INPUT.get(node.op_type, 0) or _is_unchanged(node.op_type)
+    if node.domain or not is_old:
+        raise RunError(
+            f"ONNX export: opset {OPSET_VERSION} has no operator {node.domain or 'ai.onnx'}::"
+            f"{node.op_type} in this form; write the model with other operations"
+        )
+
+
+def _is_unchanged(op_type: str) -> bool:
+    if not defs.has(op_type, OPSET_VERSION):
+        return False
+    old, new = (defs.get_schema(op_type, version) for version in (OPSET_VERSION, TRACED_OPSET))
+    return bool(old.since_version == new.since_version)
+
+
+def _node_names(nodes: Sequence[NodeProto], layers: Sequence[str]) -> dict[str, str]:
+    """New names of the nodes' outputs and of the LSTM nodes' weights."""
+    names: dict[str, str] = {}
+    counts, remaining = Counter[str](), iter(layers)
+    for node in nodes:
+        if node.op_type == "LSTM":
+            names |= _name_lstm(node, next(remaining))
+        else:
+            node.name = _numbered(node.op_type.lower(), counts)
+            (value,) = node.output
+            names[value] = node.name
+    return names
+
+
+def _name_lstm(node: NodeProto, layer: str) -> dict[str, str]:
+    node.name = f"lstm.{layer}"
+    results = [f"{node.name}.{what}" for what in LSTM_RESULTS]
+    # passes remove unused results, but some runtimes need a name for all three
+    present = [*node.output, *results[len(node.output) :]]
+    node.output[:] = [old or new for old, new in zip(present, results, strict=True)]
+    operands = {node.input[i]: f"lstm.{what}_{layer}" for i, what in LSTM_OPERANDS.items()}
+    return operands | dict(zip(node.output, results, strict=True))
+
+
+def _constant_names(
+    graph: GraphProto, names: Mapping[str, str], reshaped: Mapping[bytes, str]
+) -> dict[str, str]:
+    counts, found = Counter[str](), dict[str, str]()
+    used = {name for node in graph.node for name in node.input}
+    # a weight of one row has the bytes of its transpose, and both may stand in the graph
+    taken = {names[name] for name in used if name in names}
+    for tensor in graph.initializer:
+        if tensor.name not in names:
+            name = reshaped.get(numpy_helper.to_array(tensor).tobytes(), "")
+            name = name if name and name not in taken else _numbered("constant", counts)
+            found[tensor.name] = name
+            taken.add(name)
+    return found
+
+
+def _numbered(name: str, counts: Counter[str]) -> str:
+    """`name`, then `name_1`, `name_2` and so on."""
+    counts[name] += 1
+    return name if counts[name] == 1 else f"{name}_{counts[name] - 1}"
+
+
+def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
+    inputs = [names[name] if name else "" for name in node.input]
+    outputs = [names[name] for name in node.output]
+    result = helper.make_node(node.op_type, inputs, outputs, name=node.name)
+    result.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
+    return result

@@ -77,10 +77,9 @@ def quantize(model: Model, plain: onnx.ModelProto) -> tuple[onnx.ModelProto, flo
         quantize_dynamic(plain, file, op_types_to_quantize=["LSTM"])
         quantized = onnx.load(file)
     quantized.producer_name, quantized.ir_version = names.PRODUCER, names.IR_VERSION
-    properties = {entry.key: entry.value for entry in plain.metadata_props}
-    onnx.helper.set_model_props(quantized, properties)
     error = measured_error(model, quantized.SerializeToString())
     values = {"weights": "int8", "error": float(f"{error:.3g}"), "tolerance": INT8_TOLERANCE}
+    properties = {entry.key: entry.value for entry in plain.metadata_props}
     properties[names.QUANTIZATION_KEY] = json.dumps(values)
     onnx.helper.set_model_props(quantized, properties)
     return quantized, error

@@ -1,5 +1,6 @@
 """`export_onnx`: one ONNX file of a model, written only if its answers agree with the model's."""
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -19,9 +20,8 @@ from lstm_compile.export import names
 from lstm_compile.export.proof.known_faults import Known, concerning
 from lstm_compile.export.proof.parity import verify_onnx
 from lstm_compile.export.proof.parity_report import ParityReport
-from lstm_compile.export.proof.selftest import digest, selftest
-from lstm_compile.export.write.graph import simplify, translated
-from lstm_compile.export.write.protobuf import Shown, to_portable
+from lstm_compile.export.proof.selftest import selftest
+from lstm_compile.export.write.graph import Shown, simplify, to_portable, translated
 from lstm_compile.export.write.sequence_lens import ort_table
 from lstm_compile.export.write.translation import Table, model_table
 from lstm_compile.files import write_atomically
@@ -148,11 +148,8 @@ def to_onnx(
 ) -> onnx.ModelProto:
     """The model as one ONNX graph, scaling included.
 
-    Args:
-        model: the model.
-        profile: the form of its LSTM nodes.
-        example: its self-test, whose digest the metadata hold; made if None.
-        finite: whether the LSTM nodes of the `ort` form read zeros in the padding.
+    The metadata hold the digest of `example`, its self-test, which is made if None. With `finite`
+    the LSTM nodes of the `ort` form read zeros in the padding.
 
     Raises:
         RunError: the weights are more than one file holds.
@@ -211,7 +208,7 @@ def metadata(model: Model, example: str, profile: names.Profile = "portable") ->
         "config": model.config.to_json(),
         "schema": model.schema.to_json(),
         "training": json.dumps(model.training, sort_keys=True),
-        "selftest_sha256": digest(example),
+        "selftest_sha256": hashlib.sha256(example.encode()).hexdigest(),
     }
 
 

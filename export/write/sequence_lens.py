@@ -19,8 +19,7 @@ BATCH_FIRST = (2, 0, 1, 3)  # order of axes for Y (time, directions, batch, H)
 def ort_table(finite: bool = False) -> Table:
     """As `model_table`, for ONNX Runtime alone.
 
-    Args:
-        finite: put zeros into the padding: an int8 node takes its scale from all that it reads.
+    `finite` puts zeros into the padding: an int8 node takes its scale from all that it reads.
     """
     return {**translation.model_table(), RECURRENCE: _with_finite_padding if finite else recurrence}
 

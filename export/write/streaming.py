@@ -62,37 +62,31 @@ def export_streaming(
 
 
 def _check_streamable(config: ModelConfig) -> None:
-    if reason := _why_not(config):
-        raise InputError(f"this model cannot run step by step: {reason}")
-
-
-def _why_not(config: ModelConfig) -> str:
-    """Which part of a model needs a whole sequence, or its end, and how to train without it."""
+    """Refuse a model that needs a whole sequence, or its end; say which part, and what helps."""
+    reason = ""
     if config.bidirectional:
-        return "it reads each sequence from its end too; train with --no-bidirectional"
-    if config.transformer_layers:
-        return (
+        reason = "it reads each sequence from its end too; train with --no-bidirectional"
+    elif config.transformer_layers:
+        reason = (
             "its Transformer blocks look back at all steps before; train with "
             "--transformer-layers 0, or export without --streaming and pass all steps at each call"
         )
-    if config.traits.is_pooled and config.pooling != "last":
-        return f"pooling {config.pooling} reads all steps at once; train with --pooling last"
-    if config.scaling in ("series", *WINDOW_SCALINGS):
-        return f"scaling {config.scaling} needs the whole window; train with --scaling standard"
-    if config.traits.is_series and config.linear:
-        return "its linear path reads the whole window; train with --no-linear"
-    if config.season:
-        return "season reads steps long past; train with --season 0"
-    return ""
+    elif config.traits.is_pooled and config.pooling != "last":
+        reason = f"pooling {config.pooling} reads all steps at once; train with --pooling last"
+    elif config.scaling in ("series", *WINDOW_SCALINGS):
+        reason = f"scaling {config.scaling} needs the whole window; train with --scaling standard"
+    elif config.traits.is_series and config.linear:
+        reason = "its linear path reads the whole window; train with --no-linear"
+    elif config.season:
+        reason = "season reads steps long past; train with --season 0"
+    if reason:
+        raise InputError(f"this model cannot run step by step: {reason}")
 
 
 def to_streaming(model: Model, cells: Cells = NODE, example: str | None = None) -> onnx.ModelProto:
     """The model as one graph with its state as input and output.
 
-    Args:
-        model: the model.
-        cells: as for `export_streaming`.
-        example: its self-test, whose digest the metadata hold; made if None.
+    `cells` is as for `export_streaming`, `example` as for `to_onnx`.
 
     Raises:
         InputError: the model cannot be streamed.

@@ -196,17 +196,9 @@ def lstm_node(
     direction: str = "forward",
 ) -> Outputs:
     """The LSTM node: y (batch, time, H), h and c (1, batch, H)."""
-    y, h, c = op.LSTM(
-        op.Transpose(x, perm=[1, 0, 2]),
-        weights.weight_ih,
-        weights.weight_hh,
-        weights.biases,
-        sequence_lens,
-        initial_h,
-        initial_c,
-        direction=direction,
-        hidden_size=weights.hidden_size,
-    )
+    *tensors, hidden_size = weights
+    operands = (op.Transpose(x, perm=[1, 0, 2]), *tensors, sequence_lens, initial_h, initial_c)
+    y, h, c = op.LSTM(*operands, direction=direction, hidden_size=hidden_size)
     return op.Transpose(op.Squeeze(y, ints(1)), perm=[1, 0, 2]), h, c
 
 

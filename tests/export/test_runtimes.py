@@ -19,7 +19,7 @@ from lstm_compile.export import verify_onnx
 from lstm_compile.export.proof import known_faults, runtimes
 from lstm_compile.export.proof.engines import EVERYWHERE, choose_runtimes
 from lstm_compile.export.proof.inputs import ragged_cases, random_inputs
-from lstm_compile.export.proof.isolated import IsolatedRuntime, NoAnswerError
+from lstm_compile.export.proof.runtimes import IsolatedRuntime, NoAnswerError
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.model.checkpoint import save_model
 
@@ -152,9 +152,7 @@ def misbehaving(tmp_path, monkeypatch):
         patch += "import _misbehaving\n"
         patch += "RUNTIMES['bad'] = Runtime('os', 'bad', _misbehaving.load)\n"
         monkeypatch.syspath_prepend(str(tmp_path))
-        from lstm_compile.export.proof import isolated
-
-        monkeypatch.setattr(isolated, "PROGRAM", patch + isolated.PROGRAM)
+        monkeypatch.setattr(runtimes, "PROGRAM", patch + runtimes.PROGRAM)
 
     return put
 
