@@ -70,18 +70,22 @@ def load_model(path: str | Path) -> Model:
             do not fit the config; the message names each.
     """
     with open_archive(model_file(path), "pt") as archive:
-        metadata = _checked_metadata(archive.metadata() or {})
-        config = ModelConfig.from_json(metadata["config"])
-        slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
-        _check_shapes({name: tuple(part.get_shape()) for name, part in slices.items()}, config)
-        for name, part in slices.items():
-            if part.get_dtype() != "F32":
-                raise InputError(f"{name} must be F32, found {part.get_dtype()}; train again")
-        schema = Schema.from_json(metadata["schema"])
-        _check_schema(schema, config)
-        training = from_json(metadata["training"], "metadata `training`")
-        params = {name: archive.get_tensor(name) for name in param_shapes(config)}
-        return Model(params, config, schema, training)
+        return _read(archive)
+
+
+def _read(archive: Any) -> Model:
+    metadata = _checked_metadata(archive.metadata() or {})
+    config = ModelConfig.from_json(metadata["config"])
+    slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
+    _check_shapes({name: tuple(part.get_shape()) for name, part in slices.items()}, config)
+    for name, part in slices.items():
+        if part.get_dtype() != "F32":
+            raise InputError(f"{name} must be F32, found {part.get_dtype()}; train again")
+    schema = Schema.from_json(metadata["schema"])
+    _check_schema(schema, config)
+    training = from_json(metadata["training"], "metadata `training`")
+    params = {name: archive.get_tensor(name) for name in param_shapes(config)}
+    return Model(params, config, schema, training)
 
 
 def model_file(path: str | Path) -> Path:
