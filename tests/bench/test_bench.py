@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from marks import slow
 
 from lstm_compile.bench import measure, memory, problem, timing
 from lstm_compile.bench.cases import BenchConfig, Case, grid, lengths_of, own_case, read_lengths
@@ -129,8 +128,9 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
 # ---- who computes
 
 
-@pytest.mark.parametrize("lengths", ["uniform", slow("full")])
-@pytest.mark.parametrize("bidirectional", [False, slow(True)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lengths", ["uniform", "full"])
+@pytest.mark.parametrize("bidirectional", [False, True])
 def test_all_compute_the_same(lengths, bidirectional):
     case = replace(TINY, lengths=lengths, bidirectional=bidirectional, layers=2)
     given = build(case, torch.device("cpu"), "inference", seed=3)

@@ -748,6 +748,7 @@ def test_a_bug_is_one_line_too(here, monkeypatch):
     assert "Traceback" in result.stderr
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback_of_an_input_error():
     done = launch("train", "absent.npz", "--debug")
     _, stderr = done.communicate()

@@ -99,6 +99,7 @@ def commands(draw):
     return words
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(commands())
 def test_what_is_printed_is_the_same_settings_given_back(tmp_path_factory, words):

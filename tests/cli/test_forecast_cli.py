@@ -7,6 +7,7 @@ import tomllib
 import numpy as np
 import pytest
 from cli_cases import invoke
+from marks import slow
 from series_cases import hourly, hours, several, waves, write
 
 from lstm_compile import load_model
@@ -49,14 +50,20 @@ def ok_json(*args):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run on two series with a known and a static covariate, exported."""
+    """A run on two series with a known and a static covariate."""
     folder = tmp_path_factory.mktemp("trained")
     price = np.r_[waves(120, 7), waves(90, 8)]
     path = several(folder / "t.csv", price=price)
     table = ["--known", "price", "--static", "kind", "--quantiles", "0.1,0.5,0.9"]
     out = ok("train", path, *QUICK, *table, "--output", folder / "run")
-    ok("export", folder / "run", "--onnx")
     return path, folder / "run", out
+
+
+@pytest.fixture(scope="module")
+def exported(trained):
+    """The same run with its ONNX file; the proof compiles."""
+    ok("export", trained[1], "--onnx")
+    return trained
 
 
 # ---- train
@@ -175,6 +182,7 @@ def test_evaluate_prints_figures_by_target_and_step(trained):
     assert set(found["details"]["baselines"]) == set(found["baselines"])
 
 
+@pytest.mark.slow
 def test_evaluate_strides_and_draws(trained, here):
     pytest.importorskip("matplotlib")
     path, run, _ = trained
@@ -208,9 +216,9 @@ def with_future(path, known=True, count=3):
     return several(path, lengths, y=np.concatenate(y), price=price)
 
 
-@pytest.mark.parametrize("name", ["", "model.onnx"])
-def test_predict_gives_the_next_horizon_of_each_series(trained, here, name):
-    _, run, _ = trained
+@pytest.mark.parametrize(("fixture", "name"), [("trained", ""), slow("exported", "model.onnx")])
+def test_predict_gives_the_next_horizon_of_each_series(request, here, fixture, name):
+    _, run, _ = request.getfixturevalue(fixture)
     out = ok("predict", run / name, with_future(here / "new.csv"), "--output", "out.csv")
     assert "rows        6, 2 series" in out
     found = rows_of("out.csv")
@@ -222,16 +230,18 @@ def test_predict_gives_the_next_horizon_of_each_series(trained, here, name):
     assert all(float(row["y_0.1"]) <= float(row["y_0.9"]) for row in found)
 
 
-def test_a_run_and_its_onnx_file_forecast_alike(trained, here):
-    _, run, _ = trained
+@pytest.mark.slow
+def test_a_run_and_its_onnx_file_forecast_alike(exported, here):
+    _, run, _ = exported
     path = with_future(here / "new.csv")
     ours, theirs = (predict_file(run / name, path).values for name in ("", "model.onnx"))
     spread = load_model(run).training["target_deviation"][0]
     assert np.abs(ours - theirs).max() <= 1e-5 * spread
 
 
-def test_an_onnx_file_forecasts_without_torch(trained, here):
-    _, run, _ = trained
+@pytest.mark.slow
+def test_an_onnx_file_forecasts_without_torch(exported, here):
+    _, run, _ = exported
     with_future(here / "new.csv")
     code = (
         "import sys\nfrom lstm_compile.cli import main\n"

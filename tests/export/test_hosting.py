@@ -67,6 +67,7 @@ def test_another_selftest_is_refused():
         load(exported("classify")[0]).check(exported("forecast")[1])
 
 
+@pytest.mark.slow
 def test_a_wrong_answer_is_refused():
     model, changed = MODELS["classify"][0], json.loads(exported("classify")[1])
     changed["cases"][1]["expected"][0][2] += 1e-3

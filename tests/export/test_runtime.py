@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from marks import slow
 
 import lstm_compile.export.runtime as runtime
 from lstm_compile.config import ModelConfig
@@ -138,7 +139,11 @@ def test_the_model_carries_its_names(trained, tmp_path):
 
 @pytest.mark.parametrize(
     ("task", "outputs", "output"),
-    [("classify", 4, "probabilities"), ("regress", 2, "value"), ("tag", 4, "step_probabilities")],
+    [
+        ("classify", 4, "probabilities"),
+        slow("regress", 2, "value"),
+        slow("tag", 4, "step_probabilities"),
+    ],
 )
 def test_a_file_of_an_unknown_task_is_answered_by_what_it_says(task, outputs, output):
     model = make_model(task, outputs)
