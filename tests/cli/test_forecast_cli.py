@@ -157,8 +157,9 @@ def test_a_recursive_model_from_end_to_end(here):
 # ---- evaluate
 
 
-def test_evaluate_gives_the_figures_of_training(trained):
-    path, run, _ = trained
+@pytest.mark.slow
+def test_evaluate_gives_the_figures_of_training(exported):
+    path, run, _ = exported
     training = load_model(run).training
     for source in (run, run / "model.onnx"):
         found = evaluate_file(source, path)
@@ -255,6 +256,7 @@ def test_an_onnx_file_forecasts_without_torch(exported, here):
     assert len(rows_of(here / "o.csv")) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -282,8 +284,8 @@ def test_an_onnx_file_forecasts_without_torch(exported, here):
         ),
     ],
 )
-def test_predict_names_what_is_wrong(trained, here, make, message):
-    _, run, _ = trained
+def test_predict_names_what_is_wrong(exported, here, make, message):
+    _, run, _ = exported
     result = invoke("predict", run / "model.onnx", make(here / "new.csv"), "--output", "out.csv")
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
