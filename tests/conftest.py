@@ -1,3 +1,4 @@
+import functools
 import getpass
 import os
 import shutil
@@ -35,6 +36,16 @@ def _no_cache_is_left():
     shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _operators_are_listed_once():
+    """`torch.onnx.export` lists its operators at each call, which takes a quarter of its time."""
+    from onnxscript._framework_apis import torch_2_5
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_2_5, "get_torchlib_ops", functools.cache(torch_2_5.get_torchlib_ops))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_silent_fallback():
     """Dynamo must raise where it would give up compiling and run eager code instead."""
@@ -57,6 +68,12 @@ def cuda():
         pytest.skip("no CUDA device")
     with tf32(False):
         yield "cuda"
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Two processes for folders, since most tests work in one thread; none for a file or a test."""
+    folders = all(os.path.isdir(arg) for arg in config.args)
+    return min(2, os.cpu_count() or 1) if folders else 0
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,11 +1,12 @@
 """Runtimes that load an exported file, each behind the same function; imported on first use.
 
 A runtime may crash, hang or print, so each runs in its own process. Inputs and answers go through
-pipes as NumPy archives, each after its size in 8 bytes.
+pipes: the size of a header in 8 bytes, the header with each array's name, dtype and shape in JSON,
+and the arrays' bytes.
 """
 
-import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ Arrays = Sequence[npt.NDArray[Any]]
 Run = Callable[[Mapping[str, npt.NDArray[Any]]], Arrays]  # inputs by name -> outputs in order
 
 LIMIT = 120.0  # seconds for one answer, and for loading
-SIZE = 8  # bytes of a message's size
+SIZE = 8  # bytes of a header's size
 PROGRAM = "from lstm_compile.export.proof.runtimes import serve; serve()"
 
 
@@ -301,16 +302,20 @@ def serve() -> None:
 
 
 def _send(pipe: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    packed = io.BytesIO()
-    np.savez(packed, allow_pickle=False, **dict(arrays))
-    pipe.write(packed.tell().to_bytes(SIZE, "big") + packed.getvalue())
+    header = json.dumps([(name, value.dtype.str, value.shape) for name, value in arrays.items()])
+    parts = [len(header).to_bytes(SIZE, "big"), header.encode("ascii")]
+    pipe.write(b"".join((*parts, *(value.tobytes() for value in arrays.values()))))
     pipe.flush()
 
 
 def _receive(pipe: IO[bytes]) -> dict[str, npt.NDArray[Any]]:
-    size = int.from_bytes(_exactly(pipe, SIZE), "big")
-    with np.load(io.BytesIO(_exactly(pipe, size)), allow_pickle=False) as packed:
-        return dict(packed)
+    header = json.loads(_exactly(pipe, int.from_bytes(_exactly(pipe, SIZE), "big")))
+    found = {}
+    for name, kind, shape in header:
+        dtype = np.dtype(kind)
+        data = bytearray(_exactly(pipe, dtype.itemsize * math.prod(shape)))
+        found[name] = np.ndarray(shape, dtype, data)
+    return found
 
 
 def _exactly(pipe: IO[bytes], size: int) -> bytes:

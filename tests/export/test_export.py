@@ -402,9 +402,10 @@ own_module_warnings = pytest.mark.filterwarnings(
 )
 
 
+@pytest.mark.slow
 @own_module_warnings
-@pytest.mark.parametrize("ragged", [True, slow(False)])
-@pytest.mark.parametrize("directions", [slow(1), 2])
+@pytest.mark.parametrize("ragged", [True, False])
+@pytest.mark.parametrize("directions", [1, 2])
 def test_own_module_exports_with_its_states(directions, ragged):
     torch.manual_seed(0)
     module = OwnModule(directions == 2, ragged, keeps_state=True)

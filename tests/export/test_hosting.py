@@ -34,9 +34,8 @@ MODELS = {
     ),
     "lm": (text_model(6), lambda: text_file(6)),
 }
-USUAL = ("classify", "forecast")
 every_task = pytest.mark.parametrize(
-    "task", [task if task in USUAL else slow(task) for task in MODELS]
+    "task", [task if task == "classify" else slow(task) for task in MODELS]
 )
 
 
@@ -53,7 +52,8 @@ def test_a_host_checks_itself_by_the_selftest(task):
     assert 0 <= load(data).check(example) <= 1
 
 
-@pytest.mark.parametrize("cells", ["node", slow("plain")])
+@pytest.mark.slow
+@pytest.mark.parametrize("cells", ["node", "plain"])
 def test_so_does_one_that_streams(cells):
     model = streaming_model(task="tag")
     example = streaming_selftest(model, cells == "plain")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_cases import invoke
+from marks import slow
 from safetensors.numpy import save_file
 
 from lstm_compile.config import ModelConfig
@@ -415,7 +416,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("kind", ["run", "safetensors", "onnx", "csv", "spoken-digits"])
+@pytest.mark.parametrize(
+    "kind", ["run", *map(slow, ["safetensors", "onnx", "csv", "spoken-digits"])]
+)
 def test_inspect_needs_no_torch(run, here, kind):
     made_table(here / "t.csv")
     shutil.copytree(run, here / "run")

@@ -43,7 +43,7 @@ def make_model(task, **training):
     return Model(params, config, Schema(FEATURES, (), ("speed [km/h]", "heat")), training)
 
 
-@pytest.fixture(scope="module", params=["classify", "regress"])
+@pytest.fixture(scope="module", params=["classify", slow("regress")])
 def run(request, tmp_path_factory):
     """A run folder with its ONNX file, untrained."""
     return make_run(tmp_path_factory.mktemp("run"), request.param)
@@ -125,7 +125,7 @@ def numbers(found):
 # ---- what is written
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", slow("parquet")])
 @pytest.mark.parametrize("model", ["", "model.safetensors", "model.onnx"])
 def test_every_sequence_is_answered_in_the_order_of_the_file(run, here, model, suffix):
     rows = sequences()

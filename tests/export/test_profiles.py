@@ -87,6 +87,7 @@ def test_portable_rows_are_reversed_within_their_length(kind):
 # ---- ort
 
 
+@pytest.mark.slow
 @every_kind
 def test_ort_nodes_take_lengths_as_int32(kind):
     config, found = make(kind).config, nodes(kind, "ort", "LSTM")

@@ -40,7 +40,7 @@ def exported(task, outputs):
     return to_onnx(make_model(task, outputs)).SerializeToString()
 
 
-@pytest.fixture(scope="module", params=["classify", "regress"])
+@pytest.fixture(scope="module", params=["classify", slow("regress")])
 def trained(request):
     """A model of each task and the bytes of its file."""
     outputs = 4 if request.param == "classify" else 2

@@ -187,7 +187,8 @@ def test_plain_cells_take_chunks_step_by_step(tag):
     np.testing.assert_allclose(streams.push("ab", x), whole(tag, x), atol=1e-5)
 
 
-@pytest.mark.parametrize("cells", ["node", slow("plain")])
+@pytest.mark.slow
+@pytest.mark.parametrize("cells", ["node", "plain"])
 def test_forecasts_stream(cells):
     model, x = streaming_model(**KINDS[3] | {"horizon": 1}), steps(9, batch=2)
     streams = open_streams(to_streaming(model, cells).SerializeToString())

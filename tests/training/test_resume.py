@@ -65,9 +65,7 @@ def steps_done(folder):
         return json.loads(archive.metadata()["progress"])["step"]
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in ("augmented", "lm") else slow(name) for name in CASES]
-)
+@pytest.mark.parametrize("name", [name if name == "augmented" else slow(name) for name in CASES])
 def test_a_run_that_was_stopped_anywhere_ends_as_if_it_never_was(tmp_path, monkeypatch, name):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(job_of(tmp_path, name, whole))
@@ -80,6 +78,7 @@ def test_a_run_that_was_stopped_anywhere_ends_as_if_it_never_was(tmp_path, monke
         shutil.rmtree(cut)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_stopped_again_and_again(tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(job_of(tmp_path, "augmented", whole))
@@ -315,7 +314,8 @@ def test_no_byte_of_the_state_can_change_unseen(copied):
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "metrics.jsonl", "baselines.safetensors", "report.html"]
+    "name",
+    ["model.safetensors", *map(slow, ["metrics.jsonl", "baselines.safetensors", "report.html"])],
 )
 @pytest.mark.parametrize("damage", [cut_off, slow(emptied), slow(Path.unlink)])
 def test_what_else_is_damaged_is_written_again(copied, name, damage, tmp_path_factory):
