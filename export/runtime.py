@@ -30,7 +30,7 @@ from os import PathLike
 from pathlib import Path
 from threading import Condition
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,7 @@ SERIES_LOCATION, SERIES_SCALE = "series_location", "series_scale"
 DECODERS = ("direct", "recursive")
 LARGEST_SIZE = 1 << 16
 BYTES = 256  # tokens of the vocabulary `byte`
+BYTES_LIKE = (bytes, bytearray, memoryview)
 STATE_KEY = "state"  # in the metadata of a streaming file
 STATE, NEXT_STATE = ("h", "c"), ("h_next", "c_next")
 CONSTANT = 1e-6  # a deviation below this share of the mean is a rounding error
@@ -139,7 +140,7 @@ class ExportedFile:
         Raises:
             ModelError: the file has no classes, or another shape.
         """
-        found, classes, task = np.asarray(probabilities), self.schema.classes, self.task
+        found, classes, task = _array(probabilities, "labels"), self.schema.classes, self.task
         if not classes:
             raise ModelError(f"labels need a file with classes; the task of this file is {task}")
         if found.ndim != 2 or found.shape[1] != len(classes):
@@ -147,8 +148,12 @@ class ExportedFile:
         return [classes[code] for code in found.argmax(1)]
 
     def warm_up(self, batch: int = 1, time: int = 64) -> float:
-        """Answer ones, in so many seconds: the first answer of a size takes longer than others."""
-        sizes, inputs = {"batch": batch, "time": time}, Inputs()
+        """Answer ones, in so many seconds: the first answer of a size takes longer than others.
+
+        Raises:
+            ModelError: sizes below 1.
+        """
+        sizes, inputs = {"batch": _count(batch, "batch"), "time": _count(time, "time")}, Inputs()
         for value in self.session.get_inputs():
             shape = [sizes.get(size, size) for size in value.shape]
             counts = value.type == "tensor(int64)"
@@ -156,8 +161,11 @@ class ExportedFile:
         if LENGTHS in inputs:
             inputs[LENGTHS] += time
         began = perf_counter()
-        self.session.run(None, inputs)
+        _run(self.session, inputs)
         return perf_counter() - began
+
+    def __reduce__(self) -> NoReturn:
+        raise ModelError("an open file cannot be pickled; open it in each process, by its path")
 
     def check(self, selftest: str | PathLike[str] | bytes) -> float:
         """Run the self-test that was written beside the file in this program.
@@ -172,7 +180,7 @@ class ExportedFile:
         Raises:
             ModelError: the self-test of another file, or an answer outside its tolerance.
         """
-        data, worst = selftest if isinstance(selftest, bytes) else read_bytes(selftest), 0.0
+        data, worst = _bytes(selftest), 0.0
         if hashlib.sha256(data).hexdigest() != self.metadata.get("selftest_sha256"):
             raise ModelError("the self-test is not this file's; take the one written beside it")
         for place, found, expected, tolerance in self._test_answers(json.loads(data)):
@@ -207,7 +215,8 @@ class OnnxModel(ExportedFile):
                 and scale of a series, where the model takes them, come from all steps.
             known_future: (series, horizon, known), the covariates that are known in the horizon,
                 calendar columns last (see `calendar`); where the model has any.
-            static: the categories of each series, or their codes; where the model has any.
+            static: the categories of each series, where the model has any. A number is the
+                category that is written like it; where no category is a number, it is a code.
             batch_size: how many series are answered together.
 
         Returns:
@@ -225,7 +234,7 @@ class OnnxModel(ExportedFile):
         x, lengths = pad([array[-int(config["context"]) :] for array in arrays])
         more = self._further_inputs(arrays, {KNOWN_FUTURE: known_future, STATIC: static})
         inputs: Inputs = {INPUT: x, LENGTHS: lengths, **more}
-        answers = []
+        answers, batch_size = [], _count(batch_size, "batch_size")
         for start in range(0, len(x), batch_size):
             rows = slice(start, start + batch_size)
             answers.append(self.forecast_padded({n: value[rows] for n, value in inputs.items()}))
@@ -235,12 +244,16 @@ class OnnxModel(ExportedFile):
         """Forecast one padded batch; a model that gives one step is run again for each step.
 
         Args:
-            inputs: all inputs of the file by name, `known_future` for the whole horizon.
+            inputs: all inputs of the file by name, `known_future` for the whole horizon and
+                `static` as codes.
 
         Returns:
             As `forecast` gives.
+
+        Raises:
+            ModelError: other inputs, other shapes, or a valid value that is not finite.
         """
-        inputs = dict(inputs)
+        inputs = self._checked(inputs)
         if self.config["decoder"] != "recursive":
             return ask(self.session, **inputs)
         horizon, known = int(self.config["horizon"]), inputs.get(KNOWN_FUTURE)
@@ -258,6 +271,44 @@ class OnnxModel(ExportedFile):
             x[rows, lengths + ahead, : step.shape[1]] = step
         return np.concatenate(parts, 1)
 
+    def _checked(self, given: Mapping[str, npt.NDArray[Any]]) -> Inputs:
+        """The inputs of a padded batch, if they fit the file."""
+        wanted = from_json(self.metadata, "inputs", list)
+        if not isinstance(given, Mapping) or given.keys() != set(wanted):
+            found = list(given) if isinstance(given, Mapping) else [type(given).__name__]
+            raise ModelError(f"inputs must be named {_listing(wanted)}, found {_listing(found)}")
+        inputs = {name: _array(value, name) for name, value in given.items()}
+        x, lengths = inputs[INPUT], inputs[LENGTHS]
+        columns = len(self.schema.features)
+        if x.ndim != 3 or x.shape[2] != columns or x.dtype.kind not in KINDS:
+            raise ModelError(
+                f"x must be numbers (batch, time, {columns}), found {x.dtype} {x.shape}"
+            )
+        if lengths.shape != x.shape[:1] or lengths.dtype.kind not in "iu":
+            raise ModelError(
+                f"lengths must be whole numbers ({len(x)},), found {lengths.dtype} {lengths.shape}"
+            )
+        _check_lengths(lengths, x.shape[1])
+        valid = np.arange(x.shape[1]) < lengths[:, None]
+        if not np.isfinite(_floats(x[valid])).all():
+            raise ModelError("x must be finite float32 numbers; fill the gaps first")
+        if KNOWN_FUTURE in inputs:
+            inputs[KNOWN_FUTURE] = self._known(inputs[KNOWN_FUTURE], len(x))
+        if STATIC in inputs:
+            inputs[STATIC] = self._check_codes(inputs[STATIC], len(x))
+        return inputs
+
+    def _check_codes(self, codes: npt.NDArray[Any], rows: int) -> Lengths:
+        assert self.schema.series is not None
+        counts = [len(known) for known in self.schema.series["categories"]]
+        if codes.shape != (rows, len(counts)) or codes.dtype.kind not in "iu":
+            raise ModelError(
+                f"static must be codes ({rows}, {len(counts)}), found {codes.dtype} {codes.shape}"
+            )
+        if ((codes < 0) | (codes >= counts)).any():
+            raise ModelError(f"static must be codes below {', '.join(map(str, counts))}")
+        return codes.astype(np.int64)
+
     def _further_inputs(self, histories: list[Floats], given: Mapping[str, Any]) -> Inputs:
         """The inputs of the file beside `x` and `lengths`, checked."""
         wanted = from_json(self.metadata, "inputs", list)[2:]
@@ -266,7 +317,9 @@ class OnnxModel(ExportedFile):
         for name in [name for name in given if name not in wanted]:
             raise ModelError(f"{name} is no input of this model; its inputs are {names}")
         if KNOWN_FUTURE in given:
-            found[KNOWN_FUTURE] = self._known(np.asarray(given[KNOWN_FUTURE]), len(histories))
+            found[KNOWN_FUTURE] = self._known(
+                _array(given[KNOWN_FUTURE], KNOWN_FUTURE), len(histories)
+            )
         if STATIC in given:
             found[STATIC] = self._codes(given[STATIC], len(histories))
         if SERIES_SCALE in wanted:
@@ -283,7 +336,7 @@ class OnnxModel(ExportedFile):
                 f"known_future must be numbers of shape {expected}, found {found.dtype} "
                 f"{found.shape}"
             )
-        array = found.astype(np.float32)
+        array = _floats(found)
         if not np.isfinite(array).all():
             raise ModelError("known_future must be finite float32 numbers")
         return array
@@ -291,18 +344,13 @@ class OnnxModel(ExportedFile):
     def _codes(self, static: Sequence[Sequence[str | int]], rows: int) -> Lengths:
         assert self.schema.series is not None
         categories = self.schema.series["categories"]
-        if len(static) != rows or any(len(row) != len(categories) for row in static):
+        given = [_list(row, f"static, row {i}") for i, row in enumerate(_list(static, STATIC))]
+        if len(given) != rows or any(len(row) != len(categories) for row in given):
             raise ModelError(f"static must be {rows} rows of {len(categories)} categories")
         codes = np.zeros((rows, len(categories)), np.int64)
-        for row, values in enumerate(static):
+        for row, values in enumerate(given):
             for column, (value, known) in enumerate(zip(values, categories, strict=True)):
-                code = known.index(value) if value in known else value
-                if not isinstance(code, int | np.integer) or not 0 <= code < len(known):
-                    raise ModelError(
-                        f"static, row {row}: unknown category {value!r}; known are "
-                        f"{_listing(known)}"
-                    )
-                codes[row, column] = code
+                codes[row, column] = _code(value, known, f"static, row {row}")
         return codes
 
     def predict(
@@ -366,22 +414,24 @@ class OnnxModel(ExportedFile):
         if method != right:
             raise ModelError(f"the task of this file is {self.task}: call model.{right}")
         expected = self.schema.features
-        found = expected if features is None else tuple(features)
+        found = expected if features is None else tuple(_list(features, "features"))
         if found != expected:
-            order = sorted(found) == sorted(expected)
+            order = len(found) == len(expected) and set(map(repr, found)) == set(
+                map(repr, expected)
+            )
             raise ModelError(
                 f"features are {'in another order' if order else 'others'}: found "
                 f"{_listing(found)}; the model was trained on {_listing(expected)}; give its "
                 "columns in its order"
             )
-        return [self._array(index, sequence) for index, sequence in enumerate(sequences)]
+        given = _list(sequences, "sequences")
+        return [self._array(index, sequence) for index, sequence in enumerate(given)]
 
     def _answered(
         self, arrays: list[Floats], batch_size: int
     ) -> Iterator[tuple[npt.NDArray[np.intp], Floats]]:
         """Indices of arrays of similar lengths (which need little padding), and their answers."""
-        if batch_size < 1:
-            raise ModelError(f"batch_size must be at least 1, got {batch_size!r}")
+        batch_size = _count(batch_size, "batch_size")
         order = np.argsort([len(array) for array in arrays], kind="stable")
         for start in range(0, len(arrays), batch_size):
             rows = order[start : start + batch_size]
@@ -402,7 +452,7 @@ class OnnxModel(ExportedFile):
         Raises:
             ModelError: other shapes, lengths out of range, or a valid value that is not finite.
         """
-        x, lengths = np.asarray(x), np.asarray(lengths)
+        x, lengths = _array(x, "x"), _array(lengths, "lengths")
         last = () if self.schema.vocabulary else (len(self.schema.features),)
         fits = x.ndim == 2 + len(last) and lengths.shape == x.shape[:1]
         if not fits or lengths.dtype.kind not in "iu":
@@ -432,10 +482,7 @@ class OnnxModel(ExportedFile):
         if self.schema.vocabulary is not None:
             tokens: Floats = to_tokens(self.schema.vocabulary, sequence, place)
             return tokens
-        try:
-            found = np.asarray(sequence)
-        except ValueError as error:  # rows of different sizes
-            raise ModelError(f"{place}: not one array ({_reason(error)})") from error
+        found = _array(sequence, place)
         if found.ndim != 2 or found.dtype.kind not in KINDS:
             raise ModelError(
                 f"{place}: expected numbers of shape (time, {expected}), found {found.dtype} "
@@ -446,8 +493,7 @@ class OnnxModel(ExportedFile):
                 f"{place}: {found.shape[1]} features, but the model was trained on {expected}: "
                 f"{_listing(self.schema.features)}"
             )
-        with np.errstate(over="ignore"):  # too large a number becomes infinite, and is reported
-            array = found.astype(np.float32)
+        array = _floats(found)
         for step, feature in np.argwhere(~np.isfinite(array))[:1]:
             raise ModelError(
                 f"{place}, step {step}, feature {self.schema.features[feature]!r}: expected a "
@@ -474,9 +520,7 @@ def load(source: str | PathLike[str] | bytes, threads: int = 1) -> OnnxModel:
 
 def open_any(source: str | PathLike[str] | bytes, threads: int = 1) -> "OnnxModel | Streams":
     """Open an exported file of either kind, as `load` and `open_streams` do."""
-    if threads < 1:
-        raise ModelError(f"threads must be at least 1, got {threads!r}")
-    data = source if isinstance(source, bytes) else read_bytes(source)
+    threads, data = _count(threads, "threads"), _bytes(source)
     try:
         check_graph(data)
         try:
@@ -489,7 +533,55 @@ def open_any(source: str | PathLike[str] | bytes, threads: int = 1) -> "OnnxMode
 
 
 def _name(source: str | PathLike[str] | bytes) -> str:
-    return "model" if isinstance(source, bytes) else str(source)
+    return "model" if isinstance(source, BYTES_LIKE) else str(source)
+
+
+def _bytes(source: str | PathLike[str] | bytes) -> bytes:
+    return bytes(source) if isinstance(source, BYTES_LIKE) else read_bytes(source)
+
+
+def _count(value: Any, what: str) -> int:
+    """A whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ModelError(f"{what} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _list(values: Any, what: str) -> list[Any]:
+    """Several things; one text is none."""
+    try:
+        if not isinstance(values, str | bytes | Mapping):
+            return list(values)
+    except TypeError:  # not iterable
+        pass
+    raise ModelError(f"{what} must be a list, got {values!r:.80}")
+
+
+def _array(values: Any, what: str) -> npt.NDArray[Any]:
+    """One array without a mask."""
+    parts = values if isinstance(values, list | tuple) else [values]
+    if any(isinstance(part, np.ma.MaskedArray) for part in parts):
+        raise ModelError(f"{what}: masked values would be read as numbers; fill the gaps first")
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError, OverflowError) as error:  # such as rows of different sizes
+        raise ModelError(f"{what}: not one array ({_reason(error)})") from error
+
+
+def _floats(array: npt.NDArray[Any]) -> Floats:
+    """As float32; too large a number becomes infinite, and is then refused."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _code(value: Any, known: list[str], place: str) -> int:
+    """The code of a category that is given by its text, or of a code where no text is a number."""
+    is_number = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if (is_number or isinstance(value, str)) and str(value) in known:
+        return known.index(str(value))
+    if is_number and 0 <= value < len(known) and not any(map(_is_number, known)):
+        return int(value)
+    raise ModelError(f"{place}: unknown category {value!r}; known are {_listing(known)}")
 
 
 def check_graph(data: bytes) -> None:
@@ -686,28 +778,31 @@ class Streams(ExportedFile):
         Raises:
             ModelError: an id twice, another shape or dtype, no step, or a value that is not finite.
         """
-        if not len(stream_ids) and not len(x):
+        names = _ids(list(stream_ids) if isinstance(stream_ids, str) else stream_ids)
+        if isinstance(x, np.ndarray) and (names or x.size):
+            self._check(_array(x, "x"), len(names), "x")
+            return self._answers(names, [(range(len(names)), x)])[0]
+        chunks = _list(x, "x")
+        if len(chunks) != len(names):
+            raise ModelError(f"{len(names)} streams, but {len(chunks)} chunks")
+        if not chunks:
             return []
-        if isinstance(x, np.ndarray):
-            self._check(x, len(stream_ids), "x")
-            return self._answers(stream_ids, [(range(len(stream_ids)), x)])[0]
-        if len(x) != len(stream_ids):
-            raise ModelError(f"{len(stream_ids)} streams, but {len(x)} chunks")
-        for chunk, name in zip(x, stream_ids, strict=True):
-            self._check(np.asarray(chunk)[None], 1, f"the chunk of stream {name!r}")
+        x = [_array(c, f"the chunk of stream {n!r}") for c, n in zip(chunks, names, strict=True)]
+        for chunk, name in zip(x, names, strict=True):
+            self._check(chunk[None], 1, f"the chunk of stream {name!r}")
         by_length: dict[int, list[int]] = {}
         for index, chunk in enumerate(x):
             by_length.setdefault(len(chunk), []).append(index)
         groups = [(rows, np.stack([x[row] for row in rows])) for rows in by_length.values()]
         answers: list[Floats] = [np.zeros(0, np.float32)] * len(x)
-        for (rows, _), found in zip(groups, self._answers(stream_ids, groups), strict=True):
+        for (rows, _), found in zip(groups, self._answers(names, groups), strict=True):
             for row, answer in zip(rows, found, strict=True):
                 answers[row] = answer
         return answers
 
     def reset(self, stream_ids: Iterable[Hashable] | None = None) -> None:
         """Forget the states of streams, so that they begin anew; None means all streams."""
-        names = list(self._states) if stream_ids is None else list(stream_ids)
+        names = list(self._states) if stream_ids is None else _ids(stream_ids)
         with self._held(set(names)):
             for name in names:
                 self._states.pop(name, None)
@@ -721,8 +816,10 @@ class Streams(ExportedFile):
         Raises:
             ModelError: a stream that has not begun.
         """
-        names = list(self._states) if stream_ids is None else list(stream_ids)
+        names = list(self._states) if stream_ids is None else _ids(stream_ids)
         with self._held(set(names)):
+            if stream_ids is None:  # one of them may have been reset meanwhile
+                names = [name for name in names if name in self._states]
             for name in names:
                 if name not in self._states:
                     raise ModelError(f"stream {name!r} has not begun; push its first chunk")
@@ -735,7 +832,9 @@ class Streams(ExportedFile):
         Raises:
             ModelError: the snapshot does not fit this file.
         """
-        names, parts = list(snapshot["ids"]), [np.asarray(snapshot[part]) for part in ("h", "c")]
+        if not isinstance(snapshot, Mapping) or not {"ids", *STATE} <= snapshot.keys():
+            raise ModelError("a snapshot has `ids`, `h` and `c`; take one with `snapshot`")
+        names, parts = _ids(snapshot["ids"]), [_array(snapshot[part], part) for part in STATE]
         expected = (self._layers, len(names), self._hidden)
         for part in parts:
             if part.shape != expected or part.dtype != np.float32:
@@ -743,6 +842,8 @@ class Streams(ExportedFile):
                     f"a snapshot of {len(names)} streams has float32 {expected}, found "
                     f"{part.dtype} {part.shape}"
                 )
+            if not np.isfinite(part).all():
+                raise ModelError("a snapshot must be finite: other values would stay in the state")
         with self._held(set(names)):
             self._scatter(names, *parts)
 
@@ -791,10 +892,7 @@ class Streams(ExportedFile):
         self, names: Sequence[Hashable], groups: Sequence[tuple[Sequence[int], Floats]]
     ) -> list[Floats]:
         """The answers of each group; states change only after all groups have answers."""
-        held = set(names)
-        if len(held) < len(names):
-            raise ModelError("a stream is named twice; give it one chunk a call")
-        with self._held(held):
+        with self._held(set(names)):
             members = [[names[row] for row in rows] for rows, _ in groups]
             found = [
                 self._run(x, *self._gathered(group))
@@ -829,6 +927,24 @@ class Streams(ExportedFile):
         if len(answers) == 1 or not self.stepwise:
             return answers[-1], h, c
         return np.concatenate(answers, 1), h, c
+
+
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        float(text)
+        return True
+    return False
+
+
+def _ids(stream_ids: Any) -> list[Hashable]:
+    """The ids of streams, each once."""
+    names = _list(stream_ids, "stream ids")
+    try:
+        if len(set(names)) == len(names):
+            return names
+    except TypeError as error:
+        raise ModelError(f"stream ids must be texts or numbers ({error})") from error
+    raise ModelError("a stream is named twice; give it one chunk a call")
 
 
 def open_streams(source: str | PathLike[str] | bytes, threads: int = 1) -> Streams:
@@ -899,15 +1015,19 @@ def read_bytes(path: str | PathLike[str]) -> bytes:
     Raises:
         ModelError: no such file, no regular file, or one that is too large.
     """
-    file, advice = Path(path), "export it first: `lstm-compile export --onnx`"
+    advice = "export it first: `lstm-compile export --onnx`"
     try:
+        file = Path(path)
         if file.exists() and not file.is_file():  # reading a pipe may never end
             raise ModelError(f"{path}: cannot be read (no plain file); {advice}")
         if file.stat().st_size > LARGEST:
             raise ModelError(f"{path}: cannot be read (larger than {LARGEST} bytes); {advice}")
         return file.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}); {advice}") from error
+    except ModelError:
+        raise
+    except (OSError, TypeError, ValueError) as error:  # no path, or one with a null byte
+        why = getattr(error, "strerror", None) or error
+        raise ModelError(f"{path}: cannot be read ({why}); {advice}") from error
 
 
 def from_json(metadata: Mapping[str, str], key: str, kind: type = dict) -> Any:

@@ -81,12 +81,20 @@ def training_loss(
 
 
 def cross_entropy(given: LossInput) -> Tensor:
-    """The mean cross-entropy of logits (batch(, time), classes), in nats."""
-    total = functional.cross_entropy(
-        given.prediction.flatten(0, -2), given.y.flatten(), given.class_weights,
-        ignore_index=IGNORED, label_smoothing=given.label_smoothing, reduction="sum",
+    """The mean cross-entropy of logits (batch(, time), classes), in nats.
+
+    A class weight multiplies the whole loss of the rows of its class. torch's own weights multiply
+    each class's share of a smoothed label, so that a heavy class becomes the best answer to every
+    row.
+    """
+    weights, y = given.class_weights, given.y.flatten()
+    cost = functional.cross_entropy(
+        given.prediction.flatten(0, -2), y, ignore_index=IGNORED,
+        label_smoothing=given.label_smoothing, reduction="sum" if weights is None else "none",
     )  # fmt: skip
-    return total / row_weight(given.y, given.class_weights)
+    if weights is not None:  # the cost of what is ignored is 0
+        cost = (cost * weights[y.clamp(min=0)]).sum()
+    return cost / row_weight(given.y, weights)
 
 
 def scaled_error(given: LossInput) -> Tensor:

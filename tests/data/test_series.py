@@ -56,6 +56,16 @@ def test_ticks_and_stamps_are_each_others_inverse(stamps):
     np.testing.assert_array_equal(clock.stamps(clock.ticks(times), times[0]), times)
 
 
+def test_months_without_the_day_have_their_last():
+    ticks = np.arange("2023-12", "2024-05", dtype="M8[M]").astype(np.int64)
+    found = Clock("months", 1).stamps(ticks, np.datetime64("2023-11-30T18:30"))
+    days = ["2023-12-30", "2024-01-30", "2024-02-29", "2024-03-30", "2024-04-30"]
+    assert found.tolist() == [np.datetime64(f"{day}T18:30:00").item() for day in days]
+    found = Clock("months", 1).stamps(ticks, np.datetime64("2024-01-31"))
+    days = ["2023-12-31", "2024-01-31", "2024-02-29", "2024-03-31", "2024-04-30"]
+    assert found.astype("M8[D]").astype(str).tolist() == days
+
+
 def test_a_gap_does_not_change_the_step():
     assert (
         clock_of(["2020-01-01T00", "2020-01-01T05", "2020-01-01T06", "2020-01-01T07"]).step == HOUR
@@ -261,6 +271,21 @@ BAD = {
         {"target": ("y",)},
         r"row 4, column 'time': found the time of another row of its series again \(1 such rows",
     ),
+    "several series without ids": (
+        {"time": [*hours(3), *hours(3)], "store": list("aaabbb"), "y": range(6)},
+        {},
+        "expected one row a time; name the column of the series with --id; if all rows are one s",
+    ),
+    "duplicates within a series": (
+        {"time": [*hours(3), *hours(1)], "item_id": list("aaaa"), "y": range(4)},
+        {},
+        "expected one row a time; choose --duplicates mean or last",
+    ),
+    "a date that nanoseconds do not reach": (
+        {"time": ["1500-01-01", "1500-01-02"], "y": range(2)},
+        {"time": "time"},
+        "row 1, column 'time': found '1500-01-01', expected",
+    ),
     "an empty cell": (
         {"time": hours(4), "y": [1.0, nan, 3.0, 4.0]},
         {},
@@ -332,6 +357,26 @@ def test_bad_input_is_named(tmp_path, name):
         read(path, **options)
     assert "\n" not in str(raised.value)
     assert "t.csv" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["unique_id", "item_id", "series_id", "group", "Item ID"])
+def test_series_are_told_apart_by_the_usual_names(tmp_path, name):
+    columns = {name: list("aaabbb"), "time": [*hours(3), *hours(3)], "y": range(6)}
+    table = read(write(tmp_path / "t.csv", columns))
+    assert table.roles.options.id == name
+    assert table.lengths.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "D"])
+@pytest.mark.parametrize("year", [1600, 2300])
+def test_dates_that_would_become_others_are_refused(tmp_path, unit, year):
+    days = np.datetime64(f"{year}-03-01", "D") + np.arange(3)
+    times = pa.array(days.astype(f"M8[{unit}]"))
+    table = pa.table({"time": times, "y": [1.0, 2.0, 3.0]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    message = f"row 1, column 'time': found .*{year}-03-01.*, expected a date from 1678 to 2261"
+    with pytest.raises(InputError, match=message):
+        read(str(tmp_path / "t.parquet"))
 
 
 def test_a_changing_static_is_named(tmp_path):

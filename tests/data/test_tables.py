@@ -485,7 +485,7 @@ REFUSED = [
         "t.csv",
         "u,v,label\n1,2,x\n",
         [],
-        "no column called id, sequence, sequence_id, series, series_id, seq, seq_id, unit_id, fou",
+        "no column called id, sequence, sequence_id, series, series_id, seq, seq_id, unit_id, uni",
     ),
     (
         "t.csv",

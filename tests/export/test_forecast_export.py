@@ -128,6 +128,11 @@ def test_the_runtime_refuses_what_does_not_fit():
         (([history], known, [[0]]), "static must be 1 rows of 2 categories"),
         (([history[:, :4]], known, [[0, 0]]), "4 features, but the model was trained on 5"),
         (([history * np.nan], known, [[0, 0]]), "expected a finite float32 number, found nan"),
+        (([history], known, [[0, 0]], 0), "batch_size must be a whole number of at least 1, got 0"),
+        (([history], [[[0.0]], [[0.0, 1.0]]], [[0, 0]]), "known_future: not one array"),
+        (([history], known, 3), "static must be a list, got 3"),
+        (([history], known, ["ab"]), "static, row 0 must be a list, got 'ab'"),
+        (([history], known, [[True, 0]]), "row 0: unknown category True"),
     ):
         with pytest.raises(ModelError, match=message):
             ready.forecast(*args)
@@ -136,6 +141,36 @@ def test_the_runtime_refuses_what_does_not_fit():
     np.testing.assert_array_equal(codes, names)
     with pytest.raises(ModelError, match=r"task of this file is forecast: call model.forecast"):
         ready.predict([history])
+    inputs = {"x": history[None], "lengths": np.array([4]), "known_future": known}
+    inputs["static"] = np.array([[1, 4]])
+    np.testing.assert_array_equal(ready.forecast_padded(inputs), codes)
+    for change, message in (
+        ({"more": known}, "inputs must be named 'x', 'lengths', 'known_future', 'static', found"),
+        ({"x": history}, r"x must be numbers \(batch, time, 5\), found float32 \(4, 5\)"),
+        ({"x": history[None].astype(float) + 1e39}, "x must be finite float32 numbers"),
+        ({"lengths": np.array([4.0])}, r"lengths must be whole numbers \(1,\), found float64"),
+        ({"lengths": np.array([5])}, r"lengths must be numbers in \[0, 4\], found 5 in row 0"),
+        ({"known_future": known[:, :4]}, r"known_future must be numbers of shape \(1, 5, 3\)"),
+        ({"static": np.array([[-1, 0]])}, "static must be codes below"),
+        ({"static": [[0.0, 0.0]]}, "static must be codes"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            ready.forecast_padded({**inputs, **change})
+
+
+def test_a_number_is_the_category_that_is_written_like_it():
+    ready = load(forecast_file("known, static").SerializeToString())
+    history, known = np.ones((4, 5), np.float32), np.zeros((1, 5, 3), np.float32)
+    expected = ready.forecast([history], known, [[0, 0]])
+    assert not np.array_equal(ready.forecast([history], known, [[1, 0]]), expected)
+    first, second = ready.schema.series["categories"]
+    numbers = [str(code + 1) for code in range(len(first))]
+    ready.schema.series["categories"] = [numbers, second]
+    for one in (1, np.int64(1), "1"):
+        np.testing.assert_array_equal(ready.forecast([history], known, [[one, 0]]), expected)
+    for doubtful in (0, -1, len(first) + 1, 1.0, True, None):
+        with pytest.raises(ModelError, match=f"row 0: unknown category {doubtful}; known are '1'"):
+            ready.forecast([history], known, [[doubtful, 0]])
 
 
 @pytest.mark.slow

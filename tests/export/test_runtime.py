@@ -1,3 +1,4 @@
+import pickle
 import shutil
 import subprocess
 import sys
@@ -239,10 +240,48 @@ def test_a_wrong_padded_batch_is_refused(model, x, lengths, message):
 
 
 def test_sizes_below_1_are_refused(model, data):
-    with pytest.raises(ModelError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ModelError, match="batch_size must be a whole number of at least 1, got 0"):
         model.predict(ragged(3), 0)
-    with pytest.raises(ModelError, match="threads must be at least 1, got 0"):
+    with pytest.raises(ModelError, match="threads must be a whole number of at least 1, got 0"):
         load(data, threads=0)
+    with pytest.raises(ModelError, match=r"threads must be a whole number of at least 1, got 1\.5"):
+        load(data, threads=1.5)
+    with pytest.raises(ModelError, match="batch must be a whole number of at least 1, got 0"):
+        model.warm_up(0, 1)  # would end the process
+    with pytest.raises(ModelError, match="time must be a whole number of at least 1, got 0"):
+        model.warm_up(1, 0)
+
+
+def test_bytes_of_any_kind_are_opened(data, model):
+    sequences = ragged(3)
+    for source in (bytearray(data), memoryview(data)):
+        np.testing.assert_array_equal(load(source).predict(sequences), model.predict(sequences))
+
+
+@pytest.mark.parametrize("source", [None, 7, "a\0b"])
+def test_what_is_no_path_is_refused(source):
+    with pytest.raises(ModelError, match="cannot be read"):
+        load(source)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda model: model.predict(ragged(3), features=[None]), "features are others: found No"),
+        (lambda model: model.predict(ragged(3), features=7), "features must be a list, got 7"),
+        (lambda model: model.predict(7), "sequences must be a list, got 7"),
+        (lambda model: model.predict({"a": ragged(3)[0]}), "sequences must be a list, got {'a'"),
+        (lambda model: model.predict([np.ma.zeros((2, 3))]), "sequence 0: masked values would be"),
+        (lambda model: model.predict_padded(np.ma.zeros((1, 2, 3)), [2]), "x: masked values would"),
+        (lambda model: model.predict_padded([[1], [1, 2]], [1, 1]), r"x: not one array \("),
+        (lambda model: model.labels([[1.0], [1.0, 2.0]]), r"labels: not one array \("),
+        (pickle.dumps, "an open file cannot be pickled; open it in each process, by its path"),
+    ],
+)
+def test_every_wrong_call_is_refused_in_one_line(model, ask, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        ask(model)
+    assert "\n" not in str(caught.value)
 
 
 # ---- wrong files

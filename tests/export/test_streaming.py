@@ -218,12 +218,51 @@ def test_snapshots_bring_streams_back(streams):
     streams.reset()
     assert len(streams) == 0
     streams.restore(kept)
-    assert streams.snapshot("b")["h"].shape == (2, 1, 5)
+    assert streams.snapshot(["b"])["h"].shape == (2, 1, 5)
     assert np.array_equal(streams.push("ab", x[:, 3:]), first)
     with pytest.raises(ModelError, match="stream 'z' has not begun"):
-        streams.snapshot("z")
+        streams.snapshot(["z"])
     with pytest.raises(ModelError, match="a snapshot of 2 streams has float32"):
         streams.restore({**kept, "h": kept["h"][:, :1]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda kept: {}, "a snapshot has `ids`, `h` and `c`; take one with `snapshot`"),
+        (lambda kept: {"ids": ["a", "b"], "h": kept["h"]}, "a snapshot has `ids`, `h` and `c`"),
+        (lambda kept: {**kept, "ids": "ab"}, "stream ids must be a list, got 'ab'"),
+        (lambda kept: {**kept, "ids": ["a", "a"]}, "a stream is named twice"),
+        (lambda kept: {**kept, "ids": [["a"], "b"]}, "stream ids must be texts or numbers"),
+        (lambda kept: {**kept, "c": kept["c"] * np.float32("nan")}, "a snapshot must be finite"),
+    ],
+)
+def test_a_damaged_snapshot_changes_no_stream(streams, change, message):
+    streams.push("ab", steps(4, batch=2))
+    kept = streams.snapshot()
+    with pytest.raises(ModelError, match=message):
+        streams.restore(change(kept))
+    after = streams.snapshot()
+    assert all(np.array_equal(kept[part], after[part]) for part in ("ids", "h", "c"))
+
+
+def test_a_snapshot_of_all_leaves_out_what_is_reset_meanwhile(streams):
+    streams.push("ab", steps(4, batch=2))
+    with streams._held({"a"}):  # as another thread does while it works
+        waiting = threading.Thread(target=lambda: found.append(streams.snapshot()))
+        found = []
+        waiting.start()
+        waiting.join(0.05)
+        del streams._states["a"]
+    waiting.join()
+    assert found[0]["ids"] == ["b"]
+
+
+def test_streams_warm_up_with_a_step_at_least(streams):
+    with pytest.raises(ModelError, match="time must be a whole number of at least 1, got 0"):
+        streams.warm_up(1, 0)
+    assert streams.warm_up(2, 3) > 0
+    assert len(streams) == 0
 
 
 @pytest.mark.parametrize(
@@ -240,6 +279,10 @@ def test_snapshots_bring_streams_back(streams):
         (["a"], steps(3).astype(np.float64), r"x must be float32, found float64; use x.astype"),
         (["a"], np.full((1, 2, 3), np.nan, np.float32), "x must be finite"),
         (["a", "a"], steps(3, batch=2), "a stream is named twice"),
+        ([["a"]], steps(3), "stream ids must be texts or numbers"),
+        (["a"], np.ma.zeros((1, 2, 3), np.float32), "x: masked values would be read as numbers"),
+        (["a"], [[[1.0, 2.0, 3.0], [1.0]]], r"the chunk of stream 'a': not one array"),
+        (["a"], 7, "x must be a list, got 7"),
         (["a", "b"], [steps(3)[0]], "2 streams, but 1 chunks"),
         (["a", "b"], [steps(3)[0], steps(0)[0]], "the chunk of stream 'b' must have shape"),
     ],
@@ -279,7 +322,7 @@ def test_threads_may_push_at_once(streams, tag):
     np.testing.assert_allclose(found, whole(tag, x), atol=1e-5)
     alone = open_streams(streaming_file(task="tag").SerializeToString())
     alone.push(["s"], np.zeros((1, 120, 3), np.float32))
-    np.testing.assert_allclose(streams.snapshot("s")["h"], alone.snapshot("s")["h"], atol=1e-5)
+    np.testing.assert_allclose(streams.snapshot(["s"])["h"], alone.snapshot(["s"])["h"], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -119,17 +119,39 @@ def test_balanced_weights_by_hand():
     assert shares == pytest.approx([1.5, 1.5, 1.5])
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_weighted_loss_is_that_of_torch(smoothing):
+def test_the_weighted_loss_is_that_of_torch():
     data = two_classes()
     params, config = setting(data)
     logits, y = torch.randn(9, 2, generator=seeded(0)) * 3, torch.arange(9) % 2
     weights = torch.tensor([0.3, 2.5])
-    training = replace(QUICK, label_smoothing=smoothing)
-    found = training_loss(params, config, training, logits, y, weights)
-    expected = functional.cross_entropy(logits, y, weights, label_smoothing=smoothing)
-    torch.testing.assert_close(found, expected)
+    found = training_loss(params, config, replace(QUICK, label_smoothing=0.0), logits, y, weights)
+    torch.testing.assert_close(found, functional.cross_entropy(logits, y, weights))
     assert float(row_weight(y, weights)) == pytest.approx(5 * 0.3 + 4 * 2.5)
+
+
+@pytest.mark.parametrize("ratio", [5, 19, 20, 50, 100])
+def test_class_weights_leave_the_optimum_of_smoothed_labels_where_it_is(ratio):
+    """Rows that can be told apart: each is answered best by its own smoothed label."""
+    params, config = setting(two_classes())
+    y = torch.tensor([1] + [0] * ratio)
+    training = replace(QUICK, label_smoothing=0.1)
+    best = torch.where(functional.one_hot(y, 2).bool(), 0.95, 0.05).log().requires_grad_()
+    loss = training_loss(params, config, training, best, y, balanced_weights(y, 2))
+    (gradient,) = torch.autograd.grad(loss, best)
+    torch.testing.assert_close(gradient, torch.zeros_like(best), atol=1e-7, rtol=0)
+    costs = functional.cross_entropy(best.detach(), y, reduction="none", label_smoothing=0.1)
+    assert loss.item() == pytest.approx(float(costs[0] + costs[1:].mean()) / 2, rel=1e-5)
+
+
+def test_a_rare_class_does_not_become_the_answer_to_everything():
+    data = two_classes(204)
+    y = (torch.arange(204) % 51 == 0).long()
+    x = (2.0 * y - 1).repeat_interleave(data.lengths)[:, None].expand(-1, 2).contiguous()
+    data = replace(data, x=x, y=y, classes=("common", "rare"))
+    params, config = setting(data)
+    training = replace(LONG, class_weight="balanced", label_smoothing=0.1)
+    found = fit(params, config, training, data, data)
+    assert torch.equal(predict_all(found.params, config, data).argmax(-1), y)
 
 
 def test_a_class_without_weight_gives_no_nan():

@@ -76,7 +76,8 @@ class Clock:
     def stamps(self, ticks: Ticks, like: np.datetime64 | None = None) -> NDArray[Any]:
         """The times of ticks: datetime64[s or ns], or numbers.
 
-        For `months`, the day and time of the month are those of `like`, any stamp of the table.
+        For `months`, the day and time of the month are those of `like`, any stamp of the table; in
+        a month that has no such day its last.
         """
         if self.kind == "number":
             return ticks
@@ -85,9 +86,12 @@ class Clock:
         elif self.kind == "month-ends":
             stamps = (ticks + 1).astype("M8[M]").astype("M8[D]") - np.timedelta64(1, "D")
         else:
-            stamps = ticks.astype("M8[M]").astype("M8[ns]")
+            months = ticks.astype("M8[M]")
+            stamps = months.astype("M8[ns]")
             if like is not None:
-                stamps = stamps + _in_month(np.asarray([like]))[0]
+                day, time = divmod(_in_month(np.asarray([like]))[0], np.timedelta64(1, "D"))
+                last = ((months + 1).astype("M8[D]") - months.astype("M8[D]")).astype(int) - 1
+                stamps = stamps + np.minimum(day, last).astype("m8[D]") + time
         seconds = stamps.astype("M8[s]")
         return seconds if (seconds == stamps).all() else stamps
 

@@ -34,10 +34,11 @@ class GridRows(NamedTuple):
         return same
 
 
-def merge_duplicates(rows: GridRows, how: Duplicates, refuse: Refuse) -> GridRows:
+def merge_duplicates(rows: GridRows, how: Duplicates, has_id: bool, refuse: Refuse) -> GridRows:
     """Make one row of all rows that a series has at one time, which must be sorted.
 
     `last` takes the last row in the order of the files; `mean` ignores cells without a number.
+    Without a column of ids (`has_id`) the rows may be of different series: the error says so.
 
     Raises:
         InputError: two rows of a series at one time, and `how` is `error`.
@@ -49,7 +50,10 @@ def merge_duplicates(rows: GridRows, how: Duplicates, refuse: Refuse) -> GridRow
         row = int(rows.table_rows[int(is_again.argmax()) + 1])
         count = f"{int(is_again.sum())} such rows in all"
         found = f"the time of another row of its series again ({count})"
-        refuse(row, found, "one row a time", "choose --duplicates mean or last")
+        mend = "choose --duplicates mean or last"
+        if not has_id:
+            mend = f"name the column of the series with --id; if all rows are one series, {mend}"
+        refuse(row, found, "one row a time", mend)
     starts = np.concatenate(([0], np.flatnonzero(~is_again) + 1))
     last = np.concatenate((starts[1:], [len(rows.x)])) - 1
     x = rows.x[last] if how == "last" else _means(rows.x, starts)

@@ -64,7 +64,7 @@ def read_series(
     reading = _Reading(fspath(path), index, roles, clock, trained)
     check_values(reading.place, rows.x, roles.values)
     duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
-    merged = merge_duplicates(rows, duplicates, refuse)
+    merged = merge_duplicates(rows, duplicates, bool(roles.options.id), refuse)
     grid, added = to_grid(merged, clock, roles.gaps != "error", refuse)
     notes = (
         f"step: {clock.name}",

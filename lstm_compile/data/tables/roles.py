@@ -12,10 +12,22 @@ from lstm_compile.formatting import listing, suggestion
 
 # the names that pandas gives to row numbers, as it writes or reads them as a column
 _INDEX = re.compile(r"(__index_level_\d+__|Unnamed: \d+)?$")
+WEAK_IDS = ("group", "group_id")  # ids where no column has a name of `NAMES`
 # A column with one of these names (in any case, `-` and blanks as `_`, units left out) is taken for
 # a role that no flag names. A column of dates is taken for the time whatever its name.
 NAMES = {
-    "id": ("id", "sequence", "sequence_id", "series", "series_id", "seq", "seq_id", "unit_id"),
+    "id": (
+        "id",
+        "sequence",
+        "sequence_id",
+        "series",
+        "series_id",
+        "seq",
+        "seq_id",
+        "unit_id",
+        "unique_id",
+        "item_id",
+    ),
     "time": ("time", "timestamp", "date", "datetime", "step", "frame", "t"),
     "target": ("target", "label", "class", "y"),
 }
@@ -184,6 +196,8 @@ def infer_role(
     free = [name for name in columns if name not in taken]
     plain = {name: re.sub(r"[\s-]+", "_", bare_name(name).lower()) for name in free}
     found = [name for name in free if plain[name] in NAMES[role]]
+    if role == "id" and not found:
+        found = [name for name in free if plain[name] in WEAK_IDS]
     if role == "time" and not found:
         found = [name for name in free if columns[name] == "date"]
     if len(found) > 1:
@@ -201,7 +215,8 @@ def free_numbers(columns: Mapping[str, Kind], taken: set[str]) -> tuple[str, ...
 
 def missing_role(place: str, role: str, columns: Mapping[str, Kind]) -> InputError:
     """The error that a role has no column."""
-    wanted = f"called {', '.join(NAMES[role])}" if role in NAMES else "of numbers left"
+    known = (*NAMES[role], *WEAK_IDS) if role == "id" else NAMES.get(role)
+    wanted = f"called {', '.join(known)}" if known else "of numbers left"
     kinds = listing([f"{name} ({kind})" for name, kind in columns.items()])
     hint = "; one series alone is for --task forecast" if role == "id" else ""
     return InputError(

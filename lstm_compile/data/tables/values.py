@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lstm_compile.data.tables.columns import Kind
 
 GAPS = ("", "na", "n/a", "#n/a", "null", "none", "nan", "?", "-")  # in text, in any case
+FIRST_YEAR, LAST_YEAR = 1678, 2261  # whole years that int64 counts in nanoseconds
 _MONTH = r"^\s*\d{4}-\d\d\s*$"
 _DATE = r"^\d{4}-\d\d(-\d\d)?([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?$"
 _NUMBER = r"(?i)^\s*([-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?|nan|true|false)\s*$"
@@ -110,12 +111,21 @@ def to_times(cells: Any) -> NDArray[Any]:
     if kind == "other" or pa.types.is_boolean(cells.type):
         raise _wrong_type(cells, "a number or a date")
     if pa.types.is_timestamp(cells.type) or pa.types.is_date(cells.type):
-        return np.asarray(cells.to_numpy(zero_copy_only=False))
+        return _within_nanoseconds(np.asarray(cells.to_numpy(zero_copy_only=False)), cells)
     if pa.types.is_time32(cells.type):
         cells = cells.cast(pa.int32())
     wide = not pa.types.is_floating(cells.type) and not pa.types.is_decimal(cells.type)
     values = _cast(cells, pa.int64() if wide else pa.float64(), "a time")
     return _finite(np.asarray(values.to_numpy(zero_copy_only=False)))
+
+
+def _within_nanoseconds(times: NDArray[Any], cells: Any) -> NDArray[Any]:
+    """Dates that int64 counts in nanoseconds; earlier and later ones would become others."""
+    years = times.astype("M8[Y]").astype(np.int64) + 1970
+    for index in np.flatnonzero((years < FIRST_YEAR) | (years > LAST_YEAR))[:1]:
+        expected = f"a date from {FIRST_YEAR} to {LAST_YEAR}"
+        raise CellError(int(index), _shown(cells, int(index)), expected)
+    return times
 
 
 def to_codes(cells: Any, known: dict[Any, int], key: Callable[[Any], Any]) -> NDArray[np.int32]:
