@@ -317,9 +317,8 @@ class OnnxModel(ExportedFile):
         for name in [name for name in given if name not in wanted]:
             raise ModelError(f"{name} is no input of this model; its inputs are {names}")
         if KNOWN_FUTURE in given:
-            found[KNOWN_FUTURE] = self._known(
-                _array(given[KNOWN_FUTURE], KNOWN_FUTURE), len(histories)
-            )
+            known = _array(given[KNOWN_FUTURE], KNOWN_FUTURE)
+            found[KNOWN_FUTURE] = self._known(known, len(histories))
         if STATIC in given:
             found[STATIC] = self._codes(given[STATIC], len(histories))
         if SERIES_SCALE in wanted:
@@ -416,9 +415,7 @@ class OnnxModel(ExportedFile):
         expected = self.schema.features
         found = expected if features is None else tuple(_list(features, "features"))
         if found != expected:
-            order = len(found) == len(expected) and set(map(repr, found)) == set(
-                map(repr, expected)
-            )
+            order = sorted(map(repr, found)) == sorted(map(repr, expected))
             raise ModelError(
                 f"features are {'in another order' if order else 'others'}: found "
                 f"{_listing(found)}; the model was trained on {_listing(expected)}; give its "
