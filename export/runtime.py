@@ -131,6 +131,12 @@ class ExportedFile:
         config: dict[str, Any] = from_json(self.metadata, "config")
         return config
 
+    @property
+    def subtracted(self) -> npt.NDArray[Any]:
+        """What `forecast` takes off each feature before float32, float64 (features,)."""
+        levels = (self.schema.series or {}).get("subtracted", ())
+        return np.array([*levels, *[0.0] * (len(self.schema.features) - len(levels))])
+
     def labels(self, probabilities: npt.ArrayLike) -> list[str]:
         """The most probable class of each row, or of each step.
 
@@ -220,7 +226,8 @@ class OnnxModel(ExportedFile):
             batch_size: how many series are answered together.
 
         Returns:
-            float32 (series, horizon, targets), or (series, horizon, targets, quantiles).
+            float32 (series, horizon, targets), or (series, horizon, targets, quantiles); float64
+            where the model subtracts a level from its columns (`schema.series["subtracted"]`).
 
         Raises:
             ModelError: the file does not forecast, other columns, an unknown category, or a value
@@ -238,14 +245,16 @@ class OnnxModel(ExportedFile):
         for start in range(0, len(x), batch_size):
             rows = slice(start, start + batch_size)
             answers.append(self.forecast_padded({n: value[rows] for n, value in inputs.items()}))
-        return np.concatenate(answers)
+        forecasts: Floats = restored(np.concatenate(answers), self.subtracted)
+        return forecasts
 
     def forecast_padded(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Floats:
         """Forecast one padded batch; a model that gives one step is run again for each step.
 
         Args:
             inputs: all inputs of the file by name, `known_future` for the whole horizon and
-                `static` as codes.
+                `static` as codes. Where `schema.series` has `subtracted`, these numbers are taken
+                off all columns before, and are not in the answers.
 
         Returns:
             As `forecast` gives.
@@ -313,17 +322,20 @@ class OnnxModel(ExportedFile):
         """The inputs of the file beside `x` and `lengths`, checked."""
         wanted = from_json(self.metadata, "inputs", list)[2:]
         names, found = ", ".join([INPUT, LENGTHS, *wanted]), Inputs()
+        first = int(self.config["output_size"]) + int(self.config["past_size"])
         given = {name: value for name, value in given.items() if value is not None}
         for name in [name for name in given if name not in wanted]:
             raise ModelError(f"{name} is no input of this model; its inputs are {names}")
         if KNOWN_FUTURE in given:
             known = _array(given[KNOWN_FUTURE], KNOWN_FUTURE)
+            levels = self.subtracted[first : first + int(self.config["known_size"])]
+            if known.shape[-1:] == levels.shape and known.dtype.kind in KINDS:
+                known = self._less_levels(known, KNOWN_FUTURE, levels)
             found[KNOWN_FUTURE] = self._known(known, len(histories))
         if STATIC in given:
             found[STATIC] = self._codes(given[STATIC], len(histories))
         if SERIES_SCALE in wanted:
-            levels = int(self.config["output_size"]) + int(self.config["past_size"])
-            found |= series_levels(histories, levels)
+            found |= series_levels(histories, first)
         for name in [name for name in wanted if name not in found]:
             raise ModelError(f"{name} is missing; the model's inputs are {names}")
         return found
@@ -424,6 +436,17 @@ class OnnxModel(ExportedFile):
         given = _list(sequences, "sequences")
         return [self._array(index, sequence) for index, sequence in enumerate(given)]
 
+    def _less_levels(self, found: npt.NDArray[Any], place: str, levels: npt.NDArray[Any]) -> Floats:
+        """Numbers (..., columns) as float32, after the levels that the model subtracts."""
+        if not levels.any():
+            return _floats(found)
+        if found.dtype.kind == "f" and found.dtype.itemsize < 8:
+            raise ModelError(
+                f"{place}: found {found.dtype}, expected float64, as the model subtracts "
+                f"{max(levels, key=abs):.15g} first; {found.dtype} has rounded such numbers already"
+            )
+        return _floats(found - levels)
+
     def _answered(
         self, arrays: list[Floats], batch_size: int
     ) -> Iterator[tuple[npt.NDArray[np.intp], Floats]]:
@@ -490,7 +513,7 @@ class OnnxModel(ExportedFile):
                 f"{place}: {found.shape[1]} features, but the model was trained on {expected}: "
                 f"{_listing(self.schema.features)}"
             )
-        array = _floats(found)
+        array = self._less_levels(found, place, self.subtracted)
         for step, feature in np.argwhere(~np.isfinite(array))[:1]:
             raise ModelError(
                 f"{place}, step {step}, feature {self.schema.features[feature]!r}: expected a "
@@ -1089,7 +1112,8 @@ def _schema(metadata: Mapping[str, str]) -> FileSchema:
         if series is not None:
             lists += [[*series[name]] for name in ("known", "calendar", "statics")]
             lists += [[*names] for names in series["categories"]]
-    except (KeyError, TypeError) as error:
+            np.array([*series.get("subtracted", ())], float)
+    except (KeyError, TypeError, ValueError) as error:
         raise ModelError("metadata `schema` is damaged; export it again") from error
     if not all(isinstance(name, str) for names in lists for name in names):
         raise ModelError("metadata `schema` must hold lists of strings; export it again")
@@ -1160,6 +1184,14 @@ def pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:
     for row, array in zip(x, arrays, strict=True):
         row[: len(array)] = array
     return x, lengths
+
+
+def restored(answers: Floats, levels: npt.ArrayLike) -> Any:
+    """Forecasts (series, horizon, targets(, quantiles)) with the levels of their targets added."""
+    levels = np.asarray(levels, np.float64)[: answers.shape[2]]
+    if not levels.any():
+        return answers
+    return answers + levels.reshape(-1, *[1] * (answers.ndim - 3))
 
 
 def location_and_scale(history: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

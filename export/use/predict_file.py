@@ -16,7 +16,7 @@ from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.read import locate, read_table, table_options
 from lstm_compile.data.tables.table import Table, check_features
 from lstm_compile.errors import InputError
-from lstm_compile.export.runtime import Floats, Inputs, pad, series_levels
+from lstm_compile.export.runtime import Floats, Inputs, pad, restored, series_levels
 from lstm_compile.export.use.open_model import ExportedModel, TorchModel, open_model
 from lstm_compile.files import write_atomically
 from lstm_compile.formatting import free_name
@@ -202,6 +202,7 @@ def _forecast(
         return model.forecast(_forecast_inputs(model, table, ahead, np.array(rows)))
 
     values = _in_blocks(answer, len(table.lengths), BATCH, progress and partial(progress, "series"))
+    values = restored(values, table.info.subtracted)
     stamps = table.stamps(ahead.ticks.ravel()).reshape(ahead.ticks.shape)
     steps = Steps(table.roles.options.time or "time", stamps, model.config.quantiles)
     ids = None if table.ids is None else [*table.ids]

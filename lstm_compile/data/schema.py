@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from typing import Any, Literal
 
 import numpy as np
@@ -33,8 +34,13 @@ class SeriesSchema:
     statics: tuple[str, ...] = ()  # columns with one category a series
     categories: tuple[tuple[str, ...], ...] = ()  # of each static, in the order of their codes
     indicator: bool = False  # whether the last feature marks the steps that were filled
+    # one a column of the table (targets, past and known covariates): the number that is subtracted
+    # before values become float32, and added to forecasts; empty where all are 0
+    subtracted: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.subtracted and not all(map(isfinite, self.subtracted)):
+            raise InputError("Schema: subtracted must hold finite numbers; train again")
         if len(self.statics) != len(self.categories):
             raise InputError("Schema: series needs one list of categories a static")
         Clock(self.kind, self.step)
@@ -61,11 +67,14 @@ class SeriesSchema:
             categories = tuple(tuple(each) for each in values["categories"])
             flat = [*names["known"], *names["statics"], *(c for each in categories for c in each)]
             are_texts = all(isinstance(name, str) for name in flat)
-            if not are_texts or not set(names["calendar"]) <= set(CALENDAR):
+            subtracted = values.get("subtracted", ())
+            are_numbers = all(isinstance(each, float | int) for each in subtracted)
+            if not (are_texts and are_numbers) or not set(names["calendar"]) <= set(CALENDAR):
                 raise TypeError
             return cls(
                 values["kind"], values["step"], **names, categories=categories,
                 indicator=bool(values["indicator"]),
+                subtracted=tuple(subtracted),
             )  # fmt: skip
         except (KeyError, TypeError) as error:
             raise InputError("Schema: series is damaged; train again") from error
@@ -182,6 +191,8 @@ class Schema:
         for name in ("series", "vocabulary"):
             if values[name] is None:
                 del values[name]
+        if self.series and not self.series.subtracted:
+            del values["series"]["subtracted"]  # earlier versions know no such key
         return json.dumps(values, sort_keys=True)
 
     @classmethod

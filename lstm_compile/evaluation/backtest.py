@@ -26,11 +26,14 @@ Predict = Callable[[Windows], Tensor]
 class ForecastScores:
     """Running sums of the errors of forecasts, for each target and step ahead.
 
-    `units` is float64 (targets,), the deviation of each target in training.
+    `units` is float64 (targets,), the deviation of each target in training; `subtracted`, of the
+    same shape or 0, is what forecasts and truth lack of the user's own numbers.
     """
 
-    def __init__(self, config: ModelConfig, units: Tensor) -> None:
-        self.config, self.units = config, units
+    def __init__(
+        self, config: ModelConfig, units: Tensor, subtracted: Tensor | float = 0.0
+    ) -> None:
+        self.config, self.units, self.subtracted = config, units, subtracted
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
         self.rows: dict[str, list[Tensor]] = {"mase": [], "scaled_mse": []}  # of each window
@@ -45,13 +48,14 @@ class ForecastScores:
             self._add_quantiles(forecast, y)
             forecast = forecast[..., middle_of(self.config.quantiles)]
         error = forecast - y
-        size, both = error.abs(), forecast.abs() + y.abs()
+        size, truth = error.abs(), y + self.subtracted
+        both = (forecast + self.subtracted).abs() + truth.abs()
         values = {
             "mae": size,
             "rmse": error.square(),
             "scaled_mse": (error / self.units).square(),
             "mase": size / naive_error[:, None],
-            "mape": torch.where(y != 0, size / y.abs(), torch.nan),
+            "mape": torch.where(truth != 0, size / truth.abs(), torch.nan),
             "smape": torch.where(both == 0, 0.0, 2 * size / both),
         }
         for name, value in values.items():
@@ -114,7 +118,8 @@ def backtest(
         block = windows.select(rows)
         y, naive = block.y, errors[block.series]
         for name, forecast in ((MODEL, predict(block)), *forecasts_of(baselines, block, season)):
-            scores.setdefault(name, ForecastScores(config, units.double())).add(forecast, y, naive)
+            fresh = ForecastScores(config, units.double(), windows.subtracted)
+            scores.setdefault(name, fresh).add(forecast, y, naive)
     own, others = scores.pop(MODEL), {name: found.metrics() for name, found in scores.items()}
     best = best_of(config.task, others, headline)
     size = max(1, windows.shape.horizon)

@@ -32,11 +32,15 @@ def seasonal_naive(windows: Windows, season: int) -> Tensor:
 
 def seasonal_ratio(windows: Windows, season: int) -> Tensor:
     """The last season times its growth over the one before; unknown growth counts as 1."""
-    last, before = (_sum_of_season(windows, season, seasons).clamp(min=0) for seasons in (0, 1))
+    level = windows.subtracted
+    last, before = (
+        (_sum_of_season(windows, season, seasons) + level * season).clamp(min=0)
+        for seasons in (0, 1)
+    )
     is_known = (windows.origins - 2 * season >= _starts(windows))[:, None] & (before > 0)
     growth = torch.where(is_known, last / before.where(before > 0, 1.0), 1.0)[:, None]
     ahead = torch.arange(windows.shape.horizon) // season + 1
-    return seasonal_naive(windows, season) * growth ** ahead[:, None]
+    return (seasonal_naive(windows, season) + level) * growth ** ahead[:, None] - level
 
 
 def rules_for(season: int) -> dict[str, Rule]:
@@ -129,4 +133,4 @@ def _starts(windows: Windows) -> Tensor:
 def _sum_of_season(windows: Windows, season: int, seasons: int) -> Tensor:
     """Sums over the season that ended so many seasons before each origin, (windows, targets)."""
     rows = windows.origins[:, None] - seasons * season - torch.arange(1, season + 1)
-    return windows.x[rows.clamp(min=0)][..., : len(windows.targets)].sum(1)
+    return windows.x[rows.clamp(min=0)][..., : len(windows.targets)].double().sum(1)

@@ -72,8 +72,11 @@ def _draw(
     stamps = windows.table.stamps(windows.table.ticks[begin : origin + horizon])
     before, ahead = stamps[: origin - begin], stamps[origin - begin :]
     marker = "." if horizon <= FEW else ""  # a line of one point is invisible
-    axes.plot(before, windows.x[begin:origin, target], marker, ls="-", color="0.5", label="before")
-    axes.plot(ahead, windows.y[index, :, target], marker, ls="-", color="black", label="truth")
+    level = windows.subtracted[target]
+    past, truth = windows.x[begin:origin, target] + level, windows.y[index, :, target] + level
+    axes.plot(before, past, marker, ls="-", color="0.5", label="before")
+    axes.plot(ahead, truth, marker, ls="-", color="black", label="truth")
+    forecast = forecast + level
     if config.quantiles:
         q = config.quantiles
         look = {"color": "C0", "alpha": 0.25, "label": f"{q[0]:g} to {q[-1]:g}"}

@@ -24,6 +24,7 @@ from lstm_compile.data.tables.parquet_index import ParquetIndex, index_parquet
 from lstm_compile.data.tables.read import locate
 from lstm_compile.data.tables.table import Table, encode_labels, own_schema
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import listing
 from lstm_compile.tasks import find_task, fitting_task, tasks_with
 from lstm_compile.training.job import Held, JobRequest, Parts
 from lstm_compile.training.settings import TrainingConfig
@@ -123,6 +124,11 @@ def forecast_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
 def _series_config(request: JobRequest, schema: Schema) -> ModelConfig:
     assert schema.series is not None
     known = len(schema.series.known_features)
+    if request.hyper_parameters.get("log1p") and schema.series.subtracted:
+        raise InputError(
+            f"{request.data}: log1p needs the numbers themselves, but float32 would round "
+            f"{listing(schema.targets)} too coarsely without a level subtracted; leave --log1p out"
+        )
     return ModelConfig(
         task=fitting_task(request.task, is_series=True),
         input_size=len(schema.features),

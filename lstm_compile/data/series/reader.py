@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from lstm_compile.data.series.series_table import (
 from lstm_compile.data.tables.columns import Progress, TableOptions
 from lstm_compile.data.tables.formats import open_files
 from lstm_compile.data.tables.long import GapFiller, check_columns, column_means, read_features
+from lstm_compile.data.tables.precision import level_to_subtract, rounding_loss, spacing
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
@@ -60,8 +61,8 @@ def read_series(
     check_columns(files, roles.reading)
     index = index_sequences(files, roles.reading, with_times=True)
     trained = schema.series if schema else None
-    clock, rows = _sorted_rows(index, roles, trained, progress)
-    reading = _Reading(fspath(path), index, roles, clock, trained)
+    clock, rows, precision = _sorted_rows(index, roles, trained, progress)
+    reading = _Reading(fspath(path), index, roles, clock, precision.subtracted, trained)
     check_values(reading.place, rows.x, roles.values)
     duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
     merged = merge_duplicates(rows, duplicates, bool(roles.options.id), refuse)
@@ -70,6 +71,7 @@ def read_series(
         f"step: {clock.name}",
         *_note(len(rows.x) - len(merged.x), "duplicate rows", duplicates),
         *_note(added, "steps without a row", roles.gaps),
+        *precision.notes,
     )
     if not isinstance(split, Split):
         split = split_of(merged.ticks, clock, split)
@@ -81,19 +83,51 @@ def _sorted_rows(
     roles: SeriesRoles,
     trained: SeriesSchema | None,
     progress: Progress | None,
-) -> tuple[Clock, GridRows]:
-    """The clock of the table, and its rows sorted by series and time."""
+) -> tuple[Clock, GridRows, "_Precision"]:
+    """The clock of the table, its rows sorted by series and time, and their precision."""
     times = index.times
     assert times is not None
-    x = read_features(index, roles.reading, progress)
-    x[~np.isfinite(x)] = np.nan
-    rows, differ = GridRows(x, times, index.lengths, np.arange(len(x))), times[1:] != times[:-1]
+    exact, _ = read_features(index, roles.reading, progress, np.float64)
+    exact[~np.isfinite(exact)] = np.nan
+    rows, differ = (
+        GridRows(exact, times, index.lengths, np.arange(len(exact))),
+        times[1:] != times[:-1],
+    )
+    precision = _precision(rows, roles.values, trained)
+    if precision.subtracted:
+        exact -= precision.subtracted
+    rows = rows._replace(x=exact.astype(np.float32))
     try:
         clock = trained.clock if trained else infer_clock(times, rows.is_next & differ)
-        return clock, rows._replace(ticks=clock.ticks(times))
+        return clock, rows._replace(ticks=clock.ticks(times)), precision
     except InputError as error:
         place = index.files.sources[0].path
         raise InputError(f"{place}, column {roles.options.time!r}: {error}") from error
+
+
+class _Precision(NamedTuple):
+    """How the columns of a table are kept as float32."""
+
+    subtracted: tuple[float, ...]  # see `SeriesSchema`
+    notes: tuple[str, ...]
+
+
+def _precision(rows: GridRows, names: tuple[str, ...], trained: SeriesSchema | None) -> _Precision:
+    """What to subtract from float64 columns before rounding; that of training where it is known."""
+    columns = dict(zip(names, rows.x.T, strict=True))
+    if trained:
+        levels = dict(zip(names, trained.subtracted or (0.0,) * len(names), strict=True))
+    else:
+        levels = {name: level_to_subtract(x, rows.is_next) for name, x in columns.items()}
+    notes = [
+        f"{name} is kept as {name} - {level:.15g}, else float32 rounds it to {spacing(level):g}"
+        for name, level in levels.items()
+        if level
+    ]
+    for name, x in columns.items():
+        if step := rounding_loss(x - levels[name], rows.is_next):
+            notes.append(f"most changes of {name} are lost, as float32 rounds it to {step:g}")
+    return _Precision(tuple(levels.values()) if any(levels.values()) else (), tuple(notes))
 
 
 def _note(count: int, what: str, how: str) -> tuple[str, ...]:
@@ -108,6 +142,7 @@ class _Reading:
     index: SequenceIndex
     roles: SeriesRoles
     clock: Clock
+    subtracted: tuple[float, ...]  # see `SeriesSchema`
     trained: SeriesSchema | None  # of a trained model
 
     def refuse_time(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
@@ -177,7 +212,14 @@ class _Reading:
         calendar, indicator = self._calendar(ticks), self.roles.gaps == "indicate"
         categories = tuple(sorted_labels(map(str, each.values())) for each in self.index.labels)
         return SeriesSchema(
-            clock.kind, clock.step, options.known, calendar, options.static, categories, indicator
+            clock.kind,
+            clock.step,
+            options.known,
+            calendar,
+            options.static,
+            categories,
+            indicator,
+            self.subtracted,
         )
 
     def _calendar(self, ticks: NDArray[Any]) -> tuple[str, ...]:

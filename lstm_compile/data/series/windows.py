@@ -98,6 +98,12 @@ class Windows:
         return self._truth(self.origins)
 
     @property
+    def subtracted(self) -> Tensor:
+        """What is added to each target for the user's own numbers, float64 (targets,)."""
+        count = len(self.schema.targets)
+        return torch.tensor(self.table.info.subtracted[:count] or [0.0] * count).double()
+
+    @property
     def unit(self) -> Tensor | None:
         """The unit of each target's error, (windows, targets); None if not scaled by series."""
         targets = len(self.schema.targets)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.schema import Schema
+from lstm_compile.data.tables.precision import check_rounding
 from lstm_compile.data.tables.source import RowBatch, Source, TableFiles
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
@@ -64,8 +65,8 @@ class Labels:
         texts = [str(value).strip() for value in self.known]
         return not all(map(WHOLE_NUMBER.fullmatch, texts)) and all(map(_is_float32, texts))
 
-    def numbers(self, files: TableFiles) -> NDArray[np.float32]:
-        """The label of each sequence as a number to predict, float32 (sequences,).
+    def numbers(self, files: TableFiles) -> NDArray[np.float64]:
+        """The label of each sequence as a number to predict, float64 (sequences,).
 
         Raises:
             InputError: a label is no number.
@@ -75,7 +76,7 @@ class Labels:
             if not _is_float32(value):
                 mend = "mend it or drop the sequence"
                 files.refuse(int(row), self.column, repr(value), expected, mend)
-        return np.array([float(value) for value in values], dtype=np.float32)
+        return np.array([float(value) for value in values])
 
 
 @dataclass
@@ -120,7 +121,11 @@ def sequence_labels(
         )
     if not needs_numbers and (schema or not labels[0].are_fractions(source)):
         return [str(value) for value in labels[0].values()]
-    return np.stack([label.numbers(files) for label in labels], axis=1)
+    numbers = np.stack([label.numbers(files) for label in labels], axis=1)
+    if schema is None:
+        for label, values in zip(labels, numbers.T, strict=True):
+            check_rounding(str(source.path), label.column, values.min(), values.max())
+    return numbers.astype(np.float32)
 
 
 def step_labels(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lstm_compile.data.tables.columns import Missing, Progress, ReadRequest
 from lstm_compile.data.tables.formats import open_files
 from lstm_compile.data.tables.labels import sequence_labels, step_labels
+from lstm_compile.data.tables.precision import check_rounding
 from lstm_compile.data.tables.roles import Roles, infer_roles
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.source import RowBatch, TableFiles
@@ -23,6 +24,8 @@ from lstm_compile.data.tables.table import Table
 from lstm_compile.data.tables.values import CellError, to_floats
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_long(request: ReadRequest) -> Table:
@@ -43,7 +46,10 @@ def read_long(request: ReadRequest) -> Table:
         )
     files, roles = open_table(request)
     index = index_sequences(files, roles, per_step=request.step_labels)
-    x = read_features(index, roles, request.progress)
+    x, ranges = read_features(index, roles, request.progress)
+    if request.schema is None:
+        for name, low, high in zip(roles.features, *ranges.tolist(), strict=True):
+            check_rounding(str(request.path), name, low, high, ", or leave it out with --features")
     if roles.missing != "error":
         means = request.options.means or column_means(x, roles.missing)
         filler = GapFiller(str(request.path), roles.features, roles.missing, means)
@@ -94,32 +100,37 @@ def check_columns(files: TableFiles, roles: Roles) -> None:
 
 
 def read_features(
-    index: SequenceIndex, roles: Roles, progress: Progress | None
-) -> NDArray[np.float32]:
-    """The feature columns in the table's order, float32 (rows, features).
+    index: SequenceIndex, roles: Roles, progress: Progress | None, dtype: Any = np.float32
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The feature columns in the table's order, `dtype` (rows, features), and their ranges.
 
-    Missing values are NaN or infinite, unless `roles.missing` is `error`.
+    Missing values are NaN or infinite, unless `roles.missing` is `error`. The ranges, float64 (2,
+    features), are the smallest and the largest finite number of each column before rounding.
 
     Raises:
         InputError: a cell that is no number, or a file that changed since its first pass.
     """
-    x = np.empty((int(index.lengths.sum()), len(roles.features)), np.float32)
+    x = np.empty((int(index.lengths.sum()), len(roles.features)), dtype)
+    ranges = np.array([[np.inf], [-np.inf]]).repeat(len(roles.features), 1)
     for batch in index.files.reread(roles.features, progress, as_numbers=True):
         rows: Any = slice(batch.start, batch.start + batch.size)
         block = feature_block(index.files, roles, batch)
         x[rows if index.target_rows is None else index.target_rows[rows]] = block
-    return x
+        is_finite = np.isfinite(block)
+        ranges[0] = np.minimum(ranges[0], block.min(0, initial=np.inf, where=is_finite))
+        ranges[1] = np.maximum(ranges[1], block.max(0, initial=-np.inf, where=is_finite))
+    return x, ranges
 
 
-def feature_block(files: TableFiles, roles: Roles, batch: RowBatch) -> NDArray[np.float32]:
-    """The features of a batch, float32 (rows, features).
+def feature_block(files: TableFiles, roles: Roles, batch: RowBatch) -> NDArray[Any]:
+    """The features of a batch, float32 or float64 (rows, features), all within float32.
 
     Raises:
         InputError: a cell that is no number, or missing where `roles` allow no gap.
     """
     mend = "mend the cell, or choose columns with --features"
-    columns = [files.convert(batch, name, _to_float32, mend) for name in roles.features]
-    block = np.stack(columns, axis=1)
+    columns = [files.convert(batch, name, _within_float32, mend) for name in roles.features]
+    block: NDArray[Any] = np.stack(columns, axis=1)
     if roles.missing == "error" and not np.isfinite(block).all():
         row, column = (int(place) for place in np.argwhere(~np.isfinite(block))[0])
         value = block[row, column]
@@ -129,14 +140,12 @@ def feature_block(files: TableFiles, roles: Roles, batch: RowBatch) -> NDArray[n
     return block
 
 
-def _to_float32(cells: Any) -> NDArray[np.float32]:
+def _within_float32(cells: Any) -> NDArray[Any]:
     values = to_floats(cells)
-    with np.errstate(over="ignore"):  # reported below
-        small = values.astype(np.float32, copy=False)
     if values.dtype != np.float32:
-        for index in np.flatnonzero(np.isinf(small) & np.isfinite(values))[:1]:
+        for index in np.flatnonzero(np.isfinite(values) & (np.abs(values) > LARGEST))[:1]:
             raise CellError(int(index), str(values[index]), "a number within float32")
-    return small
+    return values
 
 
 def count_missing(path: Path, roles: Roles) -> dict[str, int]:

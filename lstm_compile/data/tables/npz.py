@@ -16,6 +16,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from lstm_compile.data.schema import check_unique, numbered
+from lstm_compile.data.tables.precision import check_columns_rounding
 from lstm_compile.data.tables.table import Table
 from lstm_compile.errors import InputError, reason
 from lstm_compile.formatting import listing
@@ -39,7 +40,7 @@ UNREADABLE = (
 )
 
 
-def read_npz(path: Path, labelled: bool = True) -> Table:
+def read_npz(path: Path, labelled: bool = True, is_new: bool = False) -> Table:
     """Read an `.npz` file.
 
     Args:
@@ -48,6 +49,7 @@ def read_npz(path: Path, labelled: bool = True) -> Table:
             every step, or floats (sequences,) or (sequences, targets), and optionally the name
             lists `features` and `targets`.
         labelled: False ignores `y` and `targets`.
+        is_new: whether a model is to be trained on it: float32 must keep its numbers apart.
 
     Returns:
         Its content; float targets have two dimensions.
@@ -60,12 +62,19 @@ def read_npz(path: Path, labelled: bool = True) -> Table:
     lengths = _check_lengths(path, arrays["lengths"], len(_check_x(path, arrays["x"])))
     x = _to_float32(arrays["x"])
     names = _names(path, "features", arrays, x.shape[1])
-    _check_steps(path, arrays["x"], x, lengths, names or numbered("feature", x.shape[1]))
+    shown = names or numbered("feature", x.shape[1])
+    _check_steps(path, arrays["x"], x, lengths, shown)
+    if is_new:
+        check_columns_rounding(str(path), shown, arrays["x"])
     if not labelled:
         return Table(path, x, lengths, np.zeros((len(lengths), 0), np.float32), names)
     y = _check_y(path, arrays["y"], len(lengths), len(x))
     count = 0 if isinstance(y, list) else y.shape[1]
     targets, per_step = _names(path, "targets", arrays, count), len(y) != len(lengths)
+    if is_new and count:
+        check_columns_rounding(
+            str(path), targets or numbered("target", count), arrays["y"].reshape(-1, count)
+        )
     return Table(path, x, lengths, y, names, targets=targets, per_step=per_step)
 
 

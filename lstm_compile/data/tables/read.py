@@ -77,7 +77,7 @@ def read_table(request: ReadRequest) -> Table:
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        table = reader(path, request.labelled)
+        table = reader(path, request.labelled, request.schema is None)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     return _with_step_labels(table, request.per_step) if request.labelled else table

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.config import MAX_SIZE
+from lstm_compile.data.schema import numbered
+from lstm_compile.data.tables.precision import check_columns_rounding
 from lstm_compile.data.tables.table import Table
 from lstm_compile.data.text_files import check_utf8
 from lstm_compile.errors import InputError
@@ -35,10 +37,11 @@ class Header:
     classes: tuple[str, ...] | None
 
 
-def read_ts(path: Path, labelled: bool = True) -> Table:
+def read_ts(path: Path, labelled: bool = True, is_new: bool = False) -> Table:
     """Read a `.ts` file, whose format has no names for features.
 
-    `labelled` False ignores the class or target of each case.
+    `labelled` False ignores the class or target of each case; `is_new` says that a model is to be
+    trained on it.
 
     Raises:
         InputError: not in the format, or a value is missing; names the file and the line.
@@ -55,8 +58,20 @@ def read_ts(path: Path, labelled: bool = True) -> Table:
     if not parsed:
         raise InputError(f"{path}, line {end}: no case follows `@data`")
     x, lengths = np.concatenate(parsed), np.array([len(case) for case in parsed], dtype=np.int64)
-    y = _parse_y(path, header, last) if labelled else np.zeros((len(last), 0), np.float32)
-    return Table(path, x, lengths, y, classes=header.classes, lines=[line for line, _ in last])
+    y = _parse_y(path, header, last) if labelled else np.zeros((len(last), 0))
+    if is_new:
+        check_columns_rounding(str(path), numbered("feature", x.shape[1]), x)
+        if not isinstance(y, list):
+            check_columns_rounding(str(path), ("target",), y)
+    labels = y if isinstance(y, list) else y.astype(np.float32)
+    return Table(
+        path,
+        x.astype(np.float32),
+        lengths,
+        labels,
+        classes=header.classes,
+        lines=[line for line, _ in last],
+    )
 
 
 def _read_lines(path: Path) -> Iterator[Line]:
@@ -121,8 +136,8 @@ def _parse_dimensions(path: Path, keys: HeaderKeys) -> int | None:
     )
 
 
-def _parse_case(path: Path, case: Line, dimensions: int) -> NDArray[np.float32]:
-    """One case as float32 (steps, dimensions)."""
+def _parse_case(path: Path, case: Line, dimensions: int) -> NDArray[np.float64]:
+    """One case as float64 (steps, dimensions)."""
     number, text = case
     series = text.split(":")[:-1]
     if len(series) != dimensions or not series:
@@ -137,7 +152,7 @@ def _parse_case(path: Path, case: Line, dimensions: int) -> NDArray[np.float32]:
                 f"{path}, line {number}, dimension {dimension}: {len(steps)} steps, but dimension "
                 f"1 has {len(values[0])}; all dimensions of a case need the same steps"
             )
-    return np.array(values, dtype=np.float32).T
+    return np.array(values).T
 
 
 def _parse_series(path: Path, number: int, dimension: int, text: str) -> list[float]:
@@ -166,8 +181,8 @@ def _is_good(text: str) -> bool:
         return False
 
 
-def _parse_y(path: Path, header: Header, last: list[Line]) -> list[str] | NDArray[np.float32]:
-    """The class of each case, or its target, float32 (cases, 1)."""
+def _parse_y(path: Path, header: Header, last: list[Line]) -> list[str] | NDArray[np.float64]:
+    """The class of each case, or its target, float64 (cases, 1)."""
     for number, text in last:
         if not header.is_regression and not text:
             raise InputError(f"{path}, line {number}: no class after the last `:`")
@@ -177,5 +192,5 @@ def _parse_y(path: Path, header: Header, last: list[Line]) -> list[str] | NDArra
                 f"found {text!r}"
             )
     if header.is_regression:
-        return np.array([[float(text)] for _, text in last], dtype=np.float32)
+        return np.array([[float(text)] for _, text in last])
     return [text for _, text in last]

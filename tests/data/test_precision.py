@@ -1,0 +1,138 @@
+"""Numbers far from zero, which float32 would round away."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from cli_cases import assert_refused, invoke, snapshot
+from series_cases import SMALL, hours, read, waves, windows_of, write
+
+from lstm_compile import ModelConfig
+from lstm_compile.data.readers import read_sequences
+from lstm_compile.data.tables.precision import level_to_subtract
+from lstm_compile.errors import InputError
+from lstm_compile.evaluation.backtest import backtest
+from lstm_compile.evaluation.forecast_baselines import naive
+from lstm_compile.export import export_onnx
+from lstm_compile.export.runtime import ModelError, load
+
+COUNT = 200
+DAILY = 1e9 + 5 * np.sin(2 * np.pi * np.arange(COUNT) / 24)
+FORECAST = ["--task", "forecast", "--context", 24, "--horizon", 6, "--hidden-size", 6]
+ONES = np.ones(COUNT - 1, bool)
+
+
+def series(path, y, **more):
+    return write(path, {"time": hours(len(y)), "y": y, **more})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        waves(COUNT),
+        np.arange(COUNT) * 1e6,
+        np.linspace(0, 1e12, COUNT),
+        np.full(COUNT, 1e9),
+        np.full(COUNT, np.nan),
+    ],
+)
+def test_where_float32_keeps_enough_nothing_is_subtracted(values):
+    assert level_to_subtract(values, ONES) == 0
+
+
+def test_a_level_is_subtracted_before_float32(tmp_path):
+    table = read(series(tmp_path / "t.csv", DAILY))
+    (level,) = table.info.subtracted
+    kept = table.x[:, 0].astype(np.float64) + level
+    np.testing.assert_allclose(kept, DAILY, rtol=0, atol=1e-6)
+    assert f"y is kept as y - {level:.15g}" in table.roles.description
+
+
+def test_what_cannot_be_kept_is_told(tmp_path):
+    wide = np.concatenate([np.arange(100.0), 4e9 + np.arange(100.0)])
+    table = read(series(tmp_path / "t.csv", wide))
+    assert "most changes of y are lost, as float32 rounds it to 256" in table.roles.description
+
+
+@pytest.mark.parametrize("start", [1e9, 2_000_000_000, 7e12])
+def test_figures_of_rules_are_those_of_the_exact_numbers(tmp_path, start):
+    y = start + np.random.default_rng(0).poisson(3, COUNT).cumsum()
+    windows = windows_of(series(tmp_path / "t.csv", y), (24, 6))
+    config = ModelConfig(
+        task="forecast", input_size=windows.x.shape[1], output_size=1, known_size=4,
+        **SMALL | {"context": 24, "horizon": 6},
+    )  # fmt: skip
+    found = backtest(lambda some: naive(some), config, windows, {}, torch.ones(1))
+    origins = windows.origins.numpy()
+    truth = y[origins[:, None] + np.arange(6)]
+    error = np.abs(y[origins - 1][:, None] - truth)
+    assert found.baselines["naive"]["mae"] == pytest.approx(error.mean(), rel=1e-9)
+    percent = (error / np.abs(truth)).mean()
+    assert found.baselines["naive"]["mape"] == pytest.approx(percent, rel=1e-6)
+    grown = y[origins[:, None] - 24 + np.arange(6)]
+    last, before = (sum(y[origins - step - shift] for step in range(1, 25)) for shift in (0, 24))
+    ratio = np.where(origins >= 48, last / np.where(origins >= 48, before, 1), 1)
+    expected = np.abs(grown * ratio[:, None] - truth).mean()
+    assert found.baselines["seasonal ratio"]["mae"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_level_is_learned_and_given_back(tmp_path):
+    path, output = series(tmp_path / "t.csv", DAILY, c=3e9 + np.arange(COUNT)), tmp_path / "run"
+    flags = ["--known", "c", "--epochs", 1, "--output", output]
+    result = invoke("train", path, *FORECAST, *flags)
+    assert result.exit_code == 0, result.output
+    ahead = [f"{stamp}," + f",{3e9 + COUNT + i}" for i, stamp in enumerate(hours(COUNT + 6)[-6:])]
+    with open(path, "a") as file:
+        file.write("\n".join(ahead) + "\n")
+    export_onnx(output, tmp_path / "m.onnx")
+    answers = []
+    for model in (output, tmp_path / "m.onnx"):
+        invoke("predict", model, path, "--output", tmp_path / "p.csv")
+        answers.append(np.loadtxt(tmp_path / "p.csv", delimiter=",", skiprows=1, usecols=1))
+    np.testing.assert_allclose(answers[0], answers[1], rtol=0, atol=1e-4)
+    assert (np.abs(answers[0] - 1e9) < 30).all()
+    ready, table = load(tmp_path / "m.onnx"), read(path, known=("c",), target=("y",))
+    history = np.column_stack([DAILY, 3e9 + np.arange(COUNT), table.x[:COUNT, 2:]])
+    known = np.column_stack([3e9 + COUNT + np.arange(6), table.x[COUNT:, 2:]])
+    found = ready.forecast([history], known[None])
+    np.testing.assert_allclose(found[0, :, 0], answers[1], rtol=0, atol=1e-4)
+    with pytest.raises(ModelError, match="expected float64, as the model subtracts 3000000"):
+        ready.forecast([history.astype(np.float32)], known[None])
+
+
+def test_log1p_of_such_numbers_is_refused(tmp_path):
+    path = series(tmp_path / "t.csv", DAILY)
+    before = snapshot(tmp_path)
+    result = invoke("train", path, *FORECAST, "--log1p", "--output", tmp_path / "run")
+    assert_refused(result, "leave --log1p out", before, tmp_path)
+
+
+@pytest.mark.parametrize("column", ["x", "y"])
+@pytest.mark.parametrize("suffix", [".csv", ".npz"])
+def test_sequences_whose_numbers_float32_cannot_tell_apart_are_refused(tmp_path, suffix, column):
+    path, ids = tmp_path / f"t{suffix}", np.repeat(np.arange(20), 5)
+    columns = {"x": np.arange(100) / 100, "y": np.repeat(np.arange(20) / 4, 5)}
+    columns[column] += 1e9
+    if suffix == ".csv":
+        write(path, {"id": ids, **columns})
+    else:
+        np.savez(path, x=columns["x"][:, None], lengths=np.full(20, 5), y=columns["y"][::5])
+    with pytest.raises(InputError, match=r"float32 rounds to steps of 64.*subtract 1000000000 "):
+        read_sequences(path)
+
+
+def test_a_model_reads_a_narrow_part_of_what_it_was_trained_on(tmp_path):
+    wide = {
+        "id": np.repeat([0, 1], 50),
+        "x": np.linspace(0, 1e9, 100),
+        "y": [0.5] * 50 + [1.5] * 50,
+    }
+    schema = read_sequences(write(tmp_path / "wide.csv", wide)).schema
+    narrow = {"id": [0, 0], "x": [1e9, 1e9 + 1], "y": [0.5, 0.5]}
+    assert len(read_sequences(write(tmp_path / "narrow.csv", narrow), schema=schema)) == 1
+
+
+def test_schemas_without_levels_are_written_as_before(tmp_path):
+    table = read(series(tmp_path / "t.csv", waves(COUNT)))
+    assert "subtracted" not in json.loads(table.schema.to_json())["series"]
