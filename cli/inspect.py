@@ -68,7 +68,10 @@ def _oddities(found: dict[str, Any]) -> Iterator[Line]:
     yield "constant", listing(found["constant"]) or "none"
     yield "equal", "; ".join(" = ".join(names) for names in found["duplicate"]) or "none"
     for leak in found["leaks"]:
-        yield "suspicious", f"{leak['feature']}: {leak['reason']}; leave it out if it does"
+        yield (
+            "suspicious",
+            f"{leak['feature']}: {leak['reason']}; if it holds the answer, leave it out",
+        )
     if not found["leaks"]:
         yield "suspicious", "none: no feature seems to hold the answer"
 
