@@ -68,14 +68,17 @@ def _oddities(found: dict[str, Any]) -> Iterator[Line]:
     yield "constant", listing(found["constant"]) or "none"
     yield "equal", "; ".join(" = ".join(names) for names in found["duplicate"]) or "none"
     for leak in found["leaks"]:
-        yield "suspicious", f"{leak['feature']}: {leak['reason']}; leave it out if so"
+        yield (
+            "suspicious",
+            f"{leak['feature']}: {leak['reason']}; if it holds the answer, leave it out",
+        )
     if not found["leaks"]:
         yield "suspicious", "none: no feature seems to hold the answer"
 
 
 def _text(source: str, found: dict[str, Any], _: TableOptions) -> Iterator[Line]:
     size = f"{found['characters']} characters ({found['bytes'] / 1000:.0f} kB)"
-    yield "data", f"{source}: {found['documents']} documents, {size}"
+    yield "data", f"{source}: {found['documents']} document{'s'[: found['documents'] != 1]}, {size}"
     yield from _vocabulary(found["vocabulary"])
     plan = found["training"]
     parts = f"{plan['train']} characters to train, the last {plan['validation']} to validate"

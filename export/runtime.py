@@ -13,9 +13,9 @@ Copy it into another program and write `from runtime import load`, or leave it w
     streams = open_streams("streaming.onnx")  # written by `lstm-compile export --onnx --streaming`
     answers = streams.push(["a", "b"], [x_a, x_b])  # each stream continues where it stopped
 
-The file's own metadata and graph decide what is done; the name of its task decides nothing. Every
-name without a leading underscore is stable under interface version 1. Several threads may call any
-method at the same time.
+The file's own metadata and graph decide what is done. A task that this file knows by name must fit
+them; another name decides nothing. Every name without a leading underscore is stable under
+interface version 1. Several threads may call any method at the same time.
 
 This module checks what ONNX Runtime does not: a batch of 0 rows or steps ends the process there,
 lengths out of range read other rows, and a NaN in one step silently becomes a NaN answer.

@@ -18,6 +18,7 @@ Pooling = Literal["last", "mean", "max", "attention", "dot-attention"]
 Scaling = Literal["none", "standard", "minmax", "series", "last", "mean", "revin"]
 TargetScaling = Literal["none", "standard", "minmax"]
 Decoder = Literal["direct", "recursive"]
+Backend = Literal["auto", "reference", "compiled", "vendor"]  # what computes the recurrence
 WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, after `standard` of each feature
 
 SERIES_SIZES = ("past_size", "known_size", "static_sizes")
@@ -158,8 +159,8 @@ class ModelConfig:
     def _settle_heads(self) -> None:
         if self.heads and not self.transformer_layers:
             raise InputError(
-                f"heads are for Transformer blocks, got {self.heads} and no transformer_layers; "
-                "give transformer_layers too"
+                f"heads are for Transformer blocks; got heads {self.heads}, transformer_layers 0; "
+                "set transformer_layers to 1 or more"
             )
         if self.transformer_layers and not self.heads:
             object.__setattr__(self, "heads", gcd(4, self.width))

@@ -1,10 +1,11 @@
-"""Files that are either whole or not there, and JSON that is JSON."""
+"""Files that are written whole or not at all, and checked JSON."""
 
 import glob
 import json
 import math
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,23 @@ from lstm_compile.errors import InputError, reason
 
 LONGEST_JSON = 8 << 20  # characters
 MOST_BRACKETS = 1 << 17  # an empty list takes thirty times its own text in memory
+
+
+def check_target(path: Path, suffixes: Collection[str], what: str) -> None:
+    """Refuse a file that cannot be written, before any work is done.
+
+    Raises:
+        InputError: a folder, no folder to write in, or none of `suffixes`; `what` names the file.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    if path.suffix.lower() not in suffixes:
+        raise InputError(
+            f"{path}: {what} must end in {' or '.join(suffixes)}, found "
+            f"{repr(path.suffix) if path.suffix else 'no ending'}"
+        )
 
 
 def write_atomically(path: Path, data: bytes) -> None:

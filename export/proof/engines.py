@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 
+from lstm_compile.config import Backend
 from lstm_compile.devices import tf32
 from lstm_compile.errors import InputError
 from lstm_compile.export import names
@@ -20,7 +21,6 @@ from lstm_compile.model.checkpoint import Model, to_device
 from lstm_compile.model.model import predict_on
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.inductor import can_compile
-from lstm_compile.recurrence.operator import Backend
 
 Array = npt.NDArray[Any]
 Answers = tuple[Array, ...]  # the answers; of a streaming file also h and c after them

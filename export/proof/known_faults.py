@@ -79,8 +79,8 @@ TABLE: tuple[Known, ...] = (
     ),
     Known("tract", "0.23.9", LENGTHS, "does not load", PORTABLE, _given_lengths),
     Known(
-        "IREE", "3.13.0", "LSTM from zero states, open batch and time",
-        "the cell state starts as another tensor: wrong without an error",
+        "IREE", "3.13.0", "LSTM from zero states, dynamic batch and time",
+        "takes a wrong initial cell state: wrong answers without an error",
         "set batch and time to numbers before the import, one module a size", _starts_at_zero,
     ),
     Known(
@@ -94,7 +94,7 @@ TABLE: tuple[Known, ...] = (
     ),
     Known(
         "ONNX Runtime", "1.32", "LSTM with a batch of 0 or no step", "ends the process",
-        "do not ask it for nothing (runtime.py does not)", _has("LSTM", "DynamicQuantizeLSTM"),
+        "do not send an empty batch (runtime.py does not)", _has("LSTM", "DynamicQuantizeLSTM"),
     ),
     Known(
         "all but ONNX Runtime", "any", "DynamicQuantizeLSTM", "does not load",
@@ -105,7 +105,7 @@ TABLE: tuple[Known, ...] = (
         _has("LSTM"),
     ),
     Known(
-        "tract", "0.23.9", "LSTM without initial states", "panics where the batch is open",
+        "tract", "0.23.9", "LSTM without initial states", "panics if the batch size is not fixed",
         "give initial_h and initial_c", _without_initial_states,
     ),
     Known(

@@ -33,7 +33,7 @@ class Check(NamedTuple):
 
     name: str
     passed: bool
-    required: bool  # whether nothing works without it
+    required: bool  # whether all else needs it
     found: str
     mend: str = ""  # what to do where it did not pass
     seconds: float = 0.0

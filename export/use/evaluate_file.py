@@ -63,9 +63,9 @@ def evaluate_file(
     if not model.config.traits.is_text:
         model.check_whole()
     if plot is not None:
-        check_plot(plot)
         if not model.config.traits.is_series:
             raise InputError(f"plot is for task forecast, the model's is {model.config.task}")
+        check_plot(plot)
     name = data or _trained_on(source, model)
     rows = _read(name, model, table, stride, progress)
     on_data(rows)
@@ -136,6 +136,6 @@ def unseen_windows(
         at = table.stamps(np.array([split.test]).astype(table.ticks.dtype))[0]
         raise InputError(
             f"{name}: no window of {model.config.horizon} steps from {at} on, where the test part "
-            "begins; what lies before it the model was trained on"
+            "begins; the model was trained on the rows before it"
         )
     return thinned(tested, stride)

@@ -18,7 +18,7 @@ from lstm_compile.data.tables.table import Table, check_features
 from lstm_compile.errors import InputError
 from lstm_compile.export.runtime import Floats, Inputs, pad, restored, series_levels
 from lstm_compile.export.use.open_model import ExportedModel, TorchModel, open_model
-from lstm_compile.files import write_atomically
+from lstm_compile.files import check_target, write_atomically
 from lstm_compile.formatting import free_name
 from lstm_compile.tasks import find_task
 
@@ -98,15 +98,7 @@ def check_output(path: Path, *inputs: str | Path) -> None:
     Raises:
         InputError: another suffix, a folder, no folder to write in, or one of the inputs.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(
-            f"{path}: --output must end in {' or '.join(SUFFIXES)}, found "
-            f"{repr(path.suffix) if path.suffix else 'no ending'}"
-        )
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    check_target(path, SUFFIXES, "--output")
     for file in map(Path, inputs):
         if file.exists() and path.exists() and file.samefile(path):
             raise InputError(f"{path}: is the file that is read; name another --output")

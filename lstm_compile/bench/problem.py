@@ -11,12 +11,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import lstm_compile
 from lstm_compile.bench.cases import Case, Mode, lengths_of
+from lstm_compile.config import Backend
 from lstm_compile.devices import autocast
 from lstm_compile.recurrence.autotune import explain_backend
 from lstm_compile.recurrence.calibrate import calibrate
 from lstm_compile.recurrence.inductor import can_compile
 from lstm_compile.recurrence.lengths import extremes, valid_mask
-from lstm_compile.recurrence.operator import Backend
 
 Forward = Callable[[], Any]  # gives the output (batch, time, features)
 Step = Callable[[], object]  # what is timed

@@ -67,7 +67,7 @@ def split_corpus(corpus: Corpus, share: float) -> tuple[Corpus, Corpus]:
     cut = len(corpus) - math.ceil(share * len(corpus))
     if cut < 2 or len(corpus) - cut < 2:
         raise InputError(
-            f"a text of {len(corpus)} tokens cannot be parted into training and validation "
+            f"a text of {len(corpus)} tokens cannot be split into training and validation "
             f"({share:g} of it); expected two tokens at least in each, take a longer text or "
             "another --validation"
         )

@@ -6,6 +6,7 @@ fixed number of columns for a sequence of any length.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from lstm_compile.evaluation.forecast_baselines import RIDGE_ON_WINDOWS, fit_for
 from lstm_compile.evaluation.linear import Baseline, fit_logistic, fit_ridge
 from lstm_compile.evaluation.perplexity import BIGRAM, UNIGRAM, fit_text_baselines
 from lstm_compile.model.header import open_archive
-from lstm_compile.tasks import find_task
+from lstm_compile.tasks import TASKS, find_task
 
 PREFIX = "baseline."
 FRAMES = 24
@@ -99,25 +100,67 @@ def tokens_themselves(sequences: Sequences) -> Tensor:
     return sequences.x.long()
 
 
-# by baseline
-FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
-    "majority class": no_features,
-    "logistic regression on 5 steps": neighbour_features,
-    "logistic regression on summaries": summary_features,
-    "logistic regression on 24 frames": resampled_features,
-    "logistic regression on character shares": token_shares,
-    "frequencies by character": tokens_themselves,
-    "mean": no_features,
-    "ridge on summaries": summary_features,
+def _fit_mean(_: Tensor, y: Tensor, known: Sequences) -> Baseline:
+    """The mean of the targets, or the share of each class."""
+    y = y.double() if known.targets else one_hot(y, len(known.classes)).double()
+    return Baseline(torch.zeros(0, y.shape[1]).double(), y.mean(0))
+
+
+def _fit_classifier(features: Tensor, y: Tensor, known: Sequences) -> Baseline:
+    return fit_logistic(features, y, len(known.classes), CLASSIFIER_PENALTY)
+
+
+def _fit_frequencies(tokens: Tensor, y: Tensor, known: Sequences) -> Baseline:
+    """The logarithm of how often each token has each class, one added to each count."""
+    size, classes = len(known.vocabulary or ()), len(known.classes)
+    counts = torch.bincount(tokens * classes + y, minlength=size * classes)
+    table = counts.view(size, classes).double() + 1
+    return Baseline((table / table.sum(1, True)).log(), torch.zeros(classes).double())
+
+
+class Recipe(NamedTuple):
+    """How a baseline of sequences is made."""
+
+    # of sequences: float64 (labels, columns), or int64 (labels,), rows of the baseline's weight
+    features: Callable[[Sequences], Tensor]
+    fit: Callable[[Tensor, Tensor, Sequences], Baseline]  # of features, labels and what they are of
+    is_costly: bool = False  # whether it is fitted on some labels, if there are many
+
+
+def _fit_ridge(features: Tensor, y: Tensor, _: Sequences) -> Baseline:
+    return fit_ridge(features, y)
+
+
+RECIPES = {
+    "majority class": Recipe(no_features, _fit_mean),
+    "logistic regression on 5 steps": Recipe(neighbour_features, _fit_classifier, is_costly=True),
+    "logistic regression on summaries": Recipe(summary_features, _fit_classifier, is_costly=True),
+    "logistic regression on 24 frames": Recipe(resampled_features, _fit_classifier, is_costly=True),
+    "logistic regression on character shares": Recipe(
+        token_shares, _fit_classifier, is_costly=True
+    ),
+    "frequencies by character": Recipe(tokens_themselves, _fit_frequencies),
+    "mean": Recipe(no_features, _fit_mean),
+    "ridge on summaries": Recipe(summary_features, _fit_ridge),
 }
-KNOWN = (*FEATURES, RIDGE_ON_WINDOWS, UNIGRAM, BIGRAM)
+
+
+def recipes() -> dict[str, Recipe]:
+    """The recipe of every baseline of sequences, those of single tasks last."""
+    own = (find_task(task).own_baselines for task in TASKS)
+    return RECIPES | {name: Recipe(*parts) for each in own for name, parts in each.items()}
+
+
+def known_baselines() -> tuple[str, ...]:
+    """The names that files may have, in the order of messages."""
+    return (*recipes(), RIDGE_ON_WINDOWS, UNIGRAM, BIGRAM)
 
 
 def features_of(name: str, sequences: Sequences) -> Tensor:
     """The input of the baseline `name`, made in blocks: making it takes a lot of memory."""
-    block = (sequences.offsets[:-1] // BLOCK).bincount()
+    make, block = recipes()[name].features, (sequences.offsets[:-1] // BLOCK).bincount()
     rows = torch.arange(len(sequences)).split(block[block > 0].tolist() or 1)
-    return torch.cat([FEATURES[name](sequences.select(part)) for part in rows])
+    return torch.cat([make(sequences.select(part)) for part in rows])
 
 
 def fit_baselines(
@@ -138,35 +181,18 @@ def fit_baselines(
         assert isinstance(train, Windows)
         assert validation is None or isinstance(validation, Windows)
         return fit_forecast_baselines(known, train, validation)
-    found = find_task(task or known.task)
+    found, recipe_of = find_task(task or known.task), recipes()
     names = found.token_baselines if known.vocabulary else found.baselines
-    count = len(known.y)  # classifiers are fitted on some labels, spread over the data
-    rows = torch.linspace(0, count - 1, min(count, MOST_ROWS), dtype=torch.float64).long()
-    some = known
-    if known.classes and not known.per_step and len(rows) < len(known):
-        some, rows = known.select(rows), torch.arange(len(rows))  # no features of the others
-    return {name: _fit(name, known, some, rows) for name in names}
+    return {name: _fit(name, recipe_of[name], known) for name in names}
 
 
-def _fit(name: str, known: Sequences, some: Sequences, rows: Tensor) -> Baseline:
-    """A baseline of sequences; classifiers are fitted on the labels `rows` of `some` alone."""
-    if name == "frequencies by character":
-        return _fit_frequencies(known)
-    if name.startswith("ridge"):
-        return fit_ridge(features_of(name, known), known.y)
-    if name.startswith("logistic"):
-        features, classes = features_of(name, some)[rows], len(known.classes)
-        return fit_logistic(features, some.y[rows], classes, CLASSIFIER_PENALTY)
-    y = known.y.double() if known.targets else one_hot(known.y, len(known.classes)).double()
-    return Baseline(torch.zeros(0, y.shape[1]).double(), y.mean(0))
-
-
-def _fit_frequencies(train: Sequences) -> Baseline:
-    """The logarithm of how often each token has each class, one added to each count."""
-    size, classes = len(train.vocabulary or ()), len(train.classes)
-    counts = torch.bincount(train.x * classes + train.y, minlength=size * classes)
-    table = counts.view(size, classes).double() + 1
-    return Baseline((table / table.sum(1, True)).log(), torch.zeros(classes).double())
+def _fit(name: str, recipe: Recipe, known: Sequences) -> Baseline:
+    rows: Tensor | slice = slice(None)
+    if recipe.is_costly and len(known.y) > MOST_ROWS:  # spread over the data
+        rows = torch.linspace(0, len(known.y) - 1, MOST_ROWS, dtype=torch.float64).long()
+        if not known.per_step:
+            known, rows = known.select(rows), slice(None)  # no features of the others
+    return recipe.fit(features_of(name, known)[rows], known.y[rows], known)
 
 
 def baseline_predictions(baselines: Mapping[str, Baseline], data: Sequences) -> dict[str, Tensor]:
@@ -208,13 +234,14 @@ def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Baseline]:
     """
     keys = [key.removeprefix(PREFIX) for key in tensors if key.startswith(PREFIX)]
     found = {key.rpartition(".")[0] for key in keys}
-    names = [name for name in KNOWN if name in found] + sorted(found - set(KNOWN))
+    known = known_baselines()
+    names = [name for name in known if name in found] + sorted(found - set(known))
     return {name: _rebuild(name, tensors) for name in names}
 
 
 def _rebuild(name: str, tensors: Mapping[str, Tensor]) -> Baseline:
-    if name not in KNOWN:
-        raise InputError(f"unknown baseline {name!r}; known are {', '.join(KNOWN)}")
+    if name not in known_baselines():
+        raise InputError(f"unknown baseline {name!r}; known are {', '.join(known_baselines())}")
     parts = [tensors.get(f"{PREFIX}{name}.{part}") for part in Baseline._fields]
     found = [None if part is None else (part.dtype, part.ndim) for part in parts]
     if found == [(torch.float64, 2), (torch.float64, 1)]:

@@ -103,7 +103,7 @@ def forecasts_of(
 
 
 def _cut_by_time(windows: Windows) -> tuple[Windows, Windows]:
-    """The windows before a time, and those after it; all of them twice if none lies before it.
+    """The windows before a time, and those after it; (all, all) if none lies before it.
 
     No step is forecast by windows of both parts.
     """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import Backend, ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.lanes import carried, chunks, on_device
 from lstm_compile.data.sequences import IGNORED
@@ -18,7 +18,7 @@ from lstm_compile.evaluation.linear import Baseline
 from lstm_compile.evaluation.verdict import Evaluation, best_of, summed_interval, verdict
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import Params, forward
-from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK
 from lstm_compile.tasks.metrics import TextScores, text_metrics
 
 LANES = 16  # of evaluation; each starts from zeros

@@ -11,7 +11,7 @@ from lstm_compile.config import ModelConfig
 from lstm_compile.data.series.windows import Windows, thinned
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.backtest import Predict
-from lstm_compile.files import write_atomically
+from lstm_compile.files import check_target, write_atomically
 from lstm_compile.model.forecaster import middle_of
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -27,10 +27,7 @@ def check_plot(path: Path) -> None:
     Raises:
         InputError: matplotlib is not installed, another suffix, or no folder to write in.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: a plot must end in {', '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}; make it first")
+    check_target(path, SUFFIXES, "a plot")
     if find_spec("matplotlib") is None:
         raise InputError("plots need matplotlib; pip install 'lstm-compile[plot]'")
 

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import Backend, ModelConfig
 from lstm_compile.data.batches import ordered_batches
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
@@ -15,7 +15,7 @@ from lstm_compile.evaluation.perplexity import score_text, window_of
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import Params, complete
 from lstm_compile.recurrence.lengths import valid_mask
-from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK
 from lstm_compile.tasks.metrics import TextScores
 
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, gelu, layer_norm, linear, scaled_dot_product_attention
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import Backend, ModelConfig
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
-from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK
 from lstm_compile.recurrence.stack import under, weight_shapes
 
 EXPANSION = 4  # width of the feed-forward network, divided by that of the block

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, embedding, linear
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import Backend, ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Given
 from lstm_compile.model.encoder import Mode, encode, encoder_shapes, initial
@@ -24,7 +24,7 @@ from lstm_compile.model.pooling import pool
 from lstm_compile.model.scaling import Scaler
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
-from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK
 from lstm_compile.tasks import tasks_with
 
 Params = dict[str, Tensor]

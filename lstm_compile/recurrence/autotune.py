@@ -111,11 +111,11 @@ def choose(workload: Workload, chunk: int) -> BackendChoice:
     bucket = workload.bucket
     measured = measurements().get(bucket)
     if measured is None:
-        return BackendChoice("vendor", chunk, "the rule where nothing was measured", bucket)
+        return BackendChoice("vendor", chunk, "no measurement of this size", bucket)
     if not can_compile(workload.device.type):
         return BackendChoice("vendor", chunk, "there is no compiler here", bucket)
     if measured.compiled > CLEARLY * measured.vendor:
-        return BackendChoice("vendor", chunk, "measured no slower", bucket, measured)
+        return BackendChoice("vendor", chunk, "compiled was not clearly faster", bucket, measured)
     functions = (record_chunk, backward_chunk) if workload.training else (infer_chunk,)
     key = workload.hidden_size, workload.dtype, workload.device, measured.chunk
     if not all(has_compiled(function, *key) for function in functions):

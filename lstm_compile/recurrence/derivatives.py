@@ -143,7 +143,7 @@ class TracedBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        # AOTAutograd traces this for every gradient of a parameter, wanted or not: refuse on use
+        # AOTAutograd traces this for every gradient, used or not: the error comes with the use
         operator = torch.ops.lstm_compile.refuse_second_order
         refused = iter(operator(ctx.saved_tensors, gradients))
         return tuple(next(refused) if is_tensor else None for is_tensor in ctx.tensors)

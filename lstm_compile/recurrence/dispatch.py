@@ -50,9 +50,8 @@ def run_eager(*inputs: Any) -> Outputs:
     one = OperatorInputs(*inputs)
     layers, backwards = [[Direction(one.weight_ih, one.weight_hh, one.bias)]], (one.reverse,)
     state = one.h0[None], one.c0[None]
-    y, h, c = run_layers(
-        Call(layers, one.x, one.lengths, one.resets, *state, backwards, 0.0, *one[-2:])
-    )
+    options: dict[str, Any] = {"dropout": 0.0, "backend": one.backend, "chunk": one.chunk}
+    y, h, c = run_layers(Call(layers, one.x, one.lengths, one.resets, *state, backwards, **options))
     return y, h[0], c[0]
 
 
@@ -144,7 +143,7 @@ def _by_chunks(call: Call, rows: Rows, chunk: int) -> Outputs:
 
 
 def _by_vendor(call: Call, rows: Rows, training: bool) -> Outputs:
-    """The vendor's kernel: one call for all, one call a layer on rows in their order, or spans."""
+    """The vendor's kernel: one call for the stack, one call a layer, or one call a span of time."""
     (batch, time), longest, (_, states, hidden_size) = rows.shape, rows.longest, call.h0.shape
     input_size, is_cut = call.x.shape[2], states > batch
     if rows.shortest == longest and not is_cut:

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lstm_compile.config import Backend
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.cell import LSTMState, Outputs, State
 from lstm_compile.recurrence.dispatch import OperatorInputs, run_layers
 from lstm_compile.recurrence.lengths import check_lengths
-from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend, check_options, recurrence
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK, check_options, recurrence
 from lstm_compile.recurrence.resets import both_states, check_resets
 from lstm_compile.recurrence.stack import Call, Direction, RunLayer, read_layers, run_stack
 

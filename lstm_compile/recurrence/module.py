@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from lstm_compile.config import Backend
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.cell import LSTMState, State
 from lstm_compile.recurrence.function import lstm
-from lstm_compile.recurrence.operator import DEFAULT_CHUNK, Backend
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK
 from lstm_compile.recurrence.stack import weight_shapes
 
 

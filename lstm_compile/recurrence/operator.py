@@ -7,11 +7,12 @@ inputs only and computes the rest again. Importing this module registers it, wit
 shapes and its vmap.
 """
 
-from typing import Any, Literal, NoReturn, get_args
+from typing import Any, NoReturn, get_args
 
 import torch
 from torch import Tensor
 
+from lstm_compile.config import Backend
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.cell import Outputs
 from lstm_compile.recurrence.derivatives import (
@@ -25,7 +26,6 @@ from lstm_compile.recurrence.dispatch import OperatorInputs, run_eager
 from lstm_compile.recurrence.first_order import is_dual
 from lstm_compile.recurrence.resets import check_resets
 
-Backend = Literal["auto", "reference", "compiled", "vendor"]
 BACKENDS = get_args(Backend)
 
 DEFAULT_CHUNK = 8

@@ -133,7 +133,7 @@ def _where(mask: Any) -> Any:
 
 
 def _sources(begins: Any, ordered: Any, first: Any, mirror: bool) -> Any:
-    """Where each packed step comes from, which are padding, and which is opposite.
+    """Where each packed step comes from, which are padding, and the mirror step in its row.
 
     `ordered` and `first` are each packed row's length and the place of its first step.
     """

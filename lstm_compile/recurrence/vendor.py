@@ -33,7 +33,7 @@ GRAIN = 8  # steps; a span ends at a multiple
 
 
 def spans_of(active: Sequence[int], input_size: int, hidden_size: int) -> list[tuple[int, int]]:
-    """Spans (start, steps): where ended rows waste as much as one more call costs, time is cut."""
+    """Spans (start, steps): time is cut where ended rows would cost more than another call."""
     bearable = _call_cost(input_size, hidden_size)
     largest = LARGEST_CALL / (4 * hidden_size)
     cuts, wasted = [0], 0

@@ -1,8 +1,9 @@
 """The tasks that a model can have: one module each, and one line each in `TASKS`.
 
-To add a task, write a module with a `Task` called `TASK` and name it in `TASKS`; no other file
-changes. Loads no torch. `lstm_compile.config` and the model read this table and the records, though
-they stand below: a record says by plain values what its task needs.
+To add a task on sequences, write a module with a `Task` called `TASK` and name it in `TASKS`; no
+other file changes. A new kind of data also needs its reader and its parts. Loads no torch.
+`lstm_compile.config` and the model read this table and the records, though they stand below: a
+record says by plain values what its task needs.
 """
 
 from importlib import import_module

@@ -57,7 +57,7 @@ def loss_name(task: str, loss: str, quantiles: tuple[float, ...] = ()) -> str:
         return known[0]
     if loss not in known:
         raise InputError(
-            f"loss must be auto, {' or '.join(known)} for "
+            f"loss must be one of {', '.join(('auto', *known))} for "
             f"{'quantiles' if quantiles else f'task {task}'}; got {loss!r}"
         )
     return loss

@@ -82,12 +82,14 @@ class Task:
     gain: Function | None = None
     headline: str  # the metric that decides which of two models is better
     rising: tuple[str, ...] = ()  # the metrics of which more is better
-    # the validation figures that `tune` goes by, the default first; none in units that a setting
-    # changes
+    # the validation figures that `tune` can go by, the default first; those whose unit depends on a
+    # setting are left out
     tuned: tuple[str, ...]
     # of `sequences`, the names of what a model must beat, see `evaluation.baselines`
     baselines: tuple[str, ...] = ()
     token_baselines: tuple[str, ...] = ()  # the same where sequences are text
+    # baselines that no other task has: by name, features and fit of `evaluation.baselines.Recipe`
+    own_baselines: Mapping[str, tuple[Function, Function]] = field(default_factory=dict)
     # refuses an architecture that the task cannot have, with an InputError
     check: Callable[["ModelConfig"], None] = lambda config: None
     # names for a model whose data have none

@@ -29,7 +29,7 @@ def settle(
         with cpu_threads(training.threads):
             return settle_backend(config, training, train, find_device(training.device))
     if training.backend == "auto":
-        return replace(training, backend="vendor"), "as rows of text are equally long"
+        return replace(training, backend="vendor"), "all rows of text have the same length"
     return training, "as asked for"
 
 
@@ -48,7 +48,7 @@ def settle_backend(
     steps = training.epochs * ceil(len(train) / training.batch_size)
     total = once * steps * config.num_layers * config.num_directions
     if total < WORTH_COMPILING:
-        why = f"at most {total:.0f} s in the recurrence do not pay for compiling"
+        why = f"the LSTM takes {total:.0f} s at most, too little for compiling to pay"
         return replace(training, backend="vendor"), why
     found = calibrate(*sizes, ragged=ragged, training=True, device=device, chunk=training.chunk)
     why = f"measured {found.compiled:.3g} ms compiled, {found.vendor:.3g} ms vendor"

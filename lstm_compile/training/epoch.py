@@ -65,7 +65,7 @@ class StepInput(NamedTuple):
     rows: Tensor | None  # int64, the rows of `train` for all processes; None for a text
     weight: float = 1.0  # of the step's loss in the mean over the epoch
     restarts: Tensor | None = None  # bool (lanes,), the lanes of a text that begin anew
-    is_spare: bool = False  # other processes take all rows; these only give the step its shape
+    is_spare: bool = False  # this process has no rows of its own: these count nothing
 
 
 def steps(context: TrainingContext, state: TrainState, factor: float = 1.0) -> Iterator[TrainState]:

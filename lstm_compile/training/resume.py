@@ -23,7 +23,9 @@ from lstm_compile.training.step import AdamState
 FORMAT = "lstm_compile_state"
 FORMAT_VERSION = "1"
 CHOSEN_BY_RUN = {"backend": "auto", "threads": 0}  # these values leave the choice to the run
-REMEDY = "it cannot be resumed from; start a new run, from weights that are left with --init"
+REMEDY = (
+    "it cannot be resumed from; start a new run; --init takes the weights that can still be read"
+)
 
 
 class SavedRun(NamedTuple):

@@ -67,10 +67,11 @@ def run(
         shown = final if job.parts.tested_on == "test" else fitted.params
         with cpu_threads(job.training.threads):
             evaluation = _evaluation(job, shown, baselines)
-        times = time.perf_counter() - start, compile_seconds() - compiled
-        found = parts.tested_on, *times, backend, final is not fitted.params
         model = run_files.model_of(job, final, {})
-        outcome = Outcome(model, fitted, evaluation, *found)
+        outcome = Outcome(
+            model, fitted, evaluation, parts.tested_on, time.perf_counter() - start,
+            compile_seconds() - compiled, backend, refitted=final is not fitted.params,
+        )  # fmt: skip
         model.training.update(run_files.provenance_of(job, outcome))
         write_report(job, outcome, note)
         save_model(job.folder / MODEL_FILE, *model)  # last, as it says that the run is finished
@@ -98,7 +99,9 @@ def fit_job(job: Job, after_epoch: OnEpoch) -> Fit:
     training, _ = settle(job.config, job.training, job.parts.train)
     job = job._replace(training=training)
     if job.parts.validation is None:
-        raise InputError("validation must be above 0: without it nothing tells what is best")
+        raise InputError(
+            "validation must be above 0: the best epoch is chosen on the validation part"
+        )
     fitted = _fit(job, _start(job, job.parts.train), after_epoch)
     _require_an_epoch(fitted)
     return fitted

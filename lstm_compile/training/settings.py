@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from lstm_compile.config import check_tasks, option, validate
+from lstm_compile.config import Backend, check_tasks, option, validate
 from lstm_compile.errors import InputError
 from lstm_compile.tasks import all_losses
 
@@ -132,9 +132,7 @@ class TrainingConfig:
         "fp32", "Precision of the forward pass in training; all else stays float32."
     )
     threads: int = option(0, "CPU threads; 0: all, or fewer for a small model.", 0, 1024)
-    backend: Literal["auto", "reference", "compiled", "vendor"] = option(
-        "auto", "What computes the recurrence."
-    )
+    backend: Backend = option("auto", "What computes the recurrence.")
     chunk: int = option(8, "Steps that the compiled backend unrolls in one graph.", 1, 256)
 
     def __post_init__(self) -> None:

@@ -112,15 +112,15 @@ def initial_state(params: Params, training: TrainingConfig) -> TrainState:
     learned = trainable(params, training.freeze)
     return TrainState(
         params,
-        init_adam(params, training.freeze),
-        learned if training.ema else {},
-        None,
-        1,
-        0,
-        torch.Generator().manual_seed(training.seed).get_state(),
-        random_states(device),
-        torch.zeros(2, dtype=torch.float64, device=device),
-        torch.zeros((), dtype=torch.int64, device=device),
+        optimizer=init_adam(params, training.freeze),
+        average=learned if training.ema else {},
+        carried=None,
+        epoch=1,
+        position=0,
+        order=torch.Generator().manual_seed(training.seed).get_state(),
+        random=random_states(device),
+        sums=torch.zeros(2, dtype=torch.float64, device=device),
+        skipped=torch.zeros((), dtype=torch.int64, device=device),
     )
 
 

@@ -58,16 +58,16 @@ def train_step(
     class_weights: Tensor | None = None,
     more: Sequence[Batch] = (),
     state: LSTMState | None = None,
-    team: ProcessGroup = ALONE,
+    processes: ProcessGroup = ALONE,
     is_spare: bool = False,
 ) -> StepResult:
     """Forward, loss, backward, clip, update. No argument is changed.
 
     The gradient is that of all rows of `batch` and `more` together, all on the device of the
     parameters. Each row begins from `state`, which gets no gradient; None is zeros. The float32
-    (classes,) `class_weights` are for `training_loss`. The processes of `team` take the step
-    together, with loss and gradients of all their rows. `is_spare` says that the other processes
-    take all rows, and these rows only give the step its shape.
+    (classes,) `class_weights` are for `training_loss`. The `processes` take the step
+    together, with loss and gradients of all their rows. `is_spare` says that this process has no
+    rows of its own: the given ones only keep it in step, and count nothing.
     """
     learned = trainable(params, training.freeze)
     leaves = {name: value.detach().requires_grad_() for name, value in learned.items()}
@@ -79,9 +79,9 @@ def train_step(
         losses.append(loss.detach() * share)
         gradients = _added(gradients, dict(zip(leaves, parts, strict=True)))
     loss = sum(losses[1:], start=losses[0])
-    if team.size > 1:
+    if processes.size > 1:
         weight = sum(_weights(batches, class_weights)) * (not is_spare)
-        gradients, loss = team.average(gradients, loss, torch.as_tensor(weight).to(loss))
+        gradients, loss = processes.average(gradients, loss, torch.as_tensor(weight).to(loss))
     norm = norm_of(gradients)
     is_finite = (loss + norm).isfinite()
     gradients = clip_by_norm(gradients, training.clip_norm, norm)

@@ -258,7 +258,7 @@ def test_what_train_prints_in_a_pipe(trained):
         assert re.fullmatch(rf"epoch {number}: {epoch}, [\d.]+ s(  best)?", line)
     assert lines[5] == "stopped     all epochs done"
     model = rf"model       {re.escape(str(run))}/model\.safetensors \(\d+ kB, [\d.]+ s\)"
-    why = r"at most \d+ s in the recurrence do not pay for compiling"
+    why = r"the LSTM takes \d+ s at most, too little for compiling to pay"
     assert re.fullmatch(rf"backend     vendor, {why}", lines[6])
     assert re.fullmatch(model, lines[7])
     assert lines[8] == f"report      {run}/report.html"
@@ -597,7 +597,7 @@ TRAIN_REFUSES = [
     (["data.npz", "--device", "cuda:99"], "device cuda:99 is not here: torch sees "),
     (
         ["data.npz", "--loss", "mse"],
-        "loss must be auto, cross-entropy for task classify; got 'mse'",
+        "loss must be one of auto, cross-entropy for task classify; got 'mse'",
     ),
     (["data.npz", "extra.npz"], "Got unexpected extra argument (extra.npz)"),
     (["data.npz", "--config", "absent.toml"], "File 'absent.toml' does not exist."),

@@ -200,7 +200,7 @@ def test_what_training_saw_is_not_tested(trained, here):
     result = invoke("evaluate", run, early)
     assert result.exit_code == 2
     assert (
-        "where the test part begins; what lies before it the model was trained on" in result.stderr
+        "where the test part begins; the model was trained on the rows before it" in result.stderr
     )
 
 
@@ -334,12 +334,12 @@ def short(path):
         (
             hourly,
             ("--loss", "cross-entropy"),
-            "loss must be auto, mse or mae or huber for task fore",
+            "loss must be one of auto, mse, mae, huber for task fore",
         ),
         (
             hourly,
             ("--loss", "mse", "--quantiles", "0.1,0.9"),
-            "loss must be auto, pinball for quantiles; got 'mse'",
+            "loss must be one of auto, pinball for quantiles; got 'mse'",
         ),
         (hourly, ("--quantiles", "0.1,x"), "expected numbers separated by commas, got '0.1,x'"),
         (

@@ -238,7 +238,10 @@ def test_one_step_ahead_is_seen(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("plot.txt", "a plot must end in .png, .svg, .pdf"), ("no/plot.png", "there is no folder")],
+    [
+        ("plot.txt", "a plot must end in .png or .svg or .pdf"),
+        ("no/plot.png", "there is no folder"),
+    ],
 )
 def test_a_plot_that_cannot_be_written_is_refused(tmp_path, name, message):
     windows = counted(tmp_path)

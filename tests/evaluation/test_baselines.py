@@ -178,7 +178,7 @@ def test_baselines_of_other_data_are_refused():
 @pytest.mark.parametrize("count", [0, 1, 40])
 def test_features_made_in_blocks_are_the_same(monkeypatch, name, count):
     data = two_classes(40).select(torch.arange(count))
-    expected = baselines.FEATURES[name](data)
+    expected = baselines.RECIPES[name].features(data)
     for block in (1, 7, 1000):
         monkeypatch.setattr(baselines, "BLOCK", block)
         assert baselines.features_of(name, data).equal(expected)

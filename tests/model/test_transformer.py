@@ -356,7 +356,7 @@ def test_heads_left_out_are_what_fits(hidden, heads):
     ("changes", "message"),
     [
         ({"transformer_layers": 1, "heads": 5}, r"heads must divide the width 12 \(hidden_size"),
-        ({"heads": 4}, "heads are for Transformer blocks, got 4 and no transformer_layers; give"),
+        ({"heads": 4}, "heads are for Transformer blocks; got heads 4, transformer_layers 0; set"),
         ({"transformer_layers": -1}, "transformer_layers must be at least 0, got -1"),
         ({"transformer_layers": 65}, "transformer_layers must be at most 64, got 65"),
         ({"transformer_layers": 1, "heads": -2}, "heads must be at least 0, got -2"),

@@ -25,6 +25,9 @@ MODULE = '''
 
 from dataclasses import replace
 
+import torch
+
+from lstm_compile.evaluation.linear import fit_ridge
 from lstm_compile.tasks.regress import TASK as REGRESS
 from lstm_compile.tasks.task import OneOf
 
@@ -49,6 +52,15 @@ def minus(mean):
     return -mean
 
 
+def medians(sequences):
+    parts = sequences.x[:, 0].double().split(sequences.lengths.tolist())
+    return torch.stack([part.median() for part in parts])[:, None]
+
+
+def line(features, y, sequences):
+    return fit_ridge(features, y)
+
+
 TASK = replace(
     REGRESS,
     name="grow",
@@ -64,7 +76,8 @@ TASK = replace(
     headline="log_error",
     rising=(),
     tuned=("log_error",),
-    baselines=("mean",),
+    baselines=("mean", "line over medians"),
+    own_baselines={"line over medians": (medians, line)},
     settings={
         "model": {"hidden_size": 8, "num_layers": 1, "dropout": 0.0, "head_dropout": 0.0},
         "training": {"epochs": 12, "learning_rate": 0.03, "device": "cpu"},
@@ -119,7 +132,7 @@ def test_a_new_task_goes_the_whole_way(grow, data, tmp_path):
     assert ours.verdict.startswith("better than every baseline: log_error")
     assert ours.interval is not None
     assert ours.interval[0] > 0
-    assert list(ours.baselines) == ["mean"]
+    assert list(ours.baselines) == ["mean", "line over medians"]
     assert result(ours).endswith(f"({COUNT} cultures)")
 
     report = export_onnx(folder, folder / "model.onnx")

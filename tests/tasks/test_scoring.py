@@ -63,11 +63,11 @@ def test_regression_losses_are_those_of_torch_in_scaled_units(name, theirs):
 @pytest.mark.parametrize(
     ("task", "loss", "message"),
     [
-        ("classify", "mse", "loss must be auto, cross-entropy for task classify; got 'mse'"),
+        ("classify", "mse", "loss must be one of auto, cross-entropy for task classify; got 'mse'"),
         (
             "regress",
             "cross-entropy",
-            "loss must be auto, mse or mae or huber for task regress; got 'cross-entropy'",
+            "loss must be one of auto, mse, mae, huber for task regress; got 'cross-entropy'",
         ),
     ],
 )

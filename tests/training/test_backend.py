@@ -36,7 +36,7 @@ def test_a_short_job_does_not_compile(monkeypatch):
     monkeypatch.setattr(backend, "calibrate", lambda *sizes, **options: pytest.fail("compiles"))
     training, why = settle()
     assert training == replace(AUTO, backend="vendor")
-    assert why.endswith(" s in the recurrence do not pay for compiling")
+    assert why.endswith(" s at most, too little for compiling to pay")
 
 
 @pytest.mark.parametrize(("compiled", "taken"), [(1.0, "compiled"), (1.99, "vendor")])

@@ -55,9 +55,9 @@ class TableOptions:
     id: str | None = option(None, "Column that names each row's sequence.", only=HAS_FEATURES)
     time: str | None = option(None, "Column that orders the rows of a sequence.", only=HAS_FEATURES)
     target: Names = option(
-        (), "Column to predict; several numbers parted by commas.", only=HAS_FEATURES
+        (), "Column to predict; several numbers separated by commas.", only=HAS_FEATURES
     )
-    features: Names = option((), "Columns of the input, parted by commas.", only=HAS_FEATURES)
+    features: Names = option((), "Columns of the input, separated by commas.", only=HAS_FEATURES)
     text: str | None = option(
         None, "Column of text, in place of features.", unset="none", only="has_classes"
     )
@@ -67,7 +67,7 @@ class TableOptions:
     known: Names = option((), "Covariates known in the horizon too.", unset="none", only=IS_SERIES)
     static: Names = option((), "Columns with one category a series.", unset="none", only=IS_SERIES)
     calendar: Names = option(
-        (), "Of hour, weekday and month; or auto, or none.", unset="auto", only=IS_SERIES
+        (), "Any of hour, weekday and month; or auto, or none.", unset="auto", only=IS_SERIES
     )
     gaps: Gaps | None = option(
         None, "What fills missing steps and cells of a series.", unset=AS_TRAINED, only=IS_SERIES

@@ -27,7 +27,7 @@ class SequenceIndex:
     times: NDArray[Any] | None = None  # (rows,), in the table's order; None unless asked for
 
     def refuse(self, row: int, column: str, found: str, expected: str, mend: str) -> NoReturn:
-        """Say in one line what is wrong with a cell of row number `row` of the table.
+        """Raise an error that names a cell of row number `row` of the table.
 
         Raises:
             InputError: always.

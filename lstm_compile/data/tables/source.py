@@ -181,7 +181,7 @@ class TableFiles:
         return f"{self.sources[file].path}, row {row - self.starts[file] + 1}"
 
     def refuse_kind(self, row: int, column: str, *, is_dates: bool) -> NoReturn:
-        """Say that the times from `row` on are dates after numbers, or the reverse.
+        """Raise an error: from `row` on times are dates after numbers, or the reverse.
 
         Raises:
             InputError: always.
@@ -190,7 +190,7 @@ class TableFiles:
         self.refuse(row, column, kinds[is_dates], kinds[not is_dates], "one kind in all rows")
 
     def refuse(self, row: int, column: str, found: str, expected: str, mend: str) -> NoReturn:
-        """Say in one line what is wrong with a cell.
+        """Raise an error that names a cell.
 
         Raises:
             InputError: always.

@@ -23,7 +23,7 @@ from lstm_compile.export.proof.runtimes import IsolatedRuntime, NoAnswerError
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.model.checkpoint import save_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 INSTALLED = choose_runtimes(None, EVERYWHERE)[0]
 TWO_LAYERS = {"pooling": "attention", "hidden_size": 8}
 

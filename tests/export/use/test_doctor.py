@@ -12,7 +12,7 @@ import lstm_compile.export.use.doctor as doctor
 from lstm_compile.cli.app import app
 from lstm_compile.export.use.doctor import Check, Diagnosis, examine
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def invoke(*args):
