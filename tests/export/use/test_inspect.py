@@ -177,7 +177,8 @@ def test_a_long_table_with_everything_wrong(here):
         "classes     3: x 4 (33.3 %), y 4 (33.3 %), z 4 (33.3 %)",
         "constant    still",
         "equal       a = copy",
-        "suspicious  leak: constant within each sequence, one value a class; if it holds the answer, leave it out",
+        "suspicious  leak: constant within each sequence, one value a class; "
+        "if it holds the answer, leave it out",
         f"next        lstm-compile train '{here}/some data.csv' --missing forward",
     ]
 
