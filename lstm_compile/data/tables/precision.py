@@ -31,7 +31,7 @@ def check_rounding(place: str, name: str, low: float, high: float, mend: str = "
     raise InputError(
         f"{place}, column {name!r}: found numbers from {low:.15g} to {high:.15g}, which float32 "
         f"rounds to steps of {spacing((low, high)):g}, expected finer steps; subtract {low:.15g} "
-        f"from the column{mend}"
+        f"from the column, in later data too{mend}"
     )
 
 
