@@ -5,7 +5,7 @@ Copy it into another program and write `from runtime import load`, or leave it w
     model = load("model.onnx")
     answers = model.predict([a, b])  # arrays (time, features) of any lengths -> (2, outputs)
     names = model.labels(answers)  # where the answers are probabilities of classes
-    steps = model.predict_steps([a, b])  # where there is an answer a step -> [(time, classes), ...]
+    steps = model.predict_steps([a, b])  # where there is an answer a step -> [(time, outputs), ...]
     ahead = model.forecast([a, b])  # where the model forecasts -> (2, horizon, targets)
     model.check("selftest.json")  # whether this program gets the same answers as PyTorch did
     model.warm_up(batch=8, time=64)  # the first answer of a size takes longer
@@ -76,6 +76,7 @@ KNOWN_TASKS = {
     "forecast": ("forecast", False, True, True, False),
     "tag": ("step_probabilities", True, False, False, True),
     "lm": ("logits", False, False, False, True),
+    "regress-steps": ("step_value", False, True, False, True),
 }
 
 
@@ -388,8 +389,8 @@ class OnnxModel(ExportedFile):
         """Answer every step of sequences of different lengths; the arguments are as for `predict`.
 
         Returns:
-            One float32 (time, outputs) a sequence: probabilities of `schema.classes` step by step,
-            or for a language model the logits of the token after each step.
+            One float32 (time, outputs) a sequence: probabilities of `schema.classes` or values of
+            `schema.targets` step by step, or for a language model the logits of the next token.
 
         Raises:
             ModelError: the file has one answer a sequence, and as `predict`.

@@ -109,6 +109,7 @@ FEATURES: dict[str, Callable[[Sequences], Tensor]] = {
     "frequencies by character": tokens_themselves,
     "mean": no_features,
     "ridge on summaries": summary_features,
+    "ridge on 5 steps": neighbour_features,
 }
 KNOWN = (*FEATURES, RIDGE_ON_WINDOWS, UNIGRAM, BIGRAM)
 

@@ -19,6 +19,7 @@ from lstm_compile.data.series.series_table import Shares
 from lstm_compile.data.stream import FLOAT, Stream, open_stream
 from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import is_address, is_table
+from lstm_compile.data.tables.label_values import are_fractions, are_many, are_whole
 from lstm_compile.data.tables.labels import sequence_labels
 from lstm_compile.data.tables.parquet_index import ParquetIndex, index_parquet
 from lstm_compile.data.tables.read import locate
@@ -40,10 +41,11 @@ def sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         InputError: anything wrong with the data, or settings that do not go with them.
     """
     data, training, test = request.data, request.training, request.test
-    per_step = find_task(request.task).per_step if request.task else None
+    wanted = find_task(request.task) if request.task else None
     everything = load_dataset(
-        data, "train", table=request.table, progress=request.progress, per_step=per_step,
-        tokens=training.tokens,
+        data, "train", table=request.table, progress=request.progress, tokens=training.tokens,
+        per_step=wanted.per_step if wanted else None,
+        has_classes=wanted.has_classes if wanted else None,
     )  # fmt: skip
     _check_text(data, everything, training)
     config = _config(request, everything.task_like(request.task), everything.schema)
@@ -60,7 +62,30 @@ def sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         tested = load_dataset(test or data, "test", schema=schema, table=table, per_step=per_step)
     known = train if tested is None else everything
     held_out = _held_out(data, tested, validation)
-    return config, Parts(train, validation, *held_out, known, kept, everything)
+    note = _choice(request, everything.schema, everything.y, everything.per_step)
+    return config, Parts(train, validation, *held_out, known, kept, everything, note)
+
+
+def _choice(request: JobRequest, schema: Schema, y: Tensor, per_step: bool = False) -> str:
+    """What whole numbers are learned as, if the data decide that.
+
+    Raises:
+        InputError: there are too many fractions for classes.
+    """
+    flag = " --per-step" if per_step else ""
+    if are_fractions(schema.classes) and are_many(schema.classes, len(y)):
+        raise InputError(
+            f"{request.data}: {len(schema.classes)} different numbers with fractions are no "
+            f"classes; learn them with --task regress{flag}, or name another column with --target"
+        )
+    count, other = len(schema.classes), f"numbers with --task regress{flag}"
+    if len(schema.targets) == 1 and bool((y % 1 == 0).all()):
+        count, other = len(y.unique()), f"classes with --task classify{flag}"
+    elif not (count and are_whole(schema.classes)):
+        return ""
+    learned = "classes" if schema.classes else "numbers"
+    note = f"{count} different whole numbers, learned as {learned}; learn {other}"
+    return "" if request.task else note
 
 
 def _check_text(data: str, rows: Sequences, training: TrainingConfig) -> None:
@@ -149,7 +174,7 @@ def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     found = index_parquet(reading).with_means()
     share = (training.stream << 20) // SHARES
     _check_units(found, training.stream, share)
-    schema, labels = _labels(found)
+    schema, labels = _labels(found, request.task)
     kept, held, sample = _split_stream(data, found, labels, training, share)
     stream = Stream(found, schema, labels, kept, share)
     stream, (validation, known) = open_stream(stream, [held, sample], request.progress)
@@ -160,7 +185,8 @@ def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         tested = load_dataset(test, "test", schema=schema, table=options)
     validated = validation if training.validation else None
     held_out = _held_out(data, tested, validated)
-    return config, Parts(stream, validated, *held_out, known, kept, stream)
+    note = _choice(request, schema, labels)
+    return config, Parts(stream, validated, *held_out, known, kept, stream, note)
 
 
 def _check(data: str, training: TrainingConfig, task: str | None) -> None:
@@ -188,9 +214,10 @@ def _check_units(found: ParquetIndex, megabytes: int, share: int) -> None:
         )
 
 
-def _labels(found: ParquetIndex) -> tuple[Schema, Tensor]:
+def _labels(found: ParquetIndex, task: str | None) -> tuple[Schema, Tensor]:
     """The names, and the label or the targets of each sequence."""
-    roles, y = found.roles, sequence_labels(found.labels, found.files, None)
+    wanted = find_task(task).has_classes if task else None
+    roles, y = found.roles, sequence_labels(found.labels, found.files, wanted)
     targets = None if isinstance(y, list) else roles.target
     x = np.empty((0, len(roles.features)), np.float32)
     table = Table(Path(found.path), x, found.lengths, y, roles.features, targets=targets)

@@ -1,6 +1,7 @@
 """Reads series to forecast: equal steps, gaps filled, calendar columns added. Loads no torch."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike, fspath
 from typing import Any, NoReturn
 
@@ -31,6 +32,8 @@ from lstm_compile.data.series.series_table import (
 )
 from lstm_compile.data.tables.columns import Progress, TableOptions
 from lstm_compile.data.tables.formats import open_files
+from lstm_compile.data.tables.label_values import codes_of
+from lstm_compile.data.tables.labels import MEND_STATIC, Labels
 from lstm_compile.data.tables.long import GapFiller, check_columns, column_means, read_features
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.table import sorted_labels
@@ -58,7 +61,9 @@ def read_series(
     first = files.sources[0]
     roles = find_series_roles(str(first.path), first.kinds, options or TableOptions(), schema)
     check_columns(files, roles.reading)
-    index = index_sequences(files, roles.reading, with_times=True)
+    index = index_sequences(
+        files, roles.reading, partial(Labels, mend=MEND_STATIC), with_times=True
+    )
     trained = schema.series if schema else None
     clock, rows = _sorted_rows(index, roles, trained, progress)
     reading = _Reading(fspath(path), index, roles, clock, trained)
@@ -196,8 +201,9 @@ class _Reading:
         """The code of each series' category, int64 (series, statics)."""
         codes = np.zeros((len(self.index.ids), len(categories)), np.int64)
         for column, (label, known) in enumerate(zip(self.index.labels, categories, strict=True)):
-            code_of = {name: code for code, name in enumerate(known)}
-            for series, value in enumerate(map(str, label.values())):
+            values = [str(value) for value in label.values()]
+            code_of = codes_of(values, known)
+            for series, value in enumerate(values):
                 if value not in code_of:
                     expected = (
                         f"one of the categories the model was trained on: {listing(known)}"

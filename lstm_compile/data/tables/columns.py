@@ -153,6 +153,8 @@ class ReadRequest:
     # whether every step has a label, or every sequence; None takes `.npz` files as they are, others
     # by sequence
     per_step: bool | None = None
+    # whether labels are classes, or numbers to predict; None lets the schema or the labels decide
+    has_classes: bool | None = None
     # `char` or `byte`: the tokens of a column of text, unless `schema` says it
     tokens: str = "char"
     progress: Progress | None = None
@@ -161,6 +163,11 @@ class ReadRequest:
     def reads_text(self) -> bool:
         """Whether the input is a column of text."""
         return bool(self.schema.vocabulary if self.schema else self.options.text)
+
+    @property
+    def wants_classes(self) -> bool | None:
+        """Whether labels are read as classes, or as numbers; None: as they look."""
+        return bool(self.schema.classes) if self.schema else self.has_classes
 
     @property
     def step_labels(self) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lstm_compile.data.tables.columns import Missing, Progress, ReadRequest
 from lstm_compile.data.tables.formats import open_files
-from lstm_compile.data.tables.labels import sequence_labels, step_labels
+from lstm_compile.data.tables.labels import kind_of_labels, sequence_labels, step_labels
 from lstm_compile.data.tables.roles import Roles, infer_roles
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.source import RowBatch, TableFiles
@@ -42,7 +42,7 @@ def read_long(request: ReadRequest) -> Table:
             f"{request.path}: {', '.join(flags)} is for series to forecast; add --task forecast"
         )
     files, roles = open_table(request)
-    index = index_sequences(files, roles, per_step=request.step_labels)
+    index = index_sequences(files, roles, kind_of_labels(request))
     x = read_features(index, roles, request.progress)
     if roles.missing != "error":
         means = request.options.means or column_means(x, roles.missing)
@@ -52,7 +52,7 @@ def read_long(request: ReadRequest) -> Table:
     if request.step_labels:
         y = step_labels(index.labels, files.sources[0], index.target_rows)
     elif request.labelled:
-        y = sequence_labels(index.labels, files, request.schema)
+        y = sequence_labels(index.labels, files, request.wants_classes)
     targets = None if isinstance(y, list) or not request.labelled else roles.target
     return Table(
         Path(request.path), x, index.lengths, y, roles.features,
