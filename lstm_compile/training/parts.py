@@ -48,6 +48,7 @@ def sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         has_classes=wanted.has_classes if wanted else None,
     )  # fmt: skip
     _check_text(data, everything, training)
+    note = _choice(request, everything.schema, everything.y, everything.per_step)
     config = _config(request, everything.task_like(request.task), everything.schema)
     train, validation, kept = everything, None, torch.arange(len(everything))
     if training.validation:
@@ -62,7 +63,6 @@ def sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         tested = load_dataset(test or data, "test", schema=schema, table=table, per_step=per_step)
     known = train if tested is None else everything
     held_out = _held_out(data, tested, validation)
-    note = _choice(request, everything.schema, everything.y, everything.per_step)
     return config, Parts(train, validation, *held_out, known, kept, everything, note)
 
 
@@ -175,6 +175,7 @@ def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     share = (training.stream << 20) // SHARES
     _check_units(found, training.stream, share)
     schema, labels = _labels(found, request.task)
+    note = _choice(request, schema, labels)
     kept, held, sample = _split_stream(data, found, labels, training, share)
     stream = Stream(found, schema, labels, kept, share)
     stream, (validation, known) = open_stream(stream, [held, sample], request.progress)
@@ -185,7 +186,6 @@ def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         tested = load_dataset(test, "test", schema=schema, table=options)
     validated = validation if training.validation else None
     held_out = _held_out(data, tested, validated)
-    note = _choice(request, schema, labels)
     return config, Parts(stream, validated, *held_out, known, kept, stream, note)
 
 

@@ -114,6 +114,7 @@ OPTIONS = {
     "train": [
         "data",
         "--task",
+        "--per-step",
         "--test",
         "--output",
         "--config",
@@ -182,12 +183,12 @@ OPTIONS = {
     "verify": ["run", "--onnx", "--runtimes", "--json", "--debug"],
 }
 OPTIONS["config"] = [
-    *("data", "--task", "--test", "--config", "--json"),
+    *("data", "--task", "--per-step", "--test", "--config", "--json"),
     *OPTIONS["train"][OPTIONS["train"].index("--hidden-size") :],
 ]
 OPTIONS["tune"] = [
-    *("data", "--task", "--test", "--output", "--trials", "--space", "--metric", "--pruner"),
-    *("--storage", "--heartbeat", "--config", "--json"),
+    *("data", "--task", "--per-step", "--test", "--output", "--trials", "--space", "--metric"),
+    *("--pruner", "--storage", "--heartbeat", "--config", "--json"),
     *OPTIONS["train"][OPTIONS["train"].index("--hidden-size") :],
 ]
 

@@ -84,9 +84,10 @@ def read_table(request: ReadRequest) -> Table:
         table = reader(path, request.labelled)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    if not request.labelled:
-        return table
-    return _of_kind(_with_step_labels(table, request.per_step), request)
+    if request.labelled:
+        table = _with_step_labels(table, request.per_step)
+    is_told = table.lines is not None  # the header of a text file says what its labels are
+    return table if is_told or not request.labelled else _of_kind(table, request)
 
 
 def _of_kind(table: Table, request: ReadRequest) -> Table:
@@ -101,7 +102,7 @@ def _of_kind(table: Table, request: ReadRequest) -> Table:
         known = request.schema.classes if request.schema else names
         is_asked = wanted and y.shape[1] == 1 and codes_of(names, known)
         return replace(table, y=names, targets=None) if is_asked else table
-    if wanted is None and table.lines is None:  # a text file says what its labels are
+    if wanted is None:
         wanted = not (are_many(set(y), len(y)) and are_whole(set(y)))
     numbers = {label: number_of(label) for label in set(y)}
     if wanted is not False or all(map(isnan, numbers.values())):
