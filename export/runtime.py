@@ -95,7 +95,8 @@ class FileSchema(NamedTuple):
     A forecasting model has `series`: `kind` and `step` of its clock, `known` and `calendar`
     covariates, `statics` with their `categories`, and whether the last feature is the `indicator`
     of filled steps. A model that reads text has a `vocabulary`: its `kind`, `char` or `byte`, and
-    its `characters`.
+    its `characters`. The last features may be codes of `categories`: their `names`, and whether
+    code 0 stands for all `other` ones.
     """
 
     features: tuple[str, ...]
@@ -103,12 +104,19 @@ class FileSchema(NamedTuple):
     targets: tuple[str, ...]
     series: dict[str, Any] | None = None
     vocabulary: dict[str, Any] | None = None
+    categories: dict[str, Any] | None = None
 
     @property
     def outputs(self) -> int:
         """How many numbers an answer has: classes, targets or tokens."""
         tokens = len((self.vocabulary or {}).get("characters", ())) or BYTES
         return len(self.classes or self.targets) or tokens
+
+    @property
+    def category_sizes(self) -> list[int]:
+        """How many codes each of the last features has; empty if they are numbers."""
+        found = self.categories or {"names": [], "other": False}
+        return [len(names) + bool(found["other"]) for names in found["names"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +156,32 @@ class ExportedFile:
             raise ModelError(f"probabilities must be (rows, {len(classes)}), found {found.shape}")
         return [classes[code] for code in found.argmax(1)]
 
+    def codes(self, categories: Sequence[Sequence[str]]) -> Floats:
+        """The codes of categories, which follow the numbers of a sequence.
+
+            x = np.concatenate([numbers, model.codes([["sunny"], ["rain"]])], 1)
+
+        Args:
+            categories: for each step the category of each of the last features.
+
+        Returns:
+            float32 (time, columns); 0 for an unknown category, if the model learned others.
+
+        Raises:
+            ModelError: an unknown category, or another number of them.
+        """
+        known = self.schema.categories or {"names": [], "other": False}
+        names, other = known["names"], bool(known["other"])
+        rows = [_list(row, f"step {i}") for i, row in enumerate(_list(categories, "categories"))]
+        if any(len(row) != len(names) for row in rows):
+            raise ModelError(f"each step must have {len(names)} categories")
+        found = np.zeros((len(rows), len(names)), np.float32)
+        for step, row in enumerate(rows):
+            for column, value in enumerate(row):
+                if not other or str(value) in names[column]:
+                    found[step, column] = other + _code(value, names[column], f"step {step}")
+        return found
+
     def warm_up(self, batch: int = 1, time: int = 64) -> float:
         """Answer ones, in so many seconds: the first answer of a size takes longer than others.
 
@@ -161,6 +195,8 @@ class ExportedFile:
             inputs[value.name] = np.zeros(shape, np.int64) if counts else np.ones(shape, np.float32)
         if LENGTHS in inputs:
             inputs[LENGTHS] += time
+        if self.schema.categories:
+            inputs[INPUT][..., -len(self.schema.category_sizes) :] = 0
         began = perf_counter()
         _run(self.session, inputs)
         return perf_counter() - began
@@ -293,6 +329,7 @@ class OnnxModel(ExportedFile):
         valid = np.arange(x.shape[1]) < lengths[:, None]
         if not np.isfinite(_floats(x[valid])).all():
             raise ModelError("x must be finite float32 numbers; fill the gaps first")
+        _check_categories(self.schema, x[valid], "x")
         if KNOWN_FUTURE in inputs:
             inputs[KNOWN_FUTURE] = self._known(inputs[KNOWN_FUTURE], len(x))
         if STATIC in inputs:
@@ -497,6 +534,7 @@ class OnnxModel(ExportedFile):
                 f"{place}, step {step}, feature {self.schema.features[feature]!r}: expected a "
                 f"finite float32 number, found {found[step, feature]}; fill the gap first"
             )
+        _check_categories(self.schema, array, place)
         return array
 
 
@@ -580,6 +618,16 @@ def _code(value: Any, known: list[str], place: str) -> int:
     if is_number and 0 <= value < len(known) and not any(map(_is_number, known)):
         return int(value)
     raise ModelError(f"{place}: unknown category {value!r}; known are {_listing(known)}")
+
+
+def _check_categories(schema: FileSchema, x: npt.NDArray[Any], place: str) -> None:
+    """Refuse numbers that are no codes among the last features of `x` (..., features)."""
+    sizes = schema.category_sizes
+    for name, size, values in zip(schema.features[::-1], sizes[::-1], x.T[::-1], strict=False):
+        if not np.isin(values, np.arange(size)).all():
+            raise ModelError(
+                f"{place}: {name!r} must be codes from 0 to {size - 1}, which `codes` gives"
+            )
 
 
 def check_graph(data: bytes) -> None:
@@ -872,6 +920,8 @@ class Streams(ExportedFile):
                 raise ModelError(f"{what} must be tokens in [0, {self.schema.outputs - 1}]")
         elif not np.isfinite(x).all():
             raise ModelError(f"{what} must be finite: other values would stay in the state")
+        else:
+            _check_categories(self.schema, x, what)
 
     @contextmanager
     def _held(self, names: set[Hashable]) -> Iterator[None]:
@@ -1085,6 +1135,12 @@ def _schema(metadata: Mapping[str, str]) -> FileSchema:
     try:
         lists = [[*values[name]] for name in ("features", "classes", "targets")]
         series, vocabulary = values.get("series"), values.get("vocabulary")
+        categories = values.get("categories")
+        if categories is not None:
+            lists += [
+                [str(bool(categories["other"]))],
+                *([*names] for names in categories["names"]),
+            ]
         if vocabulary is not None:
             lists.append([vocabulary["kind"], *vocabulary["characters"]])
         if series is not None:
@@ -1095,7 +1151,7 @@ def _schema(metadata: Mapping[str, str]) -> FileSchema:
     if not all(isinstance(name, str) for names in lists for name in names):
         raise ModelError("metadata `schema` must hold lists of strings; export it again")
     features, classes, targets, *_ = map(tuple, lists)
-    return FileSchema(features, classes, targets, series, vocabulary)
+    return FileSchema(features, classes, targets, series, vocabulary, categories)
 
 
 def _expected_interface(file: ExportedFile) -> dict[str, Tensor]:

@@ -86,4 +86,6 @@ def _to_sequences(table: Table, schema: Schema) -> Sequences:
     offsets = np.concatenate(([0], table.lengths.cumsum()))
     x, starts, labels = (torch.from_numpy(part) for part in (table.x, offsets, codes))
     names = (schema.features, schema.classes, schema.targets)
-    return Sequences(x, starts, labels, *names, table.roles, table.per_step, table.vocabulary)
+    return Sequences(
+        x, starts, labels, *names, table.roles, table.per_step, table.vocabulary, table.categories
+    )

@@ -129,6 +129,42 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Categories:
+    """The categories of the last features of a model, whose values are codes in x.
+
+    Raises:
+        InputError: a column without a category, or one twice.
+    """
+
+    names: tuple[tuple[str, ...], ...]  # of each column, in the order of their codes
+    other: bool = False  # whether code 0 stands for all other categories; the first is then 1
+
+    def __post_init__(self) -> None:
+        for each in self.names:
+            check_unique("Schema: categories", each)
+        if not all(self.names):
+            raise InputError("Schema: a column of categories needs at least one")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many codes each column has."""
+        return tuple(len(each) + self.other for each in self.names)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Categories":
+        """The opposite of `dataclasses.asdict`, after a way through JSON.
+
+        Raises:
+            InputError: damaged.
+        """
+        try:
+            names = tuple(_strings("categories", each) for each in values["names"])
+            return cls(names, bool(values["other"]))
+        except (KeyError, TypeError) as error:
+            raise InputError("Schema: categories are damaged; train again") from error
+
+
+@dataclass(frozen=True)
 class Schema:
     """The names of features, and of either classes or targets, in the model's order.
 
@@ -139,6 +175,7 @@ class Schema:
             none at all. By default they come from names like `speed [km/h]`.
         series: of a forecasting model, whose targets are among its features; else None.
         vocabulary: of a model that reads text; a language model has no classes or targets.
+        categories: of the last features, if there are any.
 
     Raises:
         InputError: no feature, a name twice, not exactly one of `classes` and `targets`, or another
@@ -151,6 +188,7 @@ class Schema:
     units: tuple[str, ...] = ()
     series: SeriesSchema | None = None
     vocabulary: Vocabulary | None = None
+    categories: Categories | None = None
 
     def __post_init__(self) -> None:
         for name in ("features", "classes", "targets"):
@@ -164,6 +202,16 @@ class Schema:
                 f"{len(self.classes)} classes and {len(self.targets)} targets"
             )
         self._fill_units()
+
+    @property
+    def category_sizes(self) -> tuple[int, ...]:
+        """How many codes each column of categories has."""
+        return self.categories.sizes if self.categories else ()
+
+    @property
+    def category_columns(self) -> tuple[str, ...]:
+        """The features that are columns of categories: the last."""
+        return self.features[len(self.features) - len(self.category_sizes) :]
 
     def _fill_units(self) -> None:
         names = (*self.features, *self.targets)
@@ -179,7 +227,7 @@ class Schema:
         values = asdict(self)
         if not self.units:
             del values["units"]  # earlier versions know no such key
-        for name in ("series", "vocabulary"):
+        for name in ("series", "vocabulary", "categories"):
             if values[name] is None:
                 del values[name]
         return json.dumps(values, sort_keys=True)
@@ -193,12 +241,14 @@ class Schema:
         """
         values = checked_keys(cls, text)
         series, vocabulary = values.pop("series", None), values.pop("vocabulary", None)
+        categories = values.pop("categories", None)
         known = [f.name for f in fields(cls) if f.name in values]
         names = {name: _strings(name, values[name]) for name in known}
         return cls(
             **names,
             series=None if series is None else SeriesSchema.from_dict(series),
             vocabulary=None if vocabulary is None else _vocabulary(vocabulary),
+            categories=None if categories is None else Categories.from_dict(categories),
         )
 
 

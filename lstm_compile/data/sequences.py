@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lstm_compile.data.schema import Schema, Vocabulary, numbered
+from lstm_compile.data.schema import Categories, Schema, Vocabulary, numbered
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Batch
 from lstm_compile.recurrence.lengths import check_lengths, valid_mask
@@ -36,6 +36,7 @@ class Sequences:
         roles: the columns of the long table that these come from, or None.
         per_step: whether every step has a label of its own.
         vocabulary: of text, else None.
+        categories: of the last features, whose values are codes; None if there are none.
     """
 
     x: Tensor
@@ -47,6 +48,7 @@ class Sequences:
     roles: "Roles | None" = None
     per_step: bool = False
     vocabulary: Vocabulary | None = None
+    categories: Categories | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -74,7 +76,8 @@ class Sequences:
     @property
     def schema(self) -> Schema:
         """The names, as a trained model carries them."""
-        return Schema(self.features, self.classes, self.targets, vocabulary=self.vocabulary)
+        names = self.features, self.classes, self.targets
+        return Schema(*names, vocabulary=self.vocabulary, categories=self.categories)
 
     def select(self, indices: Tensor) -> "Sequences":
         """Copy the sequences at `indices`, int64 (count,), in that order; repeats are allowed."""
@@ -142,7 +145,7 @@ def fingerprint(sequences: Sequences) -> str:
     tensors = (sequences.x, sequences.offsets, sequences.y)
     names = (sequences.features, sequences.classes, sequences.targets)
     digest = hashlib.sha256(json.dumps([names, [tuple(t.shape) for t in tensors]]).encode())
-    if sequences.vocabulary:
+    if sequences.vocabulary or sequences.categories:
         digest.update(sequences.schema.to_json().encode())
     for tensor in tensors:
         digest.update(tensor.cpu().numpy().tobytes())

@@ -156,6 +156,12 @@ def _check_schema(schema: Schema, config: ModelConfig) -> None:
         )
     if task.is_text and schema.vocabulary is not None:
         outputs = schema.vocabulary
+    codes = schema.categories is not None and schema.categories.other
+    if (schema.category_sizes, codes) != (config.category_sizes, config.has_other):
+        raise InputError(
+            f"schema has columns of {schema.category_sizes} categories, the config of "
+            f"{config.category_sizes}"
+        )
     found, expected = (len(schema.features), len(outputs)), (config.input_size, config.output_size)
     if found != expected:
         raise InputError(

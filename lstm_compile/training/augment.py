@@ -60,9 +60,10 @@ def drop_features(batch: Batch, probability: float, scaler: Scaler, generator: G
 
     That is the mean for standard scaling, the minimum for minmax, 0 without scaling. Unlike in
     dropout, the other features are not scaled up: the sequence shall look like one without it.
+    Columns with a scale of 0 are codes, and stay.
     """
     draws = torch.rand(batch.x.shape[0], 1, batch.x.shape[2], generator=generator)
-    is_dropped = (draws < probability).to(batch.x.device)
+    is_dropped = (draws < probability).to(batch.x.device) & (scaler.scale > 0)
     return _padded(batch, torch.where(is_dropped, scaler.shift, batch.x))
 
 

@@ -253,6 +253,8 @@ def _config(request: JobRequest, task: str, schema: Schema) -> ModelConfig:
         input_size=len(schema.features),
         output_size=len(schema.classes or schema.targets or schema.vocabulary or ()),
         vocabulary_size=len(schema.vocabulary or ()),
+        category_sizes=schema.category_sizes,
+        has_other=schema.categories is not None and schema.categories.other,
         **request.hyper_parameters,
     )
 

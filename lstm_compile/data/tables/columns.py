@@ -20,8 +20,9 @@ Progress = Callable[[int, int], None]  # is called with rows done and rows in al
 Missing = Literal["error", "forward", "mean", "zero"]
 Gaps = Literal["error", "forward", "linear", "indicate"]
 Duplicates = Literal["error", "mean", "last"]
+Unknown = Literal["error", "other"]
 Names = tuple[str, ...]
-CHOICES = {"missing": Missing, "gaps": Gaps, "duplicates": Duplicates}
+CHOICES = {"unknown": Unknown, "missing": Missing, "gaps": Gaps, "duplicates": Duplicates}
 # the options that only tables of series to forecast have
 SERIES_ONLY = ("known", "static", "calendar", "gaps", "duplicates")
 Kind = Literal["number", "text", "date", "other"]  # bool and whole numbers are numbers too
@@ -37,6 +38,9 @@ class TableOptions:
 
     Attributes:
         features: in the model's order.
+        categories: of words or numbers that name something; they follow the features.
+        unknown: what a category becomes that training has not seen: an error, or a vector that
+            is learned for all others (`other`).
         text: is read character by character.
         calendar: columns made from the time stamps: `hour`, `weekday`, `month`; `auto` takes those
             that the step and the span of the table allow, `none` none.
@@ -58,6 +62,13 @@ class TableOptions:
         (), "Column to predict; several numbers parted by commas.", only=HAS_FEATURES
     )
     features: Names = option((), "Columns of the input, parted by commas.", only=HAS_FEATURES)
+    categories: Names = option(
+        (), "Columns of words, learned as vectors.", unset="none", only=HAS_FEATURES
+    )
+    unknown: Unknown | None = option(
+        None, "What categories become that training has not seen.", unset="error",
+        only=HAS_FEATURES,
+    )  # fmt: skip
     text: str | None = option(
         None, "Column of text, in place of features.", unset="none", only="has_classes"
     )
@@ -80,7 +91,7 @@ class TableOptions:
     def __post_init__(self) -> None:
         for name in ("id", "time", "text"):
             _check_column_name(name, getattr(self, name))
-        for name in ("target", "features", "known", "static", "calendar"):
+        for name in ("target", "features", "categories", "known", "static", "calendar"):
             object.__setattr__(self, name, _column_names(name, getattr(self, name)))
         for name, kind in CHOICES.items():
             if getattr(self, name) not in (None, *get_args(kind)):
@@ -94,7 +105,7 @@ class TableOptions:
         if not all(isinstance(mean, float) and isfinite(mean) for mean in self.means):
             raise InputError(f"means must be finite numbers, got {self.means!r}")
         object.__setattr__(self, "means", tuple(self.means))
-        if self.text and self.features:
+        if self.text and (self.features or self.categories):
             raise InputError("text replaces features; name only one of them")
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lstm_compile.data.tables.categories import read_categories
 from lstm_compile.data.tables.columns import Missing, Progress, ReadRequest
 from lstm_compile.data.tables.formats import open_files
 from lstm_compile.data.tables.labels import kind_of_labels, sequence_labels, step_labels
@@ -48,6 +49,10 @@ def read_long(request: ReadRequest) -> Table:
         means = request.options.means or column_means(x, roles.missing)
         filler = GapFiller(str(request.path), roles.features, roles.missing, means)
         roles = replace(roles, filled=filler.fill(x, index.lengths), means=means)
+    categories, names = None, roles.features
+    if roles.categories:
+        codes, categories = read_categories(index, roles, request.schema)
+        x, names = np.concatenate((x, codes), 1), roles.features + roles.categories
     y: list[str] | NDArray[np.float32] = np.zeros((len(index.ids), 0), np.float32)
     if request.step_labels:
         y = step_labels(index.labels, files.sources[0], index.target_rows)
@@ -55,8 +60,8 @@ def read_long(request: ReadRequest) -> Table:
         y = sequence_labels(index.labels, files, request.wants_classes)
     targets = None if isinstance(y, list) or not request.labelled else roles.target
     return Table(
-        Path(request.path), x, index.lengths, y, roles.features,
-        targets=targets, ids=index.ids, roles=roles, per_step=request.step_labels,
+        Path(request.path), x, index.lengths, y, names, targets=targets, ids=index.ids,
+        roles=roles, per_step=request.step_labels, categories=categories,
     )  # fmt: skip
 
 
@@ -117,9 +122,9 @@ def feature_block(files: TableFiles, roles: Roles, batch: RowBatch) -> NDArray[n
     Raises:
         InputError: a cell that is no number, or missing where `roles` allow no gap.
     """
-    mend = "mend the cell, or choose columns with --features"
+    mend = "mend the cell, or name a column of words with --categories in place of --features"
     columns = [files.convert(batch, name, _to_float32, mend) for name in roles.features]
-    block = np.stack(columns, axis=1)
+    block = np.stack(columns, axis=1) if columns else np.empty((batch.size, 0), np.float32)
     if roles.missing == "error" and not np.isfinite(block).all():
         row, column = (int(place) for place in np.argwhere(~np.isfinite(block))[0])
         value = block[row, column]

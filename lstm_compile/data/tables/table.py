@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.schema import Schema, Vocabulary, numbered
+from lstm_compile.data.schema import Categories, Schema, Vocabulary, numbered
 from lstm_compile.data.tables.label_values import codes_of, is_number, one_of_each
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.errors import InputError
@@ -35,6 +35,7 @@ class Table:
     roles: Roles | None = None  # of the columns of a long table
     per_step: bool = False  # whether every step has a label of its own
     vocabulary: Vocabulary | None = None  # of text
+    categories: Categories | None = None  # of the last features, whose values are codes
 
     @property
     def width(self) -> int:
@@ -63,10 +64,12 @@ def own_schema(table: Table) -> Schema:
     features = table.features or numbered("feature", table.width)
     if isinstance(table.y, list):
         classes = sorted_labels(table.classes or table.y)
-        return Schema(features, classes, (), vocabulary=table.vocabulary)
+        return Schema(
+            features, classes, (), vocabulary=table.vocabulary, categories=table.categories
+        )
     count = table.y.shape[1]
     default = ("target",) if count == 1 else numbered("target", count)
-    return Schema(features, (), table.targets or default)
+    return Schema(features, (), table.targets or default, categories=table.categories)
 
 
 def check_schema(table: Table, schema: Schema) -> None:
