@@ -59,8 +59,8 @@ class ModelConfig:
     """
 
     task: str  # one of `lstm_compile.tasks.TASKS`
-    # features of a step; 1 for tokens. For `forecast`: targets, past covariates, known covariates
-    # and the indicator of gaps, in this order
+    # features of a step; 1 for tokens. For `forecast`: targets, past covariates, known covariates,
+    # the indicator of gaps, in this order; columns of categories come last
     input_size: int
     output_size: int  # number of classes, targets or tokens
     hidden_size: int = option(64, "Width of one layer's state.", 1, MAX_SIZE)

@@ -32,7 +32,7 @@ class SeriesSchema:
     calendar: tuple[str, ...] = ()  # of `calendar.CALENDAR`, made from the time stamps
     statics: tuple[str, ...] = ()  # columns with one category a series
     categories: tuple[tuple[str, ...], ...] = ()  # of each static, in the order of their codes
-    indicator: bool = False  # whether the last feature marks the steps that were filled
+    indicator: bool = False  # whether the last number of x marks the steps that were filled
 
     def __post_init__(self) -> None:
         if len(self.statics) != len(self.categories):

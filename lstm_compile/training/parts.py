@@ -147,12 +147,15 @@ def forecast_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
 
 def _series_config(request: JobRequest, schema: Schema) -> ModelConfig:
     assert schema.series is not None
-    known = len(schema.series.known_features)
+    known, sizes = len(schema.series.known_features), schema.category_sizes
+    others = len(schema.targets) + known + schema.series.indicator + len(sizes)
     return ModelConfig(
         task=fitting_task(request.task, is_series=True),
         input_size=len(schema.features),
         output_size=len(schema.targets),
-        past_size=len(schema.features) - len(schema.targets) - known - schema.series.indicator,
+        past_size=len(schema.features) - others,
+        category_sizes=sizes,
+        has_other=schema.categories is not None and schema.categories.other,
         known_size=known,
         static_sizes=tuple(map(len, schema.series.categories)),
         **request.hyper_parameters,

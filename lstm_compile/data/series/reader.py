@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.calendar import calendar_names
-from lstm_compile.data.schema import Schema, SeriesSchema
+from lstm_compile.data.schema import Categories, Schema, SeriesSchema
 from lstm_compile.data.series.clock import Clock, calendar_columns, infer_clock
 from lstm_compile.data.series.grid import (
     MEND_GAPS,
@@ -30,6 +30,7 @@ from lstm_compile.data.series.series_table import (
     find_series_roles,
     split_of,
 )
+from lstm_compile.data.tables.categories import most_frequent, read_categories
 from lstm_compile.data.tables.columns import Progress, TableOptions
 from lstm_compile.data.tables.formats import open_files
 from lstm_compile.data.tables.label_values import codes_of
@@ -66,8 +67,10 @@ def read_series(
     )
     trained = schema.series if schema else None
     clock, rows = _sorted_rows(index, roles, trained, progress)
-    reading = _Reading(fspath(path), index, roles, clock, trained)
-    check_values(reading.place, rows.x, roles.values)
+    codes, categories = read_categories(index, roles.reading, schema, has_gaps=True)
+    rows = rows._replace(x=np.concatenate((rows.x, codes), 1))
+    reading = _Reading(fspath(path), index, roles, clock, trained, categories)
+    check_values(reading.place, rows.x, roles.values + roles.options.categories)
     duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
     merged = merge_duplicates(rows, duplicates, bool(roles.options.id), refuse)
     grid, added = to_grid(merged, clock, roles.gaps != "error", refuse)
@@ -114,6 +117,7 @@ class _Reading:
     roles: SeriesRoles
     clock: Clock
     trained: SeriesSchema | None  # of a trained model
+    categories: Categories  # of the last columns of the rows
 
     def refuse_time(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
         """Raise for the time of a row of the table."""
@@ -128,7 +132,7 @@ class _Reading:
         options, history = self.roles.options, _history(rows, len(self.roles.options.target))
         if self.roles.gaps == "error":
             self._check_cells(rows, history)
-        missing = np.isnan(rows.x)
+        missing, numbers = np.isnan(rows.x), len(self.roles.values)
         means = self._fill(rows, split)
         info = self._schema(rows.ticks[split.part_of(rows.ticks) == 0])
         times: Any = self.index.times
@@ -140,15 +144,21 @@ class _Reading:
         resolved = replace(options, means=means, calendar=info.calendar or ("none",))
         return SeriesTable(
             place=self.place,
-            x=np.concatenate((rows.x, calendar, indicator), 1),
-            missing=missing,
+            x=np.concatenate((rows.x[:, :numbers], calendar, indicator, rows.x[:, numbers:]), 1),
+            missing=missing[:, :numbers],
             lengths=rows.lengths,
             history=history,
             ticks=rows.ticks,
             stamp=stamp,
             ids=tuple(self.index.ids) if options.id else None,
             statics=self._codes(info.categories),
-            schema=Schema(self.roles.values + added, (), options.target, series=info),
+            schema=Schema(
+                self.roles.values + added + options.categories,
+                (),
+                options.target,
+                series=info,
+                categories=self.categories if options.categories else None,
+            ),
             roles=replace(self.roles, options=resolved, notes=notes),
             split=split,
         )
@@ -158,20 +168,25 @@ class _Reading:
         step = np.arange(len(rows.x)) - np.repeat(lengths.cumsum() - lengths, lengths)
         is_future = step >= np.repeat(history, lengths)
         unknown = len(self.roles.options.target) + len(self.roles.options.features)
-        is_gap[is_future, :unknown] = False
+        is_gap[is_future, :unknown] = is_gap[is_future, len(self.roles.values) :] = False
         for row, column in np.argwhere(is_gap)[:1]:
             found = f"an empty cell, NaN or infinity ({int(is_gap.sum())} in all)"
-            place, name = int(rows.table_rows[row]), self.roles.values[column]
+            place = int(rows.table_rows[row])
+            name = (self.roles.values + self.roles.options.categories)[column]
             self.index.refuse(place, name, found, "a finite number", MEND_GAPS)
 
     def _fill(self, rows: GridRows, split: Split) -> tuple[float, ...]:
         """Fill all gaps in place, and return the means of the columns in the training part."""
-        parts = split.part_of(rows.ticks)
+        parts, numbers = split.part_of(rows.ticks), len(self.roles.values)
         if self.roles.gaps == "linear":
-            fill_linear(rows.x, rows.lengths, parts)
-        means = self.roles.options.means or column_means(rows.x[parts == 0], "mean")
+            fill_linear(rows.x[:, :numbers], rows.lengths, parts)
+        x = rows.x[parts == 0]
+        means = self.roles.options.means or column_means(x[:, :numbers], "mean")
         means = tuple(mean if np.isfinite(mean) else 0.0 for mean in means)
-        GapFiller(self.place, self.roles.values, "forward", means).fill(rows.x, rows.lengths)
+        if len(means) == numbers:
+            means += most_frequent(x[:, numbers:])
+        names = self.roles.values + self.roles.options.categories
+        GapFiller(self.place, names, "forward", means).fill(rows.x, rows.lengths)
         return means
 
     def _schema(self, ticks: NDArray[Any]) -> SeriesSchema:

@@ -105,8 +105,13 @@ class TableOptions:
         if not all(isinstance(mean, float) and isfinite(mean) for mean in self.means):
             raise InputError(f"means must be finite numbers, got {self.means!r}")
         object.__setattr__(self, "means", tuple(self.means))
+        self._check_categories()
+
+    def _check_categories(self) -> None:
         if self.text and (self.features or self.categories):
             raise InputError("text replaces features; name only one of them")
+        if self.unknown == "other" and not (self.categories or self.static):
+            raise InputError("unknown other is for categories; name columns of them too")
 
     @property
     def changed_flags(self) -> list[str]:

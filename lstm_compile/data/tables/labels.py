@@ -16,7 +16,9 @@ from lstm_compile.formatting import listing
 
 Codes = NDArray[np.int32]
 MEND_LABEL = "give a sequence one label, or learn one a step with --task tag"
-MEND_STATIC = "give a series one category, or take the column with --features"
+MEND_STATIC = (
+    "give a series one category, or take the column with --features (numbers) or --categories"
+)
 NUMBER = "a finite float32 number to predict"
 
 
