@@ -178,8 +178,7 @@ class ExportedFile:
         found = np.zeros((len(rows), len(names)), np.float32)
         for step, row in enumerate(rows):
             for column, value in enumerate(row):
-                if not other or str(value) in names[column]:
-                    found[step, column] = other + _code(value, names[column], f"step {step}")
+                found[step, column] = _code(value, names[column], f"step {step}", other)
         return found
 
     def warm_up(self, batch: int = 1, time: int = 64) -> float:
@@ -338,7 +337,8 @@ class OnnxModel(ExportedFile):
 
     def _check_codes(self, codes: npt.NDArray[Any], rows: int) -> Lengths:
         assert self.schema.series is not None
-        counts = [len(known) for known in self.schema.series["categories"]]
+        series = self.schema.series
+        counts = [len(known) + bool(series.get("other")) for known in series["categories"]]
         if codes.shape != (rows, len(counts)) or codes.dtype.kind not in "iu":
             raise ModelError(
                 f"static must be codes ({rows}, {len(counts)}), found {codes.dtype} {codes.shape}"
@@ -380,14 +380,14 @@ class OnnxModel(ExportedFile):
 
     def _codes(self, static: Sequence[Sequence[str | int]], rows: int) -> Lengths:
         assert self.schema.series is not None
-        categories = self.schema.series["categories"]
+        categories, other = self.schema.series["categories"], self.schema.series.get("other")
         given = [_list(row, f"static, row {i}") for i, row in enumerate(_list(static, STATIC))]
         if len(given) != rows or any(len(row) != len(categories) for row in given):
             raise ModelError(f"static must be {rows} rows of {len(categories)} categories")
         codes = np.zeros((rows, len(categories)), np.int64)
         for row, values in enumerate(given):
             for column, (value, known) in enumerate(zip(values, categories, strict=True)):
-                codes[row, column] = _code(value, known, f"static, row {row}")
+                codes[row, column] = _code(value, known, f"static, row {row}", bool(other))
         return codes
 
     def predict(
@@ -610,12 +610,18 @@ def _floats(array: npt.NDArray[Any]) -> Floats:
         return array.astype(np.float32)
 
 
-def _code(value: Any, known: list[str], place: str) -> int:
-    """The code of a category that is given by its text, or of a code where no text is a number."""
+def _code(value: Any, known: list[str], place: str, other: bool = False) -> int:
+    """The code of a category that is given by its text, or of a code where no text is a number.
+
+    With `other`, texts that are not known have code 0, the others count from 1, and codes are
+    not taken.
+    """
     is_number = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if (is_number or isinstance(value, str)) and str(value) in known:
-        return known.index(str(value))
-    if is_number and 0 <= value < len(known) and not any(map(_is_number, known)):
+        return known.index(str(value)) + other
+    if other and (isinstance(value, str) or (is_number and any(map(_is_number, known)))):
+        return 0
+    if is_number and not other and 0 <= value < len(known) and not any(map(_is_number, known)):
         return int(value)
     raise ModelError(f"{place}: unknown category {value!r}; known are {_listing(known)}")
 

@@ -220,7 +220,7 @@ class ModelConfig:
         others = {f.name for f in fields(self) if not is_known(f, self.traits)}
         others |= set() if self.traits.is_series else set(SERIES_SIZES)
         others |= set() if self.vocabulary_size else {"vocabulary_size", "embedding_size"}
-        others |= set() if self.category_sizes else set(CATEGORY_FIELDS)
+        others |= set() if self.category_sizes or self.has_other else set(CATEGORY_FIELDS)
         others |= set() if self.transformer_layers else {"transformer_layers", "heads"}
         return {name: value for name, value in asdict(self).items() if name not in others}
 

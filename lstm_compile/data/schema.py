@@ -33,11 +33,17 @@ class SeriesSchema:
     statics: tuple[str, ...] = ()  # columns with one category a series
     categories: tuple[tuple[str, ...], ...] = ()  # of each static, in the order of their codes
     indicator: bool = False  # whether the last number of x marks the steps that were filled
+    other: bool = False  # whether code 0 of a static stands for all other categories
 
     def __post_init__(self) -> None:
         if len(self.statics) != len(self.categories):
             raise InputError("Schema: series needs one list of categories a static")
         Clock(self.kind, self.step)
+
+    @property
+    def static_sizes(self) -> tuple[int, ...]:
+        """How many codes each static has."""
+        return tuple(len(each) + self.other for each in self.categories)
 
     @property
     def clock(self) -> Clock:
@@ -65,7 +71,7 @@ class SeriesSchema:
                 raise TypeError
             return cls(
                 values["kind"], values["step"], **names, categories=categories,
-                indicator=bool(values["indicator"]),
+                indicator=bool(values["indicator"]), other=bool(values.get("other")),
             )  # fmt: skip
         except (KeyError, TypeError) as error:
             raise InputError("Schema: series is damaged; train again") from error
@@ -209,6 +215,11 @@ class Schema:
         return self.categories.sizes if self.categories else ()
 
     @property
+    def has_other(self) -> bool:
+        """Whether code 0 stands for categories that training has not seen."""
+        return any(each is not None and each.other for each in (self.categories, self.series))
+
+    @property
     def category_columns(self) -> tuple[str, ...]:
         """The features that are columns of categories: the last."""
         return self.features[len(self.features) - len(self.category_sizes) :]
@@ -227,6 +238,8 @@ class Schema:
         values = asdict(self)
         if not self.units:
             del values["units"]  # earlier versions know no such key
+        if self.series and not self.series.other:
+            del values["series"]["other"]
         for name in ("series", "vocabulary", "categories"):
             if values[name] is None:
                 del values[name]

@@ -45,7 +45,7 @@ def with_vectors(
 ) -> Tensor:
     """`x` (batch, time, features) with a vector in place of each code, the last features.
 
-    In training a share of the sequences has code 0 throughout, so that it is learned.
+    In training some sequences have code 0 throughout, so that other categories are learned.
     """
     if not config.category_sizes:
         return x
@@ -54,15 +54,20 @@ def with_vectors(
     if lengths is not None:  # padding may hold any number
         is_valid = valid_mask(lengths.to(x.device), x.shape[1])
         codes = torch.where(is_valid[..., None], codes, 0.0)
-    if training and config.has_other:
-        draws = torch.rand(len(codes), 1, codes.shape[2], device=x.device)
-        codes = torch.where(draws < UNSEEN, 0.0, codes)
-    whole = codes.long()
+    whole = (with_others(codes, config) if training else codes).long()
     vectors = [
         embedding(whole[..., index], params[f"categories.{index}.weight"])
         for index in range(len(config.category_sizes))
     ]
     return torch.cat([x[..., :count], *vectors], -1)
+
+
+def with_others(codes: Tensor, config: ModelConfig) -> Tensor:
+    """Codes (batch, ..., columns); of a model with `other`, some rows have code 0 in a column."""
+    if not config.has_other:
+        return codes
+    shape = codes.shape[0], *[1] * (codes.dim() - 2), codes.shape[-1]
+    return codes.masked_fill(torch.rand(shape, device=codes.device) < UNSEEN, 0)
 
 
 def codes_kept(scaler: Scaler, config: ModelConfig, scale: float = 1.0) -> Scaler:

@@ -23,6 +23,7 @@ from lstm_compile.model.categories import (
     category_shapes,
     embedding_size,
     entering_size,
+    with_others,
     with_vectors,
 )
 from lstm_compile.model.encoder import Mode, encode
@@ -80,7 +81,10 @@ def forecast(
     if ends is None:
         ends = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
     steps, frame = enter(params, config, x, ends, given)
-    static = _embed(params, given.static)
+    static = given.static
+    if static is not None and mode.training:
+        static = with_others(static, config)
+    static = _embed(params, static)
     entering = with_vectors(params, config, steps, ends, mode.training)
     if static is not None:
         entering = torch.cat([entering, static[:, None].expand(-1, steps.shape[1], -1)], -1)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from lstm_compile.errors import InputError
 from lstm_compile.lazy import lazy
-from lstm_compile.tasks.task import ENCODER, OneOf, Range, Task, numbered_categories
+from lstm_compile.tasks.task import ENCODER, OneOf, Range, Task, numbered_categories, numbered_codes
 
 if TYPE_CHECKING:
     from lstm_compile.config import ModelConfig
@@ -35,8 +35,9 @@ def numbered_series(config: "ModelConfig") -> "Schema":
         1,
         known=features[levels : levels + config.known_size],
         statics=numbered("static", len(config.static_sizes)),
-        categories=tuple(numbered("category", size) for size in config.static_sizes),
+        categories=numbered_codes(config, config.static_sizes),
         indicator=numbers > levels + config.known_size,
+        other=config.has_other and bool(config.static_sizes),
     )
     return Schema(features, (), targets, series=series, categories=numbered_categories(config))
 

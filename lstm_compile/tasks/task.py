@@ -60,12 +60,18 @@ def numbered_names(config: "ModelConfig") -> "Schema":
 
 def numbered_categories(config: "ModelConfig") -> "Categories | None":
     """`category_0` and so on for the columns of categories; None if there are none."""
-    from lstm_compile.data.schema import Categories, numbered
+    from lstm_compile.data.schema import Categories
 
     if not config.category_sizes:
         return None
-    sizes = (size - config.has_other for size in config.category_sizes)
-    return Categories(tuple(numbered("category", size) for size in sizes), config.has_other)
+    return Categories(numbered_codes(config, config.category_sizes), config.has_other)
+
+
+def numbered_codes(config: "ModelConfig", sizes: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+    """`category_0` and so on for columns with so many codes."""
+    from lstm_compile.data.schema import numbered
+
+    return tuple(numbered("category", size - config.has_other) for size in sizes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -155,9 +155,9 @@ def _series_config(request: JobRequest, schema: Schema) -> ModelConfig:
         output_size=len(schema.targets),
         past_size=len(schema.features) - others,
         category_sizes=sizes,
-        has_other=schema.categories is not None and schema.categories.other,
+        has_other=schema.has_other,
         known_size=known,
-        static_sizes=tuple(map(len, schema.series.categories)),
+        static_sizes=schema.series.static_sizes,
         **request.hyper_parameters,
     )
 
@@ -257,7 +257,7 @@ def _config(request: JobRequest, task: str, schema: Schema) -> ModelConfig:
         output_size=len(schema.classes or schema.targets or schema.vocabulary or ()),
         vocabulary_size=len(schema.vocabulary or ()),
         category_sizes=schema.category_sizes,
-        has_other=schema.categories is not None and schema.categories.other,
+        has_other=schema.has_other,
         **request.hyper_parameters,
     )
 

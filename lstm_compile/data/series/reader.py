@@ -151,7 +151,7 @@ class _Reading:
             ticks=rows.ticks,
             stamp=stamp,
             ids=tuple(self.index.ids) if options.id else None,
-            statics=self._codes(info.categories),
+            statics=self._codes(info),
             schema=Schema(
                 self.roles.values + added + options.categories,
                 (),
@@ -197,8 +197,9 @@ class _Reading:
         calendar, indicator = self._calendar(ticks), self.roles.gaps == "indicate"
         categories = tuple(sorted_labels(map(str, each.values())) for each in self.index.labels)
         return SeriesSchema(
-            clock.kind, clock.step, options.known, calendar, options.static, categories, indicator
-        )
+            clock.kind, clock.step, options.known, calendar, options.static, categories, indicator,
+            other=options.unknown == "other" and bool(options.static),
+        )  # fmt: skip
 
     def _calendar(self, ticks: NDArray[Any]) -> tuple[str, ...]:
         asked = self.roles.options.calendar or ("auto",)
@@ -212,21 +213,25 @@ class _Reading:
             )
         return names
 
-    def _codes(self, categories: tuple[tuple[str, ...], ...]) -> Ints:
+    def _codes(self, info: SeriesSchema) -> Ints:
         """The code of each series' category, int64 (series, statics)."""
-        codes = np.zeros((len(self.index.ids), len(categories)), np.int64)
-        for column, (label, known) in enumerate(zip(self.index.labels, categories, strict=True)):
+        codes = np.zeros((len(self.index.ids), len(info.categories)), np.int64)
+        pairs = zip(self.index.labels, info.categories, strict=True)
+        for column, (label, known) in enumerate(pairs):
             values = [str(value) for value in label.values()]
             code_of = codes_of(values, known)
             for series, value in enumerate(values):
-                if value not in code_of:
+                if value not in code_of and not info.other:
                     expected = (
                         f"one of the categories the model was trained on: {listing(known)}"
                         f"{suggestion(value, known)}"
                     )
-                    row, mend = int(label.rows[series]), "train again with it, or drop the series"
+                    row, mend = (
+                        int(label.rows[series]),
+                        "train again with it or with --unknown other",
+                    )
                     self.index.files.refuse(row, label.column, repr(value), expected, mend)
-                codes[series, column] = code_of[value]
+                codes[series, column] = code_of.get(value, -1) + info.other
         return codes
 
 
