@@ -65,7 +65,10 @@ def titles(text):
 
 FILLED = ["--gaps", "--duplicates"]
 SERIES = ["--known", "--static", "--calendar", *FILLED]
-TABLE = ["--id", "--time", "--target", "--features", "--text", "--missing"]
+TABLE = [
+    *("--id", "--time", "--target", "--features", "--categories", "--unknown", "--text"),
+    "--missing",
+]
 OPTIONS = {
     "bench": [
         *("--quick", "--backend", "--precision", "--json"),
