@@ -26,6 +26,7 @@ import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from threading import Condition
@@ -95,8 +96,7 @@ class FileSchema(NamedTuple):
     A forecasting model has `series`: `kind` and `step` of its clock, `known` and `calendar`
     covariates, `statics` with their `categories`, and whether the last feature is the `indicator`
     of filled steps. A model that reads text has a `vocabulary`: its `kind`, `char` or `byte`, and
-    its `characters`. The last features may be codes of `categories`: their `names`, and whether
-    code 0 stands for all `other` ones.
+    its `characters`.
     """
 
     features: tuple[str, ...]
@@ -104,19 +104,12 @@ class FileSchema(NamedTuple):
     targets: tuple[str, ...]
     series: dict[str, Any] | None = None
     vocabulary: dict[str, Any] | None = None
-    categories: dict[str, Any] | None = None
 
     @property
     def outputs(self) -> int:
         """How many numbers an answer has: classes, targets or tokens."""
         tokens = len((self.vocabulary or {}).get("characters", ())) or BYTES
         return len(self.classes or self.targets) or tokens
-
-    @property
-    def category_sizes(self) -> list[int]:
-        """How many codes each of the last features has; empty if they are numbers."""
-        found = self.categories or {"names": [], "other": False}
-        return [len(names) + bool(found["other"]) for names in found["names"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +132,17 @@ class ExportedFile:
         """The architecture: `horizon`, `context`, `quantiles` and others."""
         config: dict[str, Any] = from_json(self.metadata, "config")
         return config
+
+    @cached_property
+    def categories(self) -> dict[str, Any]:
+        """The `names` of categories, for the last features, and whether code 0 is any `other`."""
+        found: dict[str, Any] = from_json(self.metadata, "schema").get("categories") or {}
+        return found or {"names": [], "other": False}
+
+    @property
+    def category_sizes(self) -> list[int]:
+        """How many codes each of the last features has; empty if all are numbers."""
+        return [len(names) + bool(self.categories["other"]) for names in self.categories["names"]]
 
     def labels(self, probabilities: npt.ArrayLike) -> list[str]:
         """The most probable class of each row, or of each step.
@@ -170,8 +174,7 @@ class ExportedFile:
         Raises:
             ModelError: an unknown category, or another number of them.
         """
-        known = self.schema.categories or {"names": [], "other": False}
-        names, other = known["names"], bool(known["other"])
+        names, other = self.categories["names"], bool(self.categories["other"])
         rows = [_list(row, f"step {i}") for i, row in enumerate(_list(categories, "categories"))]
         if any(len(row) != len(names) for row in rows):
             raise ModelError(f"each step must have {len(names)} categories")
@@ -180,6 +183,15 @@ class ExportedFile:
             for column, value in enumerate(row):
                 found[step, column] = _code(value, names[column], f"step {step}", other)
         return found
+
+    def _check_categories(self, x: npt.NDArray[Any], place: str) -> None:
+        """Refuse numbers that are no codes among the last features of `x` (..., features)."""
+        names, sizes = self.schema.features[::-1], self.category_sizes[::-1]
+        for name, size, values in zip(names, sizes, x.T[::-1], strict=False):
+            if not np.isin(values, np.arange(size)).all():
+                raise ModelError(
+                    f"{place}: {name!r} must be codes from 0 to {size - 1}, which `codes` gives"
+                )
 
     def warm_up(self, batch: int = 1, time: int = 64) -> float:
         """Answer ones, in so many seconds: the first answer of a size takes longer than others.
@@ -194,8 +206,8 @@ class ExportedFile:
             inputs[value.name] = np.zeros(shape, np.int64) if counts else np.ones(shape, np.float32)
         if LENGTHS in inputs:
             inputs[LENGTHS] += time
-        if self.schema.categories:
-            inputs[INPUT][..., -len(self.schema.category_sizes) :] = 0
+        if self.category_sizes:
+            inputs[INPUT][..., -len(self.category_sizes) :] = 0
         began = perf_counter()
         _run(self.session, inputs)
         return perf_counter() - began
@@ -328,7 +340,7 @@ class OnnxModel(ExportedFile):
         valid = np.arange(x.shape[1]) < lengths[:, None]
         if not np.isfinite(_floats(x[valid])).all():
             raise ModelError("x must be finite float32 numbers; fill the gaps first")
-        _check_categories(self.schema, x[valid], "x")
+        self._check_categories(x[valid], "x")
         if KNOWN_FUTURE in inputs:
             inputs[KNOWN_FUTURE] = self._known(inputs[KNOWN_FUTURE], len(x))
         if STATIC in inputs:
@@ -534,7 +546,7 @@ class OnnxModel(ExportedFile):
                 f"{place}, step {step}, feature {self.schema.features[feature]!r}: expected a "
                 f"finite float32 number, found {found[step, feature]}; fill the gap first"
             )
-        _check_categories(self.schema, array, place)
+        self._check_categories(array, place)
         return array
 
 
@@ -624,16 +636,6 @@ def _code(value: Any, known: list[str], place: str, other: bool = False) -> int:
     if is_number and not other and 0 <= value < len(known) and not any(map(_is_number, known)):
         return int(value)
     raise ModelError(f"{place}: unknown category {value!r}; known are {_listing(known)}")
-
-
-def _check_categories(schema: FileSchema, x: npt.NDArray[Any], place: str) -> None:
-    """Refuse numbers that are no codes among the last features of `x` (..., features)."""
-    sizes = schema.category_sizes
-    for name, size, values in zip(schema.features[::-1], sizes[::-1], x.T[::-1], strict=False):
-        if not np.isin(values, np.arange(size)).all():
-            raise ModelError(
-                f"{place}: {name!r} must be codes from 0 to {size - 1}, which `codes` gives"
-            )
 
 
 def check_graph(data: bytes) -> None:
@@ -927,7 +929,7 @@ class Streams(ExportedFile):
         elif not np.isfinite(x).all():
             raise ModelError(f"{what} must be finite: other values would stay in the state")
         else:
-            _check_categories(self.schema, x, what)
+            self._check_categories(x, what)
 
     @contextmanager
     def _held(self, names: set[Hashable]) -> Iterator[None]:
@@ -1157,7 +1159,7 @@ def _schema(metadata: Mapping[str, str]) -> FileSchema:
     if not all(isinstance(name, str) for names in lists for name in names):
         raise ModelError("metadata `schema` must hold lists of strings; export it again")
     features, classes, targets, *_ = map(tuple, lists)
-    return FileSchema(features, classes, targets, series, vocabulary, categories)
+    return FileSchema(features, classes, targets, series, vocabulary)
 
 
 def _expected_interface(file: ExportedFile) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from torch.nn.functional import dropout, linear, pad, relu
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.model.batch import Given
-from lstm_compile.model.categories import (
+from lstm_compile.model.embeddings import (
     category_shapes,
     embedding_size,
     entering_size,

@@ -18,7 +18,7 @@ from torch.nn.functional import dropout, embedding, linear
 from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Given
-from lstm_compile.model.categories import category_shapes, with_vectors
+from lstm_compile.model.embeddings import category_shapes, with_vectors
 from lstm_compile.model.encoder import Mode, encode, encoder_shapes, initial
 from lstm_compile.model.forecaster import decoder_shapes, forecast, input_size, roll_out
 from lstm_compile.model.pooling import pool

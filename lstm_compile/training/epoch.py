@@ -20,7 +20,7 @@ from lstm_compile.data.feed import feed
 from lstm_compile.data.lanes import carried, chunks, on_device, places_at, steps_of
 from lstm_compile.data.stream import Stream
 from lstm_compile.model.batch import Batch
-from lstm_compile.model.categories import codes_kept
+from lstm_compile.model.embeddings import codes_kept
 from lstm_compile.model.model import scaler_of
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.tasks.losses import row_weight

@@ -11,8 +11,8 @@ from lstm_compile.data.sequences import Sequences
 from lstm_compile.data.series.windows import Windows
 from lstm_compile.data.stream import Stream
 from lstm_compile.errors import InputError
-from lstm_compile.model.categories import codes_kept
 from lstm_compile.model.checkpoint import Model, load_model
+from lstm_compile.model.embeddings import codes_kept
 from lstm_compile.model.model import ENCODER, Params, init_params, param_shapes
 from lstm_compile.model.scaling import fit_scaler
 from lstm_compile.tasks.series_scaler import fit_series_scaler

@@ -65,10 +65,8 @@ def titles(text):
 
 FILLED = ["--gaps", "--duplicates"]
 SERIES = ["--known", "--static", "--calendar", *FILLED]
-TABLE = [
-    *("--id", "--time", "--target", "--features", "--categories", "--unknown", "--text"),
-    "--missing",
-]
+TABLE = ["--id", "--time", "--target", "--features", "--text", "--missing"]
+CATEGORIES = ["--categories", "--unknown"]
 OPTIONS = {
     "bench": [
         *("--quick", "--backend", "--precision", "--json"),
@@ -96,6 +94,7 @@ OPTIONS = {
         "--time",
         "--target",
         "--features",
+        *CATEGORIES,
         "--text",
         "--missing",
         *SERIES,
@@ -179,7 +178,9 @@ OPTIONS = {
         "--threads",
         "--backend",
         "--chunk",
-        *TABLE,
+        *TABLE[:4],
+        *CATEGORIES,
+        *TABLE[4:],
         *SERIES,
         "--debug",
     ],

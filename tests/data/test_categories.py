@@ -23,8 +23,8 @@ from lstm_compile.export.runtime import ModelError, load, open_streams
 from lstm_compile.export.write.onnx import to_onnx
 from lstm_compile.export.write.streaming import to_streaming
 from lstm_compile.model.batch import Given
-from lstm_compile.model.categories import codes_kept, with_others
 from lstm_compile.model.checkpoint import Model, load_model, numbered_schema, save_model
+from lstm_compile.model.embeddings import codes_kept, with_others
 from lstm_compile.model.model import forward, predict
 from lstm_compile.model.scaling import Scaler
 from lstm_compile.training.augment import add_noise, drop_features
@@ -102,7 +102,10 @@ def test_an_empty_cell_is_an_error_or_a_category(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": ("u", "sky")}, "name a column of words with --categories in place of --feat"),
+        (
+            {"features": ("u", "sky")},
+            "choose columns with --features, columns of words with --cate",
+        ),
         ({"categories": ("sky", "u"), "features": ("u",)}, "asked for as --features and as --cate"),
         ({"categories": ("cloud",)}, "no column 'cloud' for --categories"),
     ],

@@ -122,7 +122,7 @@ def feature_block(files: TableFiles, roles: Roles, batch: RowBatch) -> NDArray[n
     Raises:
         InputError: a cell that is no number, or missing where `roles` allow no gap.
     """
-    mend = "mend the cell, or name a column of words with --categories in place of --features"
+    mend = "mend the cell, or choose columns with --features, columns of words with --categories"
     columns = [files.convert(batch, name, _to_float32, mend) for name in roles.features]
     block = np.stack(columns, axis=1) if columns else np.empty((batch.size, 0), np.float32)
     if roles.missing == "error" and not np.isfinite(block).all():

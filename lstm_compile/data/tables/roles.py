@@ -111,7 +111,7 @@ def infer_roles(place: str, columns: Mapping[str, Kind], request: ReadRequest) -
     pairs = [(role, name) for role, names in asked.items() for name in names]
     check_roles(place, columns, pairs, lambda both: "target" in both and not labelled)
     taken = {name for _, name in pairs}
-    found = {}
+    found: dict[str, tuple[str, ...]] = {"categories": ()}  # never inferred
     for role in ("id", "time", "target"):
         found[role] = asked[role] or infer_role(place, role, columns, taken)
         taken.update(found[role])
