@@ -12,12 +12,18 @@ import click
 
 from lstm_compile.errors import InputError
 from lstm_compile.model.run_folder import CONFIG_FILE
-from lstm_compile.tasks import TASKS
+from lstm_compile.tasks import TASKS, stepwise
 from lstm_compile.training.defaults import CHECKS, SECTIONS, tunable_fields
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TEXTS = ("data", "test", "task")
-OF_TRAINING = ("known", "static", "calendar")  # flags for tables that only `train` has
+OF_TRAINING = (
+    "categories",
+    "unknown",
+    "known",
+    "static",
+    "calendar",
+)  # flags for tables that only `train` has
 PATH = click.Path(path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -140,10 +146,19 @@ def refuse_others(ctx: click.Context, *allowed: str) -> None:
         )
 
 
-task_option = click.option(
-    "--task", type=click.Choice(tuple(TASKS)), is_eager=True,
-    help="What to learn.  [default: what fits the data]",
-)  # fmt: skip
+def task_option(function: Function) -> Function:
+    """A decorator that gives a command `--task`, and `--per-step`, which changes its value."""
+    per_step = click.option(
+        "--per-step", is_flag=True, expose_value=False, callback=_answer_steps,
+        help="Learn an answer for each step: with --task regress or classify.",
+    )  # fmt: skip
+    task = click.option(
+        "--task", type=click.Choice(tuple(TASKS)), is_eager=True,
+        help="What to learn.  [default: what fits the data]",
+    )  # fmt: skip
+    return task(per_step(function))
+
+
 config_option = click.option(
     "--config", type=FILE, is_eager=True, expose_value=False, callback=read_config,
     help="TOML file with defaults for these options.",
@@ -151,6 +166,15 @@ config_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."
 )
+
+
+def _answer_steps(ctx: click.Context, _: click.Parameter, is_given: bool) -> None:
+    if is_given and not ctx.params["task"]:
+        raise click.UsageError("--per-step needs a task: add --task regress or --task classify")
+    try:
+        ctx.params["task"] = stepwise(ctx.params["task"]) if is_given else ctx.params["task"]
+    except InputError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _section(path: Path, title: str, values: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Copy it into another program and write `from runtime import load`, or leave it w
     model = load("model.onnx")
     answers = model.predict([a, b])  # arrays (time, features) of any lengths -> (2, outputs)
     names = model.labels(answers)  # where the answers are probabilities of classes
-    steps = model.predict_steps([a, b])  # where there is an answer a step -> [(time, classes), ...]
+    steps = model.predict_steps([a, b])  # where there is an answer a step -> [(time, outputs), ...]
     ahead = model.forecast([a, b])  # where the model forecasts -> (2, horizon, targets)
     model.check("selftest.json")  # whether this program gets the same answers as PyTorch did
     model.warm_up(batch=8, time=64)  # the first answer of a size takes longer
@@ -26,6 +26,7 @@ import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from threading import Condition
@@ -76,6 +77,7 @@ KNOWN_TASKS = {
     "forecast": ("forecast", False, True, True, False),
     "tag": ("step_probabilities", True, False, False, True),
     "lm": ("logits", False, False, False, True),
+    "regress-steps": ("step_value", False, True, False, True),
 }
 
 
@@ -137,6 +139,17 @@ class ExportedFile:
         levels = (self.schema.series or {}).get("subtracted", ())
         return np.array([*levels, *[0.0] * (len(self.schema.features) - len(levels))])
 
+    @cached_property
+    def categories(self) -> dict[str, Any]:
+        """The `names` of categories, for the last features, and whether code 0 is any `other`."""
+        found: dict[str, Any] = from_json(self.metadata, "schema").get("categories") or {}
+        return found or {"names": [], "other": False}
+
+    @property
+    def category_sizes(self) -> list[int]:
+        """How many codes each of the last features has; empty if all are numbers."""
+        return [len(names) + bool(self.categories["other"]) for names in self.categories["names"]]
+
     def labels(self, probabilities: npt.ArrayLike) -> list[str]:
         """The most probable class of each row, or of each step.
 
@@ -153,6 +166,39 @@ class ExportedFile:
             raise ModelError(f"probabilities must be (rows, {len(classes)}), found {found.shape}")
         return [classes[code] for code in found.argmax(1)]
 
+    def codes(self, categories: Sequence[Sequence[str]]) -> Floats:
+        """The codes of categories, which follow the numbers of a sequence.
+
+            x = np.concatenate([numbers, model.codes([["sunny"], ["rain"]])], 1)
+
+        Args:
+            categories: for each step the category of each of the last features.
+
+        Returns:
+            float32 (time, columns); 0 for an unknown category, if the model learned others.
+
+        Raises:
+            ModelError: an unknown category, or another number of them.
+        """
+        names, other = self.categories["names"], bool(self.categories["other"])
+        rows = [_list(row, f"step {i}") for i, row in enumerate(_list(categories, "categories"))]
+        if any(len(row) != len(names) for row in rows):
+            raise ModelError(f"each step must have {len(names)} categories")
+        found = np.zeros((len(rows), len(names)), np.float32)
+        for step, row in enumerate(rows):
+            for column, value in enumerate(row):
+                found[step, column] = _code(value, names[column], f"step {step}", other)
+        return found
+
+    def _check_categories(self, x: npt.NDArray[Any], place: str) -> None:
+        """Refuse numbers that are no codes among the last features of `x` (..., features)."""
+        names, sizes = self.schema.features[::-1], self.category_sizes[::-1]
+        for name, size, values in zip(names, sizes, x.T[::-1], strict=False):
+            if not np.isin(values, np.arange(size)).all():
+                raise ModelError(
+                    f"{place}: {name!r} must be codes from 0 to {size - 1}, which `codes` gives"
+                )
+
     def warm_up(self, batch: int = 1, time: int = 64) -> float:
         """Answer ones, in so many seconds: the first answer of a size takes longer than others.
 
@@ -166,6 +212,8 @@ class ExportedFile:
             inputs[value.name] = np.zeros(shape, np.int64) if counts else np.ones(shape, np.float32)
         if LENGTHS in inputs:
             inputs[LENGTHS] += time
+        if self.category_sizes:
+            inputs[INPUT][..., -len(self.category_sizes) :] = 0
         began = perf_counter()
         _run(self.session, inputs)
         return perf_counter() - began
@@ -301,6 +349,7 @@ class OnnxModel(ExportedFile):
         valid = np.arange(x.shape[1]) < lengths[:, None]
         if not np.isfinite(_floats(x[valid])).all():
             raise ModelError("x must be finite float32 numbers; fill the gaps first")
+        self._check_categories(x[valid], "x")
         if KNOWN_FUTURE in inputs:
             inputs[KNOWN_FUTURE] = self._known(inputs[KNOWN_FUTURE], len(x))
         if STATIC in inputs:
@@ -309,7 +358,8 @@ class OnnxModel(ExportedFile):
 
     def _check_codes(self, codes: npt.NDArray[Any], rows: int) -> Lengths:
         assert self.schema.series is not None
-        counts = [len(known) for known in self.schema.series["categories"]]
+        series = self.schema.series
+        counts = [len(known) + bool(series.get("other")) for known in series["categories"]]
         if codes.shape != (rows, len(counts)) or codes.dtype.kind not in "iu":
             raise ModelError(
                 f"static must be codes ({rows}, {len(counts)}), found {codes.dtype} {codes.shape}"
@@ -354,14 +404,14 @@ class OnnxModel(ExportedFile):
 
     def _codes(self, static: Sequence[Sequence[str | int]], rows: int) -> Lengths:
         assert self.schema.series is not None
-        categories = self.schema.series["categories"]
+        categories, other = self.schema.series["categories"], self.schema.series.get("other")
         given = [_list(row, f"static, row {i}") for i, row in enumerate(_list(static, STATIC))]
         if len(given) != rows or any(len(row) != len(categories) for row in given):
             raise ModelError(f"static must be {rows} rows of {len(categories)} categories")
         codes = np.zeros((rows, len(categories)), np.int64)
         for row, values in enumerate(given):
             for column, (value, known) in enumerate(zip(values, categories, strict=True)):
-                codes[row, column] = _code(value, known, f"static, row {row}")
+                codes[row, column] = _code(value, known, f"static, row {row}", bool(other))
         return codes
 
     def predict(
@@ -400,8 +450,8 @@ class OnnxModel(ExportedFile):
         """Answer every step of sequences of different lengths; the arguments are as for `predict`.
 
         Returns:
-            One float32 (time, outputs) a sequence: probabilities of `schema.classes` step by step,
-            or for a language model the logits of the token after each step.
+            One float32 (time, outputs) a sequence: probabilities of `schema.classes` or values of
+            `schema.targets` step by step, or for a language model the logits of the next token.
 
         Raises:
             ModelError: the file has one answer a sequence, and as `predict`.
@@ -519,6 +569,7 @@ class OnnxModel(ExportedFile):
                 f"{place}, step {step}, feature {self.schema.features[feature]!r}: expected a "
                 f"finite float32 number, found {found[step, feature]}; fill the gap first"
             )
+        self._check_categories(array, place)
         return array
 
 
@@ -594,12 +645,18 @@ def _floats(array: npt.NDArray[Any]) -> Floats:
         return array.astype(np.float32)
 
 
-def _code(value: Any, known: list[str], place: str) -> int:
-    """The code of a category that is given by its text, or of a code where no text is a number."""
+def _code(value: Any, known: list[str], place: str, other: bool = False) -> int:
+    """The code of a category that is given by its text, or of a code where no text is a number.
+
+    With `other`, texts that are not known have code 0, the others count from 1, and codes are
+    not taken.
+    """
     is_number = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if (is_number or isinstance(value, str)) and str(value) in known:
-        return known.index(str(value))
-    if is_number and 0 <= value < len(known) and not any(map(_is_number, known)):
+        return known.index(str(value)) + other
+    if other and (isinstance(value, str) or (is_number and any(map(_is_number, known)))):
+        return 0
+    if is_number and not other and 0 <= value < len(known) and not any(map(_is_number, known)):
         return int(value)
     raise ModelError(f"{place}: unknown category {value!r}; known are {_listing(known)}")
 
@@ -894,6 +951,8 @@ class Streams(ExportedFile):
                 raise ModelError(f"{what} must be tokens in [0, {self.schema.outputs - 1}]")
         elif not np.isfinite(x).all():
             raise ModelError(f"{what} must be finite: other values would stay in the state")
+        else:
+            self._check_categories(x, what)
 
     @contextmanager
     def _held(self, names: set[Hashable]) -> Iterator[None]:
@@ -1107,6 +1166,12 @@ def _schema(metadata: Mapping[str, str]) -> FileSchema:
     try:
         lists = [[*values[name]] for name in ("features", "classes", "targets")]
         series, vocabulary = values.get("series"), values.get("vocabulary")
+        categories = values.get("categories")
+        if categories is not None:
+            lists += [
+                [str(bool(categories["other"]))],
+                *([*names] for names in categories["names"]),
+            ]
         if vocabulary is not None:
             lists.append([vocabulary["kind"], *vocabulary["characters"]])
         if series is not None:

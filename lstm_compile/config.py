@@ -22,7 +22,11 @@ Backend = Literal["auto", "reference", "compiled", "vendor"]  # what computes th
 WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, after `standard` of each feature
 
 SERIES_SIZES = ("past_size", "known_size", "static_sizes")
-DERIVED = ("task", "input_size", "output_size", "vocabulary_size", *SERIES_SIZES)  # from the data
+CATEGORY_FIELDS = ("category_sizes", "has_other")
+# what the data decide
+DERIVED = (
+    *("task", "input_size", "output_size", "vocabulary_size"), *SERIES_SIZES, *CATEGORY_FIELDS
+)  # fmt: skip
 MAX_SIZE = 1 << 16
 MAX_LAYERS = 64
 
@@ -56,8 +60,8 @@ class ModelConfig:
     """
 
     task: str  # one of `lstm_compile.tasks.TASKS`
-    # features of a step; 1 for tokens. For `forecast`: targets, past covariates, known covariates
-    # and the indicator of gaps, in this order
+    # features of a step; 1 for tokens. For `forecast`: targets, past covariates, known covariates,
+    # the indicator of gaps, in this order; columns of categories come last
     input_size: int
     output_size: int  # number of classes, targets or tokens
     hidden_size: int = option(64, "Width of one layer's state.", 1, MAX_SIZE)
@@ -122,9 +126,12 @@ class ModelConfig:
     past_size: int = 0  # number of covariates that are known up to the origin of a forecast
     known_size: int = 0  # number of covariates that are known in the horizon too
     static_sizes: tuple[int, ...] = ()  # number of categories of each static covariate
+    # number of codes of each column of categories: the last features
+    category_sizes: tuple[int, ...] = ()
+    has_other: bool = False  # whether their code 0 stands for categories that training has not seen
 
     def __post_init__(self) -> None:
-        for name in ("quantiles", "static_sizes"):
+        for name in ("quantiles", "static_sizes", "category_sizes"):
             object.__setattr__(self, name, as_tuple(getattr(self, name)))
         task = self.traits
         validate(self)
@@ -144,6 +151,10 @@ class ModelConfig:
         return find_task(self.task)
 
     def _check_tokens(self) -> None:
+        if len(self.category_sizes) > self.input_size or not all(self.category_sizes):
+            raise InputError(
+                f"category_sizes must be above 0, one a feature at most, got {self.category_sizes}"
+            )
         _check_range("vocabulary_size", self.vocabulary_size, 0, MAX_SIZE)
         if self.vocabulary_size and (self.input_size != 1 or not self.traits.reads_tokens):
             raise InputError(
@@ -210,6 +221,7 @@ class ModelConfig:
         others = {f.name for f in fields(self) if not is_known(f, self.traits)}
         others |= set() if self.traits.is_series else set(SERIES_SIZES)
         others |= set() if self.vocabulary_size else {"vocabulary_size", "embedding_size"}
+        others |= set() if self.category_sizes or self.has_other else set(CATEGORY_FIELDS)
         others |= set() if self.transformer_layers else {"transformer_layers", "heads"}
         return {name: value for name, value in asdict(self).items() if name not in others}
 

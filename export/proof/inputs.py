@@ -113,6 +113,9 @@ def _values(model: Model, random: np.random.Generator, shape: tuple[int, ...]) -
     uniform = config.scaling == "minmax"
     scaled = random.random(shape) if uniform else random.standard_normal(shape)
     x = scaled if config.scaling == "none" else scaled * scale + shift
+    first = config.input_size - len(config.category_sizes)
+    for column, size in enumerate(config.category_sizes, first):
+        x[..., column] = random.integers(0, size, shape[:-1])
     if config.traits.is_series:
         x[..., : config.output_size] = _targets(model, random, x[..., : config.output_size])
     return x

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.schema import Vocabulary, numbered
+from lstm_compile.data.tables.label_values import codes_of
 from lstm_compile.data.tables.table import Table, own_schema, sorted_labels
 
 BINS = 10
@@ -98,8 +99,10 @@ def _histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
 def _classes(table: Table) -> dict[str, int]:
     if not isinstance(table.y, list):
         return {}
-    counts = Counter(table.y)
-    return {label: counts[label] for label in sorted_labels(table.classes or table.y)}
+    names = sorted_labels(table.classes or table.y)
+    codes = codes_of(table.y, names)
+    counts = Counter(codes.get(label) for label in table.y)
+    return {name: counts[code] for code, name in enumerate(names)}
 
 
 def _targets(table: Table) -> dict[str, dict[str, float]]:
@@ -141,7 +144,7 @@ def _class_leaks(
     table: Table, labels: list[str], starts: NDArray[np.int64]
 ) -> Iterator[tuple[int, str]]:
     names = sorted_labels([*(table.classes or ()), *labels])
-    known = {name: code for code, name in enumerate(names)}
+    known = codes_of(labels, names)
     codes = np.array([known[label] for label in labels])
     if not 1 < len(set(labels)) < len(labels):  # with one sequence a class, any feature predicts it
         return

@@ -20,6 +20,7 @@ def read_sequences(
     schema: Schema | None = None,
     table: TableOptions | None = None,
     per_step: bool | None = None,
+    has_classes: bool | None = None,
     tokens: str = "char",
     progress: Callable[[int, int], None] | None = None,
 ) -> Sequences:
@@ -33,6 +34,8 @@ def read_sequences(
         table: which columns of a long table to take; None infers them.
         per_step: whether every step has a label, or every sequence; None takes `.npz` files as they
             are, others by sequence.
+        has_classes: whether labels are classes, or numbers to predict; None lets the schema or the
+            labels decide.
         tokens: `char` or `byte`: the tokens of a column of text.
         progress: called with rows done and rows in all, while a long table is read.
 
@@ -44,7 +47,7 @@ def read_sequences(
     """
     request = ReadRequest(
         Path(path), table or TableOptions(),
-        schema=schema, per_step=per_step, tokens=tokens, progress=progress,
+        schema=schema, per_step=per_step, has_classes=has_classes, tokens=tokens, progress=progress,
     )  # fmt: skip
     content = read_table(request)
     if schema is not None:
@@ -59,6 +62,7 @@ def load_dataset(
     table: TableOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
     per_step: bool | None = None,
+    has_classes: bool | None = None,
     tokens: str = "char",
 ) -> Sequences:
     """Read one part of a bundled data set, or a file.
@@ -71,8 +75,9 @@ def load_dataset(
     """
     path = locate(fspath(name_or_path), part)
     return read_sequences(
-        path, schema=schema, table=table, per_step=per_step, tokens=tokens, progress=progress
-    )
+        path, schema=schema, table=table, per_step=per_step, has_classes=has_classes,
+        tokens=tokens, progress=progress,
+    )  # fmt: skip
 
 
 def _to_sequences(table: Table, schema: Schema) -> Sequences:
@@ -81,4 +86,6 @@ def _to_sequences(table: Table, schema: Schema) -> Sequences:
     offsets = np.concatenate(([0], table.lengths.cumsum()))
     x, starts, labels = (torch.from_numpy(part) for part in (table.x, offsets, codes))
     names = (schema.features, schema.classes, schema.targets)
-    return Sequences(x, starts, labels, *names, table.roles, table.per_step, table.vocabulary)
+    return Sequences(
+        x, starts, labels, *names, table.roles, table.per_step, table.vocabulary, table.categories
+    )

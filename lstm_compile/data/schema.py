@@ -33,7 +33,8 @@ class SeriesSchema:
     calendar: tuple[str, ...] = ()  # of `calendar.CALENDAR`, made from the time stamps
     statics: tuple[str, ...] = ()  # columns with one category a series
     categories: tuple[tuple[str, ...], ...] = ()  # of each static, in the order of their codes
-    indicator: bool = False  # whether the last feature marks the steps that were filled
+    indicator: bool = False  # whether the last number of x marks the steps that were filled
+    other: bool = False  # whether code 0 of a static stands for all other categories
     # one a column of the table (targets, past and known covariates): the number that is subtracted
     # before values become float32, and added to forecasts; empty where all are 0
     subtracted: tuple[float, ...] = ()
@@ -44,6 +45,11 @@ class SeriesSchema:
         if len(self.statics) != len(self.categories):
             raise InputError("Schema: series needs one list of categories a static")
         Clock(self.kind, self.step)
+
+    @property
+    def static_sizes(self) -> tuple[int, ...]:
+        """How many codes each static has."""
+        return tuple(len(each) + self.other for each in self.categories)
 
     @property
     def clock(self) -> Clock:
@@ -73,7 +79,7 @@ class SeriesSchema:
                 raise TypeError
             return cls(
                 values["kind"], values["step"], **names, categories=categories,
-                indicator=bool(values["indicator"]),
+                indicator=bool(values["indicator"]), other=bool(values.get("other")),
                 subtracted=tuple(subtracted),
             )  # fmt: skip
         except (KeyError, TypeError) as error:
@@ -138,6 +144,42 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Categories:
+    """The categories of the last features of a model, whose values are codes in x.
+
+    Raises:
+        InputError: a column without a category, or one twice.
+    """
+
+    names: tuple[tuple[str, ...], ...]  # of each column, in the order of their codes
+    other: bool = False  # whether code 0 stands for all other categories; the first is then 1
+
+    def __post_init__(self) -> None:
+        for each in self.names:
+            check_unique("Schema: categories", each)
+        if not all(self.names):
+            raise InputError("Schema: a column of categories needs at least one")
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many codes each column has."""
+        return tuple(len(each) + self.other for each in self.names)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Categories":
+        """The opposite of `dataclasses.asdict`, after a way through JSON.
+
+        Raises:
+            InputError: damaged.
+        """
+        try:
+            names = tuple(_strings("categories", each) for each in values["names"])
+            return cls(names, bool(values["other"]))
+        except (KeyError, TypeError) as error:
+            raise InputError("Schema: categories are damaged; train again") from error
+
+
+@dataclass(frozen=True)
 class Schema:
     """The names of features, and of either classes or targets, in the model's order.
 
@@ -148,6 +190,7 @@ class Schema:
             none at all. By default they come from names like `speed [km/h]`.
         series: of a forecasting model, whose targets are among its features; else None.
         vocabulary: of a model that reads text; a language model has no classes or targets.
+        categories: of the last features, if there are any.
 
     Raises:
         InputError: no feature, a name twice, not exactly one of `classes` and `targets`, or another
@@ -160,6 +203,7 @@ class Schema:
     units: tuple[str, ...] = ()
     series: SeriesSchema | None = None
     vocabulary: Vocabulary | None = None
+    categories: Categories | None = None
 
     def __post_init__(self) -> None:
         for name in ("features", "classes", "targets"):
@@ -173,6 +217,21 @@ class Schema:
                 f"{len(self.classes)} classes and {len(self.targets)} targets"
             )
         self._fill_units()
+
+    @property
+    def category_sizes(self) -> tuple[int, ...]:
+        """How many codes each column of categories has."""
+        return self.categories.sizes if self.categories else ()
+
+    @property
+    def has_other(self) -> bool:
+        """Whether code 0 stands for categories that training has not seen."""
+        return any(each is not None and each.other for each in (self.categories, self.series))
+
+    @property
+    def category_columns(self) -> tuple[str, ...]:
+        """The features that are columns of categories: the last."""
+        return self.features[len(self.features) - len(self.category_sizes) :]
 
     def _fill_units(self) -> None:
         names = (*self.features, *self.targets)
@@ -188,7 +247,9 @@ class Schema:
         values = asdict(self)
         if not self.units:
             del values["units"]  # earlier versions know no such key
-        for name in ("series", "vocabulary"):
+        if self.series and not self.series.other:
+            del values["series"]["other"]
+        for name in ("series", "vocabulary", "categories"):
             if values[name] is None:
                 del values[name]
         if self.series and not self.series.subtracted:
@@ -204,12 +265,14 @@ class Schema:
         """
         values = checked_keys(cls, text)
         series, vocabulary = values.pop("series", None), values.pop("vocabulary", None)
+        categories = values.pop("categories", None)
         known = [f.name for f in fields(cls) if f.name in values]
         names = {name: _strings(name, values[name]) for name in known}
         return cls(
             **names,
             series=None if series is None else SeriesSchema.from_dict(series),
             vocabulary=None if vocabulary is None else _vocabulary(vocabulary),
+            categories=None if categories is None else Categories.from_dict(categories),
         )
 
 

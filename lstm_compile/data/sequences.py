@@ -3,12 +3,13 @@
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from math import nan
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from lstm_compile.data.schema import Schema, Vocabulary, numbered
+from lstm_compile.data.schema import Categories, Schema, Vocabulary, numbered
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Batch
 from lstm_compile.recurrence.lengths import check_lengths, valid_mask
@@ -28,13 +29,14 @@ class Sequences:
         x: float32 (total_steps, features), finite, in the file's own units; of text its tokens,
             uint8 or int32 (total_steps,).
         offsets: int64 (sequences + 1,), from 0 to total_steps, never falling.
-        y: int64 (sequences,) indices into `classes`, one a step (total_steps,) where `per_step`
-            says so, or float32 (sequences, targets).
+        y: int64 (sequences,) indices into `classes`, or float32 (sequences, targets); where
+            `per_step` says so, with total_steps in place of sequences.
         classes: one label a class code; empty for regression.
         targets: one name a target; empty for classification.
         roles: the columns of the long table that these come from, or None.
-        per_step: whether every step has a class of its own.
+        per_step: whether every step has a label of its own.
         vocabulary: of text, else None.
+        categories: of the last features, whose values are codes; None if there are none.
     """
 
     x: Tensor
@@ -46,6 +48,7 @@ class Sequences:
     roles: "Roles | None" = None
     per_step: bool = False
     vocabulary: Vocabulary | None = None
+    categories: Categories | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -57,7 +60,7 @@ class Sequences:
 
     @property
     def task(self) -> str:
-        """The first task that fits the labels: `tag`, `classify` or `regress`."""
+        """The first task that fits the labels, such as `classify`."""
         return self.task_like(None)
 
     def task_like(self, wanted: str | None) -> str:
@@ -67,13 +70,14 @@ class Sequences:
 
     @property
     def strata(self) -> Tensor:
-        """The classes or targets for a stratified split; all equal where steps have classes."""
+        """The classes or targets for a stratified split; all equal where steps have labels."""
         return torch.zeros(len(self)) if self.per_step else self.y
 
     @property
     def schema(self) -> Schema:
         """The names, as a trained model carries them."""
-        return Schema(self.features, self.classes, self.targets, vocabulary=self.vocabulary)
+        names = self.features, self.classes, self.targets
+        return Schema(*names, vocabulary=self.vocabulary, categories=self.categories)
 
     def select(self, indices: Tensor) -> "Sequences":
         """Copy the sequences at `indices`, int64 (count,), in that order; repeats are allowed."""
@@ -127,8 +131,13 @@ def gather(sequences: Sequences, indices: Tensor, time: int | None = None) -> Ba
     x = _rows(sequences.x, index, is_valid, 0)
     x = x if x.is_floating_point() else x.long()
     if sequences.per_step:
-        return Batch(x, lengths, _rows(sequences.y, index, is_valid, IGNORED))
+        return Batch(x, lengths, _rows(sequences.y, index, is_valid, ignored(sequences.y)))
     return Batch(x, lengths, sequences.y[indices])
+
+
+def ignored(y: Tensor) -> float:
+    """The label of padded steps: `IGNORED` for classes, NaN for numbers."""
+    return nan if y.is_floating_point() else IGNORED
 
 
 def fingerprint(sequences: Sequences) -> str:
@@ -136,7 +145,7 @@ def fingerprint(sequences: Sequences) -> str:
     tensors = (sequences.x, sequences.offsets, sequences.y)
     names = (sequences.features, sequences.classes, sequences.targets)
     digest = hashlib.sha256(json.dumps([names, [tuple(t.shape) for t in tensors]]).encode())
-    if sequences.vocabulary:
+    if sequences.vocabulary or sequences.categories:
         digest.update(sequences.schema.to_json().encode())
     for tensor in tensors:
         digest.update(tensor.cpu().numpy().tobytes())

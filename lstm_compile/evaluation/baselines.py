@@ -5,6 +5,7 @@ fixed number of columns for a sequence of any length.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from lstm_compile.tasks import TASKS, find_task
 PREFIX = "baseline."
 FRAMES = 24
 REACH = 2  # 5 steps in all
+MOST_CODES = 256  # categories that linear models have columns for
 BLOCK = 1 << 18  # steps whose features are made at once
 MOST_ROWS = 50_000  # labels that a classifier is fitted on; there can be millions
 # Of 1, 10 and 100, what 5-fold cross-validation on the training parts of the bundled data sets
@@ -142,6 +144,7 @@ RECIPES = {
     "frequencies by character": Recipe(tokens_themselves, _fit_frequencies),
     "mean": Recipe(no_features, _fit_mean),
     "ridge on summaries": Recipe(summary_features, _fit_ridge),
+    "ridge on 5 steps": Recipe(neighbour_features, _fit_ridge),
 }
 
 
@@ -160,7 +163,18 @@ def features_of(name: str, sequences: Sequences) -> Tensor:
     """The input of the baseline `name`, made in blocks: making it takes a lot of memory."""
     make, block = recipes()[name].features, (sequences.offsets[:-1] // BLOCK).bincount()
     rows = torch.arange(len(sequences)).split(block[block > 0].tolist() or 1)
-    return torch.cat([make(sequences.select(part)) for part in rows])
+    return torch.cat([make(_one_hot_codes(sequences.select(part))) for part in rows])
+
+
+def _one_hot_codes(sequences: Sequences) -> Sequences:
+    """The sequences with a column of 0 and 1 for each category; with none where there are many."""
+    sizes = sequences.schema.category_sizes
+    if not sizes:
+        return sequences
+    count = sequences.x.shape[1] - len(sizes)
+    columns = zip(sequences.x[:, count:].long().T, sizes, strict=True)
+    parts = [one_hot(codes, size).float() for codes, size in columns if sum(sizes) <= MOST_CODES]
+    return replace(sequences, x=torch.cat([sequences.x[:, :count], *parts], 1))
 
 
 def fit_baselines(

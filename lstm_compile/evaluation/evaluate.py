@@ -49,7 +49,7 @@ def evaluate(
     """Compare predictions with the truth and with the baselines.
 
     `prediction` is (rows, output_size), logits or values in the user's units, in the order of the
-    data; for `tag` a row is a step.
+    data; where steps have answers a row is a step.
     """
     own = metrics(config, prediction, data.y)
     predictions = baseline_predictions(baselines, data)

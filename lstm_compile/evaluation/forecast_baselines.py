@@ -50,14 +50,15 @@ def rules_for(season: int) -> dict[str, Rule]:
 
 
 def window_features(windows: Windows) -> Tensor:
-    """All features of the context except the calendar's, and known covariates of the horizon.
+    """All numbers of the context except the calendar's, and known covariates of the horizon.
 
     float64 (windows, columns), in the features' units. A short context is filled up in front with
     its first step. The calendar of the past is left out: the horizon's tells the same.
     """
     calendar = 2 * len(windows.table.info.calendar)
-    count = len(windows.features) - windows.table.info.indicator
-    columns = [*range(count - calendar), *range(count, len(windows.features))]
+    numbers = len(windows.features) - len(windows.schema.category_sizes)
+    count = numbers - windows.table.info.indicator
+    columns = [*range(count - calendar), *range(count, numbers)]
     steps = torch.arange(-windows.shape.context, 0)
     rows = torch.maximum(windows.origins[:, None] + steps, windows.starts[:, None])
     parts = [windows.x[rows][..., columns].flatten(1)]

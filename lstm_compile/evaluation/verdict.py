@@ -100,15 +100,23 @@ def _bounds(differences: Tensor) -> Interval:
     return low, high
 
 
-def grouped_interval(own: Tensor, other: Tensor, owner: Tensor) -> Interval | None:
-    """The same for mean(own) - mean(other), drawing whole groups of rows, at least `MIN_ROWS`.
+def grouped_interval(
+    own: Tensor,
+    other: Tensor,
+    owner: Tensor,
+    summary: Callable[[Tensor], Tensor] = lambda mean: mean,
+) -> Interval | None:
+    """The same, drawing whole groups of rows, at least `MIN_ROWS`.
 
     `owner` is int64 (rows,), the group of each row, never falling.
     """
     _, owner = owner.unique(return_inverse=True)  # leaves out empty groups
-    groups = int(owner.max()) + 1 if len(owner) else 0
-    gain = torch.zeros(groups).double().index_add_(0, owner, own.double() - other.double())
-    return summed_interval(gain, torch.bincount(owner, minlength=groups))
+    parts = torch.stack([own.double(), other.double(), torch.ones(len(owner)).double()])
+    sums = torch.zeros(3, int(owner.max()) + 1 if len(owner) else 0).double()
+    if sums.shape[1] < MIN_ROWS:
+        return None
+    ours, theirs, count = _resampled(sums.index_add_(1, owner, parts))
+    return _bounds(summary(ours / count) - summary(theirs / count))
 
 
 def summed_interval(gain: Tensor, count: Tensor) -> Interval | None:
@@ -140,9 +148,9 @@ def difference_interval(
     codes, or (rows, targets). `owner` is (rows,) int64, the sequence of each step, never falling:
     whole sequences are then drawn, as the steps of one sequence are alike.
     """
-    score, gain = find_task(task).row_score, find_task(task).gain
+    score, gain = find_task(task).row_score, find_task(task).gain or (lambda mean: mean)
     assert score is not None
     ours, theirs = score(own, y), score(other, y)
     if owner is not None:
-        return grouped_interval(ours, theirs, owner)
-    return paired_interval(ours, theirs, gain or (lambda mean: mean))
+        return grouped_interval(ours, theirs, owner, gain)
+    return paired_interval(ours, theirs, gain)

@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     x: Tensor
     lengths: Tensor  # int64 (batch,), valid steps of each
     # int64 (batch,), int64 (batch, time) with `IGNORED` in the padding, float32 (batch, targets),
-    # or (batch, horizon, targets) with NaN where a value is unknown
+    # or (batch, time or horizon, targets) with NaN in the padding and where a value is unknown
     y: Tensor
     given: Given = Given()  # for `forecast`
     unit: Tensor | None = None  # (batch, targets), of errors; None is the scale of the scaler

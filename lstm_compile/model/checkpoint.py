@@ -156,6 +156,11 @@ def _check_schema(schema: Schema, config: ModelConfig) -> None:
         )
     if task.is_text and schema.vocabulary is not None:
         outputs = schema.vocabulary
+    if (schema.category_sizes, schema.has_other) != (config.category_sizes, config.has_other):
+        raise InputError(
+            f"schema has columns of {schema.category_sizes} categories, the config of "
+            f"{config.category_sizes}"
+        )
     found, expected = (len(schema.features), len(outputs)), (config.input_size, config.output_size)
     if found != expected:
         raise InputError(
@@ -169,7 +174,7 @@ def _check_schema(schema: Schema, config: ModelConfig) -> None:
 
 
 def _check_series(series: SeriesSchema, config: ModelConfig) -> None:
-    found = len(series.known_features), tuple(map(len, series.categories))
+    found = len(series.known_features), series.static_sizes
     expected = config.known_size, config.static_sizes
     if found != expected:
         raise InputError(

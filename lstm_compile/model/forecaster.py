@@ -19,24 +19,25 @@ from torch.nn.functional import dropout, linear, pad, relu
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.model.batch import Given
+from lstm_compile.model.embeddings import (
+    category_shapes,
+    embedding_size,
+    entering_size,
+    with_others,
+    with_vectors,
+)
 from lstm_compile.model.encoder import Mode, encode
 from lstm_compile.model.pooling import pool
 from lstm_compile.model.window_scaling import enter, last_steps, leave, scaled_known
 from lstm_compile.recurrence.cell import LSTMState
 
 STEP_SIZE = 16  # size of the vector d_h
-MAX_EMBEDDING = 16
 Step = Callable[[Tensor, Tensor, Given], Tensor]  # x, lengths, given -> (batch, 1, targets)
-
-
-def embedding_size(categories: int) -> int:
-    """The size of a category's vector: half the number of categories, at most 16."""
-    return min(MAX_EMBEDDING, (categories + 1) // 2)
 
 
 def input_size(config: ModelConfig) -> int:
     """Features that the first LSTM layer reads."""
-    return config.input_size + sum(map(embedding_size, config.static_sizes))
+    return entering_size(config) + sum(map(embedding_size, config.static_sizes))
 
 
 def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -49,6 +50,7 @@ def decoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         f"embedding.{index}.weight": (count, embedding_size(count))
         for index, count in enumerate(config.static_sizes)
     }
+    shapes |= category_shapes(config)
     shapes["decoder.steps.weight"] = (steps * STEP_SIZE, context)
     shapes["decoder.steps.bias"] = (steps * STEP_SIZE,)
     shapes["decoder.hidden.weight"] = (hidden, STEP_SIZE + config.known_size)
@@ -79,10 +81,13 @@ def forecast(
     if ends is None:
         ends = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
     steps, frame = enter(params, config, x, ends, given)
-    static = _embed(params, given.static)
-    entering = steps
+    static = given.static
+    if static is not None and mode.training:
+        static = with_others(static, config)
+    static = _embed(params, static)
+    entering = with_vectors(params, config, steps, ends, mode.training)
     if static is not None:
-        entering = torch.cat([steps, static[:, None].expand(-1, steps.shape[1], -1)], -1)
+        entering = torch.cat([entering, static[:, None].expand(-1, steps.shape[1], -1)], -1)
     states, state = encode(params, config, entering, lengths, state, mode=mode)
     pooled = pool(states, lengths, config.pooling, params.get("pooling.weight"))
     taken = (frame.location, frame.deviation.log())[: _taken(config)]

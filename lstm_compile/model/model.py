@@ -18,6 +18,7 @@ from torch.nn.functional import dropout, embedding, linear
 from lstm_compile.config import Backend, ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Given
+from lstm_compile.model.embeddings import category_shapes, with_vectors
 from lstm_compile.model.encoder import Mode, encode, encoder_shapes, initial
 from lstm_compile.model.forecaster import decoder_shapes, forecast, input_size, roll_out
 from lstm_compile.model.pooling import pool
@@ -31,7 +32,7 @@ Params = dict[str, Tensor]
 NOTHING = Given()
 FROZEN = ("scaler.", "target_scaler.")
 ENCODER = ("lstm.",)
-DENSE = ("head.", "decoder.", "embedding.")
+DENSE = ("head.", "decoder.", "embedding.", "categories.")
 
 
 def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -40,6 +41,7 @@ def param_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (config.vocabulary_size, first)}
     if not config.vocabulary_size:
         shapes = {"scaler.shift": (config.input_size,), "scaler.scale": (config.input_size,)}
+        shapes |= {} if config.traits.is_series else category_shapes(config)
     shapes |= encoder_shapes(config, first)
     if config.pooling == "attention" and config.traits.is_pooled:
         shapes["pooling.weight"] = (config.width,)
@@ -139,7 +141,7 @@ def forward(
         if given.known_future is not None:  # a recursive model takes one step at a time
             given = given._replace(known_future=given.known_future[:, : config.steps_out])
         return forecast(params, config, x, lengths, given, state, mode)
-    entered = _entered(params, config, x, lengths)
+    entered = _entered(params, config, x, lengths, training)
     steps, state = encode(params, config, entered, lengths, state, resets, mode)
     lengths = None if lengths is None else lengths.to(x.device)
     if task.is_pooled:
@@ -159,11 +161,16 @@ def forward(
 
 
 def _entered(
-    params: Mapping[str, Tensor], config: ModelConfig, x: Tensor, lengths: Tensor | None
+    params: Mapping[str, Tensor],
+    config: ModelConfig,
+    x: Tensor,
+    lengths: Tensor | None,
+    training: bool,
 ) -> Tensor:
-    """The input of the first layer: scaled features, or the embedding of tokens."""
+    """The input of the first layer: scaled features and vectors, or the embedding of tokens."""
     if not config.vocabulary_size:
-        return scaler_of(params, "scaler").apply(x) if config.scaling != "none" else x
+        x = scaler_of(params, "scaler").apply(x) if config.scaling != "none" else x
+        return with_vectors(params, config, x, lengths, training)
     if x.dim() != 2 or x.dtype != torch.int64:
         raise InputError(f"tokens must be int64 (batch, time), got {x.dtype} {tuple(x.shape)}")
     if lengths is not None:  # padding may hold any number

@@ -16,6 +16,7 @@ TASKS = {  # the module of each, in the order of messages
     "regress": "lstm_compile.tasks.regress",
     "forecast": "lstm_compile.tasks.forecast",
     "tag": "lstm_compile.tasks.tag",
+    "regress-steps": "lstm_compile.tasks.regress_steps",
     "lm": "lstm_compile.tasks.lm",
 }
 
@@ -46,6 +47,19 @@ def tasks_with(**traits: object) -> tuple[str, ...]:
         for name in TASKS
         if all(getattr(find_task(name), trait) == value for trait, value in traits.items())
     )
+
+
+def stepwise(name: str) -> str:
+    """The task that answers each step and is else like the task `name`.
+
+    Raises:
+        InputError: there is none.
+    """
+    like = find_task(name)
+    found = tasks_with(data=like.data, has_classes=like.has_classes, per_step=True)
+    if not found:
+        raise InputError(f"it is for tasks classify and regress, the task is {name}")
+    return found[0]
 
 
 def fitting_task(wanted: str | None, **traits: object) -> str:

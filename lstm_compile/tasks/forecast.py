@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from lstm_compile.errors import InputError
 from lstm_compile.lazy import lazy
-from lstm_compile.tasks.task import ENCODER, OneOf, Range, Task
+from lstm_compile.tasks.task import ENCODER, OneOf, Range, Task, numbered_categories, numbered_codes
 
 if TYPE_CHECKING:
     from lstm_compile.config import ModelConfig
@@ -16,8 +16,8 @@ def check(config: "ModelConfig") -> None:
     q = config.quantiles
     if not all(0 < low < high < 1 for low, high in zip((1e-9, *q), (*q, 1 - 1e-9), strict=True)):
         raise InputError(f"quantiles must rise and lie between 0 and 1, got {list(q)}")
-    if config.decoder == "recursive" and (q or config.past_size):
-        what = "quantiles" if q else "past covariates, whose future nobody knows"
+    if config.decoder == "recursive" and (q or config.past_size or config.category_sizes):
+        what = "quantiles" if q else "past covariates and categories, whose future nobody knows"
         raise InputError(f"decoder recursive takes no {what}; use decoder direct")
     if config.scaling == "series" and (config.log1p or config.season):
         raise InputError("scaling series goes without log1p and season; use another scaling")
@@ -29,15 +29,17 @@ def numbered_series(config: "ModelConfig") -> "Schema":
 
     targets, levels = numbered("target", config.output_size), config.level_size
     features = targets + numbered("feature", config.input_size)[len(targets) :]
+    numbers = len(features) - len(config.category_sizes)
     series = SeriesSchema(
         "number",
         1,
         known=features[levels : levels + config.known_size],
         statics=numbered("static", len(config.static_sizes)),
-        categories=tuple(numbered("category", size) for size in config.static_sizes),
-        indicator=len(features) > levels + config.known_size,
+        categories=numbered_codes(config, config.static_sizes),
+        indicator=numbers > levels + config.known_size,
+        other=config.has_other and bool(config.static_sizes),
     )
-    return Schema(features, (), targets, series=series)
+    return Schema(features, (), targets, series=series, categories=numbered_categories(config))
 
 
 TASK = Task(

@@ -25,7 +25,7 @@ class LossInput(NamedTuple):
     # (batch, steps, targets(, quantiles))
     prediction: Tensor
     # (batch,) or (batch, time) int64 class codes, of which negative ones do not count; (batch,
-    # targets) or (batch, steps or more, targets) in the user's units, NaN where a value is unknown
+    # targets) or (batch, steps or more, targets) in the user's units, NaN where there is no value
     y: Tensor
     label_smoothing: float = 0.0  # the share of each class label that is spread over all classes
     # float32 (classes,), what `balanced_weights` gives; None: all alike. The loss is then divided
@@ -103,6 +103,14 @@ def scaled_error(given: LossInput) -> Tensor:
     return cost_of(given.kind, (given.prediction - given.y) / scale).mean()
 
 
+def step_error(given: LossInput) -> Tensor:
+    """The same over the steps that are no padding, whose targets (..., targets) are NaN."""
+    is_known = ~given.y.isnan()
+    error = torch.where(is_known, given.prediction - given.y, 0.0)
+    scale = scaler_of(given.params, "target_scaler").scale
+    return cost_of(given.kind, error / scale).sum() / is_known.sum().clamp(min=1)
+
+
 def forecast_loss(given: LossInput) -> Tensor:
     """The mean cost of the values that are known, in scaled units; with `log1p` of logarithms."""
     config, prediction = given.config, given.prediction
@@ -141,13 +149,13 @@ def cost_of(kind: str, error: Tensor) -> Tensor:
 def row_weight(y: Tensor, class_weights: Tensor | None = None) -> Tensor | float:
     """The number that the mean loss of a batch was divided by, for averages over batches.
 
-    This is the number of rows, or of steps that have a class, or the sum of the weights of their
-    classes. It is above 0 even if no class has a weight: the loss is then 0 and not NaN. `y` is
-    (batch,), (batch, time) or (batch, targets).
+    This is the number of rows, or of steps that have a class or values, or the sum of the weights
+    of their classes. It is above 0 even if no class has a weight: the loss is then 0 and not NaN.
+    `y` is (batch,), (batch, time), (batch, targets) or (batch, time or horizon, targets).
     """
-    if y.is_floating_point() or (y.dim() == 1 and class_weights is None):
+    if y.dim() == 1 + y.is_floating_point() and class_weights is None:
         return float(len(y))
-    known = y != IGNORED
+    known = ~y.isnan() if y.is_floating_point() else y != IGNORED
     weight = known if class_weights is None else class_weights[y.where(known, 0)].where(known, 0.0)
     return weight.sum().float().clamp(min=torch.finfo(torch.float32).tiny)
 

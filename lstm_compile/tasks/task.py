@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lstm_compile.config import ModelConfig
-    from lstm_compile.data.schema import Schema
+    from lstm_compile.data.schema import Categories, Schema
 
 Data = Literal["sequences", "series", "text"]
 Function = Callable[..., Any]
@@ -50,10 +50,28 @@ def numbered_names(config: "ModelConfig") -> "Schema":
     """`feature_0`, and `class_0` or `target_0`, and so on."""
     from lstm_compile.data.schema import Schema, numbered
 
-    features = numbered("feature", config.input_size)
+    features, categories = numbered("feature", config.input_size), numbered_categories(config)
     if config.traits.has_classes:
-        return Schema(features, numbered("class", config.output_size), ())
-    return Schema(features, (), numbered("target", config.output_size))
+        classes = numbered("class", config.output_size)
+        return Schema(features, classes, (), categories=categories)
+    targets = numbered("target", config.output_size)
+    return Schema(features, (), targets, categories=categories)
+
+
+def numbered_categories(config: "ModelConfig") -> "Categories | None":
+    """`category_0` and so on for the columns of categories; None if there are none."""
+    from lstm_compile.data.schema import Categories
+
+    if not config.category_sizes:
+        return None
+    return Categories(numbered_codes(config, config.category_sizes), config.has_other)
+
+
+def numbered_codes(config: "ModelConfig", sizes: tuple[int, ...]) -> tuple[tuple[str, ...], ...]:
+    """`category_0` and so on for columns with so many codes."""
+    from lstm_compile.data.schema import numbered
+
+    return tuple(numbered("category", size - config.has_other) for size in sizes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ numbers. Padding stays 0.
 import torch
 from torch import Generator, Tensor
 
-from lstm_compile.data.sequences import IGNORED
+from lstm_compile.data.sequences import ignored
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.scaling import Scaler
 from lstm_compile.training.settings import TrainingConfig
@@ -39,9 +39,10 @@ def crop_time(batch: Batch, largest: float, generator: Generator) -> Batch:
     steps = torch.arange(time, device=batch.x.device)
     index = (start[:, None] + steps).clamp(max=time - 1)
     x = batch.x.gather(1, _across(index, batch.x))
-    if batch.y.dim() == 2 and not batch.y.is_floating_point():  # a label a step
-        y = batch.y.gather(1, index).masked_fill(steps >= lengths[:, None], IGNORED)
-        batch = batch._replace(y=y)
+    if batch.y.dim() == 2 + batch.y.is_floating_point():  # a label a step
+        y = batch.y.gather(1, _across(index, batch.y))
+        is_padding = _across(steps >= lengths[:, None], y)
+        batch = batch._replace(y=y.masked_fill(is_padding, ignored(y)))
     return _padded(batch._replace(lengths=lengths), x)
 
 
@@ -59,9 +60,10 @@ def drop_features(batch: Batch, probability: float, scaler: Scaler, generator: G
 
     That is the mean for standard scaling, the minimum for minmax, 0 without scaling. Unlike in
     dropout, the other features are not scaled up: the sequence shall look like one without it.
+    Columns with a scale of 0 are codes, and stay.
     """
     draws = torch.rand(batch.x.shape[0], 1, batch.x.shape[2], generator=generator)
-    is_dropped = (draws < probability).to(batch.x.device)
+    is_dropped = (draws < probability).to(batch.x.device) & (scaler.scale > 0)
     return _padded(batch, torch.where(is_dropped, scaler.shift, batch.x))
 
 

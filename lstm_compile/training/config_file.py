@@ -21,8 +21,8 @@ def to_toml(job: "Job") -> str:
     """All settings of a run; `train --config` reads them back."""
     model = {k: v for k, v in job.config.to_dict().items() if k not in DERIVED}
     inferred = [fitting_task(None, can_stream=True, has_classes=has) for has in (True, False)]
-    task = None if job.config.task in inferred else job.config.task
-    sources = {"task": task, "data": job.data, "test": job.test}
+    is_open = job.asked is None and job.config.task in inferred
+    sources = {"task": None if is_open else job.config.task, "data": job.data, "test": job.test}
     # without the means, which are computed anew when the data are read again
     table = {name: value for name, value in table_of(job).items() if name != "means"}
     return _to_toml(sources, {"model": model, "training": asdict(job.training), "table": table})

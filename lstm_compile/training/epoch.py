@@ -20,6 +20,7 @@ from lstm_compile.data.feed import feed
 from lstm_compile.data.lanes import carried, chunks, on_device, places_at, steps_of
 from lstm_compile.data.stream import Stream
 from lstm_compile.model.batch import Batch
+from lstm_compile.model.embeddings import codes_kept
 from lstm_compile.model.model import scaler_of
 from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.tasks.losses import row_weight
@@ -109,7 +110,7 @@ def _row_inputs(
     size, batches = training.accumulate, drawn.batches
     starts = range(size * state.position, len(batches), size)
     groups = [batches[start : start + size] for start in starts]
-    scaler = scaler_of(state.params, "scaler")
+    scaler = codes_kept(scaler_of(state.params, "scaler"), context.config, 0.0)
     shares = [_own_rows(drawn, group) for group in groups]
     for fed, group, own in zip(drawn.feed(shares), groups, shares, strict=True):
         augmented = [augment(batch, scaler, training, torch.default_generator) for batch in fed]

@@ -50,6 +50,7 @@ class Parts(NamedTuple):
     known: Sequences | Windows | Corpus  # what the baselines are fitted on: all but `test`
     train_rows: Tensor  # int64, the rows of `train` in the data
     everything: Sequences | Windows | Stream | Corpus  # what a refit learns from: all but `test`
+    note: str = ""  # what the data decided
 
 
 class Job(NamedTuple):
@@ -62,6 +63,7 @@ class Job(NamedTuple):
     training: TrainingConfig
     parts: Parts
     fingerprint: str  # the sha256 of all data that training sees, validation included
+    asked: str | None = None  # the task that was asked for; None: the data decided
     warm: WarmStart | None = None  # the weights that --init gives
     saved: SavedRun | None = None  # the saved state that a resumed run continues
     stamp: object = None  # what `stamp_of` gave when the job was prepared

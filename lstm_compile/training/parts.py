@@ -19,6 +19,7 @@ from lstm_compile.data.series.series_table import Shares
 from lstm_compile.data.stream import FLOAT, Stream, open_stream
 from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import is_address, is_table
+from lstm_compile.data.tables.label_values import are_fractions, are_many, are_whole
 from lstm_compile.data.tables.labels import sequence_labels
 from lstm_compile.data.tables.parquet_index import ParquetIndex, index_parquet
 from lstm_compile.data.tables.read import locate
@@ -41,12 +42,14 @@ def sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         InputError: anything wrong with the data, or settings that do not go with them.
     """
     data, training, test = request.data, request.training, request.test
-    per_step = find_task(request.task).per_step if request.task else None
+    wanted = find_task(request.task) if request.task else None
     everything = load_dataset(
-        data, "train", table=request.table, progress=request.progress, per_step=per_step,
-        tokens=training.tokens,
+        data, "train", table=request.table, progress=request.progress, tokens=training.tokens,
+        per_step=wanted.per_step if wanted else None,
+        has_classes=wanted.has_classes if wanted else None,
     )  # fmt: skip
     _check_text(data, everything, training)
+    note = _choice(request, everything.schema, everything.y, everything.per_step)
     config = _config(request, everything.task_like(request.task), everything.schema)
     train, validation, kept = everything, None, torch.arange(len(everything))
     if training.validation:
@@ -61,7 +64,29 @@ def sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         tested = load_dataset(test or data, "test", schema=schema, table=table, per_step=per_step)
     known = train if tested is None else everything
     held_out = _held_out(data, tested, validation)
-    return config, Parts(train, validation, *held_out, known, kept, everything)
+    return config, Parts(train, validation, *held_out, known, kept, everything, note)
+
+
+def _choice(request: JobRequest, schema: Schema, y: Tensor, per_step: bool = False) -> str:
+    """What whole numbers are learned as, if the data decide that.
+
+    Raises:
+        InputError: there are too many fractions for classes.
+    """
+    flag = " --per-step" if per_step else ""
+    if are_fractions(schema.classes) and are_many(schema.classes, len(y)):
+        raise InputError(
+            f"{request.data}: {len(schema.classes)} different numbers with fractions are no "
+            f"classes; learn them with --task regress{flag}, or name another column with --target"
+        )
+    count, other = len(schema.classes), f"numbers with --task regress{flag}"
+    if len(schema.targets) == 1 and bool((y % 1 == 0).all()):
+        count, other = len(y.unique()), f"classes with --task classify{flag}"
+    elif not (count and are_whole(schema.classes)):
+        return ""
+    learned = "classes" if schema.classes else "numbers"
+    note = f"{count} different whole numbers, learned as {learned}; learn {other}"
+    return "" if request.task else note
 
 
 def _check_text(data: str, rows: Sequences, training: TrainingConfig) -> None:
@@ -123,19 +148,22 @@ def forecast_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
 
 def _series_config(request: JobRequest, schema: Schema) -> ModelConfig:
     assert schema.series is not None
-    known = len(schema.series.known_features)
     if request.hyper_parameters.get("log1p") and schema.series.subtracted:
         raise InputError(
             f"{request.data}: log1p needs the numbers themselves, but float32 would round "
             f"{listing(schema.targets)} too coarsely without a level subtracted; leave --log1p out"
         )
+    known, sizes = len(schema.series.known_features), schema.category_sizes
+    others = len(schema.targets) + known + schema.series.indicator + len(sizes)
     return ModelConfig(
         task=fitting_task(request.task, is_series=True),
         input_size=len(schema.features),
         output_size=len(schema.targets),
-        past_size=len(schema.features) - len(schema.targets) - known - schema.series.indicator,
+        past_size=len(schema.features) - others,
+        category_sizes=sizes,
+        has_other=schema.has_other,
         known_size=known,
-        static_sizes=tuple(map(len, schema.series.categories)),
+        static_sizes=schema.series.static_sizes,
         **request.hyper_parameters,
     )
 
@@ -155,7 +183,8 @@ def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     found = index_parquet(reading).with_means()
     share = (training.stream << 20) // SHARES
     _check_units(found, training.stream, share)
-    schema, labels = _labels(found)
+    schema, labels = _labels(found, request.task)
+    note = _choice(request, schema, labels)
     kept, held, sample = _split_stream(data, found, labels, training, share)
     stream = Stream(found, schema, labels, kept, share)
     stream, (validation, known) = open_stream(stream, [held, sample], request.progress)
@@ -166,7 +195,7 @@ def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         tested = load_dataset(test, "test", schema=schema, table=options)
     validated = validation if training.validation else None
     held_out = _held_out(data, tested, validated)
-    return config, Parts(stream, validated, *held_out, known, kept, stream)
+    return config, Parts(stream, validated, *held_out, known, kept, stream, note)
 
 
 def _check(data: str, training: TrainingConfig, task: str | None) -> None:
@@ -194,9 +223,10 @@ def _check_units(found: ParquetIndex, megabytes: int, share: int) -> None:
         )
 
 
-def _labels(found: ParquetIndex) -> tuple[Schema, Tensor]:
+def _labels(found: ParquetIndex, task: str | None) -> tuple[Schema, Tensor]:
     """The names, and the label or the targets of each sequence."""
-    roles, y = found.roles, sequence_labels(found.labels, found.files, None)
+    wanted = find_task(task).has_classes if task else None
+    roles, y = found.roles, sequence_labels(found.labels, found.files, wanted, is_new=True)
     targets = None if isinstance(y, list) else roles.target
     x = np.empty((0, len(roles.features)), np.float32)
     table = Table(Path(found.path), x, found.lengths, y, roles.features, targets=targets)
@@ -232,6 +262,8 @@ def _config(request: JobRequest, task: str, schema: Schema) -> ModelConfig:
         input_size=len(schema.features),
         output_size=len(schema.classes or schema.targets or schema.vocabulary or ()),
         vocabulary_size=len(schema.vocabulary or ()),
+        category_sizes=schema.category_sizes,
+        has_other=schema.has_other,
         **request.hyper_parameters,
     )
 

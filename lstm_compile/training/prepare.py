@@ -91,7 +91,7 @@ def plan_job(request: JobRequest) -> Job:
     is_whole = training.refit or training.stream
     seen = parts.everything if is_whole else parts.known
     digest = fingerprint(seen) if isinstance(seen, Sequences) else seen.digest()
-    return Job(data, request.test, Path(), config, training, parts, digest, warm)
+    return Job(data, request.test, Path(), config, training, parts, digest, task, warm)
 
 
 def _of_first(found: Callable[[], Found]) -> Found:

@@ -29,6 +29,7 @@ def describe_start(job: Job) -> Lines:
     return [
         ("data", _data(job)),
         *formatting.columns(parts.train.roles),
+        *([("target", parts.note)] if parts.note else []),
         ("parts", learned + tested),
         *([("init", job.warm.line())] if job.warm else []),
         ("run", str(job.folder)),

@@ -12,6 +12,7 @@ from lstm_compile.data.series.windows import Windows
 from lstm_compile.data.stream import Stream
 from lstm_compile.errors import InputError
 from lstm_compile.model.checkpoint import Model, load_model
+from lstm_compile.model.embeddings import codes_kept
 from lstm_compile.model.model import ENCODER, Params, init_params, param_shapes
 from lstm_compile.model.scaling import fit_scaler
 from lstm_compile.tasks.series_scaler import fit_series_scaler
@@ -45,6 +46,8 @@ def initial_params(
         fitted = {"scaler": fit_scaler(data.x, config.scaling)}
     elif isinstance(data, Stream):
         fitted = {"scaler": fit_scaler(data.moments, config.scaling)}
+    if "scaler" in fitted:
+        fitted["scaler"] = codes_kept(fitted["scaler"], config)
     if isinstance(data, Sequences | Stream) and config.traits.has_target_scaler:
         fitted["target_scaler"] = fit_scaler(data.y, config.target_scaling)
     statistics = {
@@ -89,6 +92,7 @@ def _barred(model: Model, config: ModelConfig, schema: Schema) -> tuple[str, ...
     new = (schema.classes, schema.targets, config.target_scaling if schema.targets else None)
     is_same = {
         "scaler.": (names.features, *entering(old)) == (schema.features, *entering(config)),
+        "categories.": names.categories == schema.categories,
         "embedding.": names.vocabulary == schema.vocabulary,
         "head.": names.vocabulary == schema.vocabulary and outputs == new,
         "target_scaler.": outputs == new,

@@ -66,6 +66,7 @@ def titles(text):
 FILLED = ["--gaps", "--duplicates"]
 SERIES = ["--known", "--static", "--calendar", *FILLED]
 TABLE = ["--id", "--time", "--target", "--features", "--text", "--missing"]
+CATEGORIES = ["--categories", "--unknown"]
 OPTIONS = {
     "bench": [
         *("--quick", "--backend", "--precision", "--json"),
@@ -93,6 +94,7 @@ OPTIONS = {
         "--time",
         "--target",
         "--features",
+        *CATEGORIES,
         "--text",
         "--missing",
         *SERIES,
@@ -114,6 +116,7 @@ OPTIONS = {
     "train": [
         "data",
         "--task",
+        "--per-step",
         "--test",
         "--output",
         "--config",
@@ -175,19 +178,21 @@ OPTIONS = {
         "--threads",
         "--backend",
         "--chunk",
-        *TABLE,
+        *TABLE[:4],
+        *CATEGORIES,
+        *TABLE[4:],
         *SERIES,
         "--debug",
     ],
     "verify": ["run", "--onnx", "--runtimes", "--json", "--debug"],
 }
 OPTIONS["config"] = [
-    *("data", "--task", "--test", "--config", "--json"),
+    *("data", "--task", "--per-step", "--test", "--config", "--json"),
     *OPTIONS["train"][OPTIONS["train"].index("--hidden-size") :],
 ]
 OPTIONS["tune"] = [
-    *("data", "--task", "--test", "--output", "--trials", "--space", "--metric", "--pruner"),
-    *("--storage", "--heartbeat", "--config", "--json"),
+    *("data", "--task", "--per-step", "--test", "--output", "--trials", "--space", "--metric"),
+    *("--pruner", "--storage", "--heartbeat", "--config", "--json"),
     *OPTIONS["train"][OPTIONS["train"].index("--hidden-size") :],
 ]
 

@@ -423,7 +423,7 @@ def test_another_dtype_is_refused(tmp_path, dtype):
         (changed_config(dropout=1.5), "dropout must be at most 1.0, got 1.5"),
         (
             changed_config(task="guess"),
-            "task must be one of classify, regress, forecast, tag, lm; got 'guess'",
+            "task must be one of classify, regress, forecast, tag, regress-steps, lm; got 'guess'",
         ),
         (changed_config(pooling=[]), "pooling must be one of last, mean, max, attention, dot-att"),
         ('{"task": "classify"}', "ModelConfig: missing keys ['input_size', 'output_size']"),

@@ -25,6 +25,13 @@ def tags(seed=0):
     return Sequences(data.x, data.offsets, y, data.features, data.classes, (), per_step=True)
 
 
+def levels(seed=0):
+    data = two_classes(60, seed)
+    y = data.x.cumsum(0)
+    names = data.features, (), ("u", "v")
+    return Sequences(data.x, data.offsets, y, *names, per_step=True)
+
+
 def write_series(folder):
     rows = np.arange(150)
     wave = np.sin(rows / 5) + 0.01 * rows
@@ -54,6 +61,10 @@ CASES = {  # data, its task, the model, changes of the training
     ),
     "regress": (lambda p: save_npz(p, means()), None, DROPS, {"schedule": "plateau"}),
     "tag": (lambda p: save_npz(p, tags()), "tag", DROPS, {}),
+    "regress-steps": (
+        lambda p: save_npz(p, levels()), "regress-steps", DROPS,
+        {"time_crop": 0.3, "accumulate": 2},
+    ),
     "forecast": (
         write_series, "forecast", WINDOWS, {"epoch_size": 50, "validation": 0.2},
     ),

@@ -1,6 +1,7 @@
 """Reads series to forecast: equal steps, gaps filled, calendar columns added. Loads no torch."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike, fspath
 from typing import Any, NamedTuple, NoReturn
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.calendar import calendar_names
-from lstm_compile.data.schema import Schema, SeriesSchema
+from lstm_compile.data.schema import Categories, Schema, SeriesSchema
 from lstm_compile.data.series.clock import Clock, calendar_columns, infer_clock
 from lstm_compile.data.series.grid import (
     MEND_GAPS,
@@ -29,8 +30,11 @@ from lstm_compile.data.series.series_table import (
     find_series_roles,
     split_of,
 )
+from lstm_compile.data.tables.categories import most_frequent, read_categories
 from lstm_compile.data.tables.columns import Progress, TableOptions
 from lstm_compile.data.tables.formats import open_files
+from lstm_compile.data.tables.label_values import codes_of
+from lstm_compile.data.tables.labels import MEND_STATIC, Labels
 from lstm_compile.data.tables.long import GapFiller, check_columns, column_means, read_features
 from lstm_compile.data.tables.precision import level_to_subtract, rounding_loss, spacing
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
@@ -59,11 +63,15 @@ def read_series(
     first = files.sources[0]
     roles = find_series_roles(str(first.path), first.kinds, options or TableOptions(), schema)
     check_columns(files, roles.reading)
-    index = index_sequences(files, roles.reading, with_times=True)
+    index = index_sequences(
+        files, roles.reading, partial(Labels, mend=MEND_STATIC), with_times=True
+    )
     trained = schema.series if schema else None
     clock, rows, precision = _sorted_rows(index, roles, trained, progress)
-    reading = _Reading(fspath(path), index, roles, clock, precision.subtracted, trained)
-    check_values(reading.place, rows.x, roles.values)
+    codes, categories = read_categories(index, roles.reading, schema, has_gaps=True)
+    rows = rows._replace(x=np.concatenate((rows.x, codes), 1))
+    reading = _Reading(fspath(path), index, roles, clock, precision.subtracted, trained, categories)
+    check_values(reading.place, rows.x, roles.values + roles.options.categories)
     duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
     merged = merge_duplicates(rows, duplicates, bool(roles.options.id), refuse)
     grid, added = to_grid(merged, clock, roles.gaps != "error", refuse)
@@ -144,6 +152,7 @@ class _Reading:
     clock: Clock
     subtracted: tuple[float, ...]  # see `SeriesSchema`
     trained: SeriesSchema | None  # of a trained model
+    categories: Categories  # of the last columns of the rows
 
     def refuse_time(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
         """Raise for the time of a row of the table."""
@@ -158,7 +167,7 @@ class _Reading:
         options, history = self.roles.options, _history(rows, len(self.roles.options.target))
         if self.roles.gaps == "error":
             self._check_cells(rows, history)
-        missing = np.isnan(rows.x)
+        missing, numbers = np.isnan(rows.x), len(self.roles.values)
         means = self._fill(rows, split)
         info = self._schema(rows.ticks[split.part_of(rows.ticks) == 0])
         times: Any = self.index.times
@@ -170,15 +179,21 @@ class _Reading:
         resolved = replace(options, means=means, calendar=info.calendar or ("none",))
         return SeriesTable(
             place=self.place,
-            x=np.concatenate((rows.x, calendar, indicator), 1),
-            missing=missing,
+            x=np.concatenate((rows.x[:, :numbers], calendar, indicator, rows.x[:, numbers:]), 1),
+            missing=missing[:, :numbers],
             lengths=rows.lengths,
             history=history,
             ticks=rows.ticks,
             stamp=stamp,
             ids=tuple(self.index.ids) if options.id else None,
-            statics=self._codes(info.categories),
-            schema=Schema(self.roles.values + added, (), options.target, series=info),
+            statics=self._codes(info),
+            schema=Schema(
+                self.roles.values + added + options.categories,
+                (),
+                options.target,
+                series=info,
+                categories=self.categories if options.categories else None,
+            ),
             roles=replace(self.roles, options=resolved, notes=notes),
             split=split,
         )
@@ -188,20 +203,25 @@ class _Reading:
         step = np.arange(len(rows.x)) - np.repeat(lengths.cumsum() - lengths, lengths)
         is_future = step >= np.repeat(history, lengths)
         unknown = len(self.roles.options.target) + len(self.roles.options.features)
-        is_gap[is_future, :unknown] = False
+        is_gap[is_future, :unknown] = is_gap[is_future, len(self.roles.values) :] = False
         for row, column in np.argwhere(is_gap)[:1]:
             found = f"an empty cell, NaN or infinity ({int(is_gap.sum())} in all)"
-            place, name = int(rows.table_rows[row]), self.roles.values[column]
+            place = int(rows.table_rows[row])
+            name = (self.roles.values + self.roles.options.categories)[column]
             self.index.refuse(place, name, found, "a finite number", MEND_GAPS)
 
     def _fill(self, rows: GridRows, split: Split) -> tuple[float, ...]:
         """Fill all gaps in place, and return the means of the columns in the training part."""
-        parts = split.part_of(rows.ticks)
+        parts, numbers = split.part_of(rows.ticks), len(self.roles.values)
         if self.roles.gaps == "linear":
-            fill_linear(rows.x, rows.lengths, parts)
-        means = self.roles.options.means or column_means(rows.x[parts == 0], "mean")
+            fill_linear(rows.x[:, :numbers], rows.lengths, parts)
+        x = rows.x[parts == 0]
+        means = self.roles.options.means or column_means(x[:, :numbers], "mean")
         means = tuple(mean if np.isfinite(mean) else 0.0 for mean in means)
-        GapFiller(self.place, self.roles.values, "forward", means).fill(rows.x, rows.lengths)
+        if len(means) == numbers:
+            means += most_frequent(x[:, numbers:])
+        names = self.roles.values + self.roles.options.categories
+        GapFiller(self.place, names, "forward", means).fill(rows.x, rows.lengths)
         return means
 
     def _schema(self, ticks: NDArray[Any]) -> SeriesSchema:
@@ -212,15 +232,9 @@ class _Reading:
         calendar, indicator = self._calendar(ticks), self.roles.gaps == "indicate"
         categories = tuple(sorted_labels(map(str, each.values())) for each in self.index.labels)
         return SeriesSchema(
-            clock.kind,
-            clock.step,
-            options.known,
-            calendar,
-            options.static,
-            categories,
-            indicator,
-            self.subtracted,
-        )
+            clock.kind, clock.step, options.known, calendar, options.static, categories, indicator,
+            other=options.unknown == "other" and bool(options.static), subtracted=self.subtracted,
+        )  # fmt: skip
 
     def _calendar(self, ticks: NDArray[Any]) -> tuple[str, ...]:
         asked = self.roles.options.calendar or ("auto",)
@@ -234,20 +248,25 @@ class _Reading:
             )
         return names
 
-    def _codes(self, categories: tuple[tuple[str, ...], ...]) -> Ints:
+    def _codes(self, info: SeriesSchema) -> Ints:
         """The code of each series' category, int64 (series, statics)."""
-        codes = np.zeros((len(self.index.ids), len(categories)), np.int64)
-        for column, (label, known) in enumerate(zip(self.index.labels, categories, strict=True)):
-            code_of = {name: code for code, name in enumerate(known)}
-            for series, value in enumerate(map(str, label.values())):
-                if value not in code_of:
+        codes = np.zeros((len(self.index.ids), len(info.categories)), np.int64)
+        pairs = zip(self.index.labels, info.categories, strict=True)
+        for column, (label, known) in enumerate(pairs):
+            values = [str(value) for value in label.values()]
+            code_of = codes_of(values, known)
+            for series, value in enumerate(values):
+                if value not in code_of and not info.other:
                     expected = (
                         f"one of the categories the model was trained on: {listing(known)}"
                         f"{suggestion(value, known)}"
                     )
-                    row, mend = int(label.rows[series]), "train again with it, or drop the series"
+                    row, mend = (
+                        int(label.rows[series]),
+                        "train again with it or with --unknown other",
+                    )
                     self.index.files.refuse(row, label.column, repr(value), expected, mend)
-                codes[series, column] = code_of[value]
+                codes[series, column] = code_of.get(value, -1) + info.other
         return codes
 
 

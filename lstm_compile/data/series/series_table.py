@@ -22,7 +22,7 @@ from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
 Ints = NDArray[np.int64]
-ROLES = ("id", "time", "target", "features", "known", "static")
+ROLES = ("id", "time", "target", "features", "categories", "known", "static")
 INDICATOR = "gap"  # the feature that marks filled steps
 
 
@@ -49,7 +49,10 @@ class SeriesRoles:
     def reading(self) -> Roles:
         """The roles as those of a long table, whose labels are the statics; gaps are not filled."""
         o = self.options
-        return Roles(o.id, o.time, o.static, self.values, "zero")
+        return Roles(
+            o.id, o.time, o.static, self.values, "zero",
+            categories=o.categories, unknown=o.unknown,
+        )  # fmt: skip
 
     @property
     def description(self) -> str:
@@ -60,6 +63,7 @@ class SeriesRoles:
             "time": o.time or "",
             "target": listing(o.target),
             "past covariates": listing(o.features),
+            "categories": listing(o.categories),
             "known covariates": listing(o.known),
             "static": listing(o.static),
             "calendar": listing(o.calendar),
@@ -112,6 +116,8 @@ def _check_options(place: str, options: TableOptions) -> None:
         raise InputError(
             f"{place}: --text {options.text} is for tasks classify and tag; leave it out"
         )
+    if options.categories and options.duplicates == "mean":
+        raise InputError(f"{place}: categories have no mean; take --duplicates last")
 
 
 def _with_schema(options: TableOptions, schema: Schema | None) -> TableOptions:
@@ -119,11 +125,11 @@ def _with_schema(options: TableOptions, schema: Schema | None) -> TableOptions:
         past = tuple(name for name in options.features if name not in options.target)
         return replace(options, features=past)
     series, targets = schema.series, schema.targets
-    count = len(series.known_features) + series.indicator
+    count = len(series.known_features) + series.indicator + len(schema.category_sizes)
     past = schema.features[len(targets) : len(schema.features) - count]
     return replace(
-        options, target=targets, features=past, known=series.known, static=series.statics,
-        calendar=series.calendar or ("none",),
+        options, target=targets, features=past, categories=schema.category_columns,
+        known=series.known, static=series.statics, calendar=series.calendar or ("none",),
     )  # fmt: skip
 
 

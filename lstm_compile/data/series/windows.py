@@ -163,7 +163,7 @@ class Windows:
 
     def _given(self, origins: Tensor, series: Tensor) -> Given:
         info = self.table.info
-        stop = len(self.schema.features) - info.indicator
+        stop = len(self.schema.features) - len(self.schema.category_sizes) - info.indicator
         columns = slice(stop - len(info.known_features), stop)
         known = self._horizon(self.x, origins)[..., columns]
         location, scale = self.history.at(origins, series) if self.history else (None, None)

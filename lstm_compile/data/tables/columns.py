@@ -20,8 +20,9 @@ Progress = Callable[[int, int], None]  # is called with rows done and rows in al
 Missing = Literal["error", "forward", "mean", "zero"]
 Gaps = Literal["error", "forward", "linear", "indicate"]
 Duplicates = Literal["error", "mean", "last"]
+Unknown = Literal["error", "other"]
 Names = tuple[str, ...]
-CHOICES = {"missing": Missing, "gaps": Gaps, "duplicates": Duplicates}
+CHOICES = {"unknown": Unknown, "missing": Missing, "gaps": Gaps, "duplicates": Duplicates}
 # the options that only tables of series to forecast have
 SERIES_ONLY = ("known", "static", "calendar", "gaps", "duplicates")
 Kind = Literal["number", "text", "date", "other"]  # bool and whole numbers are numbers too
@@ -37,6 +38,9 @@ class TableOptions:
 
     Attributes:
         features: in the model's order.
+        categories: of words or numbers that name something; they follow the features.
+        unknown: what a category becomes that training has not seen: an error, or a vector that
+            is learned for all others (`other`).
         text: is read character by character.
         calendar: columns made from the time stamps: `hour`, `weekday`, `month`; `auto` takes those
             that the step and the span of the table allow, `none` none.
@@ -58,6 +62,13 @@ class TableOptions:
         (), "Column to predict; several numbers separated by commas.", only=HAS_FEATURES
     )
     features: Names = option((), "Columns of the input, separated by commas.", only=HAS_FEATURES)
+    categories: Names = option(
+        (), "Columns of words, learned as vectors.", unset="none", only=HAS_FEATURES
+    )
+    unknown: Unknown | None = option(
+        None, "What categories become that training has not seen.", unset="error",
+        only=HAS_FEATURES,
+    )  # fmt: skip
     text: str | None = option(
         None, "Column of text, in place of features.", unset="none", only="has_classes"
     )
@@ -80,7 +91,7 @@ class TableOptions:
     def __post_init__(self) -> None:
         for name in ("id", "time", "text"):
             _check_column_name(name, getattr(self, name))
-        for name in ("target", "features", "known", "static", "calendar"):
+        for name in ("target", "features", "categories", "known", "static", "calendar"):
             object.__setattr__(self, name, _column_names(name, getattr(self, name)))
         for name, kind in CHOICES.items():
             if getattr(self, name) not in (None, *get_args(kind)):
@@ -94,8 +105,13 @@ class TableOptions:
         if not all(isinstance(mean, float) and isfinite(mean) for mean in self.means):
             raise InputError(f"means must be finite numbers, got {self.means!r}")
         object.__setattr__(self, "means", tuple(self.means))
-        if self.text and self.features:
+        self._check_categories()
+
+    def _check_categories(self) -> None:
+        if self.text and (self.features or self.categories):
             raise InputError("text replaces features; name only one of them")
+        if self.unknown == "other" and not (self.categories or self.static):
+            raise InputError("unknown other is for categories; name columns of them too")
 
     @property
     def changed_flags(self) -> list[str]:
@@ -153,6 +169,8 @@ class ReadRequest:
     # whether every step has a label, or every sequence; None takes `.npz` files as they are, others
     # by sequence
     per_step: bool | None = None
+    # whether labels are classes, or numbers to predict; None lets the schema or the labels decide
+    has_classes: bool | None = None
     # `char` or `byte`: the tokens of a column of text, unless `schema` says it
     tokens: str = "char"
     progress: Progress | None = None
@@ -161,6 +179,11 @@ class ReadRequest:
     def reads_text(self) -> bool:
         """Whether the input is a column of text."""
         return bool(self.schema.vocabulary if self.schema else self.options.text)
+
+    @property
+    def wants_classes(self) -> bool | None:
+        """Whether labels are read as classes, or as numbers; None: as they look."""
+        return bool(self.schema.classes) if self.schema else self.has_classes
 
     @property
     def step_labels(self) -> bool:

@@ -1,6 +1,5 @@
 """The target columns of a long table: one label for every sequence, or for every row."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,15 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.schema import Schema
-from lstm_compile.data.tables.precision import check_rounding
-from lstm_compile.data.tables.source import RowBatch, Source, TableFiles
+from lstm_compile.data.tables.columns import ReadRequest
+from lstm_compile.data.tables.label_values import are_many, are_whole, is_number, number_of
+from lstm_compile.data.tables.precision import check_columns_rounding
+from lstm_compile.data.tables.source import MEND_CELL, RowBatch, Source, TableFiles
+from lstm_compile.data.tables.values import to_floats
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
 Codes = NDArray[np.int32]
-MEND_STATIC = "give a series one category, or take the column with --features"
-WHOLE_NUMBER = re.compile(r"[-+]?\d+")
+MEND_LABEL = "give a sequence one label, or learn one a step with --task tag"
+MEND_STATIC = (
+    "give a series one category, or take the column with --features (numbers) or --categories"
+)
+NUMBER = "a finite float32 number to predict"
 
 
 @dataclass
@@ -28,7 +32,7 @@ class Labels:
     codes: Codes = field(default_factory=lambda: np.empty(0, np.int32))  # (sequences,)
     # int64 (sequences,), the row of the files that each label was read from
     rows: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    mend: str = "give a sequence one label, or learn one a step with --task tag"
+    mend: str = MEND_LABEL
 
     def values(self) -> list[Any]:
         """The label of each sequence, as the file has it."""
@@ -56,14 +60,21 @@ class Labels:
                 f"the same sequence, id {name_of(sequence)!r}"
             )
             row, found = batch.start + int(index), repr(names[codes[index]])
-            files.refuse(row, self.column, found, expected, self.mend)
+            is_count = self.mend == MEND_LABEL and is_number(names[codes[index]])
+            mend = f"{self.mend}{', or --task regress --per-step' if is_count else ''}"
+            files.refuse(row, self.column, found, expected, mend)
 
     def are_fractions(self, source: Source) -> bool:
         """Whether the labels are numbers to predict and not classes: some have a fraction part."""
         if self.column not in source.texts:
             return any(isinstance(value, float) for value in self.known)
-        texts = [str(value).strip() for value in self.known]
-        return not all(map(WHOLE_NUMBER.fullmatch, texts)) and all(map(_is_float32, texts))
+        texts = [str(value) for value in self.known]
+        return not are_whole(texts) and all(map(is_number, texts))
+
+    def are_numbers(self, source: Source) -> bool:
+        """Whether the labels are numbers to predict: fractions, or many whole numbers."""
+        are_counts = are_many(self.known, len(self.codes)) and are_whole(map(str, self.known))
+        return are_counts or self.are_fractions(source)
 
     def numbers(self, files: TableFiles) -> NDArray[np.float64]:
         """The label of each sequence as a number to predict, float64 (sequences,).
@@ -71,12 +82,14 @@ class Labels:
         Raises:
             InputError: a label is no number.
         """
-        values, expected = self.values(), "a finite float32 number to predict"
-        for row, value in zip(self.rows, values, strict=True):
-            if not _is_float32(value):
-                mend = "mend it or drop the sequence"
-                files.refuse(int(row), self.column, repr(value), expected, mend)
-        return np.array([float(value) for value in values])
+        known, mend = np.array([*map(number_of, self.known)]), "mend it or drop the sequence"
+        if np.isnan(known).all():
+            mend += ", name another column with --target, or learn classes with --task classify"
+        for row in np.flatnonzero(np.isnan(known[self.codes]))[:1]:
+            found = repr(list(self.known)[self.codes[row]])
+            files.refuse(int(self.rows[row]), self.column, found, NUMBER, mend)
+        exact: NDArray[np.float64] = known[self.codes]
+        return exact
 
 
 @dataclass
@@ -95,47 +108,88 @@ class StepLabels(Labels):
 
     def in_order(self, target_rows: NDArray[np.int64] | None) -> list[str]:
         """The label of each row of the table; see `SequenceIndex.target_rows`."""
-        codes = np.concatenate(self.parts)
-        if target_rows is not None:
-            codes[target_rows] = codes.copy()
+        codes = _in_order(self.parts, target_rows)
         names = [str(value) for value in self.known]
         return [names[code] for code in codes.tolist()]
 
 
+@dataclass
+class StepNumbers(Labels):
+    """One target column, with one number to predict for every row; `parts` are they, by batches."""
+
+    parts: list[NDArray[np.float64]] = field(default_factory=list)
+
+    def add(self, batch: RowBatch, files: TableFiles, *_: Any) -> None:
+        """Add the numbers of a batch.
+
+        Raises:
+            InputError: a cell is empty, or no finite float32 number.
+        """
+        values = files.convert(batch, self.column, to_floats)
+        for row in np.flatnonzero(~(np.abs(values) <= np.finfo(np.float32).max))[:1]:
+            found = "an empty cell or NaN" if np.isnan(values[row]) else str(values[row])
+            files.refuse(batch.start + int(row), self.column, found, NUMBER, MEND_CELL)
+        self.parts.append(values.astype(np.float64))
+
+    def in_order(self, target_rows: NDArray[np.int64] | None) -> NDArray[np.float64]:
+        """The number of each row of the table; see `SequenceIndex.target_rows`."""
+        return _in_order(self.parts, target_rows)
+
+
+def kind_of_labels(request: ReadRequest) -> type[Labels]:
+    """How the target columns are read."""
+    if not request.step_labels:
+        return Labels
+    return StepNumbers if request.wants_classes is False else StepLabels
+
+
 def sequence_labels(
-    labels: list[Labels], files: TableFiles, schema: Schema | None
+    labels: list[Labels], files: TableFiles, wants_classes: bool | None, *, is_new: bool
 ) -> list[str] | NDArray[np.float32]:
     """The class of each sequence, or its targets, float32 (sequences, targets).
 
-    The schema of a trained model tells which; without one, the labels do.
+    `wants_classes` tells which; if it is None, the labels do. `is_new` says that a model is to be
+    trained on them: float32 must keep them apart.
 
     Raises:
         InputError: several columns for a model with classes, or no number where one is needed.
     """
     source = files.sources[0]
-    needs_numbers = bool(schema.targets) if schema else len(labels) > 1
-    if not needs_numbers and len(labels) > 1:
+    if wants_classes and len(labels) > 1:
         raise InputError(
-            f"{source.path}: {len(labels)} target columns, but the model was trained on "
-            f"classes; name one with --target"
+            f"{source.path}: {len(labels)} target columns, expected one of classes; name it with "
+            "--target"
         )
-    if not needs_numbers and (schema or not labels[0].are_fractions(source)):
+    if wants_classes is None:
+        wants_classes = len(labels) == 1 and not labels[0].are_numbers(source)
+    if wants_classes:
         return [str(value) for value in labels[0].values()]
     numbers = np.stack([label.numbers(files) for label in labels], axis=1)
-    if schema is None:
-        for label, values in zip(labels, numbers.T, strict=True):
-            check_rounding(str(source.path), label.column, values.min(), values.max())
+    return _rounded(labels, source, numbers, is_new)
+
+
+def _rounded(
+    labels: list[Labels], source: Source, numbers: NDArray[np.float64], is_new: bool
+) -> NDArray[np.float32]:
+    """Numbers (rows, targets) as float32."""
+    if is_new:
+        check_columns_rounding(str(source.path), [label.column for label in labels], numbers)
     return numbers.astype(np.float32)
 
 
 def step_labels(
-    labels: list[Labels], source: Source, target_rows: NDArray[np.int64] | None
-) -> list[str]:
-    """The class of each row of the table, from its one target column.
+    labels: list[Labels], source: Source, target_rows: NDArray[np.int64] | None, *, is_new: bool
+) -> list[str] | NDArray[np.float32]:
+    """The class of each row, from its one target column, or its targets, float32 (rows, targets).
+
+    `is_new` is as for `sequence_labels`.
 
     Raises:
-        InputError: several columns, or numbers with fractions.
+        InputError: several columns of classes.
     """
+    numbers = [label.in_order(target_rows) for label in labels if isinstance(label, StepNumbers)]
+    if numbers:
+        return _rounded(labels, source, np.stack(numbers, axis=1), is_new)
     label = labels[0]
     assert isinstance(label, StepLabels)
     if len(labels) > 1:
@@ -144,19 +198,15 @@ def step_labels(
             f"{source.path}: {len(labels)} target columns ({names}), expected one class for "
             "every step; name one with --target"
         )
-    if label.are_fractions(source):
-        raise InputError(
-            f"{source.path}: column {label.column!r} holds numbers with fractions, expected a "
-            "class for every step; name another column with --target"
-        )
     return label.in_order(target_rows)
 
 
-def _is_float32(value: Any) -> bool:
-    try:
-        return abs(float(value)) <= float(np.finfo(np.float32).max)
-    except ValueError:
-        return False
+def _in_order(parts: list[NDArray[Any]], target_rows: NDArray[np.int64] | None) -> NDArray[Any]:
+    """All parts as one array, each row at its place in the table."""
+    values = np.concatenate(parts)
+    if target_rows is not None:
+        values[target_rows] = values.copy()
+    return values
 
 
 def _plain_number(value: Any) -> Any:

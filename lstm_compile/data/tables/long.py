@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lstm_compile.data.tables.categories import read_categories
 from lstm_compile.data.tables.columns import Missing, Progress, ReadRequest
 from lstm_compile.data.tables.formats import open_files
-from lstm_compile.data.tables.labels import sequence_labels, step_labels
+from lstm_compile.data.tables.labels import kind_of_labels, sequence_labels, step_labels
 from lstm_compile.data.tables.precision import check_rounding
 from lstm_compile.data.tables.roles import Roles, infer_roles
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
@@ -45,7 +46,7 @@ def read_long(request: ReadRequest) -> Table:
             f"{request.path}: {', '.join(flags)} is for series to forecast; add --task forecast"
         )
     files, roles = open_table(request)
-    index = index_sequences(files, roles, per_step=request.step_labels)
+    index = index_sequences(files, roles, kind_of_labels(request))
     x, ranges = read_features(index, roles, request.progress)
     if request.schema is None:
         for name, low, high in zip(roles.features, *ranges.tolist(), strict=True):
@@ -54,15 +55,23 @@ def read_long(request: ReadRequest) -> Table:
         means = request.options.means or column_means(x, roles.missing)
         filler = GapFiller(str(request.path), roles.features, roles.missing, means)
         roles = replace(roles, filled=filler.fill(x, index.lengths), means=means)
+    categories, names = None, roles.features
+    if roles.categories:
+        codes, categories = read_categories(index, roles, request.schema)
+        x, names = np.concatenate((x, codes), 1), roles.features + roles.categories
     y: list[str] | NDArray[np.float32] = np.zeros((len(index.ids), 0), np.float32)
     if request.step_labels:
-        y = step_labels(index.labels, files.sources[0], index.target_rows)
+        y = step_labels(
+            index.labels, files.sources[0], index.target_rows, is_new=request.schema is None
+        )
     elif request.labelled:
-        y = sequence_labels(index.labels, files, request.schema)
+        y = sequence_labels(
+            index.labels, files, request.wants_classes, is_new=request.schema is None
+        )
     targets = None if isinstance(y, list) or not request.labelled else roles.target
     return Table(
-        Path(request.path), x, index.lengths, y, roles.features,
-        targets=targets, ids=index.ids, roles=roles, per_step=request.step_labels,
+        Path(request.path), x, index.lengths, y, names, targets=targets, ids=index.ids,
+        roles=roles, per_step=request.step_labels, categories=categories,
     )  # fmt: skip
 
 
@@ -128,9 +137,11 @@ def feature_block(files: TableFiles, roles: Roles, batch: RowBatch) -> NDArray[A
     Raises:
         InputError: a cell that is no number, or missing where `roles` allow no gap.
     """
-    mend = "mend the cell, or choose columns with --features"
+    mend = "mend the cell, or choose columns with --features, columns of words with --categories"
     columns = [files.convert(batch, name, _within_float32, mend) for name in roles.features]
-    block: NDArray[Any] = np.stack(columns, axis=1)
+    block: NDArray[Any] = (
+        np.stack(columns, axis=1) if columns else np.empty((batch.size, 0), np.float32)
+    )
     if roles.missing == "error" and not np.isfinite(block).all():
         row, column = (int(place) for place in np.argwhere(~np.isfinite(block))[0])
         value = block[row, column]

@@ -45,9 +45,9 @@ def read_npz(path: Path, labelled: bool = True, is_new: bool = False) -> Table:
 
     Args:
         path: an existing zip file with `x` numeric (total_steps, features), `lengths` integer
-            (sequences,), `y` integers or strings (sequences,), or (total_steps,) with a class for
-            every step, or floats (sequences,) or (sequences, targets), and optionally the name
-            lists `features` and `targets`.
+            (sequences,), `y` integers or strings (sequences,), or floats (sequences,) or
+            (sequences, targets); with total_steps in place of sequences, every step has a label.
+            Optionally there are the name lists `features` and `targets`.
         labelled: False ignores `y` and `targets`.
         is_new: whether a model is to be trained on it: float32 must keep its numbers apart.
 
@@ -190,17 +190,17 @@ def _check_y(path: Path, y: NDArray[Any], count: int, steps: int) -> list[str] |
             f"{path}: y must be integers or strings (sequences,), or floats (sequences,) or "
             f"(sequences, targets), found {y.dtype} {y.shape}"
         )
-    if len(y) != count and (is_float or len(y) != steps):
-        also = "" if is_float else f" and x has {steps}"
-        raise InputError(f"{path}: y has {len(y)} rows, but lengths has {count}{also}")
-    return _check_targets(path, y) if is_float else [str(label) for label in y.tolist()]
+    if len(y) not in (count, steps):
+        raise InputError(f"{path}: y has {len(y)} rows, but lengths has {count} and x has {steps}")
+    return _check_targets(path, y, count) if is_float else [str(label) for label in y.tolist()]
 
 
-def _check_targets(path: Path, y: NDArray[Any]) -> NDArray[np.float32]:
+def _check_targets(path: Path, y: NDArray[Any], count: int) -> NDArray[np.float32]:
     targets = _to_float32(y.reshape(len(y), -1))
     for row, column in np.argwhere(~np.isfinite(targets))[:1]:
+        place = "sequence" if len(y) == count else "step"
         raise InputError(
-            f"{path}, sequence {row}, target {column}: expected a finite float32 number, found "
+            f"{path}, {place} {row}, target {column}: expected a finite float32 number, found "
             f"{y.reshape(len(y), -1)[row, column]}"
         )
     return targets

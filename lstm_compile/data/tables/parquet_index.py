@@ -127,8 +127,9 @@ def index_parquet(request: ReadRequest) -> ParquetIndex:
             label, or rows of a sequence that are not together and in order in one file.
     """
     path, options = request.path, request.options
-    if options.series_flags or options.text:
-        flags = listing(options.series_flags or ["--text"])
+    others = [f"--{name}" for name in ("text", "categories") if getattr(options, name)]
+    if options.series_flags or others:
+        flags = listing(options.series_flags or others)
         raise InputError(f"{path}: {flags} does not go with --stream; leave one of them out")
     sources = list(_open(path))
     roles = infer_roles(str(sources[0].path), sources[0].kinds, request)

@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from math import isnan
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from lstm_compile.data.bundled import BUNDLED, bundled_file
 from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import FORMATS, is_address, is_table
+from lstm_compile.data.tables.label_values import are_many, are_whole, codes_of, number_of
 from lstm_compile.data.tables.npz import read_npz
 from lstm_compile.data.tables.table import Table
 from lstm_compile.data.tables.ts import read_ts
@@ -80,7 +84,36 @@ def read_table(request: ReadRequest) -> Table:
         table = reader(path, request.labelled, request.schema is None)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    return _with_step_labels(table, request.per_step) if request.labelled else table
+    if request.labelled:
+        table = _with_step_labels(table, request.per_step)
+    is_told = table.lines is not None  # the header of a text file says what its labels are
+    return table if is_told or not request.labelled else _of_kind(table, request)
+
+
+def _of_kind(table: Table, request: ReadRequest) -> Table:
+    """The table with classes or with numbers, as the request asks; else as its labels look.
+
+    Raises:
+        InputError: numbers are asked for, and only some labels are numbers.
+    """
+    y, wanted = table.y, request.wants_classes
+    if not isinstance(y, list):
+        names = list(map(str, y.ravel()))
+        known = request.schema.classes if request.schema else names
+        is_asked = wanted and y.shape[1] == 1 and codes_of(names, known)
+        return replace(table, y=names, targets=None) if is_asked else table
+    if wanted is None:
+        wanted = not (are_many(set(y), len(y)) and are_whole(set(y)))
+    numbers = {label: number_of(label) for label in set(y)}
+    if wanted is not False or all(map(isnan, numbers.values())):
+        return table
+    for index, label in enumerate(y):
+        if isnan(numbers[label]):
+            raise InputError(
+                f"{table.place_of_label(index)}: found {label!r}, expected a finite float32 number "
+                "to predict; mend it or drop the sequence"
+            )
+    return replace(table, y=np.array([[numbers[label]] for label in y], np.float32), classes=None)
 
 
 def _with_step_labels(table: Table, per_step: bool | None) -> Table:
@@ -91,11 +124,9 @@ def _with_step_labels(table: Table, per_step: bool | None) -> Table:
     """
     if per_step in (None, table.per_step):
         return table
-    if per_step and isinstance(table.y, list) and len(table.y) == len(table.x):
+    if per_step and len(table.y) == len(table.x):
         return replace(table, per_step=True)  # sequences of one step each
     words = ("sequence", "step")
+    mend = "y must have a label for every row of x" if per_step else "add --per-step to learn them"
     found, expected = words[table.per_step], words[not table.per_step]
-    raise InputError(
-        f"{table.path}: holds one label a {found}, expected one a {expected}"
-        + ("; for task tag y must have a class for every row of x" if per_step else "")
-    )
+    raise InputError(f"{table.path}: holds one label a {found}, expected one a {expected}; {mend}")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from lstm_compile.data.schema import bare_name
-from lstm_compile.data.tables.columns import Kind, Missing, ReadRequest, TableOptions
+from lstm_compile.data.tables.columns import Kind, Missing, ReadRequest, TableOptions, Unknown
 from lstm_compile.data.tables.folders import is_address, is_several
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing, suggestion
@@ -47,6 +47,8 @@ class Roles:
     filled: int = 0  # how many values of the features were missing
     means: tuple[float, ...] = ()  # of the features, where gaps are filled with them
     is_text: bool = False  # whether `features` is one column of text
+    categories: tuple[str, ...] = ()  # the columns of categories, which follow the features
+    unknown: Unknown | None = None  # what categories become that training has not seen
 
     @property
     def index_columns(self) -> list[str]:
@@ -60,6 +62,7 @@ class Roles:
         return TableOptions(
             id=self.id, time=self.time, target=self.target, features=features,
             text=text, missing=self.missing, means=self.means,
+            categories=self.categories, unknown=self.unknown,
         )  # fmt: skip
 
     @property
@@ -70,6 +73,7 @@ class Roles:
             "time": self.time or "none, the order of the rows counts",
             "target": listing(self.target) or "none",
             "text" if self.is_text else "features": listing(self.features),
+            "categories": listing(self.categories),
         }
         described = described_roles(parts, self.inferred, self.left_out)
         if self.missing != "error":
@@ -107,7 +111,7 @@ def infer_roles(place: str, columns: Mapping[str, Kind], request: ReadRequest) -
     pairs = [(role, name) for role, names in asked.items() for name in names]
     check_roles(place, columns, pairs, lambda both: "target" in both and not labelled)
     taken = {name for _, name in pairs}
-    found = {}
+    found: dict[str, tuple[str, ...]] = {"categories": ()}  # never inferred
     for role in ("id", "time", "target"):
         found[role] = asked[role] or infer_role(place, role, columns, taken)
         taken.update(found[role])
@@ -117,7 +121,7 @@ def infer_roles(place: str, columns: Mapping[str, Kind], request: ReadRequest) -
     if labelled and not found["target"]:
         raise missing_role(place, "target", columns)
     features = asked["text"] if is_text else asked["features"] or free_numbers(columns, taken)
-    if not features:
+    if not features and not asked["categories"]:
         raise missing_role(place, "features", columns)
     taken.update(features)
     return Roles(
@@ -129,6 +133,8 @@ def infer_roles(place: str, columns: Mapping[str, Kind], request: ReadRequest) -
         inferred=tuple(role for role in asked if not asked[role] and found.get(role, features)),
         left_out=tuple((name, kind) for name, kind in columns.items() if name not in taken),
         is_text=is_text,
+        categories=asked["categories"],
+        unknown=request.options.unknown,
     )
 
 
@@ -148,12 +154,16 @@ def _asked(request: ReadRequest, columns: Mapping[str, Kind]) -> dict[str, tuple
     target = options.target or (schema.targets if schema else ())
     if not request.labelled:
         target = tuple(name for name in target if name in columns)
-    features = schema.features if schema else options.features
+    features, categories = options.features, options.categories
+    if schema:
+        categories = schema.category_columns
+        features = schema.features[: len(schema.features) - len(categories)]
     return {
         "id": (options.id,) if options.id else (),
         "time": (options.time,) if options.time else (),
         "target": target,
         "features": (options.text,) if options.text else features,
+        "categories": categories,
     }
 
 

@@ -1,13 +1,13 @@
 """The first pass over a long table: the sequence, the place and the label of every row."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.tables.labels import MEND_STATIC, Codes, Labels, StepLabels
+from lstm_compile.data.tables.labels import Codes, Labels
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.data.tables.source import RowBatch, TableFiles
 from lstm_compile.data.tables.values import to_times
@@ -38,18 +38,21 @@ class SequenceIndex:
 
 
 def index_sequences(
-    files: TableFiles, roles: Roles, *, with_times: bool = False, per_step: bool = False
+    files: TableFiles,
+    roles: Roles,
+    kind: Callable[[str], Labels] = Labels,
+    *,
+    with_times: bool = False,
 ) -> SequenceIndex:
     """Read the id, time and target columns of all files.
 
-    `with_times` keeps the times, and sorts rows of equal time in the order of the files. With
-    `per_step` every row has a label of its own, and not every sequence.
+    `kind` makes the labels of a column. `with_times` keeps the times, and sorts rows of equal time
+    in the order of the files.
 
     Raises:
         InputError: no row, an empty id, time or label, a time twice in a sequence, a label that
             changes, or rows of a sequence apart without a time to sort them by.
     """
-    kind = StepLabels if per_step else partial(Labels, mend=MEND_STATIC) if with_times else Labels
     labels, known = [kind(name) for name in roles.target], dict[str, int]()
     sequences, times = [], []
     for batch in files.scan(roles.index_columns):

@@ -1,6 +1,5 @@
 """The content of a file before its labels become numbers, and its check against a schema."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.schema import Schema, Vocabulary, numbered
+from lstm_compile.data.schema import Categories, Schema, Vocabulary, numbered
+from lstm_compile.data.tables.label_values import codes_of, is_number, one_of_each
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing, suggestion
@@ -24,8 +24,8 @@ class Table:
     # or int32 (total_steps,)
     x: NDArray[Any]
     lengths: NDArray[np.int64]  # int64 (sequences,), steps of each
-    # one label a sequence, one a step where `per_step` says so, or float32 (sequences, targets);
-    # (sequences, 0) where the file was read without labels
+    # one label a sequence, or float32 (sequences, targets); with `per_step` one label a step, or
+    # (total_steps, targets); (sequences, 0) where the file was read without labels
     y: list[str] | NDArray[np.float32]
     features: tuple[str, ...] | None = None
     classes: tuple[str, ...] | None = None  # as the header declares them
@@ -35,6 +35,7 @@ class Table:
     roles: Roles | None = None  # of the columns of a long table
     per_step: bool = False  # whether every step has a label of its own
     vocabulary: Vocabulary | None = None  # of text
+    categories: Categories | None = None  # of the last features, whose values are codes
 
     @property
     def width(self) -> int:
@@ -63,10 +64,12 @@ def own_schema(table: Table) -> Schema:
     features = table.features or numbered("feature", table.width)
     if isinstance(table.y, list):
         classes = sorted_labels(table.classes or table.y)
-        return Schema(features, classes, (), vocabulary=table.vocabulary)
+        return Schema(
+            features, classes, (), vocabulary=table.vocabulary, categories=table.categories
+        )
     count = table.y.shape[1]
     default = ("target",) if count == 1 else numbered("target", count)
-    return Schema(features, (), table.targets or default)
+    return Schema(features, (), table.targets or default, categories=table.categories)
 
 
 def check_schema(table: Table, schema: Schema) -> None:
@@ -99,12 +102,12 @@ def check_features(table: Table, schema: Schema) -> None:
 
 
 def encode_labels(table: Table, labels: list[str], classes: Sequence[str]) -> NDArray[np.int64]:
-    """Give the index of each label in `classes`, int64 (labels,).
+    """Give the index of each label in `classes`, int64 (labels,); `True` is the class `true`.
 
     Raises:
         InputError: a label that is no class, with its place and the nearest class.
     """
-    codes = {label: code for code, label in enumerate(classes)}
+    codes = codes_of(labels, classes)
     for index, label in enumerate(labels):
         if label not in codes:
             raise InputError(
@@ -116,8 +119,8 @@ def encode_labels(table: Table, labels: list[str], classes: Sequence[str]) -> ND
 
 def sorted_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """Sort the distinct labels: by value where all are finite numbers, else alphabetically."""
-    distinct = sorted(set(labels))
-    if all(_is_number(label) for label in distinct):
+    distinct = one_of_each(labels)
+    if all(map(is_number, distinct)):
         distinct.sort(key=float)
     return tuple(distinct)
 
@@ -136,10 +139,3 @@ def _check_names(
                 f"{path}: name {index} of the {what} is {found!r}, but the model was trained on "
                 f"{wanted!r}; give the columns the model's names and order"
             )
-
-
-def _is_number(label: str) -> bool:
-    try:
-        return math.isfinite(float(label))
-    except ValueError:
-        return False

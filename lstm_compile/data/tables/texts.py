@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lstm_compile.data.schema import Vocabulary
 from lstm_compile.data.tables.columns import Progress, ReadRequest
-from lstm_compile.data.tables.labels import StepLabels
+from lstm_compile.data.tables.labels import StepLabels, kind_of_labels
 from lstm_compile.data.tables.long import open_table
 from lstm_compile.data.tables.roles import Roles
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
@@ -40,13 +40,17 @@ def read_texts(request: ReadRequest) -> Table:
         InputError: as `read_long`, or a character that is not in the vocabulary.
     """
     files, roles = open_table(request)
-    index = index_sequences(files, roles, per_step=request.step_labels)
+    index = index_sequences(files, roles, kind_of_labels(request))
     pieces = _pieces(index, roles, request.progress)
     schema = request.schema
     vocabulary = (schema and schema.vocabulary) or fit_vocabulary(pieces, request.tokens)
     tokens = _encoded(index, roles, pieces, vocabulary)
     rows = index.lengths.cumsum() - index.lengths
-    y: Any = _labels(index) if request.labelled else np.zeros((len(rows), 0), np.float32)
+    y: Any = (
+        _labels(index, request.wants_classes)
+        if request.labelled
+        else np.zeros((len(rows), 0), np.float32)
+    )
     if request.step_labels:
         y = _token_labels(index, roles, y, pieces, tokens)
     return Table(
@@ -103,10 +107,11 @@ def _byte_count(text: str) -> int:
     return len(text.encode())
 
 
-def _labels(index: SequenceIndex) -> list[str]:
+def _labels(index: SequenceIndex, wants_classes: bool | None) -> list[str]:
     """The class of each row or sequence."""
     label, source = index.labels[0], index.files.sources[0]
-    if len(index.labels) > 1 or label.are_fractions(source):
+    are_numbers = label.are_fractions(source) if wants_classes is None else not wants_classes
+    if len(index.labels) > 1 or are_numbers:
         names = listing([each.column for each in index.labels])
         raise InputError(
             f"{source.path}: the target {names} is of numbers, expected classes: text is read for "

@@ -28,6 +28,7 @@ FAST = ["eager", "onnxruntime", "openvino"]
 QUICK = [*FAST, *({"tract", "opencv"} & {*choose_runtimes(None, EVERYWHERE)[0]})]
 KINDS = [
     {"task": "tag"},
+    {"task": "regress-steps", "num_layers": 1},
     {"task": "classify", "pooling": "last", "scaling": "minmax", "bias": False},
     {"task": "regress", "pooling": "last", "num_layers": 1, "hidden_size": 1},
     {"task": "forecast", "pooling": "last", "linear": False, "horizon": 2, "output_size": 3},
