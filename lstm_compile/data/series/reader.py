@@ -54,7 +54,7 @@ def read_series(
     Raises:
         InputError: anything wrong with the files, their columns or a value, in one line.
     """
-    files = open_files(path)
+    files = open_files(path, options or TableOptions(), schema)
     first = files.sources[0]
     roles = find_series_roles(str(first.path), first.kinds, options or TableOptions(), schema)
     check_columns(files, roles.reading)

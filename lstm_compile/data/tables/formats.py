@@ -3,6 +3,7 @@
 Source: https://arrow.apache.org/docs/python/ (csv, json, parquet, ipc).
 """
 
+import codecs
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -13,28 +14,40 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.fs
 import pyarrow.json
 import pyarrow.parquet
 
 from lstm_compile.config import MAX_SIZE
+from lstm_compile.data.schema import Schema
+from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import find_files
 from lstm_compile.data.tables.pages import check_pages
 from lstm_compile.data.tables.source import (
     BATCH_ROWS,
     BLOCK_BYTES,
+    Dialect,
     Source,
     TableFiles,
+    named,
     too_long,
     too_many,
 )
-from lstm_compile.data.tables.values import is_date, type_of_text
-from lstm_compile.data.text_files import check_utf8
+from lstm_compile.data.tables.values import (
+    DECIMAL_POINT,
+    comma_to_point,
+    is_date,
+    kind_of,
+    type_of_text,
+)
+from lstm_compile.data.text_files import check_encoding, check_mistaken
 from lstm_compile.errors import InputError, reason
+from lstm_compile.formatting import listing
 
 ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream begins otherwise
-SEPARATORS = (",", ";", "\t")
+SEPARATORS = (",", ";", "\t", "|")
 HEADER_BYTES = 1 << 20
 MOST_CELLS = 1 << 24  # of a sample
 MANY_BRACKETS = 1000  # of a row
@@ -50,12 +63,16 @@ class Parquet(Source):
     """
 
     def __init__(
-        self, path: Path, constants: Mapping[str, str] | None = None, filesystem: Any = None
+        self,
+        path: Path,
+        constants: Mapping[str, str] | None = None,
+        dialect: Dialect = Dialect(),  # noqa: B008
+        filesystem: Any = None,
     ) -> None:
         self.filesystem = filesystem or pa.fs.LocalFileSystem()
         self.groups: list[int] = []
         self._part: range | None = None
-        super().__init__(path, constants)
+        super().__init__(path, constants, dialect)
 
     def part(self, groups: range) -> "Parquet":
         """The same file, reduced to some row groups."""
@@ -100,7 +117,8 @@ class Parquet(Source):
         with pa.parquet.ParquetFile(self._open(), **options) as file:
             if self._stamped() != self._stamp:
                 raise InputError(f"{self.path}: changed while it was read; read it again")
-            yield from file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns)
+            stored = [self._stored_names[name] for name in columns]
+            yield from file.iter_batches(BATCH_ROWS, row_groups=groups, columns=stored)
 
 
 class Arrow(Source):
@@ -130,55 +148,97 @@ class Arrow(Source):
 
 
 class Csv(Source):
-    """A CSV file in UTF-8 whose first line names the columns; see `SEPARATORS`."""
+    """A CSV file whose first line names the columns; see `SEPARATORS` and `Dialect`."""
 
     is_text = True
 
     def _types(self) -> list[tuple[str, Any]]:
-        self.separator = _separator(self.path)
-        reader = self._open(None)
-        names = reader.schema.names
-        if len(set(names)) < len(names):
-            return [(name, pa.string()) for name in names]
-        first = next(iter(self._open(names)), None)
+        check_mistaken(self.path, self.dialect.encoding)
+        blank, self._separator = self._header_line()
+        self.lines_above = 1 + blank
+        names = self._open(None, []).schema.names
+        places = [str(place) for place in range(len(names))]
+        first = next(iter(self._open(places, places)), None)
         if first is None:
             raise InputError(f"{self.path}: no row below the header; expected at least one")
-        sample = first.slice(0, SAMPLE_ROWS)
-        return [(name, type_of_text(sample.column(i))) for i, name in enumerate(names)]
+        columns = first.slice(0, SAMPLE_ROWS).columns
+        if self.dialect.decimal == ",":
+            columns = [comma_to_point(column) for column in columns]
+        types = [type_of_text(column) for column in columns]
+        _check_header(self.path, names, types, columns)
+        if len(set(names)) == len(names) or "" in names:
+            names = named(list(zip(names, types, strict=True)), self.dialect.kept)
+        self._names = names
+        return list(zip(names, types, strict=True))
 
     def _batches(self, columns: list[str], as_numbers: bool) -> Iterator[Any]:  # noqa: ARG002
-        yield from self._open(columns)
+        row = 0
+        for batch in self._open(self._names, columns):
+            yield self._with_points(batch, row) if self.dialect.decimal == "," else batch
+            row += batch.num_rows
 
-    def _open(self, columns: list[str] | None) -> Any:
+    def _with_points(self, batch: Any, row: int) -> Any:
+        """The rows from number `row` on, with a point for each decimal comma."""
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        for name in (name for name in columns if kind_of(self.types[name]) == "number"):
+            has_point = pc.match_substring_regex(columns[name], DECIMAL_POINT).fill_null(False)
+            for index in pc.indices_nonzero(has_point).to_pylist()[:1]:
+                raise InputError(
+                    f"{self.path}, row {row + index + 1}, column {name!r}: found "
+                    f"{columns[name][index].as_py()!r}, expected a decimal comma and no point; "
+                    "write the number so, or read decimal points with --decimal ."
+                )
+            columns[name] = comma_to_point(columns[name])
+        return pa.RecordBatch.from_pydict(columns)
+
+    def _open(self, names: list[str] | None, columns: list[str]) -> Any:
+        """Columns of the file as text, under the names of all its columns or those it has."""
         return pa.csv.open_csv(
-            self.path,
+            open_text(self.path, self.dialect.encoding),
             # one thread: only then do pyarrow's errors count rows
-            read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
-            parse_options=pa.csv.ParseOptions(delimiter=self.separator, newlines_in_values=True),
+            read_options=pa.csv.ReadOptions(
+                block_size=BLOCK_BYTES,
+                use_threads=False,
+                column_names=names,
+                skip_rows=self.lines_above - 1,
+                skip_rows_after_names=0 if names is None else 1,
+            ),
+            parse_options=pa.csv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns or [], pa.string()),
+                column_types=dict.fromkeys(columns, pa.string()),
                 include_columns=columns,
                 null_values=[""],
                 strings_can_be_null=True,
             ),
         )
 
+    def _header_line(self) -> tuple[int, str]:
+        """How many blank lines begin the file, and which of `SEPARATORS` the next has most of."""
+        with io.BufferedReader(open_text(self.path, self.dialect.encoding)) as file:
+            start = file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8)
+            file.read(len(codecs.BOM_UTF8) * start)
+            blank = 0
+            while (line := file.readline(HEADER_BYTES)) in (b"\n", b"\r\n"):
+                blank += 1
+        header = line.decode("utf-8", "replace")  # may be cut within a character
+        return blank, max(SEPARATORS, key="".join(header.split('"')[::2]).count)
+
 
 class JsonLines(Source):
     """A file with one JSON object a line; blank lines do not count as rows."""
 
     def _types(self) -> list[tuple[str, Any]]:
-        with self.path.open("rb") as file:
+        with self._open() as file:
             lines = self._lines(file)
         rows = MOST_CELLS // max(1, self._count_columns(lines))
         sample = self._parse(lines[:rows], 0, None)
         return [(f.name, pa.string() if is_date(f.type) else f.type) for f in sample.schema]
 
     def _batches(self, columns: list[str], as_numbers: bool) -> Iterator[Any]:
-        kinds = {name: self.types[name] for name in columns}
+        kinds = {self._stored_names[name]: self.types[name] for name in columns}
         wide = {name: _widened(kind) for name, kind in kinds.items()}
         row = 0
-        with self.path.open("rb") as file:
+        with self._open() as file:
             while lines := self._lines(file):
                 try:
                     table = self._parse(lines, row, wide if as_numbers else kinds)
@@ -188,6 +248,12 @@ class JsonLines(Source):
                     table = self._parse(lines, row, wide)
                 row += table.num_rows
                 yield from table.combine_chunks().to_batches()
+
+    def _open(self) -> BinaryIO:
+        file = io.BufferedReader(open_text(self.path, self.dialect.encoding))
+        if file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
+            file.read(len(codecs.BOM_UTF8))
+        return file
 
     def _count_columns(self, lines: list[bytes]) -> int:
         """The number of names in all rows; pyarrow gives each of them a cell in every row."""
@@ -231,7 +297,6 @@ class JsonLines(Source):
         try:
             return pa.json.read_json(io.BytesIO(text), size, options)
         except pa.ArrowException as error:
-            check_utf8(self.path)
             raise _bad_line(self.path, lines, row, error) from error
 
 
@@ -245,26 +310,52 @@ SOURCES: dict[str, type[Source]] = {
 }
 
 
-def open_files(path: str | PathLike[str]) -> TableFiles:
-    """The files of a table, sorted by path.
+def open_text(path: Path, encoding: str) -> Any:
+    """The bytes of a file of text, as UTF-8, as an Arrow stream."""
+    file = pa.OSFile(str(path))
+    return file if encoding == "utf-8" else pa.transcoding_input_stream(file, encoding, "utf-8")
+
+
+def open_files(
+    path: str | PathLike[str],
+    options: TableOptions = TableOptions(),  # noqa: B008
+    schema: Schema | None = None,
+) -> TableFiles:
+    """The files of a table, sorted by path; `schema` is that of a trained model.
 
     Raises:
         InputError: no such file, none in the folder, or a damaged one.
     """
     files = find_files(path)
-    return TableFiles([SOURCES[f.path.suffix.lower()](f.path, f.constants) for f in files])
+    asked = (options.id, options.time, options.text, *options.target, *options.features)
+    trained = (*schema.features, *schema.targets) if schema else ()
+    dialect = Dialect(
+        options.decimal or ".",
+        codecs.lookup(options.encoding or "utf-8").name.replace("utf-8-sig", "utf-8"),
+        frozenset((*asked, *options.known, *options.static, *trained)),
+    )
+    return TableFiles([SOURCES[f.path.suffix.lower()](f.path, f.constants, dialect) for f in files])
 
 
-def _separator(path: Path) -> str:
-    """Whichever of `SEPARATORS` the first line of a CSV file has most of, outside quotes."""
-    with path.open("rb") as file:
-        line = file.readline(HEADER_BYTES)
-    try:
-        header = line.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        check_utf8(path)
-        header = line.decode("utf-8", "replace")  # cut within a character
-    return max(SEPARATORS, key="".join(header.split('"')[::2]).count)
+def _check_header(path: Path, names: list[str], types: list[Any], columns: list[Any]) -> None:
+    """Refuse a first line that holds values: dates, or what the columns below hold.
+
+    Names may be numbers: `0,1,2` is what pandas calls columns without names.
+    """
+    pairs = [each for each in zip(names, types, columns, strict=True) if each[0].strip()]
+    kinds = [kind_of(type_of_text(pa.array([name]))) for name, _, _ in pairs]
+    of_kind = [
+        kind == kind_of(below) and (kind != "text" or pc.is_in(pa.scalar(name), cells).as_py())
+        for kind, (name, below, cells) in zip(kinds, pairs, strict=True)
+    ]
+    numbers = [name.strip() for kind, name in zip(kinds, names, strict=False) if kind == "number"]
+    counted = [[str(i + first) for i in range(len(numbers))] for first in (0, 1)]
+    has_date = any(kind == "date" and fits for kind, fits in zip(kinds, of_kind, strict=True))
+    if has_date or (all(of_kind) and numbers and numbers not in counted):
+        raise InputError(
+            f"{path}: the first line holds values ({listing(names)}), expected the names of the "
+            "columns; write a line of names above it"
+        )
 
 
 def _bad_line(path: Path, lines: list[bytes], row: int, error: Exception) -> InputError:

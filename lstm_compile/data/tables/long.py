@@ -66,7 +66,7 @@ def open_table(request: ReadRequest) -> tuple[TableFiles, Roles]:
     Raises:
         InputError: a file is missing or damaged, files differ, or a role has no column.
     """
-    files = open_files(request.path)
+    files = open_files(request.path, request.options, request.schema)
     roles = infer_roles(str(files.sources[0].path), files.sources[0].kinds, request)
     check_columns(files, roles)
     return files, roles
@@ -150,7 +150,7 @@ def count_missing(path: Path, roles: Roles) -> dict[str, int]:
     if not roles.filled or roles.is_text:
         return {}
     counts = dict.fromkeys(roles.features, 0)
-    for source in open_files(path).sources:
+    for source in open_files(path, roles.options).sources:
         for _, cells in source.batches(roles.features, as_numbers=True):
             for name in roles.features:
                 counts[name] += int((~np.isfinite(to_floats(cells[name]))).sum())

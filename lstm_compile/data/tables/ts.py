@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lstm_compile.config import MAX_SIZE
 from lstm_compile.data.tables.table import Table
-from lstm_compile.data.text_files import check_utf8
+from lstm_compile.data.text_files import check_encoding
 from lstm_compile.errors import InputError
 
 LONGEST_LINE = 1 << 24  # characters
@@ -72,7 +72,7 @@ def _read_lines(path: Path) -> Iterator[Line]:
                 if line and not line.startswith("#"):
                     yield number, line
     except UnicodeDecodeError as error:
-        check_utf8(path)
+        check_encoding(path)
         raise InputError(f"{path}: not a text file in UTF-8") from error
 
 
