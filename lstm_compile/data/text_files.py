@@ -50,11 +50,16 @@ def find_texts(path: str | PathLike[str]) -> list[Path]:
 
 def _check_readable(file: Path) -> None:
     try:
-        if file.stat().st_size == 0:
+        if file.stat().st_size == mark_size(file):
             raise InputError(f"{file}: the file is empty; expected text")
-        file.open("rb").close()
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+
+
+def mark_size(file: Path) -> int:
+    """How many bytes the byte order mark of UTF-8 at the start of a file has: 3, or 0."""
+    with file.open("rb") as source:
+        return len(codecs.BOM_UTF8) * (source.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8)
 
 
 def texts_of(file: Path) -> Iterator[str]:

@@ -42,7 +42,7 @@ from lstm_compile.data.tables.values import (
     kind_of,
     type_of_text,
 )
-from lstm_compile.data.text_files import check_encoding, check_mistaken
+from lstm_compile.data.text_files import check_mistaken
 from lstm_compile.errors import InputError, reason
 from lstm_compile.formatting import listing
 
@@ -220,7 +220,11 @@ class Csv(Source):
             blank = 0
             while (line := file.readline(HEADER_BYTES)) in (b"\n", b"\r\n"):
                 blank += 1
-        header = line.decode("utf-8", "replace")  # may be cut within a character
+        try:
+            header = line.decode()
+        except UnicodeDecodeError:
+            self._check_encoding()
+            header = line.decode("utf-8", "replace")  # cut within a character
         return blank, max(SEPARATORS, key="".join(header.split('"')[::2]).count)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.tables.source import RowBatch, Source, TableFiles
+from lstm_compile.data.tables.values import comma_advice
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
@@ -64,6 +65,23 @@ class Labels:
         texts = [str(value).strip() for value in self.known]
         return not all(map(WHOLE_NUMBER.fullmatch, texts)) and all(map(_is_float32, texts))
 
+    def refuse_commas(self, files: TableFiles) -> None:
+        """Refuse numbers with commas, which would be classes.
+
+        Raises:
+            InputError: names the row of the first.
+        """
+        source = files.sources[0]
+        if self.column not in source.texts or source.kinds[self.column] != "number":
+            return
+        for code, name in enumerate(map(str, self.known)):
+            if mend := comma_advice(name):
+                row = self._first_row(code)
+                files.refuse(row, self.column, repr(name), "a number or a class", mend)
+
+    def _first_row(self, code: int) -> int:
+        return int(self.rows[np.flatnonzero(self.codes == code)[0]])
+
     def numbers(self, files: TableFiles) -> NDArray[np.float32]:
         """The label of each sequence as a number to predict, float32 (sequences,).
 
@@ -73,7 +91,7 @@ class Labels:
         values, expected = self.values(), "a finite float32 number to predict"
         for row, value in zip(self.rows, values, strict=True):
             if not _is_float32(value):
-                mend = "mend it or drop the sequence"
+                mend = comma_advice(str(value)) or "mend it or drop the sequence"
                 files.refuse(int(row), self.column, repr(value), expected, mend)
         return np.array([float(value) for value in values], dtype=np.float32)
 
@@ -91,6 +109,9 @@ class StepLabels(Labels):
             InputError: a label is missing.
         """
         self.parts.append(files.convert_codes(batch, self.column, self.known, _plain_number))
+
+    def _first_row(self, code: int) -> int:
+        return int(np.flatnonzero(np.concatenate(self.parts) == code)[0])
 
     def in_order(self, target_rows: NDArray[np.int64] | None) -> list[str]:
         """The label of each row of the table; see `SequenceIndex.target_rows`."""
@@ -118,6 +139,8 @@ def sequence_labels(
             f"{source.path}: {len(labels)} target columns, but the model was trained on "
             f"classes; name one with --target"
         )
+    if schema is None:
+        labels[0].refuse_commas(files)
     if not needs_numbers and (schema or not labels[0].are_fractions(source)):
         return [str(value) for value in labels[0].values()]
     return np.stack([label.numbers(files) for label in labels], axis=1)

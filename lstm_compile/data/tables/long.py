@@ -50,6 +50,8 @@ def read_long(request: ReadRequest) -> Table:
         roles = replace(roles, filled=filler.fill(x, index.lengths), means=means)
     y: list[str] | NDArray[np.float32] = np.zeros((len(index.ids), 0), np.float32)
     if request.step_labels:
+        if request.schema is None:
+            index.labels[0].refuse_commas(files)
         y = step_labels(index.labels, files.sources[0], index.target_rows)
     elif request.labelled:
         y = sequence_labels(index.labels, files, request.schema)

@@ -6,7 +6,7 @@ Pickled objects are never loaded. Source: https://numpy.org/doc/stable/reference
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
@@ -39,7 +39,7 @@ UNREADABLE = (
 )
 
 
-def read_npz(path: Path, labelled: bool = True) -> Table:
+def read_npz(path: Path, labelled: bool = True, with_gaps: bool = False) -> Table:
     """Read an `.npz` file.
 
     Args:
@@ -48,6 +48,7 @@ def read_npz(path: Path, labelled: bool = True) -> Table:
             every step, or floats (sequences,) or (sequences, targets), and optionally the name
             lists `features` and `targets`.
         labelled: False ignores `y` and `targets`.
+        with_gaps: whether `x` may hold NaN and infinities.
 
     Returns:
         Its content; float targets have two dimensions.
@@ -60,7 +61,11 @@ def read_npz(path: Path, labelled: bool = True) -> Table:
     lengths = _check_lengths(path, arrays["lengths"], len(_check_x(path, arrays["x"])))
     x = _to_float32(arrays["x"])
     names = _names(path, "features", arrays, x.shape[1])
-    _check_steps(path, arrays["x"], x, lengths, names or numbered("feature", x.shape[1]))
+    is_bad = np.isinf(x) & np.isfinite(arrays["x"]) if with_gaps else ~np.isfinite(x)
+    for place in np.argwhere(is_bad)[:1]:
+        found = arrays["x"][tuple(place)]
+        name = (names or numbered("feature", x.shape[1]))[place[1]]
+        raise _bad_step(path, int(place[0]), name, found, lengths)
     if not labelled:
         return Table(path, x, lengths, np.zeros((len(lengths), 0), np.float32), names)
     y = _check_y(path, arrays["y"], len(lengths), len(x))
@@ -159,18 +164,15 @@ def _to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
         return values.astype(np.float32)
 
 
-def _check_steps(
-    path: Path, stored: NDArray[Any], x: Floats, lengths: NDArray[np.int64], names: Sequence[str]
-) -> None:
-    if np.isfinite(x).all():
-        return
-    row, feature = (int(index) for index in np.argwhere(~np.isfinite(x))[0])
+def _bad_step(
+    path: Path, row: int, name: str, found: np.generic, lengths: NDArray[np.int64]
+) -> InputError:
     offsets = np.concatenate(([0], lengths.cumsum()))
     sequence = int(np.searchsorted(offsets, row, side="right")) - 1
-    raise InputError(
-        f"{path}, sequence {sequence}, step {row - offsets[sequence]}, feature "
-        f"{names[feature]!r}: expected a finite float32 number, found {stored[row, feature]}; "
-        f"fill the gap or drop the sequence first"
+    gaps = "" if np.isfinite(found) else ", or fill all gaps with --missing forward, mean or zero"
+    return InputError(
+        f"{path}, sequence {sequence}, step {row - offsets[sequence]}, feature {name!r}: expected "
+        f"a finite float32 number, found {found}; fill the gap or drop the sequence first{gaps}"
     )
 
 
