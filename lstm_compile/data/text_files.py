@@ -121,14 +121,18 @@ def check_encoding(path: Path, encoding: str = "utf-8") -> None:
 
 
 def check_mistaken(path: Path, encoding: str) -> None:
-    """Refuse a file in UTF-8 that would be read in an encoding with one byte a character.
+    """Refuse a file in UTF-8 or UTF-16 that would be read in an encoding of single bytes.
 
     Raises:
-        InputError: the file has characters beyond ASCII, and all of it is UTF-8.
+        InputError: the file begins with the mark of UTF-16, or it has characters beyond ASCII and
+            all of it is UTF-8.
     """
     is_single = len(bytes(range(128, 256)).decode(encoding, "replace")) == 128
     if encoding.startswith("utf") or not is_single:
         return
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise InputError(f"{path}: its text is UTF-16; read it with --encoding utf-16")
     try:
         has_more = [not text.isascii() for text in texts_of(path)]  # the whole file is decoded
     except InputError:

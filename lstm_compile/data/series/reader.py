@@ -179,8 +179,8 @@ class _Reading:
         added |= {INDICATOR: "--gaps indicate"} if indicator else {}
         for name in filter(added.get, self.roles.values):
             raise InputError(
-                f"{self.place}, column {name!r}: has the name of a column that {added[name]} makes; "
-                "rename it, or leave that option out"
+                f"{self.place}, column {name!r}: has the name of a column that {added[name]} "
+                "makes; rename it, or leave that option out"
             )
         categories = tuple(sorted_labels(map(str, each.values())) for each in self.index.labels)
         return SeriesSchema(

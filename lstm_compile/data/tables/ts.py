@@ -1,8 +1,8 @@
 """The `.ts` text format of sktime and the UCR and UEA archives.
 
 Comments start with `#` or `%`; the header is `@key value` lines up to `@data`; then one case a
-line: dimensions separated by `:`, the values of a dimension by `,`, the class or target last, unless
-the header says that there is none. A missing value is `?` or `NaN`. Source:
+line: dimensions separated by `:`, the values of a dimension by `,`, the class or target last,
+unless the header says that there is none. A missing value is `?` or `NaN`. Source:
 https://www.sktime.net/en/stable/api_reference/file_specifications/ts.html
 """
 

@@ -56,7 +56,7 @@ def kind_of(kind: Any) -> Kind:
 
 def is_date(kind: Any) -> bool:
     """Whether an Arrow type is a moment, a day, a time of day or a duration."""
-    return bool(pa.types.is_temporal(kind))
+    return bool(pa.types.is_temporal(kind)) and not pa.types.is_interval(kind)
 
 
 def type_of_text(cells: Any) -> Any:
@@ -104,6 +104,8 @@ def plain(cells: Any) -> Any:
         return cells.cast(pa.large_string())
     if pa.types.is_decimal(kind) and kind.bit_width < 128:
         return cells.cast(pa.decimal128(kind.precision, kind.scale))
+    if pa.types.is_float16(kind):
+        return cells.cast(pa.float32())
     return cells
 
 
@@ -118,7 +120,7 @@ def to_floats(cells: Any) -> NDArray[Any]:
         return _texts_to_floats(cells)
     if kind != "number":
         raise _wrong_type(cells, "a number")
-    if not pa.types.is_floating(cells.type) or pa.types.is_float16(cells.type):
+    if not pa.types.is_floating(cells.type):
         if pa.types.is_boolean(cells.type):
             cells = cells.cast(pa.uint8())
         try:
