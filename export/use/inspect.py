@@ -168,13 +168,11 @@ def inspect_data(
     try:
         table, unlabelled = _read(path, asked, find_task(task).per_step if task else None)
     except InputError as error:
-        if task or asked.id or not is_table(path):
-            raise
-        try:
-            return inspect_series(str(path), asked)  # without an id column it is one series
-        except InputError:
+        found = None if task else _series_in(path, asked)
+        if found is None:
             raise error from None
-    if unlabelled and not task and is_table(path) and (found := _series_in(path, asked)):
+        return _described_series(str(path), found)
+    if unlabelled and not task and (found := _series_in(path, asked)):
         return _described_series(str(path), found)
     missing = {}
     if isinstance(table.roles, FilledGaps):
@@ -199,6 +197,8 @@ def _series_in(path: Path, options: TableOptions) -> "SeriesTable | None":
         table = _series_table(str(path), options)
     except InputError:
         return None
+    if table.ids is None:  # a table without ids is one series
+        return table
     targets = table.schema.targets
     is_target = bool(options.target) or {bare_name(name).lower() for name in targets} <= {
         *NAMES["target"]

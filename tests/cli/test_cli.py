@@ -64,7 +64,8 @@ def titles(text):
 # ---- the commands and their options
 
 FILLED = ["--gaps", "--duplicates"]
-SERIES = ["--known", "--static", "--calendar", *FILLED]
+WRITTEN = ["--decimal", "--encoding"]
+SERIES = ["--known", "--static", "--calendar", *FILLED, *WRITTEN]
 TABLE = ["--id", "--time", "--target", "--features", "--text", "--missing"]
 OPTIONS = {
     "bench": [
@@ -76,7 +77,7 @@ OPTIONS = {
     "doctor": ["--json", "--debug"],
     "evaluate": [
         *("model", "data", "--json", "--stride", "--plot"),
-        *(*TABLE, *FILLED, "--debug"),
+        *(*TABLE, *FILLED, *WRITTEN, "--debug"),
     ],
     "export": [
         *("run", "--onnx", "--profile", "--int8", "--data", "--streaming", "--cells", "--output"),
@@ -89,6 +90,7 @@ OPTIONS = {
     "inspect": [
         "source",
         "--json",
+        "--task",
         "--id",
         "--time",
         "--target",
@@ -109,6 +111,7 @@ OPTIONS = {
         "--text",
         "--missing",
         *FILLED,
+        *WRITTEN,
         "--debug",
     ],
     "train": [

@@ -49,6 +49,7 @@ from lstm_compile.formatting import listing
 ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream begins otherwise
 SEPARATORS = (",", ";", "\t", "|")
 HEADER_BYTES = 1 << 20
+BLANK_LINES = (b"\n", b"\r\n")
 MOST_CELLS = 1 << 24  # of a sample
 MANY_BRACKETS = 1000  # of a row
 SAMPLE_ROWS = 10_000  # of a text file, that decide the types of its columns
@@ -180,7 +181,8 @@ class Csv(Source):
     def _with_points(self, batch: Any, row: int) -> Any:
         """The rows from number `row` on, with a point for each decimal comma."""
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        for name in (name for name in columns if kind_of(self.types[name]) == "number"):
+        numbers = [name for name in columns if kind_of(self.types[name]) == "number"]
+        for name in (name for name in numbers if name not in self.as_written):
             has_point = pc.match_substring_regex(columns[name], DECIMAL_POINT).fill_null(False)
             for index in pc.indices_nonzero(has_point).to_pylist()[:1]:
                 raise InputError(
@@ -213,19 +215,29 @@ class Csv(Source):
         )
 
     def _header_line(self) -> tuple[int, str]:
-        """How many blank lines begin the file, and which of `SEPARATORS` the next has most of."""
+        """How many blank lines begin the file, and which of `SEPARATORS` parts its columns.
+
+        It is the one that the names, and also the row below them, have most of outside quotes.
+        """
         with io.BufferedReader(open_text(self.path, self.dialect.encoding)) as file:
             start = file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8)
             file.read(len(codecs.BOM_UTF8) * start)
             blank = 0
-            while (line := file.readline(HEADER_BYTES)) in (b"\n", b"\r\n"):
+            while (line := file.readline(HEADER_BYTES)) in BLANK_LINES:
                 blank += 1
+            below = file.readline(HEADER_BYTES)
+            while below in BLANK_LINES:
+                below = file.readline(HEADER_BYTES)
+        header, row = (self._unquoted(text) for text in (line, below or line))
+        return blank, max(SEPARATORS, key=lambda s: (min(header.count(s), row.count(s)), header.count(s)))
+
+    def _unquoted(self, line: bytes) -> str:
         try:
-            header = line.decode()
+            text = line.decode()
         except UnicodeDecodeError:
             self._check_encoding()
-            header = line.decode("utf-8", "replace")  # cut within a character
-        return blank, max(SEPARATORS, key="".join(header.split('"')[::2]).count)
+            text = line.decode("utf-8", "replace")  # cut within a character
+        return "".join(text.split('"')[::2])
 
 
 class JsonLines(Source):

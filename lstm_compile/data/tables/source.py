@@ -50,6 +50,7 @@ class Source(ABC):
         constants: columns that all rows of the file get from folders called `name=value`.
         texts: columns whose cells are read as text, whatever they mean.
         lines_above: how many lines stand above the first row.
+        as_written: columns of numbers in which decimal commas stay.
     """
 
     is_text = False
@@ -61,7 +62,7 @@ class Source(ABC):
         constants: Mapping[str, str] | None = None,
         dialect: Dialect = Dialect(),  # noqa: B008
     ) -> None:
-        self.path, self.dialect = path, dialect
+        self.path, self.dialect, self.as_written = path, dialect, set[str | None]()
         self.constants = dict(constants or {})
         with self._translated():
             if self._size() == 0:
@@ -218,7 +219,8 @@ class TableFiles:
             return convert(batch.cells[column])
         except CellError as error:
             if column in self.sources[batch.file].texts:
-                mend = "; else ".join(filter(None, (comma_advice(error.found.strip("'")), mend)))
+                advice = comma_advice(str(batch.cells[column][error.index]))
+                mend = f"{advice}; else {mend}" if advice else mend
             self.refuse(batch.start + error.index, column, error.found, error.expected, mend)
 
     def convert_codes(
