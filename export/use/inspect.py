@@ -14,11 +14,11 @@ from lstm_compile.data.bundled import BUNDLED, SERIES
 from lstm_compile.data.profile import profile
 from lstm_compile.data.schema import bare_name
 from lstm_compile.data.tables.columns import ReadRequest, TableOptions
-from lstm_compile.data.tables.folders import is_table, is_text
+from lstm_compile.data.tables.folders import is_text
 from lstm_compile.data.tables.read import locate, read_table
 from lstm_compile.data.tables.roles import NAMES, FilledGaps, Roles
 from lstm_compile.data.tables.table import Table
-from lstm_compile.data.text_files import count_characters, find_texts
+from lstm_compile.data.text_files import count_characters, find_texts, refuse_columns
 from lstm_compile.errors import InputError
 from lstm_compile.files import from_json
 from lstm_compile.model import header
@@ -65,7 +65,10 @@ def inspect_source(
     if path.suffix == ".onnx":
         return {"kind": "onnx", **inspect_onnx(path)}
     reads_text = find_task(task).is_text if task else is_text(name)
-    return inspect_text(name, training) if reads_text else inspect_data(name, options, task)
+    if not reads_text:
+        return inspect_data(name, options, task)
+    refuse_columns(name, options)
+    return inspect_text(name, training)
 
 
 def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:

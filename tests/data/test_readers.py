@@ -115,7 +115,10 @@ def test_ts_refuses_bad_cases(tmp_path, lines, message):
         ("@classLabel true a\n", "no `@data` line, so this is not a complete .ts file"),
         ("@\n@data\n1:a", "the header needs `@classLabel true` or `@targetlabel true`, and only"),
         ("@data\n1:a", "the header needs `@classLabel true` or"),
-        ("@classLabel false\n@data\n1", "its header says that it has no labels; only predict reads"),
+        (
+            "@classLabel false\n@data\n1",
+            "its header says that it has no labels; only predict reads",
+        ),
         ("@classLabel true a\n@targetLabel true\n@data\n1:a", "and only one"),
         ("@classLabel true a\n@data\n", "no case follows `@data`"),
         ("@timeStamps true\n@data\n(0,1):a", "line 1: `@timeStamps true` is not supported"),
@@ -184,7 +187,9 @@ def test_ts_with_gaps_from_training_to_predictions(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "missing: mean (20 values filled)" in done.stdout
     assert load_model("run").training["table"]["means"] == [5.25, pytest.approx(3.5 / 3)]
-    again = invoke("train", "--config", "run/config.toml", "--output", "again", "--test", "train.ts")
+    again = invoke(
+        "train", "--config", "run/config.toml", "--output", "again", "--test", "train.ts"
+    )
     assert again.exit_code == 0, again.output
     assert invoke("evaluate", "run", "train.ts").exit_code == 0
     assert invoke("export", "run", "--onnx").exit_code == 0

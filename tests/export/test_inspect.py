@@ -110,7 +110,7 @@ def test_a_table_of_several_series(here):
     columns = ("--id", "store", "--target", "sales")
     found, lines = inspect("t.csv", *columns)
     assert (found["kind"], found["series"], found["rows"]) == ("series", 2, 38)
-    assert (found["from"], found["step"]) == ("2020-01-01", "1 day")
+    assert (found["from"][:10], found["step"]) == ("2020-01-01", "1 day")
     command = "lstm-compile train t.csv --task forecast --id store --target sales"
     assert lines[-1] == f"next        {command}"
     assert inspect("t.csv", *columns, "--task", "forecast")[0] == found

@@ -23,6 +23,7 @@ Gaps = Literal["error", "forward", "linear", "indicate"]
 Duplicates = Literal["error", "mean", "last"]
 Decimal = Literal[".", ","]
 Names = tuple[str, ...]
+NOT_OF_FILES = ("idna", "punycode", "undefined")  # encodings of names
 CHOICES = {"missing": Missing, "gaps": Gaps, "duplicates": Duplicates, "decimal": Decimal}
 # the options that only tables of series to forecast have
 SERIES_ONLY = ("known", "static", "calendar", "gaps", "duplicates")
@@ -144,10 +145,11 @@ def _check_column_name(role: str, name: Any) -> None:
 
 def _check_encoding(name: Any) -> None:
     try:
-        if name is None or codecs.lookup(name)._is_text_encoding:
-            return
+        found = None if name is None else codecs.lookup(name)
     except (LookupError, TypeError, ValueError):
-        pass
+        found = codecs.lookup("hex")  # of bytes, not of text
+    if found is None or (found._is_text_encoding and found.name not in NOT_OF_FILES):
+        return
     raise InputError(
         f"encoding must be one that Python knows, such as cp1252 or utf-16; got {name!r}"
     )

@@ -229,7 +229,9 @@ class Csv(Source):
             while below in BLANK_LINES:
                 below = file.readline(HEADER_BYTES)
         header, row = (self._unquoted(text) for text in (line, below or line))
-        return blank, max(SEPARATORS, key=lambda s: (min(header.count(s), row.count(s)), header.count(s)))
+        return blank, max(
+            SEPARATORS, key=lambda s: (min(header.count(s), row.count(s)), header.count(s))
+        )
 
     def _unquoted(self, line: bytes) -> str:
         try:
@@ -356,7 +358,8 @@ def open_files(
 def _check_header(path: Path, names: list[str], types: list[Any], columns: list[Any]) -> None:
     """Refuse a first line that holds values: dates, or what the columns below hold.
 
-    Names may be numbers: `0,1,2` is what pandas calls columns without names.
+    Names may be numbers: `0,1,2` is what pandas calls columns without names, and it writes the
+    index without a name.
     """
     pairs = [each for each in zip(names, types, columns, strict=True) if each[0].strip()]
     kinds = [kind_of(type_of_text(pa.array([name]))) for name, _, _ in pairs]
@@ -367,7 +370,8 @@ def _check_header(path: Path, names: list[str], types: list[Any], columns: list[
     numbers = [name.strip() for kind, name in zip(kinds, names, strict=False) if kind == "number"]
     counted = [[str(i + first) for i in range(len(numbers))] for first in (0, 1)]
     has_date = any(kind == "date" and fits for kind, fits in zip(kinds, of_kind, strict=True))
-    if has_date or (all(of_kind) and numbers and numbers not in counted):
+    are_names = "" in names or not numbers or numbers in counted
+    if has_date or (all(of_kind) and not are_names):
         raise InputError(
             f"{path}: the first line holds values ({listing(names)}), expected the names of the "
             "columns; write a line of names above it"

@@ -77,14 +77,14 @@ def open_table(request: ReadRequest) -> tuple[TableFiles, Roles]:
 def check_columns(files: TableFiles, roles: Roles) -> None:
     """Check that all files have the same columns, and ids, times and labels of the same types.
 
-    Ids stay as they are written.
+    Ids and texts stay as they are written.
 
     Raises:
         InputError: a file that differs from the first.
     """
     first = files.sources[0]
     for source in files.sources:
-        source.as_written.add(roles.id)
+        source.as_written.update((roles.id, *(roles.features if roles.is_text else ())))
         if other := sorted(set(source.types) ^ set(first.types)):
             raise InputError(
                 f"{source.path}: expected the columns of {first.path}, but only one of the files "

@@ -1,5 +1,6 @@
 """The files of a long table, read a batch of rows at a time; every error is one line."""
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from lstm_compile.formatting import free_name
 
 BATCH_ROWS = 1 << 16
 BLOCK_BYTES = 1 << 22  # of text parsed at once; no row may be longer
+PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 MEND_CELL = "mend the cell or drop the row"
 
 
@@ -118,11 +120,13 @@ class Source(ABC):
         """Turn errors of pyarrow and of the system into an `InputError` of one line."""
         try:
             yield
-        except UnicodeDecodeError as error:
-            self._check_encoding()
-            raise InputError(
-                f"{self.path}: holds text that is not UTF-8; write it again"
-            ) from error
+        except UnicodeError as error:
+            if isinstance(error, UnicodeDecodeError):
+                self._check_encoding()
+            kind, mend = "UTF-8", "write it again"
+            if self.dialect.encoding != "utf-8":
+                kind, mend = self.dialect.encoding, "name its encoding with --encoding"
+            raise InputError(f"{self.path}: holds text that is not {kind}; {mend}") from error
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be read ({error.strerror or reason(error)})"
@@ -258,13 +262,13 @@ class TableFiles:
 def named(types: Sequence[tuple[str, Any]], kept: Collection[str | None] = ()) -> list[str]:
     """Names of columns without blanks around them; `types` are pairs of name and Arrow type.
 
-    A column without a name is called `time` if it holds dates, else `Unnamed: 0` after its place,
-    as by pandas. A name in `kept` stays as it is.
+    A column without a name is called `time` if it holds dates, also pandas' index; else
+    `Unnamed: 0` after its place, as by pandas. A name in `kept` stays as it is.
     """
     found, names = [name for name, _ in types], list[str]()
     for place, (name, kind) in enumerate(types):
         bare = name.strip()
-        if not bare:
+        if not bare or (is_date(kind) and PANDAS_INDEX.fullmatch(bare)):
             bare = free_name("time" if is_date(kind) else f"Unnamed: {place}", [*found, *names])
         names.append(name if name in kept or (bare != name and bare in found) else bare)
     return names
