@@ -1,9 +1,8 @@
 """The files of a long table, read a batch of rows at a time; every error is one line."""
 
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -14,10 +13,10 @@ from numpy.typing import NDArray
 
 from lstm_compile.config import MAX_SIZE
 from lstm_compile.data.tables.columns import Kind, Progress
+from lstm_compile.data.tables.dialect import Dialect, named
 from lstm_compile.data.tables.values import (
     CellError,
     comma_advice,
-    is_date,
     kind_of,
     plain,
     to_codes,
@@ -25,21 +24,10 @@ from lstm_compile.data.tables.values import (
 )
 from lstm_compile.data.text_files import ENCODED, check_encoding
 from lstm_compile.errors import InputError, reason
-from lstm_compile.formatting import free_name
 
 BATCH_ROWS = 1 << 16
 BLOCK_BYTES = 1 << 22  # of text parsed at once; no row may be longer
-PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 MEND_CELL = "mend the cell or drop the row"
-
-
-class Dialect(NamedTuple):
-    """How the files of a table are written."""
-
-    decimal: str = "."  # the decimal mark of CSV files
-    encoding: str = "utf-8"  # of files of text, as `codecs` calls it
-    # names of columns that keep the blanks around them, as in models of earlier versions
-    kept: frozenset[str | None] = frozenset()
 
 
 class Source(ABC):
@@ -257,21 +245,6 @@ class TableFiles:
         raise InputError(
             f"{self.place(row)}, column {column!r}: found {found}, expected {expected}; {mend}"
         )
-
-
-def named(types: Sequence[tuple[str, Any]], kept: Collection[str | None] = ()) -> list[str]:
-    """Names of columns without blanks around them; `types` are pairs of name and Arrow type.
-
-    A column without a name is called `time` if it holds dates, also pandas' index; else
-    `Unnamed: 0` after its place, as by pandas. A name in `kept` stays as it is.
-    """
-    found, names = [name for name, _ in types], list[str]()
-    for place, (name, kind) in enumerate(types):
-        bare = name.strip()
-        if not bare or (is_date(kind) and PANDAS_INDEX.fullmatch(bare)):
-            bare = free_name("time" if is_date(kind) else f"Unnamed: {place}", [*found, *names])
-        names.append(name if name in kept or (bare != name and bare in found) else bare)
-    return names
 
 
 def _translated(path: Path, error: Exception, lines_above: int) -> InputError:
