@@ -15,7 +15,13 @@ import pyarrow.csv
 
 from lstm_compile.data.tables.dialect import named, open_text
 from lstm_compile.data.tables.source import BLOCK_BYTES, Source
-from lstm_compile.data.tables.values import DECIMAL_POINT, comma_to_point, kind_of, type_of_text
+from lstm_compile.data.tables.values import (
+    DECIMAL_POINT,
+    comma_to_point,
+    kind_of,
+    point_advice,
+    type_of_text,
+)
 from lstm_compile.data.text_files import check_mistaken
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
@@ -63,10 +69,10 @@ class Csv(Source):
         for name in (name for name in numbers if name not in self.as_written):
             has_point = pc.match_substring_regex(columns[name], DECIMAL_POINT).fill_null(False)
             for index in pc.indices_nonzero(has_point).to_pylist()[:1]:
+                found = columns[name][index].as_py()
                 raise InputError(
-                    f"{self.path}, row {row + index + 1}, column {name!r}: found "
-                    f"{columns[name][index].as_py()!r}, expected a decimal comma and no point; "
-                    "write the number so, or read decimal points with --decimal ."
+                    f"{self.path}, row {row + index + 1}, column {name!r}: found {found!r}, "
+                    f"expected a decimal comma and no point; {point_advice(found)}"
                 )
             columns[name] = comma_to_point(columns[name])
         return pa.RecordBatch.from_pydict(columns)
@@ -107,6 +113,11 @@ class Csv(Source):
             while below in BLANK_LINES:
                 below = file.readline(HEADER_BYTES)
         header, row = (self._unquoted(text) for text in (line, below or line))
+        if b"\0" in line:
+            raise InputError(
+                f"{self.path}: its first line holds zero bytes, as UTF-16 does; name its encoding "
+                "with --encoding, such as utf-16-le"
+            )
         return blank, max(
             SEPARATORS, key=lambda s: (min(header.count(s), row.count(s)), header.count(s))
         )

@@ -254,9 +254,9 @@ def _translated(path: Path, error: Exception, lines_above: int) -> InputError:
     if "Row #" in text and "Expected" in text:  # pyarrow counts all lines
         number, _, counts = text.partition("Row #")[2].partition(": ")
         counts = counts.partition(":")[0].replace("Expected", "expected").replace("got", "found")
-        return InputError(
-            f"{path}, row {int(number) - lines_above}: {counts}; mend or drop the row"
-        )
+        row = int(number) - lines_above
+        first = "; or is the first line not that of the names?" if row == 1 else ""
+        return InputError(f"{path}, row {row}: {counts}; mend or drop the row{first}")
     if isinstance(error, MemoryError):
         return InputError(
             f"{path}: damaged, or more than this machine's memory holds ({text}); copy it again"

@@ -26,6 +26,9 @@ _THOUSANDS = (
 )
 
 
+_NO_MARKS = "write the number without marks between thousands"
+
+
 class CellError(Exception):
     """A cell that does not hold what its column should.
 
@@ -83,11 +86,18 @@ def comma_to_point(cells: Any) -> Any:
 
 def comma_advice(text: str) -> str:
     """What to do about a text that is a number with commas; empty if it is none."""
-    if re.search(DECIMAL_COMMA, text):
-        return "--decimal , reads a decimal comma; a comma between thousands must go"
-    if re.search(_THOUSANDS, text):
-        return "write the number without marks between thousands"
-    return ""
+    has_marks = re.search(_THOUSANDS, text)
+    if re.search(DECIMAL_COMMA, text) or (has_marks and re.search(r"[^,],\d*\s*$", text)):
+        return f"--decimal , reads a decimal comma; {_NO_MARKS}"
+    return _NO_MARKS if has_marks else ""
+
+
+def point_advice(text: str) -> str:
+    """What to do about a number with a point, where commas are expected."""
+    is_plain = "," not in text and not re.search(_THOUSANDS, text.replace(".", ","))
+    is_open = not is_plain and text.count(".") == 1 and "," not in text
+    choice = "--decimal . reads decimal points"
+    return choice if is_plain else f"{choice}; {_NO_MARKS}" if is_open else _NO_MARKS
 
 
 def plain(cells: Any) -> Any:
