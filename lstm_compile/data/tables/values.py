@@ -86,18 +86,26 @@ def comma_to_point(cells: Any) -> Any:
 
 def comma_advice(text: str) -> str:
     """What to do about a text that is a number with commas; empty if it is none."""
-    has_marks = re.search(_THOUSANDS, text)
-    if re.search(DECIMAL_COMMA, text) or (has_marks and re.search(r"[^,],\d*\s*$", text)):
-        return f"--decimal , reads a decimal comma; {_NO_MARKS}"
-    return _NO_MARKS if has_marks else ""
+    if re.search(DECIMAL_COMMA, text):
+        return _which("comma", ",")
+    if not re.search(_THOUSANDS, text):
+        return ""
+    is_comma_last = text.count(",") == 1 and text.find(".") < text.find(",")
+    return f"{_NO_MARKS}, and add --decimal ," if is_comma_last else _NO_MARKS
 
 
 def point_advice(text: str) -> str:
     """What to do about a number with a point, where commas are expected."""
-    is_plain = "," not in text and not re.search(_THOUSANDS, text.replace(".", ","))
-    is_open = not is_plain and text.count(".") == 1 and "," not in text
-    choice = "--decimal . reads decimal points"
-    return choice if is_plain else f"{choice}; {_NO_MARKS}" if is_open else _NO_MARKS
+    if "," in text or text.count(".") > 1:
+        return _NO_MARKS
+    return _which("point", ".")
+
+
+def _which(name: str, mark: str) -> str:
+    return (
+        f"if the {name} is the decimal mark, add --decimal {mark}; if it parts thousands, write "
+        "the number without it"
+    )
 
 
 def plain(cells: Any) -> Any:
