@@ -14,7 +14,7 @@ from lstm_compile.model.run_folder import MODEL_FILE
 
 if TYPE_CHECKING:
     from lstm_compile.data.series.series_table import SeriesRoles
-    from lstm_compile.data.tables.roles import Roles
+    from lstm_compile.data.tables.roles import FilledGaps, Roles
 
 
 @click.command(cls=Command)
@@ -44,7 +44,7 @@ def command(
 
     source = model or newest_run()
     table = TableOptions(**values_of(TableOptions, options))
-    found: list[Roles | SeriesRoles | None] = []
+    found: list[Roles | FilledGaps | SeriesRoles | None] = []
     out = output.console(as_json)
     with output.reading(out) as progress:
         evaluation = evaluate_file(

@@ -9,7 +9,7 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import flags_of, json_option
+from lstm_compile.cli.options import flags_of, json_option, task_option
 from lstm_compile.data.bundled import SERIES
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.formatting import listing
@@ -24,8 +24,9 @@ Line = tuple[str, str]
 @click.command(cls=Command)
 @click.argument("source", metavar="DATA|RUN|MODEL")
 @json_option
+@task_option
 @flags_of(TableOptions)
-def command(source: str, as_json: bool, **options: Any) -> None:
+def command(source: str, as_json: bool, task: str | None, **options: Any) -> None:
     """Describe DATA, a run folder, or a .safetensors or .onnx file.
 
     DATA is a file or a bundled data set (its training part). Shown are sequences, lengths, gaps,
@@ -35,11 +36,11 @@ def command(source: str, as_json: bool, **options: Any) -> None:
     from lstm_compile.export.use.inspect import inspect_source
 
     asked = TableOptions(**options)
-    found = inspect_source(source, asked, lambda: resolve(source, "lm").training)
+    found = inspect_source(source, asked, lambda: resolve(source, "lm").training, task)
     if as_json:
         return output.print_json(found)
     show = {"data": _data, "series": _series, "text": _text}.get(found["kind"], _model)
-    output.lines(output.console(as_json), *show(source, found, asked))
+    output.lines(output.console(as_json), *show(source, {**found, "asked task": task}, asked))
     return None
 
 
@@ -61,7 +62,8 @@ def _data(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[L
     if found["unlabelled"]:
         yield "next", f"lstm-compile predict RUN {shlex.quote(source)} --output predictions.csv"
     else:
-        yield "next", output.command("train", Path(source), *_flags(asked, found))
+        task = ["--task", found["asked task"]] if found["asked task"] else []
+        yield "next", output.command("train", Path(source), *task, *_flags(asked, found))
 
 
 def _oddities(found: dict[str, Any]) -> Iterator[Line]:

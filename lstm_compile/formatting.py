@@ -10,7 +10,7 @@ from lstm_compile.tasks import find_task
 
 if TYPE_CHECKING:
     from lstm_compile.data.series.series_table import SeriesRoles
-    from lstm_compile.data.tables.roles import Roles
+    from lstm_compile.data.tables.roles import FilledGaps, Roles
     from lstm_compile.evaluation.evaluate import Evaluation
 
 SHOWN_NAMES = 12  # a one-line error lists no more
@@ -42,7 +42,7 @@ def baselines(values: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
     return [("baseline", f"{name}: {metrics(scores)}") for name, scores in values.items()]
 
 
-def columns(roles: "Roles | SeriesRoles | None") -> list[tuple[str, str]]:
+def columns(roles: "Roles | FilledGaps | SeriesRoles | None") -> list[tuple[str, str]]:
     """One line about the columns of a long table; nothing for other data."""
     return [("columns", roles.description)] if roles else []
 

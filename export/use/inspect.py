@@ -12,25 +12,32 @@ from typing import TYPE_CHECKING, Any
 
 from lstm_compile.data.bundled import BUNDLED, SERIES
 from lstm_compile.data.profile import profile
+from lstm_compile.data.schema import bare_name
 from lstm_compile.data.tables.columns import ReadRequest, TableOptions
-from lstm_compile.data.tables.folders import is_table, is_text
+from lstm_compile.data.tables.folders import is_text
 from lstm_compile.data.tables.read import locate, read_table
-from lstm_compile.data.tables.roles import Roles
+from lstm_compile.data.tables.roles import NAMES, FilledGaps, Roles
 from lstm_compile.data.tables.table import Table
-from lstm_compile.data.text_files import count_characters, find_texts
+from lstm_compile.data.text_files import count_characters, find_texts, refuse_columns
 from lstm_compile.errors import InputError
 from lstm_compile.files import from_json
 from lstm_compile.model import header
 from lstm_compile.model.run_folder import MODEL_FILE
+from lstm_compile.tasks import find_task
 
 if TYPE_CHECKING:
+    from lstm_compile.data.series.series_table import SeriesTable
     from lstm_compile.export.names import Tensors
 
+MOST_CLASSES = 20  # whole numbers with more values are no classes
 Training = Callable[[], Any]
 
 
 def inspect_source(
-    name: str, options: TableOptions | None = None, training: Training | None = None
+    name: str,
+    options: TableOptions | None = None,
+    training: Training | None = None,
+    task: str | None = None,
 ) -> dict[str, Any]:
     """Describe a source, as `--json` prints it.
 
@@ -39,6 +46,7 @@ def inspect_source(
             `.safetensors` or an `.onnx` file.
         options: the columns of a long table.
         training: gives the settings of a run on text, a `TrainingConfig`.
+        task: what data are read for; None takes what fits them.
 
     Returns:
         `kind` (`data`, `series`, `text`, `run`, `safetensors` or `onnx`), and the values that the
@@ -49,14 +57,18 @@ def inspect_source(
     """
     path = Path(name)
     if name in BUNDLED:
-        return inspect_data(name, options)
+        return inspect_data(name, options, task)
     if (path / MODEL_FILE).exists():
         return {"kind": "run", **header.inspect_run(path)}
     if path.suffix == ".safetensors":
         return {"kind": "safetensors", **header.inspect_safetensors(path)}
     if path.suffix == ".onnx":
         return {"kind": "onnx", **inspect_onnx(path)}
-    return inspect_text(name, training) if is_text(name) else inspect_data(name, options)
+    reads_text = find_task(task).is_text if task else is_text(name)
+    if not reads_text:
+        return inspect_data(name, options, task)
+    refuse_columns(name, options)
+    return inspect_text(name, training)
 
 
 def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
@@ -70,12 +82,19 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read.
     """
-    import numpy as np
+    return _described_series(path, _series_table(path, options))
 
+
+def _series_table(path: str, options: TableOptions) -> "SeriesTable":
     from lstm_compile.data.series.reader import read_series  # loads pyarrow
 
     gaps, duplicates = options.gaps or "forward", options.duplicates or "last"
-    table = read_series(path, replace(options, gaps=gaps, duplicates=duplicates))
+    return read_series(path, replace(options, gaps=gaps, duplicates=duplicates))
+
+
+def _described_series(path: str, table: "SeriesTable") -> dict[str, Any]:
+    import numpy as np
+
     stamps = [str(stamp) for stamp in table.stamps(np.sort(table.ticks)[[0, -1]])]
     steps = table.lengths
     spread = {"min": int(steps.min()), "median": float(np.median(steps)), "max": int(steps.max())}
@@ -128,8 +147,13 @@ def _plan(characters: int, training: Any) -> dict[str, int]:
     return {"train": trained, "validation": validated, "steps": steps, "epochs": training.epochs}
 
 
-def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, Any]:
+def inspect_data(
+    name: str, options: TableOptions | None = None, task: str | None = None
+) -> dict[str, Any]:
     """Describe a data set; it may have gaps.
+
+    Without a task, a table is of series to forecast if it has no id, or if its target is a number
+    that changes within an id and its times are dates.
 
     Returns:
         `kind` (`data`), `path`, `part` (of a bundled one), `columns` (of a long table: `id`,
@@ -141,19 +165,22 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
         InputError: it cannot be read.
     """
     path, asked = locate(name, "train"), options or TableOptions()
-    if name in SERIES or asked.series_flags:
+    is_series = find_task(task).is_series if task else name in SERIES or asked.series_flags
+    if is_series:
         return inspect_series(str(path), asked)
     try:
-        table, unlabelled = _read(path, asked)
+        table, unlabelled = _read(path, asked, task)
     except InputError as error:
-        if asked.id or not is_table(path):
-            raise
-        try:
-            return inspect_series(str(path), asked)  # without an id column it is one series
-        except InputError:
+        found = None if task else _series_in(path, asked)
+        if found is None:
             raise error from None
+        return _described_series(str(path), found)
+    if unlabelled and not task and (found := _series_in(path, asked)):
+        return _described_series(str(path), found)
     missing = {}
-    if table.roles is not None:
+    if isinstance(table.roles, FilledGaps):
+        missing = {**table.roles.counts}
+    elif table.roles is not None:
         from lstm_compile.data.tables.long import count_missing  # loads pyarrow
 
         missing = count_missing(path, table.roles)
@@ -161,10 +188,27 @@ def inspect_data(name: str, options: TableOptions | None = None) -> dict[str, An
         "kind": "data",
         "path": str(path),
         "part": "train" if name in BUNDLED else None,
-        "columns": _columns(table.roles) if table.roles else None,
+        "columns": _columns(table.roles) if isinstance(table.roles, Roles) else None,
         "unlabelled": unlabelled,
         **profile(table, missing).to_dict(),
     }
+
+
+def _series_in(path: Path, options: TableOptions) -> "SeriesTable | None":
+    """The table as series to forecast, if it seems to hold them, else None."""
+    try:
+        table = _series_table(str(path), options)
+    except InputError:
+        return None
+    if table.ids is None:  # a table without ids is one series
+        return table
+    targets = table.schema.targets
+    is_target = bool(options.target) or {bare_name(name).lower() for name in targets} <= {
+        *NAMES["target"]
+    }
+    values = table.x[:, : len(targets)]
+    are_numbers = bool((values % 1).any()) or len(set(values.ravel().tolist())) > MOST_CLASSES
+    return table if is_target and are_numbers and table.info.clock.kind != "number" else None
 
 
 def _columns(roles: Roles) -> dict[str, Any]:
@@ -177,12 +221,14 @@ def _columns(roles: Roles) -> dict[str, Any]:
     }
 
 
-def _read(path: Path, options: TableOptions) -> tuple[Table, str | None]:
+def _read(path: Path, options: TableOptions, task: str | None) -> tuple[Table, str | None]:
     """The table, its gaps filled, and why it was read without labels, or None."""
-    if is_table(path) and options.missing in (None, "error"):
+    if options.missing in (None, "error"):
         options = replace(options, missing="zero")
+    wanted = find_task(task) if task else None
+    labels = {} if wanted is None else {n: getattr(wanted, n) for n in ("per_step", "has_classes")}
     try:
-        return read_table(ReadRequest(path, options)), None
+        return read_table(ReadRequest(path, options, **labels)), None
     except InputError as error:
         try:
             return read_table(ReadRequest(path, options, labelled=False)), str(error)

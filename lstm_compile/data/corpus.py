@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lstm_compile.data.schema import Schema, Vocabulary
 from lstm_compile.data.tables.roles import Roles
-from lstm_compile.data.text_files import BLOCK, count_characters, find_texts, texts_of
+from lstm_compile.data.text_files import BLOCK, count_characters, find_texts, mark_size, texts_of
 from lstm_compile.errors import InputError
 
 Tokens = Literal["char", "byte"]
@@ -96,7 +96,7 @@ def read_corpus(
     if kind == "byte":
         vocabulary = Vocabulary("byte")
         # copy on write: torch takes no read-only memory
-        mapped = [np.memmap(file, np.uint8, "c") for file in files]
+        mapped = [np.memmap(file, np.uint8, "c")[mark_size(file) :] for file in files]
         joined = mapped[0] if len(mapped) == 1 else _spooled(iter(mapped), np.uint8)
         counts = [len(part) for part in mapped]
     else:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.series.series_table import SeriesRoles
-from lstm_compile.data.tables.roles import Roles
+from lstm_compile.data.tables.roles import FilledGaps, Roles
 from lstm_compile.model.batch import Batch
 
 
@@ -35,7 +35,7 @@ class Examples(Protocol):
         """The names, as a trained model carries them."""
 
     @property
-    def roles(self) -> Roles | SeriesRoles | None:
+    def roles(self) -> Roles | FilledGaps | SeriesRoles | None:
         """The columns of the long table that the rows come from."""
 
     def __len__(self) -> int: ...

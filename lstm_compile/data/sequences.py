@@ -16,7 +16,7 @@ from lstm_compile.recurrence.lengths import check_lengths, valid_mask
 from lstm_compile.tasks import fitting_task
 
 if TYPE_CHECKING:
-    from lstm_compile.data.tables.roles import Roles
+    from lstm_compile.data.tables.roles import FilledGaps, Roles
 
 IGNORED = -100  # the label of padded steps, as in torch's cross_entropy
 
@@ -45,7 +45,7 @@ class Sequences:
     features: tuple[str, ...]
     classes: tuple[str, ...]
     targets: tuple[str, ...]
-    roles: "Roles | None" = None
+    roles: "Roles | FilledGaps | None" = None
     per_step: bool = False
     vocabulary: Vocabulary | None = None
     categories: Categories | None = None

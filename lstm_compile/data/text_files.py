@@ -11,6 +11,7 @@ from lstm_compile.data.tables.folders import TEXT_SUFFIXES, matching_files
 from lstm_compile.errors import InputError
 
 BLOCK = 1 << 20  # bytes read at once
+ENCODED = (".csv", ".jsonl", ".ndjson")  # the tables of text, which have `--encoding`
 
 
 def refuse_columns(path: str | PathLike[str], options: TableOptions | None) -> None:
@@ -49,27 +50,32 @@ def find_texts(path: str | PathLike[str]) -> list[Path]:
 
 def _check_readable(file: Path) -> None:
     try:
-        if file.stat().st_size == 0:
+        if file.stat().st_size == mark_size(file):
             raise InputError(f"{file}: the file is empty; expected text")
-        file.open("rb").close()
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error
 
 
+def mark_size(file: Path) -> int:
+    """How many bytes the byte order mark of UTF-8 at the start of a file has: 3, or 0."""
+    with file.open("rb") as source:
+        return len(codecs.BOM_UTF8) * (source.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8)
+
+
 def texts_of(file: Path) -> Iterator[str]:
-    """The text of a file, block by block.
+    """The text of a file, block by block, without a byte order mark.
 
     Raises:
         InputError: it is not UTF-8.
     """
-    decode = codecs.getincrementaldecoder("utf-8")().decode
+    decode = codecs.getincrementaldecoder("utf-8-sig")().decode
     with file.open("rb") as source:
         try:
             while block := source.read(BLOCK):
                 yield decode(block)
             decode(b"", final=True)
         except UnicodeDecodeError as error:
-            check_utf8(file)
+            check_encoding(file)
             raise InputError(f"{file}: ends within a character; save it as UTF-8") from error
 
 
@@ -86,13 +92,13 @@ def count_characters(files: list[Path]) -> Counter[str]:
     return counts
 
 
-def check_utf8(path: Path) -> None:
-    """Refuse a file that is not UTF-8.
+def check_encoding(path: Path, encoding: str = "utf-8") -> None:
+    """Refuse a file that is not in this encoding.
 
     Raises:
         InputError: names the first wrong byte (from 0) and its line (from 1).
     """
-    decode = codecs.getincrementaldecoder("utf-8")().decode
+    decode = codecs.getincrementaldecoder(encoding)().decode
     offset, line = 0, 1
     with path.open("rb") as file:
         while True:
@@ -103,9 +109,34 @@ def check_utf8(path: Path) -> None:
                 # the decoder may still hold bytes of the block before
                 start = offset + error.start - (len(error.object) - len(block))
                 line += block[: max(0, start - offset)].count(b"\n")
+                mend = "save the file as UTF-8"
+                if path.suffix.lower() in ENCODED:
+                    mend += ", or name its encoding with --encoding"
                 raise InputError(
-                    f"{path}, line {line}: byte {start} is not UTF-8; save the file as UTF-8"
+                    f"{path}, line {line}: byte {start} is not {encoding.upper()}; {mend}"
                 ) from error
             if not block:
                 return
             offset, line = offset + len(block), line + block.count(b"\n")
+
+
+def check_mistaken(path: Path, encoding: str) -> None:
+    """Refuse a file in UTF-8 or UTF-16 that would be read in an encoding of single bytes.
+
+    Raises:
+        InputError: the file begins with the mark of UTF-16, or it has characters beyond ASCII and
+            all of it is UTF-8.
+    """
+    is_single = len(bytes(range(128, 256)).decode(encoding, "replace")) == 128
+    if encoding.startswith("utf") or not is_single:
+        return
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise InputError(f"{path}: its text is UTF-16; read it with --encoding utf-16")
+    try:
+        has_more = [not text.isascii() for text in texts_of(path)]  # the whole file is decoded
+    except InputError:
+        return
+    if not any(has_more):
+        return
+    raise InputError(f"{path}: its text is UTF-8 and not {encoding}; read it with --encoding utf-8")

@@ -1,5 +1,6 @@
 """The parts of a run's data: to train, to validate and to test, by the kind of data."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from lstm_compile.data.tables.folders import is_address, is_table
 from lstm_compile.data.tables.label_values import are_fractions, are_many, are_whole
 from lstm_compile.data.tables.labels import sequence_labels
 from lstm_compile.data.tables.parquet_index import ParquetIndex, index_parquet
-from lstm_compile.data.tables.read import locate
+from lstm_compile.data.tables.read import locate, table_options
 from lstm_compile.data.tables.table import Table, encode_labels, own_schema
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
@@ -59,7 +60,8 @@ def sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     tested = None
     if test is not None or data in BUNDLED:
         # the test data have the columns that were found in the training data
-        table = everything.roles.options if test and is_table(test) and everything.roles else None
+        found = {"table": asdict(everything.roles.options)} if test and everything.roles else {}
+        table = table_options(test or data, None, found)
         schema, per_step = everything.schema, everything.per_step
         tested = load_dataset(test or data, "test", schema=schema, table=table, per_step=per_step)
     known = train if tested is None else everything
@@ -191,7 +193,7 @@ def streamed_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     config = _config(request, stream.task_like(request.task), schema)
     tested = None
     if test is not None:
-        options = stream.roles.options if is_table(test) else None
+        options = table_options(test, None, {"table": asdict(stream.roles.options)})
         tested = load_dataset(test, "test", schema=schema, table=options)
     validated = validation if training.validation else None
     held_out = _held_out(data, tested, validated)

@@ -46,7 +46,7 @@ def read_space(path: Path) -> Space:
         InputError: not TOML, an unknown setting, or a value that a setting cannot have.
     """
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        document = tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error})") from error
     try:

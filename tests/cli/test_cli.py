@@ -64,7 +64,8 @@ def titles(text):
 # ---- the commands and their options
 
 FILLED = ["--gaps", "--duplicates"]
-SERIES = ["--known", "--static", "--calendar", *FILLED]
+WRITTEN = ["--decimal", "--encoding"]
+SERIES = ["--known", "--static", "--calendar", *FILLED, *WRITTEN]
 TABLE = ["--id", "--time", "--target", "--features", "--text", "--missing"]
 CATEGORIES = ["--categories", "--unknown"]
 OPTIONS = {
@@ -77,7 +78,7 @@ OPTIONS = {
     "doctor": ["--json", "--debug"],
     "evaluate": [
         *("model", "data", "--json", "--stride", "--plot"),
-        *(*TABLE, *FILLED, "--debug"),
+        *(*TABLE, *FILLED, *WRITTEN, "--debug"),
     ],
     "export": [
         *("run", "--onnx", "--profile", "--int8", "--data", "--streaming", "--cells", "--output"),
@@ -90,6 +91,8 @@ OPTIONS = {
     "inspect": [
         "source",
         "--json",
+        "--task",
+        "--per-step",
         "--id",
         "--time",
         "--target",
@@ -111,6 +114,7 @@ OPTIONS = {
         "--text",
         "--missing",
         *FILLED,
+        *WRITTEN,
         "--debug",
     ],
     "train": [

@@ -6,10 +6,21 @@ import sys
 import numpy as np
 import pytest
 import torch
+from cli_cases import invoke, invoke_small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lstm_compile.data import BUNDLED, Schema, fingerprint, load_dataset, read_sequences
+from lstm_compile import load_model
+from lstm_compile.data import (
+    BUNDLED,
+    Schema,
+    TableOptions,
+    fingerprint,
+    load_dataset,
+    read_sequences,
+)
+from lstm_compile.data.tables.columns import ReadRequest
+from lstm_compile.data.tables.read import read_table
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
 
@@ -103,7 +114,11 @@ def test_ts_refuses_bad_cases(tmp_path, lines, message):
         ("@classLabel true a\n1:a\n@data\n1:a", "line 2: expected `@key value` before `@data`"),
         ("@classLabel true a\n", "no `@data` line, so this is not a complete .ts file"),
         ("@\n@data\n1:a", "the header needs `@classLabel true` or `@targetlabel true`, and only"),
-        ("@classLabel false\n@data\n1:a", "the header needs `@classLabel true` or"),
+        ("@data\n1:a", "the header needs `@classLabel true` or"),
+        (
+            "@classLabel false\n@data\n1",
+            "its header says that it has no labels; only predict reads",
+        ),
         ("@classLabel true a\n@targetLabel true\n@data\n1:a", "and only one"),
         ("@classLabel true a\n@data\n", "no case follows `@data`"),
         ("@timeStamps true\n@data\n(0,1):a", "line 1: `@timeStamps true` is not supported"),
@@ -118,6 +133,72 @@ def test_ts_refuses_bad_cases(tmp_path, lines, message):
 )
 def test_ts_refuses_bad_headers(tmp_path, text, message):
     assert_refused(write_ts(tmp_path, text), message)
+
+
+GAPS = "% a comment\n" + HEADER + "1,?,3:4,5,:a\n?:0.25:b\n"
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected", "means"),
+    [
+        ("zero", [[1, 4], [0, 5], [3, 0], [0, 0.25]], ()),
+        ("mean", [[1, 4], [2, 5], [3, 37 / 12], [2, 0.25]], (2, 37 / 12)),
+        ("forward", [[1, 4], [1, 5], [3, 5], [2, 0.25]], (2, 37 / 12)),
+    ],
+)
+def test_gaps_of_files_without_names_are_filled(tmp_path, missing, expected, means):
+    x = np.array([[1, 4], [np.nan, 5], [3, np.inf], [np.nan, 0.25]])
+    npz = write_npz(tmp_path, x=x, lengths=np.array([3, 1]), y=np.array(["a", "b"]))
+    for path in (write_ts(tmp_path, GAPS), npz):
+        data = read_sequences(path, table=TableOptions(missing=missing))
+        assert data.x.numpy() == pytest.approx(np.array(expected))
+        assert data.roles.description == f"missing: {missing} (3 values filled)"
+        assert data.roles.options.means == pytest.approx(means)
+        later = read_sequences(path, table=TableOptions(missing="mean", means=(7.0, 8.0)))
+        assert later.x[1].tolist() == [7, 5]
+        assert_refused(path, "with --missing forward, mean or zero")
+    big = write_npz(tmp_path, x=np.array([[1e39], [np.nan]]), lengths=[2], y=np.array(["a"]))
+    assert_refused(big, "found 1e+39", table=TableOptions(missing="zero"))
+    text = GAPS.replace("0.25", "x")
+    assert_refused(write_ts(tmp_path, text), "step 1: expected", table=TableOptions(missing="zero"))
+
+
+UNLABELLED = "@dimensions 2\n@classLabel false\n@data\n1,2,3:4,5,6\n-15:0.25\n"
+
+
+def test_ts_without_labels(tmp_path):
+    path = write_ts(tmp_path, UNLABELLED)
+    table = read_table(ReadRequest(path, labelled=False))
+    assert table.x.tolist() == [[1, 4], [2, 5], [3, 6], [-15, 0.25]]
+    assert (table.lengths.tolist(), table.y.shape) == ([3, 1], (2, 0))
+    assert_refused(path, "its header says that it has no labels; only predict reads it")
+    path = write_ts(tmp_path, UNLABELLED + "1,2\n")
+    with pytest.raises(InputError, match="line 6: expected 2 dimensions, separated by `:`, found"):
+        read_table(ReadRequest(path, labelled=False))
+
+
+@pytest.mark.slow
+def test_ts_with_gaps_from_training_to_predictions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cases = [f"{i % 2}.5,?,{i}:1,2,{i % 2}:{'ab'[i % 2]}" for i in range(20)]
+    write_ts(tmp_path, HEADER + "\n".join(cases)).rename("train.ts")
+    write_ts(tmp_path, UNLABELLED.replace("4,5", "4,?")).rename("new.ts")
+    done = invoke_small("train", "train.ts", "--missing", "mean", "--output", "run")
+    assert done.exit_code == 0, done.output
+    assert "missing: mean (20 values filled)" in done.stdout
+    assert load_model("run").training["table"]["means"] == [5.25, pytest.approx(3.5 / 3)]
+    again = invoke(
+        "train", "--config", "run/config.toml", "--output", "again", "--test", "train.ts"
+    )
+    assert again.exit_code == 0, again.output
+    assert invoke("evaluate", "run", "train.ts").exit_code == 0
+    assert invoke("export", "run", "--onnx").exit_code == 0
+    for model in ("run", "run/model.onnx"):
+        done = invoke("predict", model, "new.ts", "--output", "p.csv")
+        assert done.exit_code == 0, done.output
+        assert len((tmp_path / "p.csv").read_text().splitlines()) == 3
+    refused = invoke("evaluate", "run", "new.ts")
+    assert "new.ts: its header says that it has no labels; only predict reads it" in refused.stderr
 
 
 # ---- .npz

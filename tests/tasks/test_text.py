@@ -235,6 +235,22 @@ def test_files_become_documents(tmp_path):
     assert validation.starts.tolist() == [0, 3]
 
 
+@pytest.mark.parametrize("tokens", ["char", "byte"])
+def test_a_byte_order_mark_is_no_text(tmp_path, tokens):
+    plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
+    plain.write_bytes("äb\n".encode())
+    marked.write_bytes("äb\n".encode("utf-8-sig"))
+    one, other = (read_corpus(path, tokens) for path in (plain, marked))
+    assert one.vocabulary == other.vocabulary
+    assert one.tokens.equal(other.tokens)
+    both = read_corpus(tmp_path, tokens)
+    assert both.starts.tolist() == [0, len(one), 2 * len(one)]
+    assert both.tokens.tolist() == 2 * one.tokens.tolist()
+    marked.write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(InputError, match=r"marked\.txt: the file is empty; expected text"):
+        read_corpus(marked, tokens)
+
+
 def test_many_characters_take_wider_codes(tmp_path):
     text = "".join(chr(0x4E00 + index) for index in range(600)) + "😀"
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")

@@ -59,7 +59,7 @@ def read_series(
     Raises:
         InputError: anything wrong with the files, their columns or a value, in one line.
     """
-    files = open_files(path)
+    files = open_files(path, options or TableOptions(), schema)
     first = files.sources[0]
     roles = find_series_roles(str(first.path), first.kinds, options or TableOptions(), schema)
     check_columns(files, roles.reading)
@@ -230,6 +230,13 @@ class _Reading:
             return self.trained
         options, clock = self.roles.options, self.clock
         calendar, indicator = self._calendar(ticks), self.roles.gaps == "indicate"
+        added = {name: f"--calendar {name.rpartition('_')[0]}" for name in calendar_names(calendar)}
+        added |= {INDICATOR: "--gaps indicate"} if indicator else {}
+        for name in filter(added.get, self.roles.values):
+            raise InputError(
+                f"{self.place}, column {name!r}: has the name of a column that {added[name]} "
+                "makes; rename it, or leave that option out"
+            )
         categories = tuple(sorted_labels(map(str, each.values())) for each in self.index.labels)
         return SeriesSchema(
             clock.kind, clock.step, options.known, calendar, options.static, categories, indicator,
@@ -237,9 +244,10 @@ class _Reading:
         )  # fmt: skip
 
     def _calendar(self, ticks: NDArray[Any]) -> tuple[str, ...]:
-        asked = self.roles.options.calendar or ("auto",)
+        asked, columns = self.roles.options.calendar or ("auto",), self.roles.values
         if "auto" in asked:
-            return self.clock.features(float(ticks.max() - ticks.min()) if len(ticks) else 0.0)
+            fitting = self.clock.features(float(ticks.max() - ticks.min()) if len(ticks) else 0.0)
+            return tuple(n for n in fitting if set(columns).isdisjoint(calendar_names((n,))))
         names = tuple(name for name in asked if name != "none")
         if names and self.clock.kind == "number":
             raise InputError(

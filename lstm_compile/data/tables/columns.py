@@ -3,6 +3,7 @@
 Loads neither torch nor pyarrow nor numpy: the command line makes flags of `TableOptions`.
 """
 
+import codecs
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
@@ -21,8 +22,16 @@ Missing = Literal["error", "forward", "mean", "zero"]
 Gaps = Literal["error", "forward", "linear", "indicate"]
 Duplicates = Literal["error", "mean", "last"]
 Unknown = Literal["error", "other"]
+Decimal = Literal[".", ","]
 Names = tuple[str, ...]
-CHOICES = {"unknown": Unknown, "missing": Missing, "gaps": Gaps, "duplicates": Duplicates}
+NOT_OF_FILES = ("idna", "punycode", "undefined")  # encodings of names
+CHOICES = {
+    "unknown": Unknown,
+    "missing": Missing,
+    "gaps": Gaps,
+    "duplicates": Duplicates,
+    "decimal": Decimal,
+}
 # the options that only tables of series to forecast have
 SERIES_ONLY = ("known", "static", "calendar", "gaps", "duplicates")
 Kind = Literal["number", "text", "date", "other"]  # bool and whole numbers are numbers too
@@ -86,6 +95,13 @@ class TableOptions:
     duplicates: Duplicates | None = option(
         None, "What two rows at one time become.", unset=AS_TRAINED, only=IS_SERIES
     )
+    decimal: Decimal | None = option(
+        None, "Decimal mark of CSV files.", unset="as in training, else .", only=HAS_FEATURES
+    )
+    encoding: str | None = option(
+        None, "Encoding of CSV and JSON Lines files, such as cp1252 or utf-16.",
+        unset="as in training, else UTF-8", only=HAS_FEATURES,
+    )  # fmt: skip
     means: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -97,6 +113,7 @@ class TableOptions:
             if getattr(self, name) not in (None, *get_args(kind)):
                 choices = ", ".join(get_args(kind))
                 raise InputError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
+        _check_encoding(self.encoding)
         if not set(self.calendar) <= {*CALENDAR, "auto", "none"}:
             raise InputError(
                 f"calendar must be auto, none or of {', '.join(CALENDAR)}; got "
@@ -146,6 +163,18 @@ class TableOptions:
 def _check_column_name(role: str, name: Any) -> None:
     if name is not None and not (isinstance(name, str) and name):
         raise InputError(f"{role} must be the name of a column, got {name!r}")
+
+
+def _check_encoding(name: Any) -> None:
+    try:
+        found = None if name is None else codecs.lookup(name)
+    except (LookupError, TypeError, ValueError):
+        found = codecs.lookup("hex")  # of bytes, not of text
+    if found is None or (found._is_text_encoding and found.name not in NOT_OF_FILES):
+        return
+    raise InputError(
+        f"encoding must be one that Python knows, such as cp1252 or utf-16; got {name!r}"
+    )
 
 
 def _column_names(role: str, names: Any) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""CSV, Parquet, Arrow and JSON Lines files, read a batch of rows at a time.
+"""Parquet, Arrow and JSON Lines files, read a batch of rows at a time, and all formats of tables.
 
-Source: https://arrow.apache.org/docs/python/ (csv, json, parquet, ipc).
+Source: https://arrow.apache.org/docs/python/ (json, parquet, ipc).
 """
 
+import codecs
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.fs
 import pyarrow.json
 import pyarrow.parquet
 
 from lstm_compile.config import MAX_SIZE
+from lstm_compile.data.schema import Schema
+from lstm_compile.data.tables.columns import TableOptions
+from lstm_compile.data.tables.csv_file import Csv
+from lstm_compile.data.tables.dialect import Dialect, dialect_of, open_text
 from lstm_compile.data.tables.folders import find_files
 from lstm_compile.data.tables.pages import check_pages
 from lstm_compile.data.tables.source import (
@@ -29,16 +33,12 @@ from lstm_compile.data.tables.source import (
     too_long,
     too_many,
 )
-from lstm_compile.data.tables.values import is_date, type_of_text
-from lstm_compile.data.text_files import check_utf8
+from lstm_compile.data.tables.values import is_date
 from lstm_compile.errors import InputError, reason
 
 ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream begins otherwise
-SEPARATORS = (",", ";", "\t")
-HEADER_BYTES = 1 << 20
 MOST_CELLS = 1 << 24  # of a sample
 MANY_BRACKETS = 1000  # of a row
-SAMPLE_ROWS = 10_000  # of a text file, that decide the types of its columns
 
 
 class Parquet(Source):
@@ -50,12 +50,16 @@ class Parquet(Source):
     """
 
     def __init__(
-        self, path: Path, constants: Mapping[str, str] | None = None, filesystem: Any = None
+        self,
+        path: Path,
+        constants: Mapping[str, str] | None = None,
+        dialect: Dialect = Dialect(),  # noqa: B008
+        filesystem: Any = None,
     ) -> None:
         self.filesystem = filesystem or pa.fs.LocalFileSystem()
         self.groups: list[int] = []
         self._part: range | None = None
-        super().__init__(path, constants)
+        super().__init__(path, constants, dialect)
 
     def part(self, groups: range) -> "Parquet":
         """The same file, reduced to some row groups."""
@@ -100,7 +104,8 @@ class Parquet(Source):
         with pa.parquet.ParquetFile(self._open(), **options) as file:
             if self._stamped() != self._stamp:
                 raise InputError(f"{self.path}: changed while it was read; read it again")
-            yield from file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns)
+            stored = [self._stored_names[name] for name in columns]
+            yield from file.iter_batches(BATCH_ROWS, row_groups=groups, columns=stored)
 
 
 class Arrow(Source):
@@ -129,56 +134,21 @@ class Arrow(Source):
             yield open_it(file, options=options), is_stream
 
 
-class Csv(Source):
-    """A CSV file in UTF-8 whose first line names the columns; see `SEPARATORS`."""
-
-    is_text = True
-
-    def _types(self) -> list[tuple[str, Any]]:
-        self.separator = _separator(self.path)
-        reader = self._open(None)
-        names = reader.schema.names
-        if len(set(names)) < len(names):
-            return [(name, pa.string()) for name in names]
-        first = next(iter(self._open(names)), None)
-        if first is None:
-            raise InputError(f"{self.path}: no row below the header; expected at least one")
-        sample = first.slice(0, SAMPLE_ROWS)
-        return [(name, type_of_text(sample.column(i))) for i, name in enumerate(names)]
-
-    def _batches(self, columns: list[str], as_numbers: bool) -> Iterator[Any]:  # noqa: ARG002
-        yield from self._open(columns)
-
-    def _open(self, columns: list[str] | None) -> Any:
-        return pa.csv.open_csv(
-            self.path,
-            # one thread: only then do pyarrow's errors count rows
-            read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False),
-            parse_options=pa.csv.ParseOptions(delimiter=self.separator, newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns or [], pa.string()),
-                include_columns=columns,
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
-        )
-
-
 class JsonLines(Source):
     """A file with one JSON object a line; blank lines do not count as rows."""
 
     def _types(self) -> list[tuple[str, Any]]:
-        with self.path.open("rb") as file:
+        with self._open() as file:
             lines = self._lines(file)
         rows = MOST_CELLS // max(1, self._count_columns(lines))
         sample = self._parse(lines[:rows], 0, None)
         return [(f.name, pa.string() if is_date(f.type) else f.type) for f in sample.schema]
 
     def _batches(self, columns: list[str], as_numbers: bool) -> Iterator[Any]:
-        kinds = {name: self.types[name] for name in columns}
+        kinds = {self._stored_names[name]: self.types[name] for name in columns}
         wide = {name: _widened(kind) for name, kind in kinds.items()}
         row = 0
-        with self.path.open("rb") as file:
+        with self._open() as file:
             while lines := self._lines(file):
                 try:
                     table = self._parse(lines, row, wide if as_numbers else kinds)
@@ -188,6 +158,12 @@ class JsonLines(Source):
                     table = self._parse(lines, row, wide)
                 row += table.num_rows
                 yield from table.combine_chunks().to_batches()
+
+    def _open(self) -> BinaryIO:
+        file = io.BufferedReader(open_text(self.path, self.dialect.encoding))
+        if file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8):
+            file.read(len(codecs.BOM_UTF8))
+        return file
 
     def _count_columns(self, lines: list[bytes]) -> int:
         """The number of names in all rows; pyarrow gives each of them a cell in every row."""
@@ -231,7 +207,6 @@ class JsonLines(Source):
         try:
             return pa.json.read_json(io.BytesIO(text), size, options)
         except pa.ArrowException as error:
-            check_utf8(self.path)
             raise _bad_line(self.path, lines, row, error) from error
 
 
@@ -245,26 +220,19 @@ SOURCES: dict[str, type[Source]] = {
 }
 
 
-def open_files(path: str | PathLike[str]) -> TableFiles:
-    """The files of a table, sorted by path.
+def open_files(
+    path: str | PathLike[str],
+    options: TableOptions = TableOptions(),  # noqa: B008
+    schema: Schema | None = None,
+) -> TableFiles:
+    """The files of a table, sorted by path; `schema` is that of a trained model.
 
     Raises:
         InputError: no such file, none in the folder, or a damaged one.
     """
     files = find_files(path)
-    return TableFiles([SOURCES[f.path.suffix.lower()](f.path, f.constants) for f in files])
-
-
-def _separator(path: Path) -> str:
-    """Whichever of `SEPARATORS` the first line of a CSV file has most of, outside quotes."""
-    with path.open("rb") as file:
-        line = file.readline(HEADER_BYTES)
-    try:
-        header = line.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        check_utf8(path)
-        header = line.decode("utf-8", "replace")  # cut within a character
-    return max(SEPARATORS, key="".join(header.split('"')[::2]).count)
+    dialect = dialect_of(options, schema)
+    return TableFiles([SOURCES[f.path.suffix.lower()](f.path, f.constants, dialect) for f in files])
 
 
 def _bad_line(path: Path, lines: list[bytes], row: int, error: Exception) -> InputError:

@@ -11,7 +11,7 @@ from lstm_compile.data.tables.columns import ReadRequest
 from lstm_compile.data.tables.label_values import are_many, are_whole, is_number, number_of
 from lstm_compile.data.tables.precision import check_columns_rounding
 from lstm_compile.data.tables.source import MEND_CELL, RowBatch, Source, TableFiles
-from lstm_compile.data.tables.values import to_floats
+from lstm_compile.data.tables.values import comma_advice, to_floats
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
@@ -76,6 +76,23 @@ class Labels:
         are_counts = are_many(self.known, len(self.codes)) and are_whole(map(str, self.known))
         return are_counts or self.are_fractions(source)
 
+    def refuse_commas(self, files: TableFiles) -> None:
+        """Refuse numbers with commas, which would be classes.
+
+        Raises:
+            InputError: names the row of the first.
+        """
+        source = files.sources[0]
+        if self.column not in source.texts or source.kinds[self.column] != "number":
+            return
+        for code, name in enumerate(map(str, self.known)):
+            if mend := comma_advice(name):
+                row = self._first_row(code)
+                files.refuse(row, self.column, repr(name), "a number or a class", mend)
+
+    def _first_row(self, code: int) -> int:
+        return int(self.rows[np.flatnonzero(self.codes == code)[0]])
+
     def numbers(self, files: TableFiles) -> NDArray[np.float64]:
         """The label of each sequence as a number to predict, float64 (sequences,).
 
@@ -86,8 +103,9 @@ class Labels:
         if np.isnan(known).all():
             mend += ", name another column with --target, or learn classes with --task classify"
         for row in np.flatnonzero(np.isnan(known[self.codes]))[:1]:
-            found = repr(list(self.known)[self.codes[row]])
-            files.refuse(int(self.rows[row]), self.column, found, NUMBER, mend)
+            found = list(self.known)[self.codes[row]]
+            mend = comma_advice(str(found)) or mend
+            files.refuse(int(self.rows[row]), self.column, repr(found), NUMBER, mend)
         exact: NDArray[np.float64] = known[self.codes]
         return exact
 
@@ -105,6 +123,9 @@ class StepLabels(Labels):
             InputError: a label is missing.
         """
         self.parts.append(files.convert_codes(batch, self.column, self.known, _plain_number))
+
+    def _first_row(self, code: int) -> int:
+        return int(np.flatnonzero(np.concatenate(self.parts) == code)[0])
 
     def in_order(self, target_rows: NDArray[np.int64] | None) -> list[str]:
         """The label of each row of the table; see `SequenceIndex.target_rows`."""

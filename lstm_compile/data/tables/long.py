@@ -59,20 +59,24 @@ def read_long(request: ReadRequest) -> Table:
     if roles.categories:
         codes, categories = read_categories(index, roles, request.schema)
         x, names = np.concatenate((x, codes), 1), roles.features + roles.categories
-    y: list[str] | NDArray[np.float32] = np.zeros((len(index.ids), 0), np.float32)
-    if request.step_labels:
-        y = step_labels(
-            index.labels, files.sources[0], index.target_rows, is_new=request.schema is None
-        )
-    elif request.labelled:
-        y = sequence_labels(
-            index.labels, files, request.wants_classes, is_new=request.schema is None
-        )
+    y = _labels(request, index)
     targets = None if isinstance(y, list) or not request.labelled else roles.target
     return Table(
         Path(request.path), x, index.lengths, y, names, targets=targets, ids=index.ids,
         roles=roles, per_step=request.step_labels, categories=categories,
     )  # fmt: skip
+
+
+def _labels(request: ReadRequest, index: SequenceIndex) -> list[str] | NDArray[np.float32]:
+    """The labels of sequences or of steps, as `Table.y` holds them."""
+    labels, files, is_new = index.labels, index.files, request.schema is None
+    if not request.labelled:
+        return np.zeros((len(index.ids), 0), np.float32)
+    if is_new:
+        labels[0].refuse_commas(files)
+    if request.step_labels:
+        return step_labels(labels, files.sources[0], index.target_rows, is_new=is_new)
+    return sequence_labels(labels, files, request.wants_classes, is_new=is_new)
 
 
 def open_table(request: ReadRequest) -> tuple[TableFiles, Roles]:
@@ -81,7 +85,7 @@ def open_table(request: ReadRequest) -> tuple[TableFiles, Roles]:
     Raises:
         InputError: a file is missing or damaged, files differ, or a role has no column.
     """
-    files = open_files(request.path)
+    files = open_files(request.path, request.options, request.schema)
     roles = infer_roles(str(files.sources[0].path), files.sources[0].kinds, request)
     check_columns(files, roles)
     return files, roles
@@ -90,11 +94,14 @@ def open_table(request: ReadRequest) -> tuple[TableFiles, Roles]:
 def check_columns(files: TableFiles, roles: Roles) -> None:
     """Check that all files have the same columns, and ids, times and labels of the same types.
 
+    Ids and texts stay as they are written.
+
     Raises:
         InputError: a file that differs from the first.
     """
     first = files.sources[0]
-    for source in files.sources[1:]:
+    for source in files.sources:
+        source.as_written.update((roles.id, *(roles.features if roles.is_text else ())))
         if other := sorted(set(source.types) ^ set(first.types)):
             raise InputError(
                 f"{source.path}: expected the columns of {first.path}, but only one of the files "
@@ -170,7 +177,7 @@ def count_missing(path: Path, roles: Roles) -> dict[str, int]:
     if not roles.filled or roles.is_text:
         return {}
     counts = dict.fromkeys(roles.features, 0)
-    for source in open_files(path).sources:
+    for source in open_files(path, roles.options).sources:
         for _, cells in source.batches(roles.features, as_numbers=True):
             for name in roles.features:
                 counts[name] += int((~np.isfinite(to_floats(cells[name]))).sum())

@@ -6,7 +6,7 @@ Pickled objects are never loaded. Source: https://numpy.org/doc/stable/reference
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO, Any
@@ -40,7 +40,9 @@ UNREADABLE = (
 )
 
 
-def read_npz(path: Path, labelled: bool = True, is_new: bool = False) -> Table:
+def read_npz(
+    path: Path, labelled: bool = True, *, with_gaps: bool = False, is_new: bool = False
+) -> Table:
     """Read an `.npz` file.
 
     Args:
@@ -49,6 +51,7 @@ def read_npz(path: Path, labelled: bool = True, is_new: bool = False) -> Table:
             (sequences, targets); with total_steps in place of sequences, every step has a label.
             Optionally there are the name lists `features` and `targets`.
         labelled: False ignores `y` and `targets`.
+        with_gaps: whether `x` may hold NaN and infinities.
         is_new: whether a model is to be trained on it: float32 must keep its numbers apart.
 
     Returns:
@@ -63,7 +66,9 @@ def read_npz(path: Path, labelled: bool = True, is_new: bool = False) -> Table:
     x = _to_float32(arrays["x"])
     names = _names(path, "features", arrays, x.shape[1])
     shown = names or numbered("feature", x.shape[1])
-    _check_steps(path, arrays["x"], x, lengths, shown)
+    is_bad = np.isinf(x) & np.isfinite(arrays["x"]) if with_gaps else ~np.isfinite(x)
+    for row, column in np.argwhere(is_bad)[:1]:
+        raise _bad_step(path, int(row), shown[column], arrays["x"][row, column], lengths)
     if is_new:
         check_columns_rounding(str(path), shown, arrays["x"])
     if not labelled:
@@ -168,18 +173,15 @@ def _to_float32(values: NDArray[Any]) -> NDArray[np.float32]:
         return values.astype(np.float32)
 
 
-def _check_steps(
-    path: Path, stored: NDArray[Any], x: Floats, lengths: NDArray[np.int64], names: Sequence[str]
-) -> None:
-    if np.isfinite(x).all():
-        return
-    row, feature = (int(index) for index in np.argwhere(~np.isfinite(x))[0])
+def _bad_step(
+    path: Path, row: int, name: str, found: np.generic, lengths: NDArray[np.int64]
+) -> InputError:
     offsets = np.concatenate(([0], lengths.cumsum()))
     sequence = int(np.searchsorted(offsets, row, side="right")) - 1
-    raise InputError(
-        f"{path}, sequence {sequence}, step {row - offsets[sequence]}, feature "
-        f"{names[feature]!r}: expected a finite float32 number, found {stored[row, feature]}; "
-        f"fill the gap or drop the sequence first"
+    gaps = "" if np.isfinite(found) else ", or fill all gaps with --missing forward, mean or zero"
+    return InputError(
+        f"{path}, sequence {sequence}, step {row - offsets[sequence]}, feature {name!r}: expected "
+        f"a finite float32 number, found {found}; fill the gap or drop the sequence first{gaps}"
     )
 
 

@@ -169,7 +169,7 @@ def _open_address(address: str) -> Iterator[Parquet]:
     if not paths:
         raise InputError(f"{address}: no file here; expected files that end in .parquet")
     for path in paths:
-        yield Parquet(path, folder_columns(path.parts[:-1]), dataset.filesystem)
+        yield Parquet(path, folder_columns(path.parts[:-1]), filesystem=dataset.filesystem)
 
 
 class _Scan:

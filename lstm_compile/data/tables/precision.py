@@ -36,10 +36,11 @@ def check_rounding(place: str, name: str, low: float, high: float, mend: str = "
 
 
 def check_columns_rounding(place: str, names: Sequence[str], columns: NDArray[Any]) -> None:
-    """The same for each column of an array (rows, columns)."""
-    if len(columns):
-        for name, low, high in zip(names, columns.min(0), columns.max(0), strict=True):
-            check_rounding(place, name, float(low), float(high))
+    """The same for each column of an array (rows, columns); NaN and infinities do not count."""
+    for name, column in zip(names, columns.T, strict=True):
+        finite = column[np.isfinite(column)]
+        if len(finite):
+            check_rounding(place, name, float(finite.min()), float(finite.max()))
 
 
 def level_to_subtract(values: Floats64, is_next: NDArray[np.bool_]) -> float:

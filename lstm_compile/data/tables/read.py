@@ -9,10 +9,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lstm_compile.data.bundled import BUNDLED, bundled_file
+from lstm_compile.data.schema import numbered
 from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import FORMATS, is_address, is_table
 from lstm_compile.data.tables.label_values import are_many, are_whole, codes_of, number_of
 from lstm_compile.data.tables.npz import read_npz
+from lstm_compile.data.tables.roles import FilledGaps
 from lstm_compile.data.tables.table import Table
 from lstm_compile.data.tables.ts import read_ts
 from lstm_compile.errors import InputError
@@ -49,10 +51,17 @@ def locate(name_or_path: str, part: Part) -> Path:
 def table_options(
     path: str, asked: TableOptions | None, training: Mapping[str, Any]
 ) -> TableOptions | None:
-    """The options asked for; for a long table, the rest as in `training`, a model's metadata."""
-    if path in BUNDLED or not is_table(path):
+    """The options asked for, and the rest as in `training`, a model's metadata.
+
+    Files without named columns take only what fills gaps.
+    """
+    options, stored = asked or TableOptions(), training.get("table")
+    if path in BUNDLED:
         return asked
-    return (asked or TableOptions()).over(training.get("table"))
+    if not is_table(path):
+        known = TableOptions().over(stored)
+        return replace(options, missing=options.missing or known.missing, means=known.means)
+    return options.over(stored)
 
 
 def read_table(request: ReadRequest) -> Table:
@@ -67,7 +76,7 @@ def read_table(request: ReadRequest) -> Table:
 
         return read_texts(request) if request.reads_text else read_long(request)
     path = Path(request.path)
-    if flags := request.options.changed_flags:
+    if flags := [flag for flag in request.options.changed_flags if flag != "--missing"]:
         raise InputError(
             f"{path}: {', '.join(flags)} says how to read a long table; leave it out, or "
             f"name a file that ends in {', '.join(FORMATS)}"
@@ -81,9 +90,15 @@ def read_table(request: ReadRequest) -> Table:
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
-        table = reader(path, request.labelled, request.schema is None)
+        table = reader(
+            path,
+            request.labelled,
+            with_gaps=request.options.missing not in (None, "error"),
+            is_new=request.schema is None,
+        )
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    table = _filled(table, request.options)
     if request.labelled:
         table = _with_step_labels(table, request.per_step)
     is_told = table.lines is not None  # the header of a text file says what its labels are
@@ -114,6 +129,24 @@ def _of_kind(table: Table, request: ReadRequest) -> Table:
                 "to predict; mend it or drop the sequence"
             )
     return replace(table, y=np.array([[numbers[label]] for label in y], np.float32), classes=None)
+
+
+def _filled(table: Table, options: TableOptions) -> Table:
+    """The table without NaN and infinities in `x`, if the options say what fills them.
+
+    Raises:
+        InputError: a feature without any value.
+    """
+    if options.missing in (None, "error"):
+        return table
+    from lstm_compile.data.tables.long import GapFiller, column_means  # loads pyarrow
+
+    features = table.features or numbered("feature", table.width)
+    gaps = dict(zip(features, (~np.isfinite(table.x)).sum(0).tolist(), strict=True))
+    means = options.means or column_means(table.x, options.missing)
+    GapFiller(str(table.path), features, options.missing, means).fill(table.x, table.lengths)
+    counts = {name: count for name, count in gaps.items() if count}
+    return replace(table, roles=FilledGaps(options.missing, means, counts))
 
 
 def _with_step_labels(table: Table, per_step: bool | None) -> Table:

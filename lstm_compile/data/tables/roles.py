@@ -5,13 +5,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from lstm_compile.data.schema import bare_name
-from lstm_compile.data.tables.columns import Kind, Missing, ReadRequest, TableOptions, Unknown
+from lstm_compile.data.tables.columns import (
+    Decimal,
+    Kind,
+    Missing,
+    ReadRequest,
+    TableOptions,
+    Unknown,
+)
 from lstm_compile.data.tables.folders import is_address, is_several
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing, suggestion
 
 # the names that pandas gives to row numbers, as it writes or reads them as a column
-_INDEX = re.compile(r"(__index_level_\d+__|Unnamed: \d+)?$")
+_INDEX = re.compile(r"(__index_level_\d+__|Unnamed: \d+[._\d]*)?$")
 WEAK_IDS = ("group", "group_id")  # ids where no column has a name of `NAMES`
 # A column with one of these names (in any case, `-` and blanks as `_`, units left out) is taken for
 # a role that no flag names. A column of dates is taken for the time whatever its name.
@@ -34,6 +41,25 @@ NAMES = {
 
 
 @dataclass(frozen=True)
+class FilledGaps:
+    """How the gaps of a file without named columns were filled; it stands in place of `Roles`."""
+
+    missing: Missing
+    means: tuple[float, ...]  # of the features, where gaps are filled with them
+    counts: Mapping[str, int]  # the gaps of each feature that has any
+
+    @property
+    def options(self) -> TableOptions:
+        """The options that fill the gaps of later data alike."""
+        return TableOptions(missing=self.missing, means=self.means)
+
+    @property
+    def description(self) -> str:
+        """One line: `missing: forward (3 values filled)`."""
+        return f"missing: {self.missing} ({sum(self.counts.values())} values filled)"
+
+
+@dataclass(frozen=True)
 class Roles:
     """The role of each column of a table."""
 
@@ -49,6 +75,8 @@ class Roles:
     is_text: bool = False  # whether `features` is one column of text
     categories: tuple[str, ...] = ()  # the columns of categories, which follow the features
     unknown: Unknown | None = None  # what categories become that training has not seen
+    decimal: Decimal | None = None  # of CSV files, see `TableOptions`
+    encoding: str | None = None  # of files of text, see `TableOptions`
 
     @property
     def index_columns(self) -> list[str]:
@@ -63,6 +91,7 @@ class Roles:
             id=self.id, time=self.time, target=self.target, features=features,
             text=text, missing=self.missing, means=self.means,
             categories=self.categories, unknown=self.unknown,
+            decimal=self.decimal, encoding=self.encoding,
         )  # fmt: skip
 
     @property
@@ -135,6 +164,8 @@ def infer_roles(place: str, columns: Mapping[str, Kind], request: ReadRequest) -
         is_text=is_text,
         categories=asked["categories"],
         unknown=request.options.unknown,
+        decimal=request.options.decimal,
+        encoding=request.options.encoding,
     )
 
 

@@ -13,12 +13,19 @@ from numpy.typing import NDArray
 
 from lstm_compile.config import MAX_SIZE
 from lstm_compile.data.tables.columns import Kind, Progress
-from lstm_compile.data.tables.values import CellError, kind_of, to_codes, type_of_text
-from lstm_compile.data.text_files import check_utf8
+from lstm_compile.data.tables.dialect import Dialect, named
+from lstm_compile.data.tables.values import (
+    CellError,
+    comma_advice,
+    kind_of,
+    plain,
+    to_codes,
+    type_of_text,
+)
+from lstm_compile.data.text_files import ENCODED, check_encoding
 from lstm_compile.errors import InputError, reason
 
 BATCH_ROWS = 1 << 16
-TEXT_FORMATS = (".csv", ".jsonl", ".ndjson")
 BLOCK_BYTES = 1 << 22  # of text parsed at once; no row may be longer
 MEND_CELL = "mend the cell or drop the row"
 
@@ -29,30 +36,40 @@ class Source(ABC):
     Attributes:
         path: the file.
         types: the Arrow type of each column, in the file's order, then those of `constants`.
+            Blanks around names are left out, and columns without a name get one.
         constants: columns that all rows of the file get from folders called `name=value`.
         texts: columns whose cells are read as text, whatever they mean.
+        lines_above: how many lines stand above the first row.
+        as_written: columns of numbers in which decimal commas stay.
     """
 
     is_text = False
+    lines_above = 1
 
-    def __init__(self, path: Path, constants: Mapping[str, str] | None = None) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        constants: Mapping[str, str] | None = None,
+        dialect: Dialect = Dialect(),  # noqa: B008
+    ) -> None:
+        self.path, self.dialect, self.as_written = path, dialect, set[str | None]()
         self.constants = dict(constants or {})
-        with translated(path):
+        with self._translated():
             if self._size() == 0:
                 raise InputError(f"{path}: the file is empty; expected a table")
             types = self._types()
         if len(types) > MAX_SIZE:
             raise too_many(path, len(types))
+        names = [*named(types, dialect.kept), *self.constants]
+        counts = Counter(name for name, _ in types) | Counter(names)
+        for name in (name for name, count in counts.items() if count > 1):
+            raise InputError(
+                f"{path}: two columns are called {name!r}, counting folders called name=value; "
+                f"rename one, names must differ"
+            )
+        self._stored_names = {name: stored for name, (stored, _) in zip(names, types, strict=False)}
         types += [(n, type_of_text(pa.array([v]))) for n, v in self.constants.items()]
-        names = [name for name, _ in types]
-        for name, count in Counter(names).items():
-            if count > 1:
-                raise InputError(
-                    f"{path}: two columns are called {name!r}, counting folders called name=value; "
-                    f"rename one, names must differ"
-                )
-        self.types = dict(types)
+        self.types = {name: kind for name, (_, kind) in zip(names, types, strict=True)}
         self.texts = set(names if self.is_text else self.constants)
 
     @property
@@ -74,15 +91,42 @@ class Source(ABC):
         """
         stored = [name for name in columns if name not in self.constants]
         stored = stored or [next(iter(self.types))]  # something whose rows can be counted
-        with translated(self.path):
+        names = {self._stored_names[name]: name for name in stored}
+        with self._translated():
             for batch in self._batches(stored, as_numbers):
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     part = batch.slice(start, BATCH_ROWS)
                     part.validate(full=True)  # damaged files can hold text beyond their own end
-                    cells = dict(zip(part.schema.names, part.columns, strict=True))
+                    read = zip(part.schema.names, part.columns, strict=True)
+                    cells = {names[name]: plain(each) for name, each in read if name in names}
                     for name, value in self.constants.items():
                         cells[name] = pa.repeat(pa.scalar(value), part.num_rows)
                     yield part.num_rows, cells
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn errors of pyarrow and of the system into an `InputError` of one line."""
+        try:
+            yield
+        except UnicodeError as error:
+            if isinstance(error, UnicodeDecodeError):
+                self._check_encoding()
+            kind, mend = "UTF-8", "write it again"
+            if self.dialect.encoding != "utf-8":
+                kind, mend = self.dialect.encoding, "name its encoding with --encoding"
+            raise InputError(f"{self.path}: holds text that is not {kind}; {mend}") from error
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be read ({error.strerror or reason(error)})"
+            ) from error
+        except pa.ArrowException as error:
+            if "UTF8" in reason(error):
+                self._check_encoding()
+            raise _translated(self.path, error, self.lines_above) from error
+
+    def _check_encoding(self) -> None:
+        if self.path.suffix.lower() in ENCODED:
+            check_encoding(self.path, self.dialect.encoding)
 
     def _size(self) -> int:
         return self.path.stat().st_size
@@ -166,6 +210,9 @@ class TableFiles:
         try:
             return convert(batch.cells[column])
         except CellError as error:
+            if column in self.sources[batch.file].texts:
+                advice = comma_advice(str(batch.cells[column][error.index]))
+                mend = f"{advice}; else {mend}" if advice else mend
             self.refuse(batch.start + error.index, column, error.found, error.expected, mend)
 
     def convert_codes(
@@ -200,31 +247,16 @@ class TableFiles:
         )
 
 
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Turn errors of pyarrow and of the system about a file into an `InputError` of one line."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        if path.suffix.lower() in TEXT_FORMATS:
-            check_utf8(path)
-        raise InputError(f"{path}: holds text that is not UTF-8; write it again") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or reason(error)})") from error
-    except pa.ArrowException as error:
-        raise _translated(path, error) from error
-
-
-def _translated(path: Path, error: Exception) -> InputError:
+def _translated(path: Path, error: Exception, lines_above: int) -> InputError:
     text = reason(error)
-    if "UTF8" in text and path.suffix.lower() in TEXT_FORMATS:
-        check_utf8(path)
     if "straddl" in text:
         return too_long(path)
-    if "Row #" in text and "Expected" in text:  # pyarrow counts the header as row 1
+    if "Row #" in text and "Expected" in text:  # pyarrow counts all lines
         number, _, counts = text.partition("Row #")[2].partition(": ")
         counts = counts.partition(":")[0].replace("Expected", "expected").replace("got", "found")
-        return InputError(f"{path}, row {int(number) - 1}: {counts}; mend or drop the row")
+        row = int(number) - lines_above
+        first = "; or is the first line not that of the names?" if row == 1 else ""
+        return InputError(f"{path}, row {row}: {counts}; mend or drop the row{first}")
     if isinstance(error, MemoryError):
         return InputError(
             f"{path}: damaged, or more than this machine's memory holds ({text}); copy it again"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lstm_compile.data.schema import Categories, Schema, Vocabulary, numbered
 from lstm_compile.data.tables.label_values import codes_of, is_number, one_of_each
-from lstm_compile.data.tables.roles import Roles
+from lstm_compile.data.tables.roles import FilledGaps, Roles
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing, suggestion
 
@@ -32,7 +32,8 @@ class Table:
     targets: tuple[str, ...] | None = None
     lines: list[int] | None = None  # of a text file, one a sequence
     ids: list[str] | None = None  # one a sequence of a long table
-    roles: Roles | None = None  # of the columns of a long table
+    # of the columns of a long table, or what filled the gaps of another file
+    roles: Roles | FilledGaps | None = None
     per_step: bool = False  # whether every step has a label of its own
     vocabulary: Vocabulary | None = None  # of text
     categories: Categories | None = None  # of the last features, whose values are codes

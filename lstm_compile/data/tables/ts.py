@@ -1,10 +1,12 @@
 """The `.ts` text format of sktime and the UCR and UEA archives.
 
-Comments start with `#`; the header is `@key value` lines up to `@data`; then one case a line:
-dimensions separated by `:`, the values of a dimension by `,`, the class or target last. Source:
+Comments start with `#` or `%`; the header is `@key value` lines up to `@data`; then one case a
+line: dimensions separated by `:`, the values of a dimension by `,`, the class or target last,
+unless the header says that there is none. A missing value is `?` or `NaN`. Source:
 https://www.sktime.net/en/stable/api_reference/file_specifications/ts.html
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from lstm_compile.config import MAX_SIZE
 from lstm_compile.data.schema import numbered
 from lstm_compile.data.tables.precision import check_columns_rounding
 from lstm_compile.data.tables.table import Table
-from lstm_compile.data.text_files import check_utf8
+from lstm_compile.data.text_files import check_encoding
 from lstm_compile.errors import InputError
 
 LONGEST_LINE = 1 << 24  # characters
@@ -34,26 +36,33 @@ class Header:
 
     dimensions: int | None
     is_regression: bool
+    is_labelled: bool
     classes: tuple[str, ...] | None
 
 
-def read_ts(path: Path, labelled: bool = True, is_new: bool = False) -> Table:
+def read_ts(
+    path: Path, labelled: bool = True, *, with_gaps: bool = False, is_new: bool = False
+) -> Table:
     """Read a `.ts` file, whose format has no names for features.
 
-    `labelled` False ignores the class or target of each case; `is_new` says that a model is to be
-    trained on it.
+    `labelled` False ignores the class or target of each case; `with_gaps` takes missing values,
+    which become NaN; `is_new` says that a model is to be trained on it.
 
     Raises:
         InputError: not in the format, or a value is missing; names the file and the line.
     """
     lines = _read_lines(path)
     header, end = _read_header(path, lines)
+    if labelled and not header.is_labelled:
+        raise InputError(f"{path}: its header says that it has no labels; only predict reads it")
     dimensions, parsed, last = header.dimensions, [], list[Line]()
     for number, text in lines:  # one by one: a file with an early fault is not read on
+        if not header.is_labelled:
+            text += ":"
         dimensions = dimensions or text.count(":")
         if dimensions > MAX_SIZE:
             raise InputError(f"{path}: {dimensions} dimensions, expected at most {MAX_SIZE}")
-        parsed.append(_parse_case(path, (number, text), dimensions))
+        parsed.append(_parse_case(path, (number, text), dimensions, header, with_gaps))
         last.append((number, text.rpartition(":")[2].strip()))
     if not parsed:
         raise InputError(f"{path}, line {end}: no case follows `@data`")
@@ -61,7 +70,7 @@ def read_ts(path: Path, labelled: bool = True, is_new: bool = False) -> Table:
     y = _parse_y(path, header, last) if labelled else np.zeros((len(last), 0))
     if is_new:
         check_columns_rounding(str(path), numbered("feature", x.shape[1]), x)
-        if not isinstance(y, list):
+        if labelled and not isinstance(y, list):
             check_columns_rounding(str(path), ("target",), y)
     labels = y if isinstance(y, list) else y.astype(np.float32)
     return Table(
@@ -84,10 +93,10 @@ def _read_lines(path: Path) -> Iterator[Line]:
                         "case a line, is a line break lost?"
                     )
                 line = text.strip()
-                if line and not line.startswith("#"):
+                if line and not line.startswith(("#", "%")):
                     yield number, line
     except UnicodeDecodeError as error:
-        check_utf8(path)
+        check_encoding(path)
         raise InputError(f"{path}: not a text file in UTF-8") from error
 
 
@@ -111,12 +120,15 @@ def _parse_header(path: Path, keys: HeaderKeys) -> Header:
             f"write the values at equal steps, without time stamps"
         )
     is_regression, is_classification = _is_true(keys, "targetlabel"), _is_true(keys, "classlabel")
-    if is_regression == is_classification:
+    is_labelled = is_regression or is_classification
+    is_told = keys.keys() & {"targetlabel", "classlabel"}
+    if is_regression == is_classification and (is_labelled or not is_told):
         raise InputError(
-            f"{path}: the header needs `@classLabel true` or `@targetlabel true`, and only one"
+            f"{path}: the header needs `@classLabel true` or `@targetlabel true`, and only one, or "
+            "`@classLabel false` where the cases have no label"
         )
     classes = tuple(keys["classlabel"][1][1:]) if is_classification else ()
-    return Header(_parse_dimensions(path, keys), is_regression, classes or None)
+    return Header(_parse_dimensions(path, keys), is_regression, is_labelled, classes or None)
 
 
 def _is_true(keys: HeaderKeys, key: str) -> bool:
@@ -136,16 +148,19 @@ def _parse_dimensions(path: Path, keys: HeaderKeys) -> int | None:
     )
 
 
-def _parse_case(path: Path, case: Line, dimensions: int) -> NDArray[np.float64]:
+def _parse_case(
+    path: Path, case: Line, dimensions: int, header: Header, with_gaps: bool
+) -> NDArray[np.float64]:
     """One case as float64 (steps, dimensions)."""
     number, text = case
     series = text.split(":")[:-1]
     if len(series) != dimensions or not series:
+        label = " and a label" if header.is_labelled else ""
         raise InputError(
-            f"{path}, line {number}: expected {max(dimensions, 1)} dimensions and a label, "
-            f"separated by `:`, found {len(series)} dimensions; is the line cut off?"
+            f"{path}, line {number}: expected {max(dimensions, 1)} dimensions{label}, separated by "
+            f"`:`, found {len(series)} dimensions; is the line cut off?"
         )
-    values = [_parse_series(path, number, *item) for item in enumerate(series, 1)]
+    values = [_parse_series(path, number, *item, with_gaps) for item in enumerate(series, 1)]
     for dimension, steps in enumerate(values, 1):
         if len(steps) != len(values[0]):
             raise InputError(
@@ -155,18 +170,29 @@ def _parse_case(path: Path, case: Line, dimensions: int) -> NDArray[np.float64]:
     return np.array(values).T
 
 
-def _parse_series(path: Path, number: int, dimension: int, text: str) -> list[float]:
+def _parse_series(
+    path: Path, number: int, dimension: int, text: str, with_gaps: bool
+) -> list[float]:
     try:
         values = list(map(float, text.split(",")))
     except ValueError:
         values = []
     if values and all(map(_fits, values)) and "_" not in text:
         return values
-    cells = enumerate(map(str.strip, text.split(",")), 1)
-    step, found = next((number, cell) for number, cell in cells if not _is_good(cell))
+    cells = [*map(str.strip, text.split(","))]
+    is_gap = [with_gaps and cell.lower() in MISSING for cell in cells]
+    faults = (step for step, cell in enumerate(cells) if not (is_gap[step] or _is_good(cell)))
+    step = next(faults, None)
+    if step is None:
+        pairs = zip(cells, is_gap, strict=True)
+        return [math.nan if missing else float(cell) for cell, missing in pairs]
+    found, step = cells[step], step + 1
     place = f"{path}, line {number}, dimension {dimension}, step {step}"
     if found.lower() in MISSING:
-        raise InputError(f"{place}: missing value {found!r}; fill the gap or drop the case first")
+        raise InputError(
+            f"{place}: missing value {found!r}; fill the gap or drop the case first, or fill all "
+            "gaps with --missing forward, mean or zero"
+        )
     raise InputError(f"{place}: expected a finite float32 number, found {found!r}")
 
 

@@ -1,5 +1,6 @@
 """Cells of Arrow arrays as NumPy numbers, times and codes; an error names the wrong cell."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,19 @@ from lstm_compile.data.tables.columns import Kind
 GAPS = ("", "na", "n/a", "#n/a", "null", "none", "nan", "?", "-")  # in text, in any case
 FIRST_YEAR, LAST_YEAR = 1678, 2261  # whole years that int64 counts in nanoseconds
 _MONTH = r"^\s*\d{4}-\d\d\s*$"
-_DATE = r"^\d{4}-\d\d(-\d\d)?([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?$"
+_DATE = r"^\s*\d{4}-\d\d(-\d\d)?([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?\s*$"
 _NUMBER = r"(?i)^\s*([-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?|nan|true|false)\s*$"
+# numbers as people write them: 1,5 and 1.234,5 and 1,234,567.8 and 1 234
+DECIMAL_COMMA = r"(?i)^\s*[-+]?(\d+,\d*|,\d+)(e[-+]?\d+)?\s*$"
+DECIMAL_POINT = r"(?i)^\s*[-+]?[\d.,]*\.[\d.,]*(e[-+]?\d+)?\s*$"
+_MARK = "[,.' \u00a0\u202f]"  # between thousands, with the two blanks that do not break
+_THOUSANDS = (
+    rf"^\s*[-+]?\d{{1,3}}({_MARK.replace('.', '')}\d{{3}})+(\.\d*)?\s*$"
+    rf"|^\s*[-+]?\d{{1,3}}({_MARK.replace(',', '')}\d{{3}})+,\d*\s*$"
+)
+
+
+_NO_MARKS = "write the number without marks between thousands"
 
 
 class CellError(Exception):
@@ -33,7 +45,9 @@ class CellError(Exception):
 
 def kind_of(kind: Any) -> Kind:
     """The kind of an Arrow type."""
-    if pa.types.is_dictionary(kind):
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind_of(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return kind_of(kind.value_type)
     if is_date(kind):
         return "date"
@@ -45,21 +59,72 @@ def kind_of(kind: Any) -> Kind:
 
 def is_date(kind: Any) -> bool:
     """Whether an Arrow type is a moment, a day, a time of day or a duration."""
-    return bool(pa.types.is_temporal(kind))
-
-
-def is_number(cells: Any) -> Any:
-    """Which texts are numbers, or true or false, as an Arrow array of bool."""
-    return pc.match_substring_regex(cells, _NUMBER)
+    return bool(pa.types.is_temporal(kind)) and not pa.types.is_interval(kind)
 
 
 def type_of_text(cells: Any) -> Any:
-    """The type that at least half of the non-empty texts have: float64, a timestamp or text."""
-    filled = cells.drop_null()
-    if 2 * (pc.sum(is_number(filled)).as_py() or 0) >= len(filled):
+    """The type that at least half of the non-empty texts have: float64, a timestamp or text.
+
+    Numbers with commas count as numbers, so that they are refused where a number is needed.
+    """
+    texts = cells.drop_null()
+    filled = texts.filter(pc.invert(_is_gap(texts)))
+    if len(texts) and not len(filled):
+        return pa.string()
+    patterns = (_NUMBER, DECIMAL_COMMA, _THOUSANDS)
+    found = [pc.match_substring_regex(filled, pattern) for pattern in (*patterns, _DATE)]
+    if 2 * (pc.sum(pc.or_(found[0], pc.or_(*found[1:3]))).as_py() or 0) >= len(filled):
         return pa.float64()
-    dates = pc.sum(pc.match_substring_regex(filled, _DATE)).as_py()
-    return pa.timestamp("ns") if 2 * dates >= len(filled) else pa.string()
+    return pa.timestamp("ns") if 2 * pc.sum(found[3]).as_py() >= len(filled) else pa.string()
+
+
+def comma_to_point(cells: Any) -> Any:
+    """Texts, in which numbers with a decimal comma have a point in its place."""
+    is_number = pc.match_substring_regex(cells, DECIMAL_COMMA)
+    return pc.if_else(is_number, pc.replace_substring(cells, ",", "."), cells)
+
+
+def comma_advice(text: str) -> str:
+    """What to do about a text that is a number with commas; empty if it is none."""
+    if re.search(DECIMAL_COMMA, text):
+        return _which("comma", ",")
+    if not re.search(_THOUSANDS, text):
+        return ""
+    is_comma_last = text.count(",") == 1 and text.find(".") < text.find(",")
+    return f"{_NO_MARKS}, and add --decimal ," if is_comma_last else _NO_MARKS
+
+
+def point_advice(text: str) -> str:
+    """What to do about a number with a point, where commas are expected."""
+    if "," in text or text.count(".") > 1:
+        return _NO_MARKS
+    return _which("point", ".")
+
+
+def _which(name: str, mark: str) -> str:
+    return (
+        f"if the {name} is the decimal mark, add --decimal {mark}; if it parts thousands, write "
+        "the number without it"
+    )
+
+
+def plain(cells: Any) -> Any:
+    """The same cells as an Arrow array without dictionary, runs, views or extension type."""
+    kind = cells.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain(cells.storage)
+    if pa.types.is_run_end_encoded(kind):
+        return plain(pc.run_end_decode(cells))
+    if pa.types.is_dictionary(kind):
+        values = plain(cells.dictionary)
+        return pa.DictionaryArray.from_arrays(cells.indices, values).dictionary_decode()
+    if str(kind) == "string_view":
+        return cells.cast(pa.large_string())
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        return cells.cast(pa.decimal128(kind.precision, kind.scale))
+    if pa.types.is_float16(kind):
+        return cells.cast(pa.float32())
+    return cells
 
 
 def to_floats(cells: Any) -> NDArray[Any]:
@@ -68,13 +133,12 @@ def to_floats(cells: Any) -> NDArray[Any]:
     Raises:
         CellError: a cell is no number.
     """
-    cells = _plain(cells)
     kind = kind_of(cells.type)
     if kind == "text":
         return _texts_to_floats(cells)
     if kind != "number":
         raise _wrong_type(cells, "a number")
-    if not pa.types.is_floating(cells.type) or pa.types.is_float16(cells.type):
+    if not pa.types.is_floating(cells.type):
         if pa.types.is_boolean(cells.type):
             cells = cells.cast(pa.uint8())
         try:
@@ -90,7 +154,6 @@ def to_texts(cells: Any) -> list[str | None]:
     Raises:
         CellError: the column is not of text.
     """
-    cells = _plain(cells)
     if kind_of(cells.type) != "text" and cells.null_count < len(cells):
         raise _wrong_type(cells, "text")
     return list(cells.to_pylist())
@@ -102,7 +165,6 @@ def to_times(cells: Any) -> NDArray[Any]:
     Raises:
         CellError: a cell is empty, infinite, or neither a number nor a date.
     """
-    cells = _plain(cells)
     if cells.null_count:
         raise CellError(_first(cells.is_null()), "an empty cell", "a time")
     kind = kind_of(cells.type)
@@ -147,7 +209,6 @@ def to_names(cells: Any) -> Any:
     Raises:
         CellError: a cell is empty, or neither text nor a number nor a date.
     """
-    cells = _plain(cells)
     if pa.types.is_floating(cells.type):
         cells = pc.if_else(pc.is_nan(cells), None, cells)
     if cells.null_count:
@@ -158,8 +219,9 @@ def to_names(cells: Any) -> Any:
     return cells.cast(pa.string()) if is_date(cells.type) else cells
 
 
-def _plain(cells: Any) -> Any:
-    return cells.dictionary_decode() if pa.types.is_dictionary(cells.type) else cells
+def _is_gap(texts: Any) -> Any:
+    lower = pc.utf8_lower(pc.utf8_trim_whitespace(texts))
+    return pc.is_in(lower, pa.array(GAPS, texts.type))
 
 
 def _texts_to_floats(cells: Any) -> NDArray[Any]:
@@ -167,7 +229,7 @@ def _texts_to_floats(cells: Any) -> NDArray[Any]:
         parsed = cells.cast(pa.float64())
     except pa.ArrowException:
         lower = pc.utf8_lower(pc.utf8_trim_whitespace(cells))
-        bare = pc.if_else(pc.is_in(lower, pa.array(GAPS, cells.type)), None, lower)
+        bare = pc.if_else(_is_gap(cells), None, lower)
         for word, digit in (("true", "1"), ("false", "0")):
             bare = pc.if_else(pc.equal(bare, word), digit, bare)
         parsed = _cast(bare, pa.float64(), "a number", cells)
@@ -179,8 +241,9 @@ def _texts_to_floats(cells: Any) -> NDArray[Any]:
 
 
 def _texts_to_times(cells: Any) -> NDArray[Any]:
+    cells = pc.utf8_trim_whitespace(cells)
     if pc.all(pc.match_substring_regex(cells, _MONTH)).as_py():
-        cells = pc.binary_join_element_wise(pc.utf8_trim_whitespace(cells), "01", "-")
+        cells = pc.binary_join_element_wise(cells, "01", "-")
     kinds = [pa.int64(), pa.float64(), pa.timestamp("ns"), pa.timestamp("ns", "UTC")]
     for kind in kinds:
         try:

@@ -346,7 +346,7 @@ def test_gaps_in_later_data_take_the_means_of_training(here):
 def test_row_numbers_that_pandas_writes_are_no_feature(here):
     found = table_of(here, ",id,t,u,label\n0,a,0,1,x\n1,a,1,2,x\n")
     assert found.features == ("u",)
-    assert found.roles.description.endswith("left out: a column without a name (number)")
+    assert found.roles.description.endswith("left out: Unnamed: 0 (number)")
     names = ["__index_level_0__", "id", "t", "u", "label"]
     table = pa.csv.read_csv(here / "t.csv").rename_columns(names)
     assert read_long(write(table, here / "t.parquet")).features == ("u",)
@@ -891,8 +891,8 @@ def test_train_refuses_sets_of_files(here, contents, data, args, message):
 @pytest.mark.parametrize("name", ["spoken-digits", "d.npz"])
 def test_flags_of_tables_are_refused_for_other_formats(here, name):
     np.savez(here / "d.npz", x=np.ones((2, 1)), lengths=[1, 1], y=["a", "b"])
-    result = invoke("train", name, *QUICK, "--id", "x", "--missing", "zero")
-    assert_refused(result, "--id, --missing says how to read a long table; leave it out, or name a")
+    result = invoke("train", name, *QUICK, "--id", "x", "--decimal", ",")
+    assert_refused(result, "--id, --decimal says how to read a long table; leave it out, or name a")
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,43 @@ def test_a_table_without_an_id_is_one_series(here):
     assert "name the id column with --id; one series alone is for --task fore" in refused.stderr
 
 
+def test_a_table_of_several_series(here):
+    rows = [
+        f"{store},2020-01-{day:02},{day * 1.5 + len(store)}"
+        for store in ("aa", "b") for day in range(1, 20)
+    ]  # fmt: skip
+    (here / "t.csv").write_text("\n".join(["store,day,sales", *rows]))
+    columns = ("--id", "store", "--target", "sales")
+    found, lines = inspect("t.csv", *columns)
+    assert (found["kind"], found["series"], found["rows"]) == ("series", 2, 38)
+    assert (found["from"][:10], found["step"]) == ("2020-01-01", "1 day")
+    command = "lstm-compile train t.csv --task forecast --id store --target sales"
+    assert lines[-1] == f"next        {command}"
+    assert inspect("t.csv", *columns, "--task", "forecast")[0] == found
+    (here / "n.csv").write_text("\n".join(["unique_id,ds,y", *rows]))
+    assert inspect("n.csv")[0]["targets"] == ["y"]
+    refused = invoke("inspect", "t.csv", *columns, "--task", "lm")
+    assert "--id, --target says how to read a table, and task lm" in refused.stderr
+
+
+def test_the_task_says_how_labels_are_read(here):
+    rows = [f"{take},{t},{t / 2},{'ab'[t % 2]}" for take in (1, 2) for t in range(4)]
+    (here / "t.csv").write_text("\n".join(["id,t,u,label", *rows]))
+    found, lines = inspect("t.csv", "--task", "tag")
+    assert (found["unlabelled"], found["classes"]) == (None, {"a": 4, "b": 4})
+    assert lines[-1] == "next        lstm-compile train t.csv --task tag"
+    assert "learn one a step with --task tag" in inspect("t.csv")[0]["unlabelled"]
+    refused = invoke("inspect", "t.csv", "--task", "forecast")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+
+
+def test_gaps_of_a_ts_file(here):
+    (here / "t.ts").write_text("@univariate true\n@classLabel true a\n@data\n1,?,3:a\n")
+    found, lines = inspect("t.ts")
+    assert (found["missing"], found["columns"]) == ({"feature_0": 1}, None)
+    assert lines[-1] == "next        lstm-compile train t.ts --missing forward"
+
+
 @pytest.mark.parametrize("name", ["spoken-digits", "japanese-vowels"])
 def test_every_bundled_data_set(name):
     found, lines = inspect(name)
