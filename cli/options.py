@@ -17,7 +17,7 @@ from lstm_compile.training.defaults import CHECKS, SECTIONS, tunable_fields
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TEXTS = ("data", "test", "task")
-OF_TRAINING = ("known", "static", "calendar")  # flags for tables that only `train` has
+OF_TRAINING = ("known", "static", "calendar", "step")  # flags for tables that only `train` has
 PATH = click.Path(path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

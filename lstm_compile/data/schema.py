@@ -15,6 +15,7 @@ from lstm_compile.data.series.clock import Clock, Kind
 from lstm_compile.errors import InputError
 
 BYTES = 256
+WRITTEN = ("zone", "week", "form")  # keys of `SeriesSchema` that earlier versions do not know
 _UNIT = re.compile(r"\[([^\[\]]+)\]\s*$")
 
 
@@ -33,16 +34,20 @@ class SeriesSchema:
     statics: tuple[str, ...] = ()  # columns with one category a series
     categories: tuple[tuple[str, ...], ...] = ()  # of each static, in the order of their codes
     indicator: bool = False  # whether the last feature marks the steps that were filled
+    # of the stamps; empty where they have none, None for numbers and where it was not kept
+    zone: str | None = None
+    week: str = ""  # of `weekdays`, see `Clock`
+    form: str = ""  # of stamps that are not ISO 8601: of `NUMBERS` and `PERIODS` in `periods`
 
     def __post_init__(self) -> None:
         if len(self.statics) != len(self.categories):
             raise InputError("Schema: series needs one list of categories a static")
-        Clock(self.kind, self.step)
+        assert self.clock
 
     @property
     def clock(self) -> Clock:
         """The length of one step."""
-        return Clock(self.kind, self.step)
+        return Clock(self.kind, self.step, self.zone or "", self.week)
 
     @property
     def known_features(self) -> tuple[str, ...]:
@@ -60,12 +65,13 @@ class SeriesSchema:
             names = {n: tuple(values[n]) for n in ("known", "calendar", "statics")}
             categories = tuple(tuple(each) for each in values["categories"])
             flat = [*names["known"], *names["statics"], *(c for each in categories for c in each)]
-            are_texts = all(isinstance(name, str) for name in flat)
+            written = {n: values[n] for n in WRITTEN if n in values}
+            are_texts = all(isinstance(name, str) for name in (*flat, *written.values()))
             if not are_texts or not set(names["calendar"]) <= set(CALENDAR):
                 raise TypeError
             return cls(
                 values["kind"], values["step"], **names, categories=categories,
-                indicator=bool(values["indicator"]),
+                indicator=bool(values["indicator"]), **written,
             )  # fmt: skip
         except (KeyError, TypeError) as error:
             raise InputError("Schema: series is damaged; train again") from error
@@ -182,6 +188,9 @@ class Schema:
         for name in ("series", "vocabulary"):
             if values[name] is None:
                 del values[name]
+        for name in WRITTEN if self.series else ():
+            if values["series"][name] == getattr(SeriesSchema, name):
+                del values["series"][name]
         return json.dumps(values, sort_keys=True)
 
     @classmethod

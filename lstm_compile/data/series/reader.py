@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 
 from lstm_compile.data.calendar import calendar_names
 from lstm_compile.data.schema import Schema, SeriesSchema
-from lstm_compile.data.series.clock import Clock, calendar_columns, infer_clock
+from lstm_compile.data.series.clock import (
+    DAY,
+    WEEKDAYS,
+    Clock,
+    calendar_columns,
+    weekdays,
+    whole_steps,
+)
+from lstm_compile.data.series.find_clock import asked_clock, fitting_clock, infer_clock
 from lstm_compile.data.series.grid import (
     MEND_GAPS,
     GridRows,
@@ -18,6 +26,8 @@ from lstm_compile.data.series.grid import (
     merge_duplicates,
     to_grid,
 )
+from lstm_compile.data.series.jitter import snapped, steady_step
+from lstm_compile.data.series.order import find_restarts
 from lstm_compile.data.series.series_table import (
     INDICATOR,
     NO_SHARES,
@@ -29,13 +39,16 @@ from lstm_compile.data.series.series_table import (
     find_series_roles,
     split_of,
 )
-from lstm_compile.data.tables.columns import Progress, TableOptions
+from lstm_compile.data.series.stamp_reader import StampReader
+from lstm_compile.data.tables.columns import JITTER, Progress, TableOptions
 from lstm_compile.data.tables.formats import open_files
 from lstm_compile.data.tables.long import GapFiller, check_columns, column_means, read_features
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing, suggestion
+
+SATURDAY = 5
 
 
 def read_series(
@@ -58,42 +71,74 @@ def read_series(
     first = files.sources[0]
     roles = find_series_roles(str(first.path), first.kinds, options or TableOptions(), schema)
     check_columns(files, roles.reading)
-    index = index_sequences(files, roles.reading, with_times=True)
     trained = schema.series if schema else None
-    clock, rows = _sorted_rows(index, roles, trained, progress)
-    reading = _Reading(fspath(path), index, roles, clock, trained)
+    stamps = _stamp_reader(roles, trained, is_typed=not first.is_text)
+    index = index_sequences(files, roles.reading, stamps=stamps)
+    clock, rows = _sorted_rows(index, roles, stamps, progress)
+    reading = _Reading(fspath(path), index, roles, clock, stamps)
     check_values(reading.place, rows.x, roles.values)
+    reading.check_steps(rows)
     duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
     merged = merge_duplicates(rows, duplicates, bool(roles.options.id), refuse)
-    grid, added = to_grid(merged, clock, roles.gaps != "error", refuse)
+    restarts = reading.check_order(rows, merged)
+    even, moved = snapped(merged, clock, _jitter(roles.options))
+    grid, added = to_grid(even, clock, roles.gaps != "error", refuse)
     notes = (
         f"step: {clock.name}",
+        *stamps.notes,
+        *restarts,
+        *_note(moved, "stamps beside their step", f"moved by less than {_jitter(roles.options):g}"),
         *_note(len(rows.x) - len(merged.x), "duplicate rows", duplicates),
         *_note(added, "steps without a row", roles.gaps),
     )
     if not isinstance(split, Split):
-        split = split_of(merged.ticks, clock, split)
+        split = split_of(even.ticks, clock, split)
     return reading.table(grid, split, notes)
 
 
+def _stamp_reader(roles: SeriesRoles, trained: SeriesSchema | None, is_typed: bool) -> StampReader:
+    asked = roles.options.step
+    is_weekly = None
+    if asked and not trained:
+        is_weekly = asked.upper().endswith("W") or asked == "7D"
+    return StampReader(roles.options.time_zone or "", trained, is_weekly, is_typed)
+
+
+def _jitter(options: TableOptions) -> float:
+    return JITTER if options.jitter is None else options.jitter
+
+
 def _sorted_rows(
-    index: SequenceIndex,
-    roles: SeriesRoles,
-    trained: SeriesSchema | None,
-    progress: Progress | None,
+    index: SequenceIndex, roles: SeriesRoles, stamps: StampReader, progress: Progress | None
 ) -> tuple[Clock, GridRows]:
     """The clock of the table, and its rows sorted by series and time."""
     times = index.times
     assert times is not None
     x = read_features(index, roles.reading, progress)
     x[~np.isfinite(x)] = np.nan
-    rows, differ = GridRows(x, times, index.lengths, np.arange(len(x))), times[1:] != times[:-1]
+    rows = GridRows(x, times, index.lengths, np.arange(len(x)))
     try:
-        clock = trained.clock if trained else infer_clock(times, rows.is_next & differ)
+        clock = _clock(rows, roles.options, stamps)
         return clock, rows._replace(ticks=clock.ticks(times))
     except InputError as error:
         place = index.files.sources[0].path
         raise InputError(f"{place}, column {roles.options.time!r}: {error}") from error
+
+
+def _clock(rows: GridRows, options: TableOptions, stamps: StampReader) -> Clock:
+    times, zone = rows.ticks, stamps.zone
+    is_next = rows.is_next & (times[1:] != times[:-1])
+    if stamps.series:
+        return fitting_clock(stamps.series.clock, times)
+    if options.step:
+        return asked_clock(options.step, times.dtype.kind == "M", zone)
+    clock = infer_clock(times, is_next, zone)
+    if clock.kind not in ("number", "fixed"):
+        return clock
+    ticks = clock.ticks(times)
+    is_even = not whole_steps(np.diff(ticks)[is_next], clock.step)[1].any()
+    step = None if is_even else steady_step(ticks, is_next, _jitter(options))
+    return replace(clock, step=step) if step else clock
 
 
 def _note(count: int, what: str, how: str) -> tuple[str, ...]:
@@ -108,11 +153,57 @@ class _Reading:
     index: SequenceIndex
     roles: SeriesRoles
     clock: Clock
-    trained: SeriesSchema | None  # of a trained model
+    stamps: StampReader
+
+    @property
+    def trained(self) -> SeriesSchema | None:
+        """Of a trained model."""
+        return self.stamps.series
 
     def refuse_time(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
         """Raise for the time of a row of the table."""
+        times: Any = self.index.times
+        if self.stamps.has_unknown_zone:
+            mend = f"name the zone of the stamps with --time-zone, or {mend}"
+        elif mend == MEND_GAPS and self.clock.step == DAY and weekdays(times).max() < SATURDAY:
+            mend = f"if rows are business days, say --step B; else {mend}"
         self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
+
+    def check_order(self, rows: GridRows, merged: GridRows) -> tuple[str, ...]:
+        """Find stamps that start over in a file without ids.
+
+        Returns:
+            A note, if all rows may be one series.
+
+        Raises:
+            InputError: the rows are several series.
+        """
+        if self.roles.options.id:
+            return ()
+        found = find_restarts(self.index, rows, merged, self.clock.step)
+        if found is None:
+            return ()
+        count = f"the stamps start over {found.count} time{'' if found.count == 1 else 's'}"
+        if not found.is_one:
+            mend = "name the column of the series with --id; if all rows are one series, sort them"
+            place = f"a time before that of the row before ({count})"
+            self.refuse_time(found.row, place, "the rows of one series in order", mend)
+        return (f"{count}, and the rows were sorted as one series (if they are several: --id)",)
+
+    def check_steps(self, rows: GridRows) -> None:
+        """Check that rows lie on steps, where steps are days of weeks or of months.
+
+        Raises:
+            InputError: a row lies between steps.
+        """
+        times: Any = self.index.times
+        if self.clock.kind in ("number", "fixed"):
+            return
+        for row in np.flatnonzero(self.clock.stamps(rows.ticks, self.clock.like(times)) != times)[:1]:
+            shown = self.clock.local(times[row : row + 1])
+            found = f"{shown[0].astype('M8[s]')}, a {WEEKDAYS[weekdays(shown)[0]]}"
+            mend = "mend the stamp or drop the row"
+            self.refuse_time(int(row), found, self.clock.rule, mend)
 
     def table(self, rows: GridRows, split: Split, notes: tuple[str, ...]) -> SeriesTable:
         """Fill the gaps of rows at equal steps, and add calendar and indicator.
@@ -127,8 +218,9 @@ class _Reading:
         means = self._fill(rows, split)
         info = self._schema(rows.ticks[split.part_of(rows.ticks) == 0])
         times: Any = self.index.times
-        stamp = None if self.clock.kind == "number" else times[0]
-        calendar = calendar_columns(self.clock.stamps(rows.ticks, stamp), info.calendar)
+        stamp = self.clock.like(times)
+        shown = self.clock.local(self.clock.stamps(rows.ticks, stamp))
+        calendar = calendar_columns(shown, info.calendar)
         is_filled: NDArray[np.bool_] = np.any(missing, axis=1, keepdims=True)
         indicator = is_filled[:, : int(info.indicator)].astype(np.float32)
         added = (*calendar_names(info.calendar), *([INDICATOR] if info.indicator else []))
@@ -140,7 +232,9 @@ class _Reading:
             lengths=rows.lengths,
             history=history,
             ticks=rows.ticks,
+            clock=self.clock,
             stamp=stamp,
+            format=self.stamps.format,
             ids=tuple(self.index.ids) if options.id else None,
             statics=self._codes(info.categories),
             schema=Schema(self.roles.values + added, (), options.target, series=info),
@@ -176,9 +270,11 @@ class _Reading:
         options, clock = self.roles.options, self.clock
         calendar, indicator = self._calendar(ticks), self.roles.gaps == "indicate"
         categories = tuple(sorted_labels(map(str, each.values())) for each in self.index.labels)
+        zone = None if clock.kind == "number" else clock.zone
         return SeriesSchema(
-            clock.kind, clock.step, options.known, calendar, options.static, categories, indicator
-        )
+            clock.kind, clock.step, options.known, calendar, options.static, categories, indicator,
+            zone, clock.week, self.stamps.format.form,
+        )  # fmt: skip
 
     def _calendar(self, ticks: NDArray[Any]) -> tuple[str, ...]:
         asked = self.roles.options.calendar or ("auto",)
