@@ -18,6 +18,10 @@ Ticks = NDArray[Any]  # int64, or float64 for numbers with fractions
 
 HOUR = 3_600_000_000_000  # of nanoseconds
 DAY = 24 * HOUR
+UNITS = {
+    "day": DAY, "hour": HOUR, "minute": HOUR // 60, "second": HOUR // 3600,
+    "millisecond": 1_000_000, "microsecond": 1000, "nanosecond": 1,
+}  # fmt: skip
 CLOSE = 1e-6  # of a step: the largest error of fractional times
 DAYS_OF_WEEK, WEEKS_OF_YEAR, MONTHS_OF_YEAR = 7, 52, 12
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
@@ -92,9 +96,8 @@ class Clock:
         if self.is_monthly:
             business = f" ({_WORDS[self.kind]})" if self.kind.startswith("business") else ""
             return _counted(distance, "month") + business
-        units = {"day": DAY, "hour": HOUR, "minute": HOUR // 60, "second": HOUR // 3600}
-        unit = next((name for name, size in units.items() if distance % size == 0), None)
-        return _counted(distance / units[unit], unit) if unit else f"{distance:g} nanoseconds"
+        unit, size = next((name, size) for name, size in UNITS.items() if distance % size == 0)
+        return _counted(distance / size, unit)
 
     @property
     def rule(self) -> str:

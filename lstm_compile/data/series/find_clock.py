@@ -24,7 +24,7 @@ from lstm_compile.errors import InputError
 FEW_GAPS = 0.8  # of the rows must follow the row before by one weekday: the rest are holidays
 MINUTE = HOUR // 60
 # the names that pandas gives to steps
-UNITS: dict[str, tuple[Kind, int]] = {
+STEPS: dict[str, tuple[Kind, int]] = {
     "ns": ("fixed", 1),
     "us": ("fixed", 1000),
     "ms": ("fixed", 1_000_000),
@@ -90,8 +90,8 @@ def asked_clock(step: str, is_date: bool, zone: str = "") -> Clock:
     days, match = _asked_week(step), _ASKED.match(step)
     if days:
         clock = Clock("weekdays", 1, zone, days)
-    elif match and match[2] in UNITS:
-        (kind, size), count = UNITS[match[2]], float(match[1] or 1)
+    elif match and match[2] in STEPS:
+        (kind, size), count = STEPS[match[2]], float(match[1] or 1)
         size = int(count * size) if count * size % 1 == 0 else 0
         if kind == "fixed" and zone and size % DAY == 0:
             kind = "wall"
@@ -101,7 +101,7 @@ def asked_clock(step: str, is_date: bool, zone: str = "") -> Clock:
     else:
         raise InputError(
             f"--step {step} is no step; expected a number, days like Mon-Sat, or a count and one "
-            f"of {', '.join(UNITS)}, like 15min or B"
+            f"of {', '.join(STEPS)}, like 15min or B"
         )
     if is_date == (clock.kind == "number"):
         raise InputError(

@@ -28,7 +28,7 @@ def steady_step(ticks: Ticks, is_next: NDArray[np.bool_], jitter: float) -> floa
     far = jitter * step / counts.sum()
     rounded = (float(f"{step:.{digits}g}") for digits in range(1, DIGITS + 1))
     step = next((each for each in rounded if abs(each - step) <= far), step)
-    return step if ticks.dtype.kind == "f" else float(max(1, round(step)))
+    return step if ticks.dtype.kind == "f" else max(1, round(step))
 
 
 def snapped(rows: GridRows, clock: Clock, jitter: float) -> tuple[GridRows, int]:

@@ -87,7 +87,11 @@ def read_series(
         f"step: {clock.name}",
         *stamps.notes,
         *restarts,
-        *_note(moved, "stamps beside their step", f"moved by less than {_jitter(roles.options):g}"),
+        *_note(
+            moved,
+            "stamps beside their step",
+            f"moved by less than {_jitter(roles.options):g} steps",
+        ),
         *_note(len(rows.x) - len(merged.x), "duplicate rows", duplicates),
         *_note(added, "steps without a row", roles.gaps),
     )
@@ -199,7 +203,9 @@ class _Reading:
         times: Any = self.index.times
         if self.clock.kind in ("number", "fixed"):
             return
-        for row in np.flatnonzero(self.clock.stamps(rows.ticks, self.clock.like(times)) != times)[:1]:
+        for row in np.flatnonzero(self.clock.stamps(rows.ticks, self.clock.like(times)) != times)[
+            :1
+        ]:
             shown = self.clock.local(times[row : row + 1])
             found = f"{shown[0].astype('M8[s]')}, a {WEEKDAYS[weekdays(shown)[0]]}"
             mend = "mend the stamp or drop the row"
@@ -218,7 +224,7 @@ class _Reading:
         means = self._fill(rows, split)
         info = self._schema(rows.ticks[split.part_of(rows.ticks) == 0])
         times: Any = self.index.times
-        stamp = self.clock.like(times)
+        stamp, ids = self.clock.like(times), self.index.ids
         shown = self.clock.local(self.clock.stamps(rows.ticks, stamp))
         calendar = calendar_columns(shown, info.calendar)
         is_filled: NDArray[np.bool_] = np.any(missing, axis=1, keepdims=True)
@@ -235,7 +241,7 @@ class _Reading:
             clock=self.clock,
             stamp=stamp,
             format=self.stamps.format,
-            ids=tuple(self.index.ids) if options.id else None,
+            ids=tuple(ids) if options.id or len(ids) > 1 else None,
             statics=self._codes(info.categories),
             schema=Schema(self.roles.values + added, (), options.target, series=info),
             roles=replace(self.roles, options=resolved, notes=notes),

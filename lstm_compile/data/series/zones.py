@@ -66,9 +66,7 @@ def to_utc(shown: Moments, zone: str, which: Literal["earliest", "latest"] = "ea
     is skipped is the moment of the change.
     """
     day = np.timedelta64(1, "D")
-    before, after = (
-        shown - _offsets(shown + each, zone).astype("m8[s]") for each in (-day, day)
-    )
+    before, after = (shown - _offsets(shown + each, zone).astype("m8[s]") for each in (-day, day))
     if (before == after).all():
         return before
     first, last = np.minimum(before, after), np.maximum(before, after)

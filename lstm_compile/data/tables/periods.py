@@ -91,7 +91,9 @@ def from_numbers(whole: NDArray[np.int64], name: str) -> Dates:
 def to_numbers(shown: NDArray[Any], name: str) -> list[str]:
     """The digits of dates, as clocks show them."""
     if name == "YYYYWW":
-        return [f"{y:04}{w:02}" for y, w in zip(*map(np.ndarray.tolist, iso_weeks(shown)), strict=True)]
+        return [
+            f"{y:04}{w:02}" for y, w in zip(*map(np.ndarray.tolist, iso_weeks(shown)), strict=True)
+        ]
     texts = np.datetime_as_string(shown.astype("M8[s]")).tolist()
     return [re.sub(r"\D", "", text)[: NUMBERS[name]] for text in texts]
 
@@ -101,7 +103,9 @@ def iso_weeks(days: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     days = days.astype("M8[D]")
     thursday = days - (days.astype(np.int64) + 3) % 7 + 3
     years = thursday.astype("M8[Y]")
-    return years.astype(np.int64) + 1970, (thursday - years.astype("M8[D]")).astype(np.int64) // 7 + 1
+    return years.astype(np.int64) + 1970, (thursday - years.astype("M8[D]")).astype(
+        np.int64
+    ) // 7 + 1
 
 
 def _weeks(start: NDArray[Any], numbers: NDArray[np.int64], is_good: NDArray[np.bool_]) -> Dates:
