@@ -121,10 +121,11 @@ def check_output(path: Path, *inputs: str | Path) -> None:
 def columns(predictions: Predictions, as_text: bool = False) -> dict[str, Any]:
     """The columns of the output file by name, one row a sequence, or one a series and step.
 
-    The ids under the name that they have in the data (or `id`), or `sequence` with the numbers from 0 where the data have none (followed by `_` where a
-    target is called so), and for `tag` `step`, from 0 in each sequence; then `prediction` and
-    `probability_CLASS` for each class, or one column a target. For forecasts the ids where the series
-    have any, the time, and one column a target, or one a target and quantile called `TARGET_0.1`.
+    The ids under the name that they have in the data (or `id`), or `sequence` with the numbers from
+    0 where the data have none (followed by `_` where a target is called so), and for `tag` `step`,
+    from 0 in each sequence; then `prediction` and `probability_CLASS` for each class, or one column
+    a target. For forecasts the ids where the series have any (or `file`, where each file is one),
+    the time, and one column a target, or one a target and quantile called `TARGET_0.1`.
 
     Ids and times are written as in the data. `as_text` is for files that have no types.
     """

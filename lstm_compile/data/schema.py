@@ -62,10 +62,10 @@ class SeriesSchema:
             InputError: damaged.
         """
         try:
-            names = {n: tuple(values[n]) for n in ("known", "calendar", "statics")}
+            names: dict[str, Any] = {n: tuple(values[n]) for n in ("known", "calendar", "statics")}
             categories = tuple(tuple(each) for each in values["categories"])
             flat = [*names["known"], *names["statics"], *(c for each in categories for c in each)]
-            written = {n: values[n] for n in WRITTEN if n in values}
+            written: dict[str, Any] = {n: values[n] for n in WRITTEN if n in values}
             are_texts = all(isinstance(name, str) for name in (*flat, *written.values()))
             if not are_texts or not set(names["calendar"]) <= set(CALENDAR):
                 raise TypeError

@@ -123,7 +123,8 @@ class Clock:
         if self.kind == "wall":
             return shown.astype("M8[ns]").astype(np.int64)
         if self.kind == "weekdays":
-            return np.busday_count(_FIRST_DAY, shown.astype("M8[D]"), self.week).astype(np.int64)
+            days = shown.astype("M8[D]")
+            return np.asarray(np.busday_count(_FIRST_DAY, days, self.week), np.int64)
         return shown.astype("M8[M]").astype(np.int64)
 
     def stamps(self, ticks: Ticks, like: np.datetime64 | None = None) -> NDArray[Any]:
@@ -185,7 +186,7 @@ class Clock:
 
 def month_ends(times: NDArray[Any]) -> NDArray[Any]:
     """The last day of the month of each time, datetime64[D]."""
-    return (times.astype("M8[M]") + 1).astype("M8[D]") - 1
+    return np.asarray((times.astype("M8[M]") + 1).astype("M8[D]") - 1)
 
 
 def monthly_kind(shown: NDArray[Any]) -> Monthly | None:

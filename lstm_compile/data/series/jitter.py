@@ -68,7 +68,8 @@ def _snapped(
     even = _as(ticks, np.rint(last / step)) * _as(ticks, step)
     if abs(float(even - last)) + np.abs(beside - shift).max() <= jitter * step:
         last = even
-    return last - _as(ticks, (counts[-1] - counts)) * _as(ticks, step)
+    found: Ticks = last - _as(ticks, counts[-1] - counts) * _as(ticks, step)
+    return found
 
 
 def _as(ticks: Ticks, value: Any) -> Any:

@@ -15,7 +15,7 @@ class Restarts(NamedTuple):
     """Where the stamps of a file start over."""
 
     row: int  # of the sorted table, the first of them
-    count: int
+    times: int  # that this happens
     is_one: bool  # whether all rows together are as regular as those of each run
 
 

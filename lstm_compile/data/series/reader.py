@@ -187,7 +187,7 @@ class _Reading:
         found = find_restarts(self.index, rows, merged, self.clock.step)
         if found is None:
             return ()
-        count = f"the stamps start over {found.count} time{'' if found.count == 1 else 's'}"
+        count = f"the stamps start over {found.times} time{'' if found.times == 1 else 's'}"
         if not found.is_one:
             mend = "name the column of the series with --id; if all rows are one series, sort them"
             place = f"a time before that of the row before ({count})"

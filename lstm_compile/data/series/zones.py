@@ -37,7 +37,8 @@ def check_zone(zone: str) -> str:
 
 def to_local(moments: Moments, zone: str) -> Moments:
     """What the clocks of `zone` show at moments in UTC."""
-    return moments + _offsets(moments, zone).astype("m8[s]")
+    shown: Moments = moments + _offsets(moments, zone).astype("m8[s]")
+    return shown
 
 
 def meant_times(moments: Moments, zone: str) -> Moments:
@@ -48,10 +49,10 @@ def meant_times(moments: Moments, zone: str) -> Moments:
     """
     if _seconds(zone) is not None:
         return to_local(moments, zone)
-    moments = moments.astype("M8[ns]")
+    moments = moments + np.timedelta64(0, "s")  # not coarser than seconds
     shown, before = to_local(moments, zone), to_local(moments - 1, zone) + 1
     if (shown == before).all():
-        return shown
+        return np.asarray(shown)
     times, counts = np.unique(shown - shown.astype("M8[D]"), return_counts=True)
     places = np.searchsorted(times, before - before.astype("M8[D]")) % len(times)
     usual = times[places] == before - before.astype("M8[D]")
@@ -68,7 +69,7 @@ def to_utc(shown: Moments, zone: str, which: Literal["earliest", "latest"] = "ea
     day = np.timedelta64(1, "D")
     before, after = (shown - _offsets(shown + each, zone).astype("m8[s]") for each in (-day, day))
     if (before == after).all():
-        return before
+        return np.asarray(before)
     first, last = np.minimum(before, after), np.maximum(before, after)
     exists = [to_local(each, zone) == shown for each in (first, last)]
     found = np.where(exists[0] & exists[1], last if which == "latest" else first, last)

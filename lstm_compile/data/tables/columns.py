@@ -26,7 +26,7 @@ CHOICES = {"missing": Missing, "gaps": Gaps, "duplicates": Duplicates}
 SERIES_ONLY = (
     "known", "static", "calendar", "gaps", "duplicates", "time_zone", "step", "jitter",
 )  # fmt: skip
-JITTER = 0.01  # of a step
+JITTER, MOST_JITTER = 0.01, 0.25  # of a step; with more, the nearest step is a guess
 Kind = Literal["number", "text", "date", "other"]  # bool and whole numbers are numbers too
 AS_TRAINED = "as in training, else error"
 HAS_FEATURES, IS_SERIES = "has_features", "is_series"  # properties of a task
@@ -103,8 +103,7 @@ class TableOptions:
             if getattr(self, name) not in (None, *get_args(kind)):
                 choices = ", ".join(get_args(kind))
                 raise InputError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
-        if self.jitter is not None and not 0 <= self.jitter < 0.5:
-            raise InputError(f"jitter must be a share from 0 to below 0.5; got {self.jitter!r}")
+        _check_jitter(self.jitter)
         if not set(self.calendar) <= {*CALENDAR, "auto", "none"}:
             raise InputError(
                 f"calendar must be auto, none or of {', '.join(CALENDAR)}; got "
@@ -145,6 +144,12 @@ class TableOptions:
         if unknown := sorted(set(stored) - set(asdict(self))):
             raise InputError(f"table options: unknown keys {unknown}; train again")
         return replace(TableOptions(**stored), **self._changed())
+
+
+def _check_jitter(jitter: Any) -> None:
+    is_share = isinstance(jitter, int | float) and 0 <= jitter < MOST_JITTER
+    if jitter is not None and not is_share:
+        raise InputError(f"jitter must be a share from 0 to below {MOST_JITTER}; got {jitter!r}")
 
 
 def _check_column_name(role: str, name: Any) -> None:

@@ -183,7 +183,7 @@ def _texts_to_times(cells: Any) -> NDArray[Any]:
     if pc.all(pc.match_substring_regex(cells, _MONTH)).as_py():
         cells = pc.binary_join_element_wise(pc.utf8_trim_whitespace(cells), "01", "-")
     if len(cells) and (name := period_of(str(cells[0]).strip())):
-        return _periods(pc.utf8_trim_whitespace(cells), name)
+        return _periods(pc.utf8_trim_whitespace(cells.cast(pa.string())), name)
     kinds = [pa.int64(), pa.float64(), pa.timestamp("ns"), pa.timestamp("ns", "UTC")]
     for kind in kinds:
         try:
