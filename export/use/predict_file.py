@@ -95,7 +95,7 @@ def predict_file(
     )
     found = Predictions(model.config.task, model.schema, table.ids, values, lengths=table.lengths)
     name = table.roles.id if table.roles else None
-    return found if name is None else found._replace(id_column=_id_column(table.path, name))
+    return found if name is None else found._replace(id_column=(name, table.id_type))
 
 
 def check_output(path: Path, *inputs: str | Path) -> None:
@@ -221,19 +221,10 @@ def _forecast(
     name, time = table.roles.options.id, table.roles.options.time or "time"
     steps = Steps(time, stamps, model.config.quantiles, table.format)
     ids = None if table.ids is None else [*table.ids]
-    column = ("file", None) if name is None else _id_column(path, name)
-    notes = table.roles.notes
     return Predictions(
-        model.config.task, model.schema, ids, values, steps, id_column=column, notes=notes
-    )
-
-
-def _id_column(path: Path, name: str) -> tuple[str, Any]:
-    """The name and the Arrow type of a column; no type where the file has none."""
-    from lstm_compile.data.tables.formats import open_files  # loads pyarrow
-
-    first = open_files(path).sources[0]
-    return name, None if name in first.texts else first.types[name]
+        model.config.task, model.schema, ids, values, steps,
+        id_column=(name or "file", table.id_type), notes=table.roles.notes,
+    )  # fmt: skip
 
 
 def _typed(ids: Any, kind: Any) -> Any:

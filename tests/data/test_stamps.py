@@ -134,7 +134,9 @@ def test_several_offsets_without_a_zone_are_utc(tmp_path):
     assert ahead_of(table).to_pylist() == expected
     assert "UTC, as the stamps have several offsets (+01:00, +02:00)" in table.roles.description
     midnights = [str(each) for each in dates("D", "2022-10-01", tz="Europe/Berlin")]
-    with pytest.raises(InputError, match="25 hours after .*; name the zone of the stamps with --t"):
+    with pytest.raises(
+        InputError, match=r"25 hours after .*; name the zone of the stamps with --t"
+    ):
         table_of(tmp_path, midnights)
     assert table_of(tmp_path, midnights, time_zone="Europe/Berlin").info.kind == "wall"
 
@@ -265,7 +267,7 @@ def test_a_row_far_from_its_step_is_still_refused(tmp_path):
     with pytest.raises(InputError, match="row 31, column 'when': found a time 65 minutes after"):
         table_of(tmp_path, stamps)
     assert len(table_of(tmp_path, stamps, jitter=0.1).x) == 50
-    with pytest.raises(InputError, match="jitter must be a share from 0 to below 0.25; got 0.7"):
+    with pytest.raises(InputError, match=r"jitter must be a share from 0 to below 0\.25; got 0\.7"):
         TableOptions(jitter=0.7)
 
 

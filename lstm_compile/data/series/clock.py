@@ -181,7 +181,7 @@ class Clock:
             return np.busday_offset(last, 0, "backward", BUSINESS)
         if self.kind == "business-month-starts":
             return np.busday_offset(first, 0, "forward", BUSINESS)
-        return np.minimum(first + day, last)
+        return np.asarray(np.minimum(first + day, last))
 
 
 def month_ends(times: NDArray[Any]) -> NDArray[Any]:

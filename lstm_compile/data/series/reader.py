@@ -242,6 +242,7 @@ class _Reading:
             stamp=stamp,
             format=self.stamps.format,
             ids=tuple(ids) if options.id or len(ids) > 1 else None,
+            id_type=self.index.files.type_of(options.id),
             statics=self._codes(info.categories),
             schema=Schema(self.roles.values + added, (), options.target, series=info),
             roles=replace(self.roles, options=resolved, notes=notes),

@@ -170,6 +170,7 @@ class SeriesTable:
     stamp: np.datetime64 | None  # one of the table's times, see `Clock.like`; None for numbers
     format: "StampFormat"  # how the table writes its times
     ids: tuple[str, ...] | None  # None where there is only one series, without a name
+    id_type: Any  # the Arrow type of the ids in the file, if it has types
     statics: Ints  # int64 (series, statics), codes of categories
     schema: Schema
     roles: SeriesRoles

@@ -78,7 +78,7 @@ def to_utc(shown: Moments, zone: str, which: Literal["earliest", "latest"] = "ea
         changes = _changes(zone, *_days(found[index : index + 1]))[0]
         place = np.searchsorted(changes, first[index].astype("M8[s]").astype(np.int64), "right")
         found[index] = np.datetime64(int(changes[place]), "s")
-    return found
+    return np.asarray(found)
 
 
 def offset_text(moments: Moments, zone: str) -> list[str]:

@@ -57,6 +57,7 @@ def read_long(request: ReadRequest) -> Table:
     return Table(
         Path(request.path), x, index.lengths, y, roles.features,
         targets=targets, ids=index.ids, roles=roles, per_step=request.step_labels,
+        id_type=files.type_of(roles.id),
     )  # fmt: skip
 
 

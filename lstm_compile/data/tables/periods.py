@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lstm_compile.data.calendar import FIRST_YEAR, LAST_YEAR
+
 # texts by name; the groups hold the year and the number of the period
 PERIODS = {
     "quarter": r"^(?P<year>\d{4})[-: ]?[Qq](?P<number>[1-4])$",
@@ -19,7 +21,6 @@ NUMBERS = {
     "YYYY": 4, "YYYYMM": 6, "YYYYWW": 6, "YYYYMMDD": 8,
     "YYYYMMDDHH": 10, "YYYYMMDDHHMM": 12, "YYYYMMDDHHMMSS": 14,
 }  # fmt: skip
-YEARS = (1800, 2200)  # that whole numbers are taken for
 ANY_PERIOD = "|".join(re.sub(r"\?P<\w+>", "", pattern) for pattern in PERIODS.values())
 _PARTS = (("h", 24), ("m", 60), ("s", 60))
 Dates = NDArray[Any]  # datetime64[s]
@@ -37,7 +38,7 @@ def from_periods(cells: Any, name: str) -> Dates:
         np.array([int(each or 0) for each in pc.struct_field(parts, key).to_pylist()])
         for key in ("year", "number")
     )
-    is_good = (years >= YEARS[0]) & (years <= YEARS[1])
+    is_good = (years >= FIRST_YEAR) & (years <= LAST_YEAR)
     start = (np.where(is_good, years, 2000) - 1970).astype("M8[Y]")
     if name == "week":
         return _weeks(start, numbers, is_good)
@@ -73,7 +74,7 @@ def to_periods(days: NDArray[Any], name: str, sample: str) -> list[str]:
 def from_numbers(whole: NDArray[np.int64], name: str) -> Dates:
     """The dates of whole numbers, NaT where a number is none."""
     years, rest = np.divmod(whole, 10 ** (NUMBERS[name] - 4))
-    is_good = (years >= YEARS[0]) & (years <= YEARS[1])
+    is_good = (years >= FIRST_YEAR) & (years <= LAST_YEAR)
     start = (np.where(is_good, years, 2000) - 1970).astype("M8[Y]")
     if name == "YYYYWW":
         return _weeks(start, rest, is_good)
