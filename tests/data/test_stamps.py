@@ -90,6 +90,8 @@ TYPED = {
     "whole floats": pa.array(dates("MS").strftime("%Y%m").astype(float)),
     "text": pa.array(dates("MS").strftime("%Y-%m").to_list()),
     "numbers": pa.array(np.arange(COUNT) * 5),
+    "times of day": pa.array(np.arange(COUNT) * 1000, pa.int32()).cast(pa.time32("ms")),
+    "durations": pa.array(np.arange(COUNT) + 2000).cast(pa.duration("s")),
 }
 
 
@@ -135,7 +137,7 @@ def test_several_offsets_without_a_zone_are_utc(tmp_path):
     assert "UTC, as the stamps have several offsets (+01:00, +02:00)" in table.roles.description
     midnights = [str(each) for each in dates("D", "2022-10-01", tz="Europe/Berlin")]
     with pytest.raises(
-        InputError, match=r"25 hours after .*; name the zone of the stamps with --t"
+        InputError, match=r"25 hours after .*; name the zone that has equal days with --t"
     ):
         table_of(tmp_path, midnights)
     assert table_of(tmp_path, midnights, time_zone="Europe/Berlin").info.kind == "wall"
@@ -203,6 +205,16 @@ def test_a_wrong_month_is_named_and_invents_no_rows(tmp_path):
     for gaps in (None, "forward"):
         with pytest.raises(InputError, match=message):
             table_of(tmp_path, months, gaps=gaps)
+
+
+def test_a_wrong_year_is_named_but_a_count_is_none(tmp_path):
+    years = [*range(1960, 2019), 20190]
+    with pytest.raises(
+        InputError, match=r"row 60, .*: found 20190, expected a date YYYY, as in ot"
+    ):
+        table_of(tmp_path, years)
+    assert table_of(tmp_path, np.arange(1700, 2300)).info.kind == "number"
+    assert table_of(tmp_path, np.arange(1700, 1900), step="1").info.kind == "number"
 
 
 def test_short_weeks_are_asked_for(tmp_path):

@@ -246,7 +246,7 @@ def _day_and_time(shown: NDArray[Any]) -> tuple[Any, Any]:
 
 
 def _counted(count: float, unit: str) -> str:
-    return f"{count:g} {unit}{'' if count == 1 else 's'}"
+    return f"{count:.10g} {unit}{'' if count == 1 else 's'}"
 
 
 def _days_of(week: str) -> str:

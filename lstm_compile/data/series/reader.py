@@ -72,7 +72,8 @@ def read_series(
     roles = find_series_roles(str(first.path), first.kinds, options or TableOptions(), schema)
     check_columns(files, roles.reading)
     trained = schema.series if schema else None
-    stamps = _stamp_reader(roles, trained, is_typed=not first.is_text)
+    o = roles.options
+    stamps = StampReader(o.time_zone or "", trained, o.step or "", is_typed=not first.is_text)
     index = index_sequences(files, roles.reading, stamps=stamps)
     clock, rows = _sorted_rows(index, roles, stamps, progress)
     reading = _Reading(fspath(path), index, roles, clock, stamps)
@@ -98,14 +99,6 @@ def read_series(
     if not isinstance(split, Split):
         split = split_of(even.ticks, clock, split)
     return reading.table(grid, split, notes)
-
-
-def _stamp_reader(roles: SeriesRoles, trained: SeriesSchema | None, is_typed: bool) -> StampReader:
-    asked = roles.options.step
-    is_weekly = None
-    if asked and not trained:
-        is_weekly = asked.upper().endswith("W") or asked == "7D"
-    return StampReader(roles.options.time_zone or "", trained, is_weekly, is_typed)
 
 
 def _jitter(options: TableOptions) -> float:
@@ -168,7 +161,7 @@ class _Reading:
         """Raise for the time of a row of the table."""
         times: Any = self.index.times
         if self.stamps.has_unknown_zone:
-            mend = f"name the zone of the stamps with --time-zone, or {mend}"
+            mend = f"name the zone that has equal days with --time-zone, or {mend}"
         elif mend == MEND_GAPS and self.clock.step == DAY and weekdays(times).max() < SATURDAY:
             mend = f"if rows are business days, say --step B; else {mend}"
         self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
@@ -286,7 +279,9 @@ class _Reading:
     def _calendar(self, ticks: NDArray[Any]) -> tuple[str, ...]:
         asked = self.roles.options.calendar or ("auto",)
         if "auto" in asked:
-            return self.clock.features(float(ticks.max() - ticks.min()) if len(ticks) else 0.0)
+            # as floats: a span of 300 years is no int64 of nanoseconds
+            span = float(ticks.max()) - float(ticks.min()) if len(ticks) else 0.0
+            return self.clock.features(span)
         names = tuple(name for name in asked if name != "none")
         if names and self.clock.kind == "number":
             raise InputError(

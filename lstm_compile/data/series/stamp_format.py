@@ -39,8 +39,7 @@ class StampFormat:
         """
         is_text = self.type is not None and kind_of(self.type) == "text"
         if stamps.dtype.kind != "M":  # times of day and durations are numbers to the model
-            cells = pa.array(stamps)
-            return cells if self.type is None or is_date(self.type) else cells.cast(self.type)
+            return self._numbers(stamps, as_text)
         shown = to_local(stamps, self.zone)
         if self.form in NUMBERS:
             cells = pa.array(to_numbers(shown, self.form))
@@ -56,6 +55,14 @@ class StampFormat:
         unit = unit if _fits(stamps, unit) else "ns"
         numbers = pa.array(stamps.astype(f"M8[{unit}]").astype(np.int64))
         return numbers.cast(pa.timestamp(unit, self.zone or None))
+
+    def _numbers(self, numbers: NDArray[Any], as_text: bool) -> Any:
+        cells = pa.array(numbers)
+        if self.type is None or (as_text and is_date(self.type)):
+            return cells
+        if pa.types.is_time32(self.type):
+            cells = cells.cast(pa.int32())
+        return cells.cast(self.type)
 
     def _is_dates(self, shown: NDArray[Any]) -> bool:
         """Whether these stamps are written as days, without a time."""

@@ -1,5 +1,6 @@
 """Reads the time column of series: its zone, and whole numbers that are dates. Loads no torch."""
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,17 +28,17 @@ class StampReader:
     Attributes:
         asked: `--time-zone`: the zone of stamps without an offset, and what others are shown in.
         series: of a trained model, whose clock these stamps must fit; else None.
-        is_weekly: whether six digits are a year and a week, and no month; None if unknown.
+        step: `--step`, which says whether six digits are a month or a week, or no date at all.
         is_typed: whether the files have types.
         format: how the stamps are written.
         zone: whose days and months count; empty where stamps have no zone.
-        has_unknown_zone: whether the stamps have several offsets, and no zone was named.
+        has_unknown_zone: whether the stamps are moments in UTC, of a zone that was not named.
         notes: for the description of the table.
     """
 
     asked: str = ""
     series: SeriesSchema | None = None
-    is_weekly: bool | None = None
+    step: str = ""
     is_typed: bool = True
     format: StampFormat = field(default_factory=StampFormat)
     zone: str = ""
@@ -64,7 +65,7 @@ class StampReader:
         if times.dtype.kind != "M":
             return times
         zones = _offsets(texts) if texts is not None else {getattr(cells.type, "tz", None) or ""}
-        form = period_of(str(texts[0])) if texts is not None else ""
+        form = period_of(str(texts[0]).strip()) if texts is not None else ""
         self._zones |= zones
         if ("" in self._zones and len(self._zones) > 1) or form != self.format.form:
             expected = f"a stamp written like {self.format.sample!r}, with or without an offset"
@@ -90,9 +91,9 @@ class StampReader:
         shown = check_zone(self.asked) if self.asked else own[0] if len(own) == 1 else ""
         self._check_zone(shown or own)
         self.zone = (self.series.zone or "") if self.series else shown or ("UTC" if own else "")
+        self.has_unknown_zone = self.zone == "UTC" and not self.asked
         if len(own) > 1 and not shown and not self.series:
             found = f"time zone: UTC, as the stamps have several offsets ({listing(own)})"
-            self.has_unknown_zone = True
             self.notes = (f"{found}; --time-zone names one",)
         elif self.zone:
             self.notes = (f"time zone: {self.zone}",)
@@ -120,6 +121,7 @@ class StampReader:
     def _dates(self, numbers: NDArray[Any]) -> NDArray[Any]:
         """The dates that whole numbers are; the same numbers if they are none."""
         may_be = self.series is None or self.series.kind != "number"
+        may_be &= not re.fullmatch(r"[\d.]+", self.step)
         is_whole = (numbers % 1 == 0).all() and (np.abs(numbers) < LARGEST).all()
         if not may_be or not is_whole or is_date(self._type):
             return numbers
@@ -127,13 +129,21 @@ class StampReader:
         dates = {name: from_numbers(whole, name) for name in self._forms(whole)}
         fits = {name: float((~np.isnat(each)).mean()) for name, each in dates.items()}
         best = max(fits, key=lambda name: fits[name], default="")
-        if self.is_weekly is None and fits.get("YYYYMM", 0) >= MOST_FIT:
+        if fits.get("YYYYMM", 0) >= MOST_FIT:
             best = "YYYYMM"  # 13 is rather a wrong month than a week among twelve
-        if not best or fits[best] < (1 if best == "YYYY" else MOST_FIT):
+        is_count = (
+            best == "YYYY" and fits[best] < 1 and len(np.unique(np.diff(np.unique(whole)))) == 1
+        )
+        if not best or fits[best] < MOST_FIT or is_count:
             return numbers
         for row in np.flatnonzero(np.isnat(dates[best]))[:1]:
-            hint = " (or weeks, with --step W)" if best == "YYYYMM" else ""
-            raise CellError(int(row), str(whole[row]), f"a date {best}, as in other rows{hint}")
+            hint = (
+                "--step W takes weeks, --step 1 numbers"
+                if best == "YYYYMM"
+                else "--step 1 takes numbers"
+            )
+            expected = f"a date {best}, as in other rows ({hint})"
+            raise CellError(int(row), str(whole[row]), expected)
         self.format = replace(self.format, form=best)
         return dates[best]
 
@@ -143,7 +153,7 @@ class StampReader:
             return [self.series.form]
         counts = np.floor(np.log10(np.maximum(np.abs(whole), 1))).astype(np.int64) + 1
         digits = np.bincount(counts).argmax()
-        skipped = {True: "YYYYMM", False: "YYYYWW", None: ""}[self.is_weekly]
+        skipped = ("YYYYMM" if self.step.endswith("W") else "YYYYWW") if self.step else ""
         return [name for name, count in NUMBERS.items() if count == digits and name != skipped]
 
 
