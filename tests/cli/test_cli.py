@@ -63,8 +63,8 @@ def titles(text):
 
 # ---- the commands and their options
 
-FILLED = ["--gaps", "--duplicates"]
-SERIES = ["--known", "--static", "--calendar", *FILLED]
+FILLED = ["--gaps", "--duplicates", "--time-zone", "--jitter"]
+SERIES = ["--known", "--static", "--calendar", *FILLED[:3], "--step", "--jitter"]
 TABLE = ["--id", "--time", "--target", "--features", "--text", "--missing"]
 OPTIONS = {
     "bench": [

@@ -313,3 +313,9 @@ def test_parts_of_one_series_in_another_order_are_told(tmp_path):
     assert "the stamps start over 1 time, and the rows were sorted" in table.roles.description
     late = glued(np.delete(hours(60), [20, 30, 31]), hours(60)[[20, 30, 31]])
     assert len(table_of(tmp_path, late).x) == 60
+
+
+def test_equal_rows_from_the_last_to_the_first(tmp_path):
+    stamps = np.repeat(hours(8)[::-1], 9)
+    table = table_of(tmp_path, stamps, duplicates="mean")
+    assert len(table.x) == 8

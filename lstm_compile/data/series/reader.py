@@ -27,7 +27,7 @@ from lstm_compile.data.series.grid import (
     to_grid,
 )
 from lstm_compile.data.series.jitter import snapped, steady_step
-from lstm_compile.data.series.order import find_restarts
+from lstm_compile.data.series.order import check_order
 from lstm_compile.data.series.series_table import (
     INDICATOR,
     NO_SHARES,
@@ -81,13 +81,13 @@ def read_series(
     reading.check_steps(rows)
     duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
     merged = merge_duplicates(rows, duplicates, bool(roles.options.id), refuse)
-    restarts = reading.check_order(rows, merged)
+    told = None if o.id else check_order(index, rows, merged, clock.step, refuse)
     even, moved = snapped(merged, clock, _jitter(roles.options))
     grid, added = to_grid(even, clock, roles.gaps != "error", refuse)
     notes = (
         f"step: {clock.name}",
         *stamps.notes,
-        *restarts,
+        *([told] if told else []),
         *_note(
             moved,
             "stamps beside their step",
@@ -124,11 +124,11 @@ def _sorted_rows(
 
 def _clock(rows: GridRows, options: TableOptions, stamps: StampReader) -> Clock:
     times, zone = rows.ticks, stamps.zone
-    is_next = rows.is_next & (times[1:] != times[:-1])
     if stamps.series:
         return fitting_clock(stamps.series.clock, times)
     if options.step:
         return asked_clock(options.step, times.dtype.kind == "M", zone)
+    is_next = rows.is_next & (times[1:] != times[:-1])
     clock = infer_clock(times, is_next, zone)
     if clock.kind not in ("number", "fixed"):
         return clock
@@ -165,27 +165,6 @@ class _Reading:
         elif mend == MEND_GAPS and self.clock.step == DAY and weekdays(times).max() < SATURDAY:
             mend = f"if rows are business days, say --step B; else {mend}"
         self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
-
-    def check_order(self, rows: GridRows, merged: GridRows) -> tuple[str, ...]:
-        """Find stamps that start over in a file without ids.
-
-        Returns:
-            A note, if all rows may be one series.
-
-        Raises:
-            InputError: the rows are several series.
-        """
-        if self.roles.options.id:
-            return ()
-        found = find_restarts(self.index, rows, merged, self.clock.step)
-        if found is None:
-            return ()
-        count = f"the stamps start over {found.times} time{'' if found.times == 1 else 's'}"
-        if not found.is_one:
-            mend = "name the column of the series with --id; if all rows are one series, sort them"
-            place = f"a time before that of the row before ({count})"
-            self.refuse_time(found.row, place, "the rows of one series in order", mend)
-        return (f"{count}, and the rows were sorted as one series (if they are several: --id)",)
 
     def check_steps(self, rows: GridRows) -> None:
         """Check that rows lie on steps, where steps are days of weeks or of months.
