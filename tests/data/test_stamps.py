@@ -207,6 +207,15 @@ def test_a_wrong_month_is_named_and_invents_no_rows(tmp_path):
             table_of(tmp_path, months, gaps=gaps)
 
 
+def test_a_wrong_month_for_a_model_is_named(tmp_path):
+    table = table_of(tmp_path, dates("MS").strftime("%Y%m"), "a.csv")
+    path = write(tmp_path / "b.csv", {"when": [202412, 202413, 202414], "y": range(3)})
+    with pytest.raises(
+        InputError, match="row 2, column 'when': found 202413, expected a date YYYY"
+    ):
+        read_series(path, TableOptions(time="when"), schema=table.schema)
+
+
 def test_a_wrong_year_is_named_but_a_count_is_none(tmp_path):
     years = [*range(1960, 2019), 20190]
     with pytest.raises(
@@ -271,6 +280,12 @@ def test_jitter_of_numbers_of_gaps_and_of_a_clock_that_drifts(tmp_path):
     later = read_series(str(tmp_path / "fast.csv"), TableOptions(time="when"), schema=table.schema)
     assert later.ticks[-1] == pytest.approx(fast[-1], abs=0.001)  # goes on from its own last row
     assert np.diff(later.ticks) == pytest.approx(0.1)
+
+
+def test_jitter_of_weeks_goes_to_midnight(tmp_path):
+    noise = np.random.default_rng(0).integers(-3000, 3000, COUNT).astype("m8[s]")
+    table = table_of(tmp_path, dates("W").to_numpy() + noise)
+    np.testing.assert_array_equal(table.stamps(table.ticks), dates("W").to_numpy())
 
 
 def test_a_row_far_from_its_step_is_still_refused(tmp_path):

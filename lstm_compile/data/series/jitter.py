@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.series.clock import Clock, Ticks, whole_steps
+from lstm_compile.data.series.clock import UNITS, Clock, Ticks, whole_steps
 from lstm_compile.data.series.grid import GridRows
 
 DIGITS = 9  # of a step that is sought
@@ -65,9 +65,10 @@ def _snapped(
         return None
     # the last row, and from there back
     last = ticks[0] + _as(ticks, counts[-1] * own + shift)
-    even = _as(ticks, np.rint(last / step)) * _as(ticks, step)
-    if abs(float(even - last)) + np.abs(beside - shift).max() <= jitter * step:
-        last = even
+    room = jitter * step - np.abs(beside - shift).max()
+    units = (step, *(unit for unit in UNITS.values() if ticks.dtype.kind != "f" and unit < step))
+    even = (_as(ticks, np.rint(last / unit)) * _as(ticks, unit) for unit in units)
+    last = next((each for each in even if abs(float(each - last)) <= room), last)
     found: Ticks = last - _as(ticks, counts[-1] - counts) * _as(ticks, step)
     return found
 

@@ -160,10 +160,12 @@ class _Reading:
     def refuse_time(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
         """Raise for the time of a row of the table."""
         times: Any = self.index.times
-        if self.stamps.has_unknown_zone:
-            mend = f"name the zone that has equal days with --time-zone, or {mend}"
-        elif mend == MEND_GAPS and self.clock.step == DAY and weekdays(times).max() < SATURDAY:
-            mend = f"if rows are business days, say --step B; else {mend}"
+        if self.clock.kind in ("fixed", "wall") and self.clock.step >= DAY:
+            are_weekdays = weekdays(self.clock.local(times)).max() < SATURDAY
+            if self.stamps.has_unknown_zone and mend != MEND_GAPS:
+                mend = f"name the zone that has equal days with --time-zone, or {mend}"
+            elif mend == MEND_GAPS and self.clock.step == DAY and are_weekdays and not self.trained:
+                mend = f"if rows are business days, say --step B; else {mend}"
         self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
 
     def check_steps(self, rows: GridRows) -> None:

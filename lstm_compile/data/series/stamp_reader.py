@@ -134,7 +134,8 @@ class StampReader:
         is_count = (
             best == "YYYY" and fits[best] < 1 and len(np.unique(np.diff(np.unique(whole)))) == 1
         )
-        if not best or fits[best] < MOST_FIT or is_count:
+        is_known = bool(self.series and self.series.form in NUMBERS)
+        if not best or (not is_known and (fits[best] < MOST_FIT or is_count)):
             return numbers
         for row in np.flatnonzero(np.isnat(dates[best]))[:1]:
             hint = (
