@@ -17,13 +17,9 @@ from lstm_compile.training.defaults import CHECKS, SECTIONS, tunable_fields
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 TEXTS = ("data", "test", "task")
-OF_TRAINING = (
-    "categories",
-    "unknown",
-    "known",
-    "static",
-    "calendar",
-)  # flags for tables that only `train` has
+OF_TRAINING = (  # flags for tables that only `train` has
+    "categories", "unknown", "known", "static", "calendar", "step",
+)  # fmt: skip
 PATH = click.Path(path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

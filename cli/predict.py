@@ -46,15 +46,23 @@ def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -
             progress=lambda what, done, total: show(done, total, what),
         )  # fmt: skip
     columns, rows = write_predictions(path, predictions), len(predictions.values)
-    summary = {"path": str(path), "model": str(model), "task": predictions.task, "rows": rows}
+    summary: dict[str, Any] = {
+        "path": str(path),
+        "model": str(model),
+        "task": predictions.task,
+        "rows": rows,
+    }
     seconds = perf_counter() - began
     if as_json:
-        return output.print_json({**summary, "columns": columns, "seconds": round(seconds, 2)})
+        notes = {"notes": predictions.notes} if predictions.notes else {}
+        summary |= {"columns": columns, "seconds": round(seconds, 2)}
+        return output.print_json({**summary, **notes})
     more = f" and {len(columns) - SHOWN} more" if len(columns) > SHOWN else ""
     output.lines(
         out,
         ("model", str(model)),
         ("rows", _rows(predictions)),
+        *([("read", "; ".join(predictions.notes))] if predictions.notes else []),
         ("columns", ", ".join(columns[:SHOWN]) + more),
         ("wrote", f"{path} ({output.size(path)}, {seconds:.1f} s)"),
         ("next", output.command("inspect", model)),

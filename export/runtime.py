@@ -1070,7 +1070,8 @@ def calendar(stamps: npt.ArrayLike, names: Sequence[str]) -> Floats:
     """The calendar columns of stamps: sine and cosine of each of `names`.
 
     Args:
-        stamps: datetime64 (stamps,), or texts that NumPy reads as such.
+        stamps: datetime64 (stamps,), or texts that NumPy reads as such; as clocks show them in the
+            zone `schema.series["zone"]`, if it is there.
         names: `hour`, `weekday` or `month`, as `schema.series["calendar"]` has them.
 
     Returns:

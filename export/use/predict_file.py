@@ -24,6 +24,7 @@ from lstm_compile.tasks import find_task
 
 if TYPE_CHECKING:
     from lstm_compile.data.series.series_table import Ahead, SeriesTable
+    from lstm_compile.data.series.stamp_format import StampFormat
 
 SUFFIXES = (".csv", ".parquet")
 BLOCK = 4096  # sequences between two reports of progress
@@ -36,8 +37,9 @@ class Steps(NamedTuple):
     """The steps that are forecast."""
 
     name: str  # of the time column
-    stamps: Any  # (series, horizon)
+    stamps: Any  # (series, horizon), numbers or moments in UTC
     quantiles: tuple[float, ...]
+    format: "StampFormat"  # how the table writes its stamps
 
 
 class Predictions(NamedTuple):
@@ -51,6 +53,8 @@ class Predictions(NamedTuple):
     # targets(, quantiles)), forecasts in these units
     steps: Steps | None = None  # of forecasts
     lengths: Any = None  # int64 (sequences,)
+    id_column: tuple[str, Any] = ("id", None)  # its name, and its Arrow type if the file has types
+    notes: tuple[str, ...] = ()  # on how the table was read
 
 
 def predict_file(
@@ -89,7 +93,9 @@ def predict_file(
     values = _in_blocks(
         answer, len(table.lengths), BLOCK, progress and partial(progress, "sequences")
     )
-    return Predictions(model.config.task, model.schema, table.ids, values, lengths=table.lengths)
+    found = Predictions(model.config.task, model.schema, table.ids, values, lengths=table.lengths)
+    name = getattr(table.roles, "id", None)  # only long tables name columns
+    return found if name is None else found._replace(id_column=(name, table.id_type))
 
 
 def check_output(path: Path, *inputs: str | Path) -> None:
@@ -104,16 +110,19 @@ def check_output(path: Path, *inputs: str | Path) -> None:
             raise InputError(f"{path}: is the file that is read; name another --output")
 
 
-def columns(predictions: Predictions) -> dict[str, Any]:
+def columns(predictions: Predictions, as_text: bool = False) -> dict[str, Any]:
     """The columns of the output file by name, one row a sequence, or one a series and step.
 
-    `id`, or `sequence` with the numbers from 0 where the data have none (followed by `_` where a
-    target is called so), and for `tag` `step`, from 0 in each sequence; then `prediction` and
-    `probability_CLASS` for each class, or one column a target. For forecasts `id` where the series
-    have one, the time, and one column a target, or one a target and quantile called `TARGET_0.1`.
+    The ids under the name that they have in the data (or `id`), or `sequence` with the numbers from
+    0 where the data have none (followed by `_` where a target is called so), and for `tag` `step`,
+    from 0 in each sequence; then `prediction` and `probability_CLASS` for each class, or one column
+    a target. For forecasts the ids where the series have any (or `file`, where each file is one),
+    the time, and one column a target, or one a target and quantile called `TARGET_0.1`.
+
+    Ids and times are written as in the data. `as_text` is for files that have no types.
     """
     if predictions.steps is not None:
-        return _forecast_columns(predictions, predictions.steps)
+        return _forecast_columns(predictions, predictions.steps, as_text)
     values, schema = predictions.values, predictions.schema
     if find_task(predictions.task).has_classes:
         answers: dict[str, Any] = {"prediction": [schema.classes[i] for i in values.argmax(1)]}
@@ -122,12 +131,17 @@ def columns(predictions: Predictions) -> dict[str, Any]:
         answers = {name: values[:, i] for i, name in enumerate(schema.targets)}
     lengths, ids = predictions.lengths, predictions.ids
     count = len(values) if ids is None and lengths is None else len(ids or lengths)
-    name, rows = ("sequence", np.arange(count)) if ids is None else ("id", ids)
-    names: dict[str, Any] = {free_name(name, answers): rows}
+    name, rows = predictions.id_column[0], np.array(ids, object)
+    if ids is None:
+        name, rows = "sequence", np.arange(count)
+    name = free_name(name, answers)
+    names: dict[str, Any] = {name: rows}
     if find_task(predictions.task).per_step:
-        names = {name: np.repeat(np.array(rows), lengths) for name, rows in names.items()}
+        names = {name: np.repeat(rows, lengths)}
         starts = np.repeat(lengths.cumsum() - lengths, lengths)
-        names[free_name("step", answers)] = np.arange(len(values)) - starts
+        names[free_name("step", {**names, **answers})] = np.arange(len(values)) - starts
+    if ids is not None:
+        names[name] = _typed(names[name], predictions.id_column[1])
     return {**names, **answers}
 
 
@@ -144,8 +158,9 @@ def write_predictions(path: Path, predictions: Predictions) -> list[str]:
     from pyarrow import csv, parquet
 
     check_output(path)
-    table, sink = pyarrow.table(columns(predictions)), pyarrow.BufferOutputStream()
-    write = csv.write_csv if path.suffix.lower() == ".csv" else parquet.write_table
+    is_csv, sink = path.suffix.lower() == ".csv", pyarrow.BufferOutputStream()
+    table, write = pyarrow.table(columns(predictions, is_csv)), parquet.write_table
+    write = csv.write_csv if is_csv else write
     write(table, sink)
     write_atomically(path, sink.getvalue().to_pybytes())
     return list(table.column_names)
@@ -195,10 +210,25 @@ def _forecast(
 
     values = _in_blocks(answer, len(table.lengths), BATCH, progress and partial(progress, "series"))
     values = restored(values, table.info.subtracted)
-    stamps = table.stamps(ahead.ticks.ravel()).reshape(ahead.ticks.shape)
-    steps = Steps(table.roles.options.time or "time", stamps, model.config.quantiles)
+    stamps = table.clock.stamps(ahead.ticks.ravel(), table.stamp).reshape(ahead.ticks.shape)
+    name, time = table.roles.options.id, table.roles.options.time or "time"
+    steps = Steps(time, stamps, model.config.quantiles, table.format)
     ids = None if table.ids is None else [*table.ids]
-    return Predictions(model.config.task, model.schema, ids, values, steps)
+    return Predictions(
+        model.config.task, model.schema, ids, values, steps,
+        id_column=(name or "file", table.id_type), notes=table.roles.notes,
+    )  # fmt: skip
+
+
+def _typed(ids: Any, kind: Any) -> Any:
+    """An Arrow array of ids, of the type that they have in the data if that gives them back."""
+    import pyarrow
+
+    texts = pyarrow.array(ids, pyarrow.string())
+    try:
+        return texts if kind is None else texts.cast(kind)
+    except pyarrow.ArrowException:
+        return texts
 
 
 def _forecast_inputs(model: Model, table: "SeriesTable", ahead: "Ahead", rows: Any) -> Inputs:
@@ -211,7 +241,7 @@ def _forecast_inputs(model: Model, table: "SeriesTable", ahead: "Ahead", rows: A
     return {"x": x, "lengths": lengths, **{name: given[name] for name in model.config.given}}
 
 
-def _forecast_columns(predictions: Predictions, steps: Steps) -> dict[str, Any]:
+def _forecast_columns(predictions: Predictions, steps: Steps, as_text: bool) -> dict[str, Any]:
     values = predictions.values
     count, horizon = values.shape[:2]
     flat = values.reshape(count * horizon, *values.shape[2:])
@@ -222,8 +252,10 @@ def _forecast_columns(predictions: Predictions, steps: Steps) -> dict[str, Any]:
             answers |= {quantile: flat[:, index, i] for i, quantile in enumerate(names)}
         else:
             answers[name] = flat[:, index]
-    answers = {free_name(steps.name, answers): steps.stamps.ravel(), **answers}
+    time = free_name(steps.name, answers)
+    answers = {time: steps.format.cells(steps.stamps.ravel(), as_text), **answers}
     if predictions.ids is None:
         return answers
     ids = np.repeat(np.array(predictions.ids, object), horizon)
-    return {free_name("id", answers): ids, **answers}
+    name, kind = predictions.id_column
+    return {free_name(name, answers): _typed(ids, kind), **answers}

@@ -1,5 +1,6 @@
 """The columns that can be made of time stamps: their names. Loads no other library."""
 
+FIRST_YEAR, LAST_YEAR = 1678, 2261  # whole years that int64 counts in nanoseconds
 CALENDAR = ("hour", "weekday", "month")
 
 

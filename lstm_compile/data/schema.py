@@ -16,6 +16,8 @@ from lstm_compile.data.series.clock import Clock, Kind
 from lstm_compile.errors import InputError
 
 BYTES = 256
+WRITTEN = ("zone", "week", "form")  # keys of `SeriesSchema` that earlier versions do not know
+OPTIONAL = (*WRITTEN, "other", "subtracted")  # likewise; left out where they have the default
 _UNIT = re.compile(r"\[([^\[\]]+)\]\s*$")
 
 
@@ -34,6 +36,10 @@ class SeriesSchema:
     statics: tuple[str, ...] = ()  # columns with one category a series
     categories: tuple[tuple[str, ...], ...] = ()  # of each static, in the order of their codes
     indicator: bool = False  # whether the last number of x marks the steps that were filled
+    # of the stamps; empty where they have none, None for numbers and where it was not kept
+    zone: str | None = None
+    week: str = ""  # of `weekdays`, see `Clock`
+    form: str = ""  # of stamps that are not ISO 8601: of `NUMBERS` and `PERIODS` in `periods`
     other: bool = False  # whether code 0 of a static stands for all other categories
     # one a column of the table (targets, past and known covariates): the number that is subtracted
     # before values become float32, and added to forecasts; empty where all are 0
@@ -44,7 +50,7 @@ class SeriesSchema:
             raise InputError("Schema: subtracted must hold finite numbers; train again")
         if len(self.statics) != len(self.categories):
             raise InputError("Schema: series needs one list of categories a static")
-        Clock(self.kind, self.step)
+        assert self.clock
 
     @property
     def static_sizes(self) -> tuple[int, ...]:
@@ -54,7 +60,7 @@ class SeriesSchema:
     @property
     def clock(self) -> Clock:
         """The length of one step."""
-        return Clock(self.kind, self.step)
+        return Clock(self.kind, self.step, self.zone or "", self.week)
 
     @property
     def known_features(self) -> tuple[str, ...]:
@@ -69,10 +75,11 @@ class SeriesSchema:
             InputError: damaged.
         """
         try:
-            names = {n: tuple(values[n]) for n in ("known", "calendar", "statics")}
+            names: dict[str, Any] = {n: tuple(values[n]) for n in ("known", "calendar", "statics")}
             categories = tuple(tuple(each) for each in values["categories"])
             flat = [*names["known"], *names["statics"], *(c for each in categories for c in each)]
-            are_texts = all(isinstance(name, str) for name in flat)
+            written: dict[str, Any] = {n: values[n] for n in WRITTEN if n in values}
+            are_texts = all(isinstance(name, str) for name in (*flat, *written.values()))
             subtracted = values.get("subtracted", ())
             are_numbers = all(isinstance(each, float | int) for each in subtracted)
             if not (are_texts and are_numbers) or not set(names["calendar"]) <= set(CALENDAR):
@@ -80,7 +87,7 @@ class SeriesSchema:
             return cls(
                 values["kind"], values["step"], **names, categories=categories,
                 indicator=bool(values["indicator"]), other=bool(values.get("other")),
-                subtracted=tuple(subtracted),
+                subtracted=tuple(subtracted), **written,
             )  # fmt: skip
         except (KeyError, TypeError) as error:
             raise InputError("Schema: series is damaged; train again") from error
@@ -247,13 +254,13 @@ class Schema:
         values = asdict(self)
         if not self.units:
             del values["units"]  # earlier versions know no such key
-        if self.series and not self.series.other:
-            del values["series"]["other"]
         for name in ("series", "vocabulary", "categories"):
             if values[name] is None:
                 del values[name]
-        if self.series and not self.series.subtracted:
-            del values["series"]["subtracted"]  # earlier versions know no such key
+        for name in OPTIONAL if self.series else ():
+            default = getattr(SeriesSchema, name)
+            if getattr(self.series, name) == default:  # earlier versions know no such key
+                del values["series"][name]
         return json.dumps(values, sort_keys=True)
 
     @classmethod

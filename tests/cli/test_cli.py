@@ -64,8 +64,11 @@ def titles(text):
 # ---- the commands and their options
 
 FILLED = ["--gaps", "--duplicates"]
-WRITTEN = ["--decimal", "--encoding"]
-SERIES = ["--known", "--static", "--calendar", *FILLED, *WRITTEN]
+WRITTEN = ["--decimal", "--encoding", "--time-zone", "--jitter"]
+SERIES = [
+    *("--known", "--static", "--calendar", *FILLED),
+    *("--decimal", "--encoding", "--time-zone", "--step", "--jitter"),
+]
 TABLE = ["--id", "--time", "--target", "--features", "--text", "--missing"]
 CATEGORIES = ["--categories", "--unknown"]
 OPTIONS = {

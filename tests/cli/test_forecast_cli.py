@@ -5,6 +5,7 @@ import sys
 import tomllib
 
 import numpy as np
+import pandas as pd
 import pytest
 from cli_cases import invoke
 from marks import slow
@@ -225,8 +226,8 @@ def test_predict_gives_the_next_horizon_of_each_series(request, here, fixture, n
     found = rows_of("out.csv")
     assert list(found[0]) == ["id", "time", "y_0.1", "y_0.5", "y_0.9"]
     assert [row["id"] for row in found] == ["a"] * 3 + ["b"] * 3
-    assert [row["time"][:13] for row in found[:3]] == [
-        *("2020-01-06 00", "2020-01-06 01", "2020-01-06 02")
+    assert [row["time"] for row in found[:3]] == [
+        *("2020-01-06T00", "2020-01-06T01", "2020-01-06T02")
     ]
     assert all(float(row["y_0.1"]) <= float(row["y_0.9"]) for row in found)
 
@@ -366,3 +367,61 @@ def test_options_of_series_need_the_task(here):
     assert "japanese-vowels: good for task classify, not regress; leave --task out" in result.stderr
     with pytest.raises(InputError, match="gaps must be one of error, forward, linear, indicate"):
         TableOptions(gaps="nearest")
+
+
+# ---- calendars, zones and names, from training to the ONNX file
+
+
+def through(frame, path, *flags, fresh=None):
+    """What `predict` makes of a table, or of another one, with the file that `export` makes."""
+    frame.to_parquet(path) if path.endswith("parquet") else frame.to_csv(path, index=False)
+    ok("train", path, *QUICK[:-6], "--epochs", 1, "--device", "cpu", "--output", "run", *flags)
+    ok("evaluate", "run", path)
+    ok("evaluate", ok_onnx("run"), path)
+    out = "out" + path[path.rindex(".") :]
+    ok("predict", "run/model.onnx", fresh or path, "--output", out)
+    return pd.read_parquet(out) if out.endswith("parquet") else pd.read_csv(out, dtype=str)
+
+
+def ok_onnx(run):
+    ok("export", run, "--onnx")
+    return f"{run}/model.onnx"
+
+
+@pytest.mark.slow
+def test_business_days_with_covariates_and_gaps(here):
+    days = pd.bdate_range("2024-01-01", periods=93)
+    frame = pd.DataFrame({"day": days.strftime("%Y-%m-%d"), "sold": waves(93)})
+    frame["promo"] = np.arange(93) % 4
+    frame.loc[90:, "sold"] = nan
+    frame = pd.concat([frame.assign(shop="007"), frame.assign(shop="03")]).drop(index=20)
+    flags = ["--id", "shop", "--known", "promo", "--gaps", "forward"]
+    found = through(frame, "shops.csv", "--target", "sold", *flags)
+    assert list(found) == ["shop", "day", "sold"]
+    joined = frame.merge(found, on=["shop", "day"])
+    assert joined["day"].tolist() == [*days[90:].strftime("%Y-%m-%d")] * 2
+
+
+@pytest.mark.slow
+def test_days_of_a_zone_across_a_change_of_clocks(here):
+    times = pd.date_range("2022-08-01", periods=93, freq="D", tz="Europe/Berlin").as_unit("us")
+    frame = pd.DataFrame({"number": 5, "at": times, "y": waves(93)})
+    found = through(frame[:90], "zone.parquet", "--id", "number")
+    joined = frame.merge(found, on=["number", "at"])
+    assert joined["at"].tolist() == [*times[90:]]
+    assert found.dtypes["at"] == times.dtype
+
+
+@pytest.mark.slow
+def test_series_of_several_files_and_whole_numbers(here):
+    (here / "parts").mkdir()
+    months = pd.date_range("2015-01-01", periods=63, freq="MS").strftime("%Y%m").astype(int)
+    for name in "ab":
+        rows = pd.DataFrame({"date": months[:60], "y": waves(60)})
+        rows.to_csv(here / "parts" / f"{name}.csv", index=False)
+    frame = pd.DataFrame({"date": months[:60], "y": waves(60)})
+    found = through(frame, "months.csv", fresh="parts")
+    assert found["file"].tolist() == ["parts/a.csv"] * 3 + ["parts/b.csv"] * 3
+    assert found["date"].tolist() == [*map(str, months[60:])] * 2
+    info = json.loads(ok("inspect", "run/model.onnx", "--json"))
+    assert info["schema"]["series"]["form"] == "YYYYMM"

@@ -1,4 +1,7 @@
-"""Converts time stamps to whole steps and back, and infers the step of a table. Loads no torch."""
+"""Converts time stamps to whole steps and back. Loads no torch.
+
+Stamps are moments in UTC, or what a clock shows where the table names no zone.
+"""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -6,15 +9,30 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from lstm_compile.data.series.zones import meant_times, to_local, to_utc
 from lstm_compile.errors import InputError
 
-Kind = Literal["number", "fixed", "months", "month-ends"]
+Monthly = Literal["months", "month-ends", "business-month-ends", "business-month-starts"]
+Kind = Literal["number", "fixed", "wall", "weekdays", Monthly]
 Ticks = NDArray[Any]  # int64, or float64 for numbers with fractions
 
 HOUR = 3_600_000_000_000  # of nanoseconds
 DAY = 24 * HOUR
+UNITS = {
+    "day": DAY, "hour": HOUR, "minute": HOUR // 60, "second": HOUR // 3600,
+    "millisecond": 1_000_000, "microsecond": 1000, "nanosecond": 1,
+}  # fmt: skip
 CLOSE = 1e-6  # of a step: the largest error of fractional times
 DAYS_OF_WEEK, WEEKS_OF_YEAR, MONTHS_OF_YEAR = 7, 52, 12
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+BUSINESS = "1111100"  # Monday to Friday
+_FIRST_DAY = np.datetime64("1600-01-01")  # before all stamps: NumPy counts days forwards
+_WORDS = {
+    "months": "the same day and time of each month",
+    "month-ends": "the last day of each month",
+    "business-month-ends": "the last weekday of each month",
+    "business-month-starts": "the first weekday of each month",
+}
 
 
 @dataclass(frozen=True)
@@ -22,27 +40,43 @@ class Clock:
     """The length of one step of a table.
 
     Attributes:
-        kind: `number` (the time column holds numbers), `fixed` (a number of nanoseconds), `months`
-            (the same day and time of a month) or `month-ends` (its last day).
-        step: in units of the column, in nanoseconds, or in months.
+        kind: `number` (the time column holds numbers), `fixed` (a number of nanoseconds), `wall`
+            (the same on the clocks of a zone, which go forward and back), `weekdays` (some days of
+            each week), or a `Monthly` one: `months` (the same day and time of a month),
+            `month-ends` (its last day), `business-month-ends` or `business-month-starts` (its last
+            or first day of Monday to Friday).
+        step: in units of the column, in nanoseconds, in days of `week`, or in months.
+        zone: of the stamps, see `zones`; empty where they have none.
+        week: of `weekdays`: `1` for a day that counts and `0` for one that does not, from Monday.
 
     Raises:
-        InputError: an unknown kind or a step that is not above 0.
+        InputError: an unknown kind or week, or a step that is not above 0.
     """
 
     kind: Kind
     step: float
+    zone: str = ""
+    week: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind) or not self.step > 0:
-            raise InputError(f"Clock: no such step: {self.kind} {self.step!r}")
+        known = self.kind in ("number", "fixed", "wall", "weekdays", *get_args(Monthly))
+        is_week = len(self.week) == DAYS_OF_WEEK and set(self.week) == {"0", "1"}
+        if not known or not self.step > 0 or is_week != (self.kind == "weekdays"):
+            raise InputError(f"Clock: no such step: {self.kind} {self.step!r} {self.week}".strip())
+
+    @property
+    def is_monthly(self) -> bool:
+        """Whether the step is a number of months."""
+        return self.kind in get_args(Monthly)
 
     @property
     def season(self) -> int:
-        """Steps of the usual season: 24 hours, 7 days, 52 weeks or 12 months; else 1."""
+        """Steps of the usual season: 24 hours, a week of days, 52 weeks or 12 months; else 1."""
         if self.kind == "number":
             return 1
-        if self.kind in ("months", "month-ends"):
+        if self.kind == "weekdays":
+            return self.week.count("1") if self.step == 1 else 1
+        if self.is_monthly:
             return int(MONTHS_OF_YEAR // self.step) if MONTHS_OF_YEAR % self.step == 0 else 1
         if self.step < DAY:
             return int(DAY // self.step) if DAY % self.step == 0 else 1
@@ -50,17 +84,29 @@ class Clock:
 
     @property
     def name(self) -> str:
-        """The step in words: `1 hour`, `3 months`, `0.5`."""
+        """The step in words: `1 hour`, `3 months`, `1 day of Monday to Friday`, `0.5`."""
+        return self.words(self.step)
+
+    def words(self, distance: float) -> str:
+        """A distance of ticks in words."""
         if self.kind == "number":
-            return f"{self.step:g}"
-        if self.kind in ("months", "month-ends"):
-            return _counted(self.step, "month")
-        units = {"day": DAY, "hour": HOUR, "minute": HOUR // 60, "second": HOUR // 3600}
-        unit = next((name for name, size in units.items() if self.step % size == 0), None)
-        return _counted(self.step / units[unit], unit) if unit else f"{self.step:g} nanoseconds"
+            return f"{distance:g}"
+        if self.kind == "weekdays":
+            return f"{_counted(distance, 'day')} of {_days_of(self.week)}"
+        if self.is_monthly:
+            business = f" ({_WORDS[self.kind]})" if self.kind.startswith("business") else ""
+            return _counted(distance, "month") + business
+        unit, size = next((name, size) for name, size in UNITS.items() if distance % size == 0)
+        return _counted(distance / size, unit)
+
+    @property
+    def rule(self) -> str:
+        """What every stamp must be, for a message."""
+        days = f"a day of {_days_of(self.week)}, at the same time" if self.week else ""
+        return days or _WORDS.get(self.kind, f"steps of {self.name}")
 
     def ticks(self, times: NDArray[Any]) -> Ticks:
-        """Times on a scale where steps are equal: months, nanoseconds or the numbers themselves.
+        """Times on a scale where steps are equal: months, days, nanoseconds or the numbers.
 
         Raises:
             InputError: dates where the clock has numbers, or the reverse.
@@ -69,67 +115,96 @@ class Clock:
         if is_date == (self.kind == "number"):
             found, expected = ("dates", "numbers") if is_date else ("numbers", "dates")
             raise InputError(f"the times are {found}, but the model was trained on {expected}")
-        if self.kind in ("months", "month-ends"):
-            return times.astype("M8[M]").astype(np.int64)
-        return times.astype("M8[ns]").astype(np.int64) if is_date else times
+        if self.kind == "number":
+            return times
+        if self.kind == "fixed":
+            return times.astype("M8[ns]").astype(np.int64)
+        shown = meant_times(times, self.zone)
+        if self.kind == "wall":
+            return shown.astype("M8[ns]").astype(np.int64)
+        if self.kind == "weekdays":
+            days = shown.astype("M8[D]")
+            return np.asarray(np.busday_count(_FIRST_DAY, days, self.week), np.int64)
+        return shown.astype("M8[M]").astype(np.int64)
 
     def stamps(self, ticks: Ticks, like: np.datetime64 | None = None) -> NDArray[Any]:
-        """The times of ticks: datetime64[s or ns], or numbers.
+        """The times of ticks: datetime64[s or ns], or numbers; the opposite of `ticks`.
 
-        For `months`, the day and time of the month are those of `like`, any stamp of the table; in
-        a month that has no such day its last.
+        The steps of weekdays and months have the time of day of `like`, and those of `months` its
+        day, or in a month that has no such day its last; see `like`.
         """
         if self.kind == "number":
             return ticks
-        if self.kind == "fixed":
+        if self.kind in ("fixed", "wall"):
             stamps = ticks.astype("M8[ns]")
-        elif self.kind == "month-ends":
-            stamps = (ticks + 1).astype("M8[M]").astype("M8[D]") - np.timedelta64(1, "D")
         else:
-            months = ticks.astype("M8[M]")
-            stamps = months.astype("M8[ns]")
-            if like is not None:
-                day, time = divmod(_in_month(np.asarray([like]))[0], np.timedelta64(1, "D"))
-                last = ((months + 1).astype("M8[D]") - months.astype("M8[D]")).astype(int) - 1
-                stamps = stamps + np.minimum(day, last).astype("m8[D]") + time
+            like = np.datetime64("1970-01-01") if like is None else like
+            day, time = _day_and_time(to_local(np.array([like], "M8[ns]"), self.zone))
+            stamps = self._days(ticks, day[0]).astype("M8[s]")
+            whole = time[0].astype("m8[s]")  # nanoseconds end in the year 2262
+            stamps = stamps + (whole if whole == time[0] else time[0])
+        if self.kind != "fixed":
+            stamps = to_utc(stamps, self.zone)
         seconds = stamps.astype("M8[s]")
         return seconds if (seconds == stamps).all() else stamps
+
+    def like(self, times: NDArray[Any]) -> np.datetime64 | None:
+        """The one of `times` whose day and time of day all others have, for `stamps`."""
+        if self.kind == "number":
+            return None
+        latest = _day_and_time(to_local(times, self.zone))[0].argmax() if self.is_monthly else 0
+        return np.datetime64(times[latest])
+
+    def local(self, stamps: NDArray[Any]) -> NDArray[Any]:
+        """What the clocks of the zone show at `stamps`."""
+        return stamps if self.kind == "number" else to_local(stamps, self.zone)
 
     def features(self, span: float) -> tuple[str, ...]:
         """The columns of `CALENDAR` that differ between steps and repeat within `span` ticks."""
         if self.kind == "number":
             return ()
-        if self.kind in ("months", "month-ends"):
+        if self.is_monthly:
             return ("month",) if self.step < MONTHS_OF_YEAR and span >= 24 else ()
         lengths = {"hour": DAY, "weekday": 7 * DAY, "month": 365 * DAY}
-        return tuple(n for n, size in lengths.items() if self.step < size and span >= 2 * size)
+        unit = 7 * DAY / self.week.count("1") if self.kind == "weekdays" else 1
+        step, span = self.step * unit, span * unit
+        return tuple(n for n, size in lengths.items() if step < size and span >= 2 * size)
+
+    def _days(self, ticks: Ticks, day: Any) -> NDArray[Any]:
+        """The day of each tick as clocks show it, datetime64[D]; `day` of the month, from 0."""
+        if self.kind == "weekdays":
+            return np.busday_offset(_FIRST_DAY, ticks, "forward", self.week)
+        first, last = ticks.astype("M8[M]").astype("M8[D]"), month_ends(ticks.astype("M8[M]"))
+        if self.kind == "month-ends":
+            return last
+        if self.kind == "business-month-ends":
+            return np.busday_offset(last, 0, "backward", BUSINESS)
+        if self.kind == "business-month-starts":
+            return np.busday_offset(first, 0, "forward", BUSINESS)
+        return np.asarray(np.minimum(first + day, last))
 
 
-def infer_clock(times: NDArray[Any], is_next: NDArray[np.bool_]) -> Clock:
-    """The clock of a table whose rows are in order.
+def month_ends(times: NDArray[Any]) -> NDArray[Any]:
+    """The last day of the month of each time, datetime64[D]."""
+    return np.asarray((times.astype("M8[M]") + 1).astype("M8[D]") - 1)
 
-    The step is the most frequent distance between a row and the next.
 
-    Args:
-        times: numbers or datetime64 (rows,), sorted within each series.
-        is_next: bool (rows - 1,), whether a row belongs to the series of the row before.
-
-    Raises:
-        InputError: no series has two rows.
-    """
-    if not is_next.any():
-        raise InputError("no series has two rows, so no step can be inferred")
-    if times.dtype.kind != "M":
-        return Clock("number", _most_frequent(np.diff(times)[is_next]))
-    months, offsets = times.astype("M8[M]").astype(np.int64), _in_month(times)
-    steps = np.diff(months)[is_next]
-    if (steps > 0).all() and (offsets == offsets[0]).all():
-        return Clock("months", _most_frequent(steps))
-    days = times.astype("M8[D]")
-    is_month_end = (days + np.timedelta64(1, "D")).astype("M8[M]") > days.astype("M8[M]")
-    if (steps > 0).all() and is_month_end.all() and (times == days).all():
-        return Clock("month-ends", _most_frequent(steps))
-    return Clock("fixed", _most_frequent(np.diff(times.astype("M8[ns]").astype(np.int64))[is_next]))
+def monthly_kind(shown: NDArray[Any]) -> Monthly | None:
+    """The first kind of months that fits all times of a table, as clocks show them."""
+    days, times = _day_and_time(shown)
+    if (times != times[0]).any():
+        return None
+    day, last = shown.astype("M8[D]"), month_ends(shown)
+    if (day == last).all():
+        return "month-ends"
+    first = shown.astype("M8[M]").astype("M8[D]")
+    if (day == np.minimum(first + days.max(), last)).all():
+        return "months"
+    if (day == np.busday_offset(last, 0, "backward", BUSINESS)).all():
+        return "business-month-ends"
+    if (day == np.busday_offset(first, 0, "forward", BUSINESS)).all():
+        return "business-month-starts"
+    return None
 
 
 def whole_steps(distance: Ticks, step: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -142,7 +217,7 @@ def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np
     """Sine and cosine of each of `names`, float32 (stamps, 2 * names): hour, weekday, month.
 
     Args:
-        stamps: datetime64 (stamps,).
+        stamps: datetime64 (stamps,), as the clocks of the zone show them.
         names: of `CALENDAR`; the hour counts its minutes too, Monday is weekday 0.
     """
     if not names:
@@ -150,7 +225,7 @@ def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np
     days, months = stamps.astype("M8[D]"), stamps.astype("M8[M]").astype(np.int64)
     shares = {
         "hour": (stamps - days) / np.timedelta64(1, "D"),
-        "weekday": (days.astype(np.int64) + 3) % 7 / 7,  # day 0 was a Thursday
+        "weekday": weekdays(stamps) / 7,
         "month": months % 12 / 12,
     }
     angles = [2 * np.pi * shares[name] for name in names]
@@ -158,19 +233,26 @@ def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np
     return np.stack(columns, 1).astype(np.float32)
 
 
+def weekdays(stamps: NDArray[Any]) -> NDArray[np.int64]:
+    """The day of the week of each time, int64, 0 for Monday."""
+    days = stamps.astype("M8[D]").astype(np.int64)
+    return (days + 3) % DAYS_OF_WEEK  # day 0 was a Thursday
+
+
+def _day_and_time(shown: NDArray[Any]) -> tuple[Any, Any]:
+    """The day of the month from 0, timedelta64[D], and the time of day, of each time."""
+    days = shown.astype("M8[D]")
+    return days - shown.astype("M8[M]").astype("M8[D]"), shown - days
+
+
 def _counted(count: float, unit: str) -> str:
-    return f"{count:g} {unit}{'' if count == 1 else 's'}"
+    return f"{count:.10g} {unit}{'' if count == 1 else 's'}"
 
 
-def _most_frequent(steps: NDArray[Any]) -> float:
-    steps = steps[steps > 0]
-    if steps.dtype.kind == "f":
-        # ignores rounding errors
-        steps = np.array([float(f"{step:.9g}") for step in steps[: 1 << 16]])
-    values, counts = np.unique(steps, return_counts=True)
-    value = values[counts.argmax()]
-    return float(value) if steps.dtype.kind == "f" else int(value)
-
-
-def _in_month(times: NDArray[Any]) -> Any:
-    return times.astype("M8[ns]") - times.astype("M8[M]").astype("M8[ns]")
+def _days_of(week: str) -> str:
+    """The days of a week in words: `Monday to Friday`."""
+    start = next((i for i in range(7) if week[i] == "1" and week[i - 1] == "0"), 0)
+    turned, count = week[start:] + week[:start], week.count("1")
+    if "01" in turned:
+        return ", ".join(day for day, mark in zip(WEEKDAYS, week, strict=True) if mark == "1")
+    return f"{WEEKDAYS[start]} to {WEEKDAYS[(start + count - 1) % 7]}"

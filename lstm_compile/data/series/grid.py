@@ -75,7 +75,7 @@ def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tup
     steps, is_broken = whole_steps(np.diff(rows.ticks), clock.step)
     steps, is_broken = np.where(rows.is_next, steps, 1), is_broken & rows.is_next
     for index in np.flatnonzero(is_broken)[:1]:
-        distance = Clock(clock.kind, float(rows.ticks[index + 1] - rows.ticks[index])).name
+        distance = clock.words(float(rows.ticks[index + 1] - rows.ticks[index]))
         found, expected = f"a time {distance} after the row before", f"whole steps of {clock.name}"
         row = int(rows.table_rows[index + 1])
         refuse(row, found, expected, "bring the rows to equal steps first")

@@ -3,14 +3,22 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike, fspath
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.calendar import calendar_names
 from lstm_compile.data.schema import Categories, Schema, SeriesSchema
-from lstm_compile.data.series.clock import Clock, calendar_columns, infer_clock
+from lstm_compile.data.series.clock import (
+    DAY,
+    WEEKDAYS,
+    Clock,
+    calendar_columns,
+    weekdays,
+    whole_steps,
+)
+from lstm_compile.data.series.find_clock import asked_clock, fitting_clock, infer_clock
 from lstm_compile.data.series.grid import (
     MEND_GAPS,
     GridRows,
@@ -19,6 +27,9 @@ from lstm_compile.data.series.grid import (
     merge_duplicates,
     to_grid,
 )
+from lstm_compile.data.series.jitter import snapped, steady_step
+from lstm_compile.data.series.levels import subtract_levels
+from lstm_compile.data.series.order import check_order
 from lstm_compile.data.series.series_table import (
     INDICATOR,
     NO_SHARES,
@@ -30,17 +41,19 @@ from lstm_compile.data.series.series_table import (
     find_series_roles,
     split_of,
 )
+from lstm_compile.data.series.stamp_reader import StampReader
 from lstm_compile.data.tables.categories import most_frequent, read_categories
-from lstm_compile.data.tables.columns import Progress, TableOptions
+from lstm_compile.data.tables.columns import JITTER, Progress, TableOptions
 from lstm_compile.data.tables.formats import open_files
 from lstm_compile.data.tables.label_values import codes_of
 from lstm_compile.data.tables.labels import MEND_STATIC, Labels
 from lstm_compile.data.tables.long import GapFiller, check_columns, column_means, read_features
-from lstm_compile.data.tables.precision import level_to_subtract, rounding_loss, spacing
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing, suggestion
+
+SATURDAY = 5
 
 
 def read_series(
@@ -63,79 +76,75 @@ def read_series(
     first = files.sources[0]
     roles = find_series_roles(str(first.path), first.kinds, options or TableOptions(), schema)
     check_columns(files, roles.reading)
-    index = index_sequences(
-        files, roles.reading, partial(Labels, mend=MEND_STATIC), with_times=True
-    )
-    trained = schema.series if schema else None
-    clock, rows, precision = _sorted_rows(index, roles, trained, progress)
+    trained, o = schema.series if schema else None, roles.options
+    stamps = StampReader(o.time_zone or "", trained, o.step or "", is_typed=not first.is_text)
+    kind = partial(Labels, mend=MEND_STATIC)
+    index = index_sequences(files, roles.reading, kind, stamps=stamps)
+    clock, exact = _sorted_rows(index, roles, stamps, progress)
+    rows, levels = subtract_levels(exact, roles.values, trained)
     codes, categories = read_categories(index, roles.reading, schema, has_gaps=True)
     rows = rows._replace(x=np.concatenate((rows.x, codes), 1))
-    reading = _Reading(fspath(path), index, roles, clock, precision.subtracted, trained, categories)
-    check_values(reading.place, rows.x, roles.values + roles.options.categories)
+    reading = _Reading(fspath(path), index, roles, clock, stamps, levels.subtracted, categories)
+    check_values(reading.place, rows.x, roles.values + o.categories)
+    reading.check_steps(rows)
     duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
     merged = merge_duplicates(rows, duplicates, bool(roles.options.id), refuse)
-    grid, added = to_grid(merged, clock, roles.gaps != "error", refuse)
+    told = None if o.id else check_order(index, rows, merged, clock.step, refuse)
+    even, moved = snapped(merged, clock, _jitter(roles.options))
+    grid, added = to_grid(even, clock, roles.gaps != "error", refuse)
     notes = (
         f"step: {clock.name}",
+        *stamps.notes,
+        *([told] if told else []),
+        *_note(
+            moved,
+            "stamps beside their step",
+            f"moved by less than {_jitter(roles.options):g} steps",
+        ),
         *_note(len(rows.x) - len(merged.x), "duplicate rows", duplicates),
         *_note(added, "steps without a row", roles.gaps),
-        *precision.notes,
+        *levels.notes,
     )
     if not isinstance(split, Split):
-        split = split_of(merged.ticks, clock, split)
+        split = split_of(even.ticks, clock, split)
     return reading.table(grid, split, notes)
 
 
+def _jitter(options: TableOptions) -> float:
+    return JITTER if options.jitter is None else options.jitter
+
+
 def _sorted_rows(
-    index: SequenceIndex,
-    roles: SeriesRoles,
-    trained: SeriesSchema | None,
-    progress: Progress | None,
-) -> tuple[Clock, GridRows, "_Precision"]:
-    """The clock of the table, its rows sorted by series and time, and their precision."""
+    index: SequenceIndex, roles: SeriesRoles, stamps: StampReader, progress: Progress | None
+) -> tuple[Clock, GridRows]:
+    """The clock of the table, and its rows, float64, sorted by series and time."""
     times = index.times
     assert times is not None
-    exact, _ = read_features(index, roles.reading, progress, np.float64)
-    exact[~np.isfinite(exact)] = np.nan
-    rows, differ = (
-        GridRows(exact, times, index.lengths, np.arange(len(exact))),
-        times[1:] != times[:-1],
-    )
-    precision = _precision(rows, roles.values, trained)
-    if precision.subtracted:
-        exact -= precision.subtracted
-    rows = rows._replace(x=exact.astype(np.float32))
+    x, _ = read_features(index, roles.reading, progress, np.float64)
+    x[~np.isfinite(x)] = np.nan
+    rows = GridRows(x, times, index.lengths, np.arange(len(x)))
     try:
-        clock = trained.clock if trained else infer_clock(times, rows.is_next & differ)
-        return clock, rows._replace(ticks=clock.ticks(times)), precision
+        clock = _clock(rows, roles.options, stamps)
+        return clock, rows._replace(ticks=clock.ticks(times))
     except InputError as error:
         place = index.files.sources[0].path
         raise InputError(f"{place}, column {roles.options.time!r}: {error}") from error
 
 
-class _Precision(NamedTuple):
-    """How the columns of a table are kept as float32."""
-
-    subtracted: tuple[float, ...]  # see `SeriesSchema`
-    notes: tuple[str, ...]
-
-
-def _precision(rows: GridRows, names: tuple[str, ...], trained: SeriesSchema | None) -> _Precision:
-    """What to subtract from float64 columns before rounding; that of training where it is known."""
-    columns = dict(zip(names, rows.x.T, strict=True))
-    if trained:
-        levels = dict(zip(names, trained.subtracted or (0.0,) * len(names), strict=True))
-    else:
-        levels = {name: level_to_subtract(x, rows.is_next) for name, x in columns.items()}
-    notes = [
-        f"{name} is kept as {name} - {level:.15g}, else float32 rounds it to {spacing(level):g}"
-        for name, level in levels.items()
-        if level
-    ]
-    for name, x in columns.items():
-        if step := rounding_loss(x - levels[name], rows.is_next):
-            notes.append(f"most changes of {name} are lost, as float32 rounds it to {step:g}")
-    return _Precision(tuple(levels.values()) if any(levels.values()) else (), tuple(notes))
+def _clock(rows: GridRows, options: TableOptions, stamps: StampReader) -> Clock:
+    times, zone = rows.ticks, stamps.zone
+    if stamps.series:
+        return fitting_clock(stamps.series.clock, times)
+    if options.step:
+        return asked_clock(options.step, times.dtype.kind == "M", zone)
+    is_next = rows.is_next & (times[1:] != times[:-1])
+    clock = infer_clock(times, is_next, zone)
+    if clock.kind not in ("number", "fixed"):
+        return clock
+    ticks = clock.ticks(times)
+    is_even = not whole_steps(np.diff(ticks)[is_next], clock.step)[1].any()
+    step = None if is_even else steady_step(ticks, is_next, _jitter(options))
+    return replace(clock, step=step) if step else clock
 
 
 def _note(count: int, what: str, how: str) -> tuple[str, ...]:
@@ -150,13 +159,42 @@ class _Reading:
     index: SequenceIndex
     roles: SeriesRoles
     clock: Clock
+    stamps: StampReader
     subtracted: tuple[float, ...]  # see `SeriesSchema`
-    trained: SeriesSchema | None  # of a trained model
     categories: Categories  # of the last columns of the rows
+
+    @property
+    def trained(self) -> SeriesSchema | None:
+        """Of a trained model."""
+        return self.stamps.series
 
     def refuse_time(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
         """Raise for the time of a row of the table."""
+        times: Any = self.index.times
+        if self.clock.kind in ("fixed", "wall") and self.clock.step >= DAY:
+            are_weekdays = weekdays(self.clock.local(times)).max() < SATURDAY
+            if self.stamps.has_unknown_zone and mend != MEND_GAPS:
+                mend = f"name the zone that has equal days with --time-zone, or {mend}"
+            elif mend == MEND_GAPS and self.clock.step == DAY and are_weekdays and not self.trained:
+                mend = f"if rows are business days, say --step B; else {mend}"
         self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
+
+    def check_steps(self, rows: GridRows) -> None:
+        """Check that rows lie on steps, where steps are days of weeks or of months.
+
+        Raises:
+            InputError: a row lies between steps.
+        """
+        times: Any = self.index.times
+        if self.clock.kind in ("number", "fixed"):
+            return
+        for row in np.flatnonzero(self.clock.stamps(rows.ticks, self.clock.like(times)) != times)[
+            :1
+        ]:
+            shown = self.clock.local(times[row : row + 1])
+            found = f"{shown[0].astype('M8[s]')}, a {WEEKDAYS[weekdays(shown)[0]]}"
+            mend = "mend the stamp or drop the row"
+            self.refuse_time(int(row), found, self.clock.rule, mend)
 
     def table(self, rows: GridRows, split: Split, notes: tuple[str, ...]) -> SeriesTable:
         """Fill the gaps of rows at equal steps, and add calendar and indicator.
@@ -171,8 +209,9 @@ class _Reading:
         means = self._fill(rows, split)
         info = self._schema(rows.ticks[split.part_of(rows.ticks) == 0])
         times: Any = self.index.times
-        stamp = None if self.clock.kind == "number" else times[0]
-        calendar = calendar_columns(self.clock.stamps(rows.ticks, stamp), info.calendar)
+        stamp, ids = self.clock.like(times), self.index.ids
+        shown = self.clock.local(self.clock.stamps(rows.ticks, stamp))
+        calendar = calendar_columns(shown, info.calendar)
         is_filled: NDArray[np.bool_] = np.any(missing, axis=1, keepdims=True)
         indicator = is_filled[:, : int(info.indicator)].astype(np.float32)
         added = (*calendar_names(info.calendar), *([INDICATOR] if info.indicator else []))
@@ -184,8 +223,11 @@ class _Reading:
             lengths=rows.lengths,
             history=history,
             ticks=rows.ticks,
+            clock=self.clock,
             stamp=stamp,
-            ids=tuple(self.index.ids) if options.id else None,
+            format=self.stamps.format,
+            ids=tuple(ids) if options.id or len(ids) > 1 else None,
+            id_type=self.index.files.type_of(options.id),
             statics=self._codes(info),
             schema=Schema(
                 self.roles.values + added + options.categories,
@@ -238,15 +280,19 @@ class _Reading:
                 "makes; rename it, or leave that option out"
             )
         categories = tuple(sorted_labels(map(str, each.values())) for each in self.index.labels)
+        zone = None if clock.kind == "number" else clock.zone
         return SeriesSchema(
             clock.kind, clock.step, options.known, calendar, options.static, categories, indicator,
+            zone, clock.week, self.stamps.format.form,
             other=options.unknown == "other" and bool(options.static), subtracted=self.subtracted,
         )  # fmt: skip
 
     def _calendar(self, ticks: NDArray[Any]) -> tuple[str, ...]:
         asked, columns = self.roles.options.calendar or ("auto",), self.roles.values
         if "auto" in asked:
-            fitting = self.clock.features(float(ticks.max() - ticks.min()) if len(ticks) else 0.0)
+            # as floats: a span of 300 years is no int64 of nanoseconds
+            span = float(ticks.max()) - float(ticks.min()) if len(ticks) else 0.0
+            fitting = self.clock.features(span)
             return tuple(n for n in fitting if set(columns).isdisjoint(calendar_names((n,))))
         names = tuple(name for name in asked if name != "none")
         if names and self.clock.kind == "number":

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lstm_compile.data.calendar import LAST_YEAR
 from lstm_compile.data.schema import Schema, SeriesSchema
 from lstm_compile.data.series.clock import Clock, calendar_columns
 from lstm_compile.data.tables.columns import Gaps, Kind, TableOptions
@@ -20,6 +21,9 @@ from lstm_compile.data.tables.roles import (
 )
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
+
+if TYPE_CHECKING:
+    from lstm_compile.data.series.stamp_format import StampFormat
 
 Ints = NDArray[np.int64]
 ROLES = ("id", "time", "target", "features", "categories", "known", "static")
@@ -168,8 +172,11 @@ class SeriesTable:
     lengths: Ints  # int64 (series,), rows of each
     history: Ints  # int64 (series,), rows up to the last target; later ones hold known covariates
     ticks: NDArray[Any]  # (rows,), the time of each row, see `Clock.ticks`
-    stamp: np.datetime64 | None  # any of the table's times, for `Clock.stamps`; None for numbers
+    clock: Clock  # of these rows
+    stamp: np.datetime64 | None  # one of the table's times, see `Clock.like`; None for numbers
+    format: "StampFormat"  # how the table writes its times
     ids: tuple[str, ...] | None  # None where there is only one series, without a name
+    id_type: Any  # the Arrow type of the ids in the file, if it has types
     statics: Ints  # int64 (series, statics), codes of categories
     schema: Schema
     roles: SeriesRoles
@@ -191,8 +198,8 @@ class SeriesTable:
         return f"{self.place}, series {self.ids[series]!r}" if self.ids else self.place
 
     def stamps(self, ticks: NDArray[Any]) -> NDArray[Any]:
-        """The times of ticks, as a person writes them."""
-        return self.info.clock.stamps(ticks, self.stamp)
+        """The times of ticks, as clocks show them."""
+        return self.clock.local(self.clock.stamps(ticks, self.stamp))
 
 
 def split_of(ticks: NDArray[Any], clock: Clock, shares: Shares) -> Split:
@@ -215,6 +222,14 @@ def _quantile(ordered: NDArray[Any], share: float, end: float) -> float:
     return end if place >= len(ordered) else float(ordered[max(0, place)])
 
 
+def _check_end(table: SeriesTable, end: float) -> None:
+    if end >= np.iinfo(np.int64).max:
+        raise InputError(
+            f"{table.place}: the forecast would reach beyond the year {LAST_YEAR}, which times in "
+            "nanoseconds do not; take a smaller --horizon, or bring the stamps nearer"
+        )
+
+
 class Ahead(NamedTuple):
     """The known covariates of the steps after the last target of each series."""
 
@@ -235,6 +250,8 @@ def look_ahead(table: SeriesTable, horizon: int) -> Ahead:
         )
     info, steps = table.info, np.arange(1, horizon + 1)
     last = table.starts + table.history - 1
+    if table.clock.kind in ("fixed", "wall"):
+        _check_end(table, float(table.ticks[last].max()) + horizon * info.step)
     ticks = (table.ticks[last][:, None] + steps * info.step).astype(table.ticks.dtype)
     stamps = table.stamps(ticks.ravel()) if info.calendar else ticks.ravel()
     calendar = calendar_columns(stamps, info.calendar).reshape(*ticks.shape, -1)

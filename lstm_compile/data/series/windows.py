@@ -132,7 +132,9 @@ class Windows:
     def digest(self) -> str:
         """The sha256 of the names and of all rows up to the end of the last horizon."""
         stop = int(self.origins.max()) + self.shape.horizon
-        digest = hashlib.sha256(self.schema.to_json().encode())
+        # earlier versions did not tell stamps without a zone from others
+        series = replace(self.table.info, zone=self.table.info.zone or None)
+        digest = hashlib.sha256(replace(self.schema, series=series).to_json().encode())
         for part in (self.table.ticks[:stop], self.table.x[:stop], self.table.lengths):
             digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()

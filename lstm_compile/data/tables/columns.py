@@ -33,7 +33,10 @@ CHOICES = {
     "decimal": Decimal,
 }
 # the options that only tables of series to forecast have
-SERIES_ONLY = ("known", "static", "calendar", "gaps", "duplicates")
+SERIES_ONLY = (
+    "known", "static", "calendar", "gaps", "duplicates", "time_zone", "step", "jitter",
+)  # fmt: skip
+JITTER, MOST_JITTER = 0.01, 0.25  # of a step; with more, the nearest step is a guess
 Kind = Literal["number", "text", "date", "other"]  # bool and whole numbers are numbers too
 AS_TRAINED = "as in training, else error"
 HAS_FEATURES, IS_SERIES = "has_features", "is_series"  # properties of a task
@@ -58,6 +61,10 @@ class TableOptions:
             value before with a column that marks the step (`indicate`).
         duplicates: what replaces two rows of one series at one time: nothing (`error`), their
             mean, or the last of them.
+        time_zone: like `Europe/Berlin`. Stamps without an offset are times there, others are turned
+            into it; None takes the zone that the data have.
+        step: the distance of two rows, where rows do not say it: `B`, `Mon-Sat`, `15min`, `MS`.
+        jitter: rows that lie within this share of a step beside equal steps are put there.
         means: of the features in a model's training data; they fill gaps in later data too. There
             is no flag for them. Empty takes the means of the data that are read.
 
@@ -102,10 +109,20 @@ class TableOptions:
         None, "Encoding of CSV and JSON Lines files, such as cp1252 or utf-16.",
         unset="as in training, else UTF-8", only=HAS_FEATURES,
     )  # fmt: skip
+    time_zone: str | None = option(
+        None, "Zone of the stamps, like Europe/Berlin.", unset="that of the data", only=IS_SERIES
+    )
+    step: str | None = option(
+        None, "Distance of rows, like B, Mon-Sat, 15min or MS.", unset="inferred", only=IS_SERIES
+    )
+    jitter: float | None = option(
+        None, "Share of a step that a stamp may be off.", unset=f"as in training, else {JITTER}",
+        only=IS_SERIES,
+    )  # fmt: skip
     means: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("id", "time", "text"):
+        for name in ("id", "time", "text", "time_zone", "step"):
             _check_column_name(name, getattr(self, name))
         for name in ("target", "features", "categories", "known", "static", "calendar"):
             object.__setattr__(self, name, _column_names(name, getattr(self, name)))
@@ -114,6 +131,7 @@ class TableOptions:
                 choices = ", ".join(get_args(kind))
                 raise InputError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
         _check_encoding(self.encoding)
+        _check_jitter(self.jitter)
         if not set(self.calendar) <= {*CALENDAR, "auto", "none"}:
             raise InputError(
                 f"calendar must be auto, none or of {', '.join(CALENDAR)}; got "
@@ -133,12 +151,13 @@ class TableOptions:
     @property
     def changed_flags(self) -> list[str]:
         """The flags of the options that differ from the default."""
-        return [f"--{name}" for name in self._changed() if name != "means"]
+        return [f"--{name.replace('_', '-')}" for name in self._changed() if name != "means"]
 
     @property
     def series_flags(self) -> list[str]:
         """Those of `changed_flags` that only tables of series to forecast have."""
-        return [name for name in self.changed_flags if name.removeprefix("--") in SERIES_ONLY]
+        flags = {f"--{name.replace('_', '-')}" for name in SERIES_ONLY}
+        return [name for name in self.changed_flags if name in flags]
 
     def _changed(self) -> dict[str, Any]:
         default = asdict(TableOptions())
@@ -158,6 +177,12 @@ class TableOptions:
         if unknown := sorted(set(stored) - set(asdict(self))):
             raise InputError(f"table options: unknown keys {unknown}; train again")
         return replace(TableOptions(**stored), **self._changed())
+
+
+def _check_jitter(jitter: Any) -> None:
+    is_share = isinstance(jitter, int | float) and 0 <= jitter < MOST_JITTER
+    if jitter is not None and not is_share:
+        raise InputError(f"jitter must be a share from 0 to below {MOST_JITTER}; got {jitter!r}")
 
 
 def _check_column_name(role: str, name: Any) -> None:

@@ -64,6 +64,7 @@ def read_long(request: ReadRequest) -> Table:
     return Table(
         Path(request.path), x, index.lengths, y, names, targets=targets, ids=index.ids,
         roles=roles, per_step=request.step_labels, categories=categories,
+        id_type=files.type_of(roles.id),
     )  # fmt: skip
 
 

@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.tables.labels import Codes, Labels
 from lstm_compile.data.tables.roles import Roles
-from lstm_compile.data.tables.source import RowBatch, TableFiles
-from lstm_compile.data.tables.values import to_times
+from lstm_compile.data.tables.source import MEND_CELL, RowBatch, TableFiles
+from lstm_compile.data.tables.values import CellError, to_times
 from lstm_compile.errors import InputError
+
+if TYPE_CHECKING:
+    from lstm_compile.data.series.stamp_reader import StampReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +45,12 @@ def index_sequences(
     roles: Roles,
     kind: Callable[[str], Labels] = Labels,
     *,
-    with_times: bool = False,
+    stamps: "StampReader | None" = None,
 ) -> SequenceIndex:
     """Read the id, time and target columns of all files.
 
-    `kind` makes the labels of a column. `with_times` keeps the times, and sorts rows of equal time
-    in the order of the files.
+    `kind` makes the labels of a column. With `stamps`, which reads the times, these are kept, and
+    rows of equal time are sorted in the order of the files.
 
     Raises:
         InputError: no row, an empty id, time or label, a time twice in a sequence, a label that
@@ -58,7 +61,8 @@ def index_sequences(
     for batch in files.scan(roles.index_columns):
         codes = _sequences_of(batch, files, roles, known)
         if roles.time is not None:
-            times.append(files.convert(batch, roles.time, to_times))
+            convert = stamps.read if stamps else to_times
+            times.append(files.convert(batch, roles.time, convert))
         sequences.append(codes)
         for label in labels:
             label.add(batch, files, codes, lambda code: list(known)[code])
@@ -69,7 +73,15 @@ def index_sequences(
     if roles.time is None:
         _check_contiguous(index, codes)
         return index
-    return _sorted(index, roles.time, codes, _joined(files, roles.time, times), with_times)
+    joined = _joined(files, roles.time, times)
+    if stamps:
+        try:
+            joined = stamps.finish(joined, codes)
+        except CellError as error:
+            files.refuse(error.index, roles.time, error.found, error.expected, MEND_CELL)
+        except InputError as error:
+            raise InputError(f"{files.sources[0].path}, column {roles.time!r}: {error}") from error
+    return _sorted(index, roles.time, codes, joined, stamps is not None)
 
 
 def _sequences_of(batch: RowBatch, files: TableFiles, roles: Roles, known: dict[str, int]) -> Codes:

@@ -222,6 +222,11 @@ class TableFiles:
         codes: NDArray[np.int32] = self.convert(batch, column, lambda c: to_codes(c, known, key))
         return codes
 
+    def type_of(self, column: str | None) -> Any:
+        """The Arrow type of a column; None where the files have no types, and for no column."""
+        first = self.sources[0]
+        return None if column is None or column in first.texts else first.types[column]
+
     def place(self, row: int) -> str:
         """`file, row N` for row number `row` of the table, from 0."""
         file = int(np.searchsorted(self.starts, row, side="right")) - 1

@@ -32,6 +32,7 @@ class Table:
     targets: tuple[str, ...] | None = None
     lines: list[int] | None = None  # of a text file, one a sequence
     ids: list[str] | None = None  # one a sequence of a long table
+    id_type: Any = None  # the Arrow type of the ids in the file, if it has types
     # of the columns of a long table, or what filled the gaps of another file
     roles: Roles | FilledGaps | None = None
     per_step: bool = False  # whether every step has a label of its own

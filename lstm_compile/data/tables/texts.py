@@ -57,7 +57,7 @@ def read_texts(request: ReadRequest) -> Table:
         Path(request.path), tokens.codes, np.add.reduceat(tokens.counts, rows), y,
         schema.features if schema else roles.features,
         ids=index.ids or None, roles=roles, per_step=request.step_labels,
-        vocabulary=vocabulary,
+        vocabulary=vocabulary, id_type=index.files.type_of(roles.id),
     )  # fmt: skip
 
 

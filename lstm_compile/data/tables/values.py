@@ -9,12 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from lstm_compile.data.calendar import FIRST_YEAR, LAST_YEAR
 from lstm_compile.data.tables.columns import Kind
+from lstm_compile.data.tables.periods import ANY_PERIOD, from_periods, period_of
 
 GAPS = ("", "na", "n/a", "#n/a", "null", "none", "nan", "?", "-")  # in text, in any case
-FIRST_YEAR, LAST_YEAR = 1678, 2261  # whole years that int64 counts in nanoseconds
 _MONTH = r"^\s*\d{4}-\d\d\s*$"
-_DATE = r"^\s*\d{4}-\d\d(-\d\d)?([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?\d\d)?\s*$"
+_DATE = r"^\s*\d{4}-\d\d(-\d\d)?([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?(\d\d)?)?\s*$"
 _NUMBER = r"(?i)^\s*([-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?|nan|true|false)\s*$"
 # numbers as people write them: 1,5 and 1.234,5 and 1,234,567.8 and 1 234
 DECIMAL_COMMA = r"(?i)^\s*[-+]?(\d+,\d*|,\d+)(e[-+]?\d+)?\s*$"
@@ -72,10 +73,14 @@ def type_of_text(cells: Any) -> Any:
     if len(texts) and not len(filled):
         return pa.string()
     patterns = (_NUMBER, DECIMAL_COMMA, _THOUSANDS)
-    found = [pc.match_substring_regex(filled, pattern) for pattern in (*patterns, _DATE)]
+    found = [
+        pc.match_substring_regex(filled, pattern)
+        for pattern in (*patterns, f"{_DATE}|{ANY_PERIOD}")
+    ]
     if 2 * (pc.sum(pc.or_(found[0], pc.or_(*found[1:3]))).as_py() or 0) >= len(filled):
         return pa.float64()
-    return pa.timestamp("ns") if 2 * pc.sum(found[3]).as_py() >= len(filled) else pa.string()
+    dates = pc.sum(found[3]).as_py()
+    return pa.timestamp("ns") if 2 * dates >= len(filled) else pa.string()
 
 
 def comma_to_point(cells: Any) -> Any:
@@ -244,6 +249,8 @@ def _texts_to_times(cells: Any) -> NDArray[Any]:
     cells = pc.utf8_trim_whitespace(cells)
     if pc.all(pc.match_substring_regex(cells, _MONTH)).as_py():
         cells = pc.binary_join_element_wise(cells, "01", "-")
+    if len(cells) and (name := period_of(str(cells[0]))):
+        return _periods(cells.cast(pa.string()), name)
     kinds = [pa.int64(), pa.float64(), pa.timestamp("ns"), pa.timestamp("ns", "UTC")]
     for kind in kinds:
         try:
@@ -253,6 +260,14 @@ def _texts_to_times(cells: Any) -> NDArray[Any]:
     fits = [kind for kind in kinds if _casts(cells.slice(0, 1), kind)] or kinds[2:3]
     _cast(cells, fits[-1] if fits[-1] != kinds[0] else kinds[1], "a number or an ISO 8601 date")
     raise CellError(0, _shown(cells, 0), "numbers or ISO 8601 dates, one kind in all rows")
+
+
+def _periods(cells: Any, name: str) -> NDArray[Any]:
+    dates = from_periods(cells, name)
+    for index in np.flatnonzero(np.isnat(dates))[:1]:
+        expected = f"a {name.split()[0]} like {_shown(cells, 0)}, as in the first row"
+        raise CellError(int(index), _shown(cells, int(index)), expected)
+    return dates
 
 
 def _cast(cells: Any, kind: Any, expected: str, raw: Any = None) -> Any:

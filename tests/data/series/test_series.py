@@ -4,7 +4,8 @@ import pyarrow.parquet
 import pytest
 from series_cases import hourly, hours, read, several, waves, write
 
-from lstm_compile.data.series.clock import DAY, HOUR, Clock, calendar_columns, infer_clock
+from lstm_compile.data.series.clock import DAY, HOUR, Clock, calendar_columns
+from lstm_compile.data.series.find_clock import infer_clock
 from lstm_compile.data.series.reader import read_series
 from lstm_compile.data.series.series_table import Shares, Split, look_ahead
 from lstm_compile.data.tables.columns import TableOptions
@@ -138,10 +139,12 @@ def test_months_of_a_year_and_numbers_as_time(tmp_path):
     assert (numbered.info.kind, numbered.info.step, numbered.info.calendar) == ("number", 5, ())
 
 
-def test_stamps_with_an_offset_are_utc(tmp_path):
+def test_stamps_with_an_offset_keep_it(tmp_path):
     stamps = [f"2020-01-01T{hour:02}:00:00+02:00" for hour in range(4)]
     table = read(write(tmp_path / "t.csv", {"time": stamps, "y": [1, 2, 3, 4]}))
-    assert str(table.stamps(table.ticks)[0]) == "2019-12-31T22:00:00"
+    assert str(table.clock.stamps(table.ticks)[0]) == "2019-12-31T22:00:00"
+    assert table.info.zone == "+02:00"
+    assert str(table.stamps(table.ticks)[0]) == "2020-01-01T00:00:00"
 
 
 # ---- duplicates and gaps

@@ -173,7 +173,7 @@ def test_flags_name_the_columns_of_a_long_table(classifier, here):
     flags = ["--id", "who", "--time", "when", "--features", "a,b [V]"]
     result = invoke("predict", classifier, "in.csv", "--output", "out.csv", *flags)
     assert result.exit_code == 0, result.output
-    assert read(here / "out.csv")["id"] == ["s0", "s1", "s2", "s3", "s4"]
+    assert read(here / "out.csv")["who"] == ["s0", "s1", "s2", "s3", "s4"]
 
 
 @pytest.mark.slow

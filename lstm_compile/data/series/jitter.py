@@ -1,0 +1,80 @@
+"""Puts stamps of an unsteady clock on equal steps. Loads no torch."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lstm_compile.data.series.clock import UNITS, Clock, Ticks, whole_steps
+from lstm_compile.data.series.grid import GridRows
+
+DIGITS = 9  # of a step that is sought
+
+
+def steady_step(ticks: Ticks, is_next: NDArray[np.bool_], jitter: float) -> float | None:
+    """The step of rows that lie beside equal steps by at most `jitter` of a step; else None.
+
+    It is the mean distance, rounded as far as the last row of each series allows.
+    """
+    distances = np.diff(ticks)[is_next].astype(np.float64)
+    if not jitter or not len(distances):
+        return None
+    counts = np.rint(distances / np.median(distances))
+    if (counts < 1).any():
+        return None
+    step = float(distances.sum() / counts.sum())
+    if (np.abs(distances - counts * step) > 2 * jitter * step).any():
+        return None
+    far = jitter * step / counts.sum()
+    rounded = (float(f"{step:.{digits}g}") for digits in range(1, DIGITS + 1))
+    step = next((each for each in rounded if abs(each - step) <= far), step)
+    return step if ticks.dtype.kind == "f" else max(1, round(step))
+
+
+def snapped(rows: GridRows, clock: Clock, jitter: float) -> tuple[GridRows, int]:
+    """The rows on equal steps, and how many moved; the same rows if one is too far from its step.
+
+    A clock that is slow or fast by less than `jitter` keeps the time of its last row.
+    """
+    is_next, step = rows.is_next, clock.step
+    distances = np.diff(rows.ticks)
+    is_even = not whole_steps(distances[is_next], step)[1].any()
+    own = None if is_even else steady_step(rows.ticks, is_next, jitter)
+    if own is None or clock.kind not in ("number", "fixed") or abs(own - step) > jitter * step:
+        return rows, 0
+    counts = np.concatenate(([0], np.where(is_next, np.rint(distances / own), 0).cumsum()))
+    ticks, end = rows.ticks.copy(), 0
+    for length in rows.lengths.tolist():
+        part = slice(end, end + length)
+        end += length
+        found = _snapped(rows.ticks[part], counts[part] - counts[end - length], (step, own), jitter)
+        if found is None:
+            return rows, 0
+        ticks[part] = found
+    return rows._replace(ticks=ticks), int((ticks != rows.ticks).sum())
+
+
+def _snapped(
+    ticks: Ticks, counts: NDArray[Any], steps: tuple[float, float], jitter: float
+) -> Ticks | None:
+    """The ticks of one series on equal steps, whose numbers are `counts`."""
+    step, own = steps
+    beside = (ticks - ticks[0]).astype(np.float64) - counts * own
+    shift = float(np.median(beside))
+    if (np.abs(beside - shift) > jitter * own).any():
+        return None
+    # the last row, and from there back
+    last = ticks[0] + _as(ticks, counts[-1] * own + shift)
+    room = jitter * step - np.abs(beside - shift).max()
+    units = (step, *(unit for unit in UNITS.values() if ticks.dtype.kind != "f" and unit < step))
+    even = (_as(ticks, np.rint(last / unit)) * _as(ticks, unit) for unit in units)
+    last = next((each for each in even if abs(float(each - last)) <= room), last)
+    found: Ticks = last - _as(ticks, counts[-1] - counts) * _as(ticks, step)
+    return found
+
+
+def _as(ticks: Ticks, value: Any) -> Any:
+    """A number of the type of `ticks`."""
+    if ticks.dtype.kind == "f":
+        return value
+    return np.rint(value).astype(np.int64) if isinstance(value, np.ndarray) else round(float(value))

@@ -1,0 +1,98 @@
+"""How the stamps of a table are written, to write others the same way. Loads no torch."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lstm_compile.data.series.zones import offset_text, to_local
+from lstm_compile.data.tables.periods import NUMBERS, to_numbers, to_periods
+from lstm_compile.data.tables.values import is_date, kind_of
+
+OFFSET = r"[T ]\d\d(?::\d\d(?::?\d\d(?:\.\d+)?)?)?(?P<offset>Z|[+-]\d\d:?(?:\d\d)?)$"
+_UNITS = {4: "Y", 7: "M", 10: "D", 13: "h", 16: "m", 19: "s"}  # by the length of an ISO stamp
+
+
+@dataclass(frozen=True)
+class StampFormat:
+    """How the stamps of a table are written.
+
+    Attributes:
+        zone: that they are shown in, see `zones`; empty where they have none.
+        form: of dates that are not written as ISO 8601: of `NUMBERS` or `PERIODS`; else empty.
+        type: the Arrow type of the column; None where the file has no types.
+        sample: one of its cells, where they are text.
+    """
+
+    zone: str = ""
+    form: str = ""
+    type: Any = None
+    sample: str = ""
+
+    def cells(self, stamps: NDArray[Any], as_text: bool = False) -> Any:
+        """An Arrow array of stamps, moments in UTC or numbers, as the table writes them.
+
+        `as_text` says that the cells go into a file without types.
+        """
+        is_text = self.type is not None and kind_of(self.type) == "text"
+        if stamps.dtype.kind != "M":  # times of day and durations are numbers to the model
+            return self._numbers(stamps, as_text)
+        shown = to_local(stamps, self.zone)
+        if self.form in NUMBERS:
+            cells = pa.array(to_numbers(shown, self.form))
+            return cells if is_text else cells.cast(pa.int64()).cast(self.type or pa.int64())
+        if self.form:
+            return pa.array(to_periods(shown, self.form, self.sample))
+        if as_text or is_text:
+            return pa.array(self._texts(stamps, shown))
+        if self._is_dates(shown):
+            is_typed = self.type is not None and pa.types.is_date(self.type)
+            return pa.array(shown.astype("M8[D]")).cast(self.type if is_typed else pa.date32())
+        unit = getattr(self.type, "unit", "us")
+        unit = unit if _fits(stamps, unit) else "ns"
+        numbers = pa.array(stamps.astype(f"M8[{unit}]").astype(np.int64))
+        return numbers.cast(pa.timestamp(unit, self.zone or None))
+
+    def _numbers(self, numbers: NDArray[Any], as_text: bool) -> Any:
+        cells = pa.array(numbers)
+        if self.type is None or (as_text and is_date(self.type)):
+            return cells
+        if pa.types.is_time32(self.type):
+            cells = cells.cast(pa.int32())
+        return cells.cast(self.type)
+
+    def _is_dates(self, shown: NDArray[Any]) -> bool:
+        """Whether these stamps are written as days, without a time."""
+        is_date_type = self.type is not None and pa.types.is_date(self.type)
+        is_bare = bool(self.sample) and len(self.sample) <= len("2024-01-31")
+        return (is_date_type or is_bare) and _fits(shown, "D")
+
+    def _texts(self, stamps: NDArray[Any], shown: NDArray[Any]) -> list[str]:
+        """ISO 8601 texts like `sample`, or longer where these stamps need it."""
+        match = re.search(OFFSET, self.sample)
+        offset = match["offset"] if match else ""
+        bare = self.sample.removesuffix(offset)
+        digits = len(bare.partition(".")[2])
+        unit = "ns" if digits else _UNITS.get(len(bare), "s" if bare or self.zone else "D")
+        unit = "D" if self._is_dates(shown) and unit != "M" else unit
+        unit = next(each for each in (unit, "D", "m", "s", "ns") if _fits(shown, each))
+        texts = np.datetime_as_string(shown.astype(f"M8[{unit}]")).tolist()
+        if unit == "ns":
+            needed = max(len(text.rstrip("0").partition(".")[2]) for text in texts)
+            texts = [text[: 20 + max(digits, needed)] for text in texts]
+        texts = [text.replace("T", "T" if "T" in bare else " ") for text in texts]
+        if not self.zone or unit in ("Y", "M", "D"):
+            return texts
+        if offset == "Z" and self.zone == "UTC":
+            return [text + "Z" for text in texts]
+        ends = offset_text(stamps, self.zone)
+        if offset[1:] and ":" not in offset:
+            ends = [end.replace(":", "") for end in ends]
+        return [text + end for text, end in zip(texts, ends, strict=True)]
+
+
+def _fits(stamps: NDArray[Any], unit: str) -> bool:
+    return bool((stamps.astype(f"M8[{unit}]") == stamps).all())
