@@ -4,6 +4,7 @@ Only sums of errors are kept, so that memory does not grow with the number of wi
 """
 
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,14 +12,16 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.series.windows import Windows
-from lstm_compile.evaluation.forecast_baselines import forecasts_of
+from lstm_compile.evaluation.forecast_baselines import error_quantiles, forecasts_of
 from lstm_compile.evaluation.linear import Baseline
 from lstm_compile.evaluation.verdict import Evaluation, best_of, paired_interval, verdict
-from lstm_compile.model.forecaster import middle_of
+from lstm_compile.model.forecaster import median_of
 from lstm_compile.tasks.losses import pinball
 from lstm_compile.tasks.metrics import Metrics
 
 BLOCK = 1024  # windows at once
+SCALED_PINBALL = "scaled_pinball"  # in units of `naive_errors`, as MASE
+HEADLINES = ("scaled_mse", "mase", SCALED_PINBALL)
 MODEL = ""  # its name among those of the baselines
 Predict = Callable[[Windows], Tensor]
 
@@ -33,17 +36,24 @@ class ForecastScores:
         self.config, self.units = config, units
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
-        self.rows: dict[str, list[Tensor]] = {"mase": [], "scaled_mse": []}  # of each window
+        self.rows: dict[str, list[Tensor]] = {}  # of each window, by the metrics of verdicts
 
     def add(self, forecast: Tensor, y: Tensor, naive_error: Tensor) -> None:
         """Add windows: forecasts (windows, horizon, targets(, quantiles)) and the truth, `y`.
 
         `y` is NaN where it is unknown; `naive_error` is (windows, targets), see `naive_errors`.
+        Point figures are those of the median; quantiles without it have none.
         """
         y, forecast = y.double(), forecast.double()
-        if forecast.dim() == 4:
-            self._add_quantiles(forecast, y)
-            forecast = forecast[..., middle_of(self.config.quantiles)]
+        if forecast.dim() == 3:
+            self._add_points(forecast, y, naive_error)
+            return
+        self._add_quantiles(forecast, y, naive_error)
+        median = median_of(self.config.quantiles)
+        if median is not None:
+            self._add_points(forecast[..., median], y, naive_error)
+
+    def _add_points(self, forecast: Tensor, y: Tensor, naive_error: Tensor) -> None:
         error = forecast - y
         size, both = error.abs(), forecast.abs() + y.abs()
         values = {
@@ -56,12 +66,12 @@ class ForecastScores:
         }
         for name, value in values.items():
             self._sum(name, value)
-        for name, rows in self.rows.items():
-            rows.append(values[name].flatten(1).nanmean(1))
 
-    def _add_quantiles(self, forecast: Tensor, y: Tensor) -> None:
+    def _add_quantiles(self, forecast: Tensor, y: Tensor, naive_error: Tensor) -> None:
         q = self.config.quantiles
-        self._sum("pinball", pinball(forecast - y[..., None], q))
+        cost = pinball(forecast - y[..., None], q)
+        self._sum("pinball", cost)
+        self._sum(SCALED_PINBALL, cost / naive_error[:, None])
         if len(q) > 1:
             inside = (y >= forecast[..., 0]) & (y <= forecast[..., -1])
             self._sum("coverage", torch.where(y.isnan(), torch.nan, inside.double()))
@@ -71,6 +81,8 @@ class ForecastScores:
         total, count = torch.where(is_there, values, 0.0).sum(0), is_there.sum(0)
         self.sums[name] = self.sums.get(name, 0) + total
         self.counts[name] = self.counts.get(name, 0) + count
+        if name in HEADLINES:
+            self.rows.setdefault(name, []).append(values.flatten(1).nanmean(1))
 
     def metrics(self, pick: Any = slice(None)) -> Metrics:
         """Means over the steps and targets that `pick` selects of (horizon, targets)."""
@@ -83,7 +95,7 @@ class ForecastScores:
 
     def details(self, targets: tuple[str, ...]) -> dict[str, Any]:
         """The metrics of each target, and of each step ahead of each target."""
-        steps = range(len(self.sums["mae"]))
+        steps = range(len(next(iter(self.sums.values()))))
         return {
             name: {
                 **self.metrics((slice(None), index)),
@@ -105,15 +117,20 @@ def backtest(
 
     `predict` gives (windows, horizon, targets(, quantiles)). There is at least one window, on the
     CPU. Rules are added to the baselines. `units` are (targets,), the deviation of each target in
-    training; `headline` is the metric of the verdict, `scaled_mse` or `mase`.
+    training; `headline` is the metric of the verdict, one of `HEADLINES`. For `scaled_pinball` the
+    baselines answer with quantiles too, see `error_quantiles`.
     """
     season = config.season or windows.table.info.clock.season
     scores: dict[str, ForecastScores] = {}
-    errors = naive_errors(windows, season)
+    errors, spreads = naive_errors(windows, season), dict[str, Tensor]()
+    if headline == SCALED_PINBALL:
+        spreads = error_quantiles(baselines, windows, season, errors, config.quantiles)
     for rows in torch.arange(len(windows)).split(BLOCK):
         block = windows.select(rows)
         y, naive = block.y, errors[block.series]
         for name, forecast in ((MODEL, predict(block)), *forecasts_of(baselines, block, season)):
+            if name in spreads:
+                forecast = forecast[..., None] + spreads[name] * naive[:, None, :, None]
             scores.setdefault(name, ForecastScores(config, units.double())).add(forecast, y, naive)
     own, others = scores.pop(MODEL), {name: found.metrics() for name, found in scores.items()}
     best = best_of(config.task, others, headline)
@@ -131,16 +148,22 @@ def backtest(
     return Evaluation(config.task, len(windows), figures, others, sentence, interval, details)
 
 
-def headline_of(loss: str) -> str:
-    """The metric of the verdict on a model trained with `loss`: squares for mse, else sizes."""
+def headline_of(loss: str, quantiles: tuple[float, ...] = ()) -> str:
+    """The metric of the verdict on a model trained with `loss`: squares for mse, else sizes.
+
+    Of quantiles without a median it is the pinball loss.
+    """
+    if quantiles and median_of(quantiles) is None:
+        return SCALED_PINBALL
     return "scaled_mse" if loss == "mse" else "mase"
 
 
 def naive_errors(windows: Windows, season: int) -> Tensor:
     """The mean error of the seasonal naive rule before the test part, float64 (series, targets).
 
-    MASE divides by it. If a series has no rows before the test part, all its rows count; an error
-    of 0 becomes 1. Source: Hyndman and Koehler 2006.
+    MASE divides by it. If a series has no rows before the test part, all its rows count; one that
+    is shorter than a season takes the step before. An error of 0 becomes 1.
+    Source: Hyndman and Koehler 2006.
     """
     table, targets = windows.table, len(windows.targets)
     known = torch.from_numpy(table.split.part_of(table.ticks) < 2)
@@ -149,8 +172,8 @@ def naive_errors(windows: Windows, season: int) -> Tensor:
         rows = slice(int(start), int(start + length))
         x = windows.x[rows, :targets].double()
         x = torch.where(windows.is_unknown[rows], torch.nan, x)
-        for part in (x[known[rows]], x):
-            mean = (part[season:] - part[:-season]).abs().nanmean(0)
+        for lag, part in product((season, 1), (x[known[rows]], x)):
+            mean = (part[lag:] - part[:-lag]).abs().nanmean(0)
             if mean.isfinite().all():
                 found[series] = torch.where(mean > 0, mean, 1.0)
                 break

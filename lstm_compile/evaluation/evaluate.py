@@ -38,7 +38,7 @@ def evaluate_model(
     if isinstance(data, Windows):
         deviation = training.get("target_deviation") or target_deviation(data).tolist()
         units = torch.tensor(deviation, dtype=torch.float64)
-        headline = headline_of(str(training.get("loss", "mse")))
+        headline = headline_of(str(training.get("loss", "mse")), config.quantiles)
         return backtest(answer, config, data, baselines, units, headline)
     return evaluate(answer(data), config, data, baselines)
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lstm_compile.data.series.windows import Windows, thinned
+from lstm_compile.data.series.windows import Windows, all_windows, split_windows, thinned
 from lstm_compile.evaluation.linear import Baseline, LinearSums, moments, ridge
 
 RIDGE_ON_WINDOWS = "ridge on windows"
@@ -32,11 +33,10 @@ def seasonal_naive(windows: Windows, season: int) -> Tensor:
 
 def seasonal_ratio(windows: Windows, season: int) -> Tensor:
     """The last season times its growth over the one before; unknown growth counts as 1."""
-    last, before = (_sum_of_season(windows, season, seasons).clamp(min=0) for seasons in (0, 1))
-    is_known = (windows.origins - 2 * season >= _starts(windows))[:, None] & (before > 0)
-    growth = torch.where(is_known, last / before.where(before > 0, 1.0), 1.0)[:, None]
+    last, before = _sums_of_seasons(windows, season).clamp(min=0)
+    growth = torch.where(before > 0, last / before.where(before > 0, 1.0), 1.0)[:, None]
     ahead = torch.arange(windows.shape.horizon) // season + 1
-    return seasonal_naive(windows, season) * growth ** ahead[:, None]
+    return seasonal_naive(windows, season) * growth.float() ** ahead[:, None]
 
 
 def rules_for(season: int) -> dict[str, Rule]:
@@ -98,6 +98,31 @@ def forecasts_of(
         yield name, flat.unflatten(1, (windows.shape.horizon, len(windows.targets)))
 
 
+def error_quantiles(
+    baselines: Mapping[str, Baseline],
+    windows: Windows,
+    season: int,
+    units: Tensor,
+    quantiles: tuple[float, ...],
+) -> dict[str, Tensor]:
+    """What turns the forecasts of each baseline into quantiles: the quantiles of its own errors.
+
+    They are taken from windows of the same series before the test part, or from all if there are
+    none. float64 (horizon, targets, quantiles) by name, in `units` (series, targets).
+    """
+    everything = all_windows(windows.table, windows.shape)
+    before = split_windows(everything)["known"]
+    judged = thinned(before if len(before) else everything, most=BLOCK)
+    truth, unit = judged.y.double(), units[judged.series][:, None]
+    shares = torch.tensor(quantiles, dtype=torch.float64)
+    found = {}
+    for name, forecast in forecasts_of(baselines, judged, season):
+        errors = ((truth - forecast) / unit).unbind(-1)  # torch's quantile takes 16 million numbers
+        parts = [error.nanquantile(shares, 0).T for error in errors]
+        found[name] = torch.stack(parts, 1)
+    return found
+
+
 def _cut_by_time(windows: Windows) -> tuple[Windows, Windows]:
     """The windows before a time, and those after it; all of them twice if none lies before it.
 
@@ -126,7 +151,21 @@ def _starts(windows: Windows) -> Tensor:
     return torch.from_numpy(windows.table.starts)[windows.series]
 
 
-def _sum_of_season(windows: Windows, season: int, seasons: int) -> Tensor:
-    """Sums over the season that ended so many seasons before each origin, (windows, targets)."""
-    rows = windows.origins[:, None] - seasons * season - torch.arange(1, season + 1)
-    return windows.x[rows.clamp(min=0)][..., : len(windows.targets)].sum(1)
+def _sums_of_seasons(windows: Windows, season: int) -> Tensor:
+    """Sums over the last season before each origin and over the one before that.
+
+    float64 (2, windows, targets), 0 where the series is shorter. They are differences of cumulative
+    sums: a season can have millions of steps.
+    """
+    targets = len(windows.targets)
+    found = torch.zeros(2, len(windows), targets, dtype=torch.float64)
+    has_two = windows.origins - 2 * season >= _starts(windows)
+    for series in windows.series[has_two].unique():
+        members = (has_two & (windows.series == series)).nonzero()[:, 0]
+        ends = windows.origins[members]
+        begin = int(ends.min()) - 2 * season
+        values = windows.x[begin : int(ends.max()), :targets].double()
+        sums, places = pad(values.cumsum(0), (0, 0, 1, 0)), ends - begin
+        last, middle, first = (sums[places - seasons * season] for seasons in range(3))
+        found[:, members] = torch.stack([last - middle, middle - first])
+    return found

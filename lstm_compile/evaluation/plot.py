@@ -12,7 +12,7 @@ from lstm_compile.data.series.windows import Windows, thinned
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.backtest import Predict
 from lstm_compile.files import write_atomically
-from lstm_compile.model.forecaster import middle_of
+from lstm_compile.model.forecaster import median_of
 
 SUFFIXES = (".png", ".svg", ".pdf")
 WINDOWS = 4  # at equal distances
@@ -72,12 +72,16 @@ def _draw(
     stamps = windows.table.stamps(windows.table.ticks[begin : origin + horizon])
     before, ahead = stamps[: origin - begin], stamps[origin - begin :]
     marker = "." if horizon <= FEW else ""  # a line of one point is invisible
-    axes.plot(before, windows.x[begin:origin, target], marker, ls="-", color="0.5", label="before")
-    axes.plot(ahead, windows.y[index, :, target], marker, ls="-", color="black", label="truth")
-    if config.quantiles:
-        q = config.quantiles
+    axes.plot(before, windows.x[begin:origin, target], marker=marker, ls="-", color="0.5", label="before")
+    axes.plot(ahead, windows.y[index, :, target], marker=marker, ls="-", color="black", label="truth")
+    q, lines = config.quantiles, {"forecast": forecast}
+    if q:
         look = {"color": "C0", "alpha": 0.25, "label": f"{q[0]:g} to {q[-1]:g}"}
         axes.fill_between(ahead, forecast[:, 0], forecast[:, -1], **look)
-        forecast = forecast[:, middle_of(q)]
-    axes.plot(ahead, forecast, marker, ls="-", color="C0", label="forecast")
+        median = median_of(q)
+        lines = {f"quantile {each:g}": forecast[:, i] for i, each in enumerate(q)}
+        if median is not None:
+            lines = {"forecast": forecast[:, median]}
+    for label, line in lines.items():
+        axes.plot(ahead, line, marker=marker, ls="-", color="C0", label=label)
     axes.tick_params(axis="x", rotation=30, labelsize=7)

@@ -22,6 +22,7 @@ from lstm_compile.evaluation.forecast_baselines import (
 )
 from lstm_compile.evaluation.linear import fit_ridge
 from lstm_compile.evaluation.plot import plot_forecasts
+from lstm_compile.tasks.metrics import metrics, tuned_metrics
 
 CONFIG = ModelConfig(task="forecast", input_size=3, output_size=1, known_size=2, **SMALL)
 
@@ -53,6 +54,31 @@ def test_seasonal_ratio_grows_with_the_series(tmp_path):
     np.testing.assert_allclose(found[:3], expected, rtol=1e-5)
     np.testing.assert_allclose(found[3:], expected[:2] * growth, rtol=1e-5)
     np.testing.assert_array_equal(seasonal_ratio(windows, 7)[0], seasonal_naive(windows, 7)[0])
+
+
+def test_a_season_of_millions_of_steps_takes_no_more_memory_than_the_rows(tmp_path):
+    """A day at 100 Hz: an index of every step of it asked for 27 GB."""
+    stamps = np.datetime64("2024-01-01T00", "ms") + 10 * np.arange(2000)
+    path = write(tmp_path / "t.csv", {"time": stamps, "y": 1.0 * np.arange(2000)})
+    windows = windows_of(path, (96, 24))
+    season = windows.table.info.clock.season
+    assert season == 8_640_000
+    for rule in rules_for(season).values():
+        assert torch.equal(rule(windows, season), naive(windows))
+    assert naive_errors(windows, season).tolist() == [[1.0]]  # of a single step
+
+
+@pytest.mark.parametrize("season", [3, 7, 20])
+def test_growth_is_that_of_the_whole_seasons_of_its_own_series(tmp_path, season):
+    windows = windows_of(several(tmp_path / "t.csv", (60, 45)), (8, 3))
+    chosen = windows.select(torch.randperm(len(windows)))  # in any order
+    found, y = seasonal_ratio(chosen, season).numpy(), chosen.x[:, 0].double().numpy()
+    for row, (origin, series) in enumerate(zip(chosen.origins, chosen.series, strict=True)):
+        begin, end = int(chosen.table.starts[series]), int(origin)
+        last, before = y[end - season : end].sum(), y[end - 2 * season : end - season].sum()
+        growth = last / before if end - 2 * season >= begin else 1.0
+        expected = seasonal_naive(chosen, season)[row, 0, 0] * growth
+        assert found[row, 0, 0] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_no_season_leaves_the_last_value_alone():
@@ -134,6 +160,46 @@ def test_figures_are_those_of_their_definitions():
     details = scores.details(("a", "b"))
     assert details["b"]["steps"][2]["mae"] == pytest.approx(np.nanmean(np.abs(error[:, 2, 1])))
     assert details["a"]["mae"] == pytest.approx(np.nanmean(np.abs(error[..., 0])))
+
+
+def test_quantiles_without_a_median_have_no_point_figures():
+    config = ModelConfig(task="forecast", input_size=1, output_size=1, quantiles=(0.1, 0.9))
+    y, forecast = torch.tensor([[[10.0]], [[20.0]]]), torch.tensor([[[[8.0, 14]]], [[[22.0, 30]]]])
+    scores = ForecastScores(config, torch.ones(1).double())
+    scores.add(forecast, y, torch.tensor([[2.0], [4.0]]))
+    # 0.1 * 2 and 0.1 * 4 of the first truth, 0.9 * 2 and 0.1 * 10 of the second
+    costs = np.array([(0.2 + 0.4) / 2, (1.8 + 1.0) / 2])
+    expected = {"pinball": costs.mean(), "scaled_pinball": (costs / [2, 4]).mean(), "coverage": 0.5}
+    assert scores.metrics() == pytest.approx(expected)
+    assert metrics(config, forecast, y) == pytest.approx({"pinball": costs.mean()})
+    assert tuned_metrics(config) == ("pinball", "loss")
+
+
+def test_quantiles_without_a_median_are_judged_by_pinball_loss(tmp_path):
+    """Against each rule with the quantiles of its own errors before the test part."""
+    y = np.random.default_rng(0).normal(0, 1, 600).cumsum()
+    windows = windows_of(write(tmp_path / "t.csv", {"time": np.arange(600), "y": y}), (8, 2))
+    test, q = split_windows(windows)["test"], (0.1, 0.9)
+    config = ModelConfig(
+        task="forecast", input_size=1, output_size=1, quantiles=q, **{**SMALL, "horizon": 2}
+    )
+    spread = np.array([[-1.2816, 1.2816], [-1.8124, 1.8124]])  # of one step, and of two
+    right = lambda w: naive(w)[..., None] + torch.from_numpy(spread)[:, None]  # noqa: E731
+    for forecast, verdict in (
+        (lambda w: w.y[..., None].expand(-1, -1, -1, 2), "better than every baseline: scaled_pi"),
+        (right, "no better than a baseline: scaled_pinball"),
+        (lambda w: right(w)[..., :1].expand(-1, -1, -1, 2), "worse than a baseline: scaled_pin"),
+    ):
+        found = backtest(forecast, config, test, {}, torch.ones(1), headline_of("pinball", q))
+        assert found.verdict.startswith(verdict)
+    values, origins = y.astype(np.float32).astype(float), test.origins.numpy()
+    known, cost = np.arange(8, 479), []  # the test part begins at row 480
+    for step in range(2):
+        bounds = np.quantile(values[known + step] - values[known - 1], q)
+        error = values[origins - 1][:, None] + bounds - values[origins + step][:, None]
+        cost.append(np.maximum(-np.array(q) * error, (1 - np.array(q)) * error).mean())
+    assert found.baselines["naive"]["pinball"] == pytest.approx(np.mean(cost), rel=1e-5)
+    assert "mae" not in found.baselines["naive"]
 
 
 def test_quantiles_have_a_pinball_loss_and_a_coverage():
