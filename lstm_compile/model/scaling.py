@@ -64,7 +64,7 @@ def fit_scaler(values: Tensor | Moments, kind: Scaling) -> Scaler:
     found = values if isinstance(values, Moments) else moments_of(values)
     width = len(found.mean)
     if kind == "none" or not found.rows:
-        return Scaler(torch.zeros(width), torch.ones(width))
+        return Scaler(torch.zeros(width).float(), torch.ones(width).float())
     shift, scale = found.low, found.high - found.low
     if kind == "standard":
         shift, scale = found.mean, (found.spread / found.rows).sqrt()

@@ -18,9 +18,9 @@ from lstm_compile.model.checkpoint import Model, load_model, save_model
 from lstm_compile.model.model import Params
 from lstm_compile.tasks.losses import loss_name
 from lstm_compile.tasks.series_scaler import target_deviation, target_mean
+from lstm_compile.training.backend import threads_of
 from lstm_compile.training.config_file import table_of, to_toml
 from lstm_compile.training.job import Job, Outcome, stamp_of
-from lstm_compile.training.loop import threads_of
 from lstm_compile.training.resume import settings_of
 from lstm_compile.training.state import Epoch, Progress
 

@@ -125,7 +125,8 @@ class TrainingConfig:
         128, "Characters that gradients flow back through.", 1, 1 << 16, only="is_text"
     )
     seed: int = option(
-        0, "Seed of initial weights, split, batches, dropout and augmentation.", 0, LARGEST_SEED
+        0, "Seed of initial weights, split, batches, dropout and augmentation; the same weights come "
+        "again with the same backend, device and number of threads.", 0, LARGEST_SEED
     )
     device: str = option("auto", "cpu, cuda, cuda:N, or auto.")
     precision: Literal["fp32", "bf16"] = option(
