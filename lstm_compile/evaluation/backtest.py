@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lstm_compile.config import ModelConfig
 from lstm_compile.data.series.windows import Windows
+from lstm_compile.errors import InputError
 from lstm_compile.evaluation.forecast_baselines import error_quantiles, forecasts_of
 from lstm_compile.evaluation.linear import Baseline
 from lstm_compile.evaluation.verdict import Evaluation, best_of, paired_interval, verdict
@@ -32,19 +33,25 @@ class ForecastScores:
     `units` is float64 (targets,), the deviation of each target in training.
     """
 
-    def __init__(self, config: ModelConfig, units: Tensor) -> None:
+    def __init__(self, config: ModelConfig, units: Tensor, series: int = 1) -> None:
         self.config, self.units = config, units
+        self.series: dict[str, Tensor] = {}  # sums and counts of each series, (2, series)
+        self.series_count = series
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, Tensor] = {}
         self.rows: dict[str, list[Tensor]] = {}  # of each window, by the metrics of verdicts
 
-    def add(self, forecast: Tensor, y: Tensor, naive_error: Tensor) -> None:
+    def add(
+        self, forecast: Tensor, y: Tensor, naive_error: Tensor, owner: Tensor | None = None
+    ) -> None:
         """Add windows: forecasts (windows, horizon, targets(, quantiles)) and the truth, `y`.
 
-        `y` is NaN where it is unknown; `naive_error` is (windows, targets), see `naive_errors`.
+        `y` is NaN where it is unknown; `naive_error` is (windows, targets), see `naive_errors`;
+        `owner` is int64 (windows,), the number of each window's series, or None for the first.
         Point figures are those of the median; quantiles without it have none.
         """
         y, forecast = y.double(), forecast.double()
+        self.owner = torch.zeros(len(y), dtype=torch.int64) if owner is None else owner
         if forecast.dim() == 3:
             self._add_points(forecast, y, naive_error)
             return
@@ -78,7 +85,11 @@ class ForecastScores:
 
     def _sum(self, name: str, values: Tensor) -> None:
         is_there = values.isfinite()
-        total, count = torch.where(is_there, values, 0.0).sum(0), is_there.sum(0)
+        known = torch.where(is_there, values, 0.0)
+        of_windows = torch.stack([part.flatten(1).sum(1).double() for part in (known, is_there)])
+        empty = torch.zeros(2, self.series_count, dtype=torch.float64)
+        self.series.setdefault(name, empty).index_add_(1, self.owner, of_windows)
+        total, count = known.sum(0), is_there.sum(0)
         self.sums[name] = self.sums.get(name, 0) + total
         self.counts[name] = self.counts.get(name, 0) + count
         if name in HEADLINES:
@@ -88,10 +99,16 @@ class ForecastScores:
         """Means over the steps and targets that `pick` selects of (horizon, targets)."""
         found = {}
         for name, total in self.sums.items():
-            count = self.counts[name][pick].sum()
-            mean = float(total[pick].sum() / count) if count else float("nan")
-            found[name] = mean**0.5 if name == "rmse" else mean
+            found[name] = _mean(name, total[pick].sum(), self.counts[name][pick].sum())
         return found
+
+    def of_series(self, ids: tuple[str, ...]) -> dict[str, Metrics]:
+        """The metrics of each series that has a window, over its targets and steps."""
+        return {
+            name: {metric: _mean(metric, *sums[:, i]) for metric, sums in self.series.items()}
+            for i, name in enumerate(ids)
+            if any(sums[1, i] for sums in self.series.values())
+        }
 
     def details(self, targets: tuple[str, ...]) -> dict[str, Any]:
         """The metrics of each target, and of each step ahead of each target."""
@@ -103,6 +120,11 @@ class ForecastScores:
             }
             for index, name in enumerate(targets)
         }
+
+
+def _mean(name: str, total: Tensor, count: Tensor) -> float:
+    mean = float(total / count) if count else float("nan")
+    return mean**0.5 if name == "rmse" else mean
 
 
 def backtest(
@@ -119,6 +141,9 @@ def backtest(
     CPU. Rules are added to the baselines. `units` are (targets,), the deviation of each target in
     training; `headline` is the metric of the verdict, one of `HEADLINES`. For `scaled_pinball` the
     baselines answer with quantiles too, see `error_quantiles`.
+
+    Raises:
+        InputError: a forecast is not finite.
     """
     season = config.season or windows.table.info.clock.season
     scores: dict[str, ForecastScores] = {}
@@ -131,7 +156,10 @@ def backtest(
         for name, forecast in ((MODEL, predict(block)), *forecasts_of(baselines, block, season)):
             if name in spreads:
                 forecast = forecast[..., None] + spreads[name] * naive[:, None, :, None]
-            scores.setdefault(name, ForecastScores(config, units.double())).add(forecast, y, naive)
+            if name == MODEL:
+                _check_finite(forecast, block)
+            of_name = scores.setdefault(name, ForecastScores(config, units.double(), len(errors)))
+            of_name.add(forecast, y, naive, block.series)
     own, others = scores.pop(MODEL), {name: found.metrics() for name, found in scores.items()}
     best = best_of(config.task, others, headline)
     size = max(1, windows.shape.horizon)
@@ -145,7 +173,20 @@ def backtest(
     sentence = verdict(config.task, figures, others, interval, headline)
     details = {name: found.details(windows.targets) for name, found in scores.items()}
     details = {"targets": own.details(windows.targets), "baselines": details}
+    if windows.table.ids:
+        details["series"] = own.of_series(windows.table.ids)
     return Evaluation(config.task, len(windows), figures, others, sentence, interval, details)
+
+
+def _check_finite(forecast: Tensor, windows: Windows) -> None:
+    """Refuse forecasts that no figure could count; a truth that is unknown is NaN too."""
+    table = windows.table
+    for row in (~forecast.isfinite()).flatten(1).any(1).nonzero()[:1, 0].tolist():
+        begin = table.stamps(table.ticks[windows.origins[row : row + 1].numpy()])[0]
+        raise InputError(
+            f"{table.name(int(windows.series[row]))}, from {begin} on: the forecast is no finite "
+            "number, as the values before lie too far from those of the training data; check them"
+        )
 
 
 def headline_of(loss: str, quantiles: tuple[float, ...] = ()) -> str:

@@ -142,6 +142,49 @@ def test_without_a_validation_part_all_before_the_test_part_is_learned(here):
     assert "nothing is held out to measure on; take a --validation above 0" in refused.stderr
 
 
+def test_a_horizon_longer_than_the_test_part_says_what_is_measured(here):
+    path = hourly(here / "t.csv", 150)
+    out = ok("train", path, *QUICK, "--test-share", 2, "--output", "run")
+    why = "none to test (the test part is shorter than the horizon of 3 steps)"
+    assert f"{why}: the figures are of the validation part\n" in out
+    assert "\nvalidation  mae " in out
+    assert "\ntest " not in out
+    refused = invoke("evaluate", "run")
+    assert refused.exit_code == 2
+    assert "no window of 3 steps from 2020-01-07T04:00:00 on" in refused.stderr
+
+
+def test_quantiles_without_a_median_from_training_to_prediction(here):
+    path = hourly(here / "t.csv", 150)
+    out = ok("train", path, *QUICK, "--quantiles", "0.1,0.9", "--output", "run")
+    verdict = next(line for line in out.splitlines() if line.startswith("verdict"))
+    assert "scaled_pinball" in verdict
+    assert "mae" not in out
+    found = ok_json("evaluate", "run")
+    assert {"pinball", "scaled_pinball", "coverage"} == found["metrics"].keys()
+    assert all(found["metrics"].keys() == each.keys() for each in found["baselines"].values())
+    ok("predict", "run", path, "--output", "p.csv")
+    assert [*rows_of("p.csv")[0]] == ["time", "y_0.1", "y_0.9"]
+
+
+@pytest.mark.parametrize("scaling", ["none", "standard", "minmax", "series", "last", "mean", "revin"])
+def test_values_far_from_those_of_training_are_answered_with_numbers_or_refused(here, scaling):
+    """Squares beyond float32 became forecasts of NaN."""
+    path = hourly(here / "t.csv", 90)
+    ok("train", path, *QUICK, "--scaling", scaling, "--epochs", 1, "--output", "run")
+    refused = set()
+    for level in (1.0, 1e12, 1e20, 1e30, 4e36):
+        data = write(here / "far.csv", {"time": hours(40), "y": level * waves(40)})
+        result = invoke("predict", "run", data, "--output", "p.csv")
+        if result.exit_code:
+            assert "rows 0 to 0: row 0: the answer is no finite number, as its" in result.stderr
+            refused.add(level)
+        else:
+            assert np.isfinite([float(row["y"]) for row in rows_of("p.csv")]).all()
+    assert refused <= {1e20, 1e30, 4e36}
+    assert scaling != "revin" or 1e20 in refused
+
+
 @pytest.mark.slow
 def test_a_recursive_model_from_end_to_end(here):
     path = hourly(here / "t.csv", 200)

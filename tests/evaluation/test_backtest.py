@@ -22,6 +22,7 @@ from lstm_compile.evaluation.forecast_baselines import (
 )
 from lstm_compile.evaluation.linear import fit_ridge
 from lstm_compile.evaluation.plot import plot_forecasts
+from lstm_compile.export.use.evaluate_file import evaluate_file
 from lstm_compile.tasks.metrics import metrics, tuned_metrics
 
 CONFIG = ModelConfig(task="forecast", input_size=3, output_size=1, known_size=2, **SMALL)
@@ -217,6 +218,35 @@ def test_quantiles_have_a_pinball_loss_and_a_coverage():
     assert found["pinball"] == pytest.approx(cost.mean().item())
 
 
+def test_each_series_has_figures_of_its_own():
+    random = np.random.default_rng(1)
+    y, guess = random.normal(5, 2, (2, 30, 4, 2))
+    y[3, 1, 0], owner = np.nan, random.integers(0, 3, 30)
+    config = ModelConfig(task="forecast", input_size=2, output_size=2)
+    scores = ForecastScores(config, torch.ones(2).double(), series=4)
+    for rows in (slice(0, 11), slice(11, 30)):
+        parts = (torch.from_numpy(value[rows]) for value in (guess, y, np.ones((30, 2)), owner))
+        scores.add(*parts)
+    found = scores.of_series(("a", "b", "c", "without a window"))
+    assert [*found] == ["a", "b", "c"]
+    for number, name in enumerate(found):
+        error = (guess - y)[owner == number]
+        assert found[name]["mae"] == pytest.approx(np.nanmean(np.abs(error)))
+        assert found[name]["rmse"] == pytest.approx(np.nanmean(error**2) ** 0.5)
+
+
+def test_forecasts_that_are_not_finite_are_refused_and_not_left_out(tmp_path):
+    windows = split_windows(windows_of(hourly(tmp_path / "t.csv", 400), (8, 3)))["test"]
+
+    def predict(windows):
+        found = windows.y.clone()
+        found[5, 1] = torch.nan
+        return found
+
+    with pytest.raises(InputError, match=r"t.csv, from 2020-01-14T13:00:00 on: the forecast is no"):
+        backtest(predict, CONFIG, windows, {}, torch.ones(1))
+
+
 def test_mase_divides_by_the_naive_error_before_the_test_part(tmp_path):
     y = np.where(np.arange(60) < 45, np.arange(60) % 2 * 3.0, 1e6)
     path = write(tmp_path / "t.csv", {"time": np.arange(60), "y": y})
@@ -243,6 +273,56 @@ def test_the_metric_that_decides_is_of_what_was_minimised():
     assert [headline_of(loss) for loss in ("mse", "mae", "huber", "pinball")] == [
         *("scaled_mse", "mase", "mase", "mase")
     ]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Series a and b from the third day on, ten days; and its run folder."""
+    folder = tmp_path_factory.mktemp("trained")
+    path = several(folder / "t.csv", (240, 240), time=np.tile(hours(240, "2020-01-03T00"), 2))
+    do(path, folder / "run", training={"epochs": 1})
+    return path, folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("ids", "begin", "count", "windows"),
+    [
+        (("a", "b"), "2020-01-03T00", 240, 2 * 46),  # the data of training: the last fifth
+        (("c", "d"), "2020-01-03T00", 240, 2 * (240 - 8 - 2)),  # other series
+        (("b", "c"), "2020-01-03T00", 240, 46 + 240 - 8 - 2),
+        (("a", "b"), "2020-01-01T00", 60, 2 * (48 - 8 - 2)),  # the two days before, and 12 hours
+        (("a", "b"), "2020-02-01T00", 60, 2 * (60 - 8 - 2)),
+    ],
+)
+def test_what_is_evaluated_is_what_training_has_not_seen(
+    trained, tmp_path, ids, begin, count, windows
+):
+    times = np.tile(hours(count, begin), 2)
+    columns = {"id": np.repeat(ids, count), "time": times, "y": waves(2 * count)}
+    data = write(tmp_path / "other.csv", columns | {"kind": ["even"] * (2 * count)})
+    found = evaluate_file(trained[1], data)
+    assert found.rows == windows
+    assert sorted(found.details["series"]) == sorted(ids)
+
+
+def test_what_training_has_seen_is_not_evaluated(trained, tmp_path):
+    columns = {"id": ["a"] * 60, "time": hours(60, "2020-01-04T00"), "y": waves(60)}
+    data = write(tmp_path / "seen.csv", columns | {"kind": ["even"] * 60})
+    with pytest.raises(InputError, match="no window of 3 steps from 2020-01-11T00:00:00 on, where"):
+        evaluate_file(trained[1], data)
+
+
+def test_a_model_with_a_test_file_is_not_measured_on_its_training_file(tmp_path):
+    path = hourly(tmp_path / "t.csv", 90)
+    test = write(tmp_path / "test.csv", {"time": hours(60, "2020-02-01T00"), "y": waves(60)})
+    outcome = do(path, tmp_path / "run", training={"epochs": 1}, test=test)
+    assert evaluate_file(tmp_path / "run", test).metrics == pytest.approx(
+        outcome.evaluation.metrics, rel=1e-5
+    )
+    with pytest.raises(InputError, match="t.csv: the model was trained on all of it"):
+        evaluate_file(tmp_path / "run", path)
+    with pytest.raises(InputError, match="has no test part of its own; name the data"):
+        evaluate_file(tmp_path / "run")
 
 
 @pytest.mark.parametrize("seed", [0, slow(1), slow(2)])
