@@ -72,8 +72,12 @@ def _draw(
     stamps = windows.table.stamps(windows.table.ticks[begin : origin + horizon])
     before, ahead = stamps[: origin - begin], stamps[origin - begin :]
     marker = "." if horizon <= FEW else ""  # a line of one point is invisible
-    axes.plot(before, windows.x[begin:origin, target], marker=marker, ls="-", color="0.5", label="before")
-    axes.plot(ahead, windows.y[index, :, target], marker=marker, ls="-", color="black", label="truth")
+    axes.plot(
+        before, windows.x[begin:origin, target], marker=marker, ls="-", color="0.5", label="before"
+    )
+    axes.plot(
+        ahead, windows.y[index, :, target], marker=marker, ls="-", color="black", label="truth"
+    )
     q, lines = config.quantiles, {"forecast": forecast}
     if q:
         look = {"color": "C0", "alpha": 0.25, "label": f"{q[0]:g} to {q[-1]:g}"}

@@ -167,7 +167,9 @@ def test_quantiles_without_a_median_from_training_to_prediction(here):
     assert [*rows_of("p.csv")[0]] == ["time", "y_0.1", "y_0.9"]
 
 
-@pytest.mark.parametrize("scaling", ["none", "standard", "minmax", "series", "last", "mean", "revin"])
+@pytest.mark.parametrize(
+    "scaling", ["none", "standard", "minmax", "series", "last", "mean", "revin"]
+)
 def test_values_far_from_those_of_training_are_answered_with_numbers_or_refused(here, scaling):
     """Squares beyond float32 became forecasts of NaN."""
     path = hourly(here / "t.csv", 90)

@@ -319,7 +319,7 @@ def test_a_model_with_a_test_file_is_not_measured_on_its_training_file(tmp_path)
     assert evaluate_file(tmp_path / "run", test).metrics == pytest.approx(
         outcome.evaluation.metrics, rel=1e-5
     )
-    with pytest.raises(InputError, match="t.csv: the model was trained on all of it"):
+    with pytest.raises(InputError, match=r"t\.csv: the model was trained on all of it"):
         evaluate_file(tmp_path / "run", path)
     with pytest.raises(InputError, match="has no test part of its own; name the data"):
         evaluate_file(tmp_path / "run")

@@ -32,7 +32,9 @@ def test_small_models_take_one_thread_and_large_ones_all():
 
 def test_small_models_take_all_threads_where_that_was_measured_to_help(monkeypatch):
     config, small = ModelConfig(task="regress", input_size=2, output_size=1), QUICK
-    monkeypatch.setattr("lstm_compile.training.backend.fastest_threads", lambda *sizes: sizes[-1] + 4)
+    monkeypatch.setattr(
+        "lstm_compile.training.backend.fastest_threads", lambda *sizes: sizes[-1] + 4
+    )
     with cpu_threads(3):
         assert threads_of(config, small) == 7
         assert threads_of(config, replace(small, threads=2)) == 2

@@ -1,4 +1,4 @@
-"""What `fit` refuses before its first step, and that it does not depend on torch's global settings."""
+"""What `fit` refuses before its first step, and that torch's global settings change nothing."""
 
 from dataclasses import replace
 
@@ -104,7 +104,7 @@ def test_data_and_weights_that_do_not_fit_are_refused_before_the_first_step(name
 def test_validation_data_are_checked_too():
     data = two_classes(20)
     params, config = setting(data)
-    with pytest.raises(InputError, match="validation.y, row"):
+    with pytest.raises(InputError, match=r"validation\.y, row"):
         fit(params, config, QUICK, data, replace(data, y=data.y + 1))
 
 
