@@ -168,7 +168,7 @@ def from_padded(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Sequence
     steps = x[valid_mask(count, x.shape[1]).to(x.device)].float()
     if not bool(steps.isfinite().all()):
         raise InputError(
-            "x must hold finite float32 numbers in every valid step; fill gaps before training"
+            "x must be finite in every valid step, as float32 too; fill gaps before training"
         )
     offsets = torch.nn.functional.pad(count.cumsum(0), (1, 0)).to(x.device)
     features = numbered("feature", x.shape[2])

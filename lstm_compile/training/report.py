@@ -37,10 +37,11 @@ def describe_start(job: Job) -> Lines:
 
 
 def _untested(job: Job) -> str:
-    """Why the figures are of the validation part: a person would take them for a test's."""
-    is_short = job.config.traits.is_series and job.training.test_share
-    why = f" (the test part is shorter than the horizon of {job.config.horizon} steps)"
-    return f", none to test{why if is_short else ''}: the figures are of the validation part"
+    """Why forecasts are not measured on the test part that was asked for; else nothing."""
+    if not (job.config.traits.is_series and job.training.test_share):
+        return ""
+    why = f"the test part is shorter than the horizon of {job.config.horizon} steps"
+    return f", none to test ({why}): the figures are of the validation part"
 
 
 def describe_end(job: Job, outcome: Outcome) -> Lines:

@@ -63,7 +63,7 @@ def test_numbers_beyond_float32_are_refused():
     with pytest.raises(InputError, match="targets in y must be finite float32 numbers"):
         from_padded(x, y)
     x = torch.full((2, 3, 1), 1e39, dtype=torch.float64)
-    with pytest.raises(InputError, match="x must hold finite float32 numbers"):
+    with pytest.raises(InputError, match="x must be finite in every valid step, as float32 too"):
         from_padded(x, torch.tensor([0, 1]))
 
 
