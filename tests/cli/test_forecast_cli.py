@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -185,6 +186,42 @@ def test_values_far_from_those_of_training_are_answered_with_numbers_or_refused(
             assert np.isfinite([float(row["y"]) for row in rows_of("p.csv")]).all()
     assert refused <= {1e20, 1e30, 4e36}
     assert scaling != "revin" or 1e20 in refused
+
+
+def usage(*args):
+    """Run the program in a process of its own; its seconds of processor time and peak MiB."""
+    process = subprocess.Popen([sys.executable, "-m", "lstm_compile", *map(str, args)])
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory in KiB")
+@pytest.mark.parametrize("kind", ["100 Hz", "2,000 series"])
+def test_large_tables_take_little_memory_and_time(here, kind):
+    random = np.random.default_rng(0)
+    if kind == "100 Hz":  # a season of a day is 8.64 million steps
+        times = np.datetime64("2024-01-01T00", "ms") + 10 * np.arange(100_000)
+        columns = {"time": times, "y": np.sin(np.arange(100_000) / 17).round(4)}
+    else:
+        days, ids = np.datetime64("2022-01-01") + np.arange(300), np.arange(2000)
+        y = 50 + 10 * np.sin(np.arange(300) / 7 + ids[:, None]) + random.normal(0, 3, (2000, 300))
+        columns = {
+            "id": np.repeat([f"s{i}" for i in ids], 300), "time": np.tile(days, 2000),
+            "y": y.ravel().round(3),
+        }  # fmt: skip
+    path = write(here / "t.csv", columns)
+    seconds, peaks = zip(
+        usage("train", path, "--task", "forecast", "--epochs", 1, "--output", "run"),
+        usage("evaluate", "run"),
+        usage("export", "run", "--onnx"),
+        usage("predict", "run/model.onnx", path, "--output", "p.csv"),
+        strict=True,
+    )
+    assert max(peaks) < 1536
+    assert sum(seconds) < 180
 
 
 @pytest.mark.slow
