@@ -11,6 +11,7 @@ from lstm_compile.evaluation.linear import Baseline, LinearSums, moments, ridge
 
 RIDGE_ON_WINDOWS = "ridge on windows"
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
+MOST_COLUMNS = 4096  # of the context
 MOST_WINDOWS = 16_384  # that ridge regression is fitted on
 HELD_OUT = 0.2  # share of windows that choose the penalty if there is no validation part
 BLOCK = 1024
@@ -45,17 +46,16 @@ def rules_for(season: int) -> dict[str, Rule]:
     return {"naive": naive, **(seasonal if season > 1 else {})}
 
 
-def window_features(windows: Windows) -> Tensor:
+def window_features(windows: Windows, steps: int | None = None) -> Tensor:
     """All features of the context except the calendar's, and known covariates of the horizon.
 
     float64 (windows, columns), in the features' units. A short context is filled up in front with
-    its first step. The calendar of the past is left out: the horizon's tells the same.
+    its first step. The calendar of the past is left out: the horizon's tells the same. `steps` is
+    how many steps of the context count, the last ones; None: all.
     """
-    calendar = 2 * len(windows.table.info.calendar)
-    count = len(windows.features) - windows.table.info.indicator
-    columns = [*range(count - calendar), *range(count, len(windows.features))]
-    steps = torch.arange(-windows.shape.context, 0)
-    rows = torch.maximum(windows.origins[:, None] + steps, windows.starts[:, None])
+    columns, steps = _columns(windows), steps or windows.shape.context
+    begins = windows.origins[:, None] + torch.arange(-steps, 0)
+    rows = torch.maximum(begins, windows.starts[:, None])
     parts = [windows.x[rows][..., columns].flatten(1)]
     known = windows.gather(torch.arange(len(windows))).given.known_future
     if known is not None:
@@ -70,13 +70,15 @@ def fit_forecast_baselines(
 
     Unknown targets count as the values that they were filled with. The result is fitted on `known`,
     each of `PENALTIES` is tried on `train`, and the windows of `validation` choose one of them;
-    None takes the end of `train`.
+    None takes the end of `train`. Of long contexts the last steps count, as many as make
+    `MOST_COLUMNS`: memory grows with the square of the columns.
     """
     if validation is None:
         train, validation = _cut_by_time(train)
-    tried, total = (_moments(thinned(part, most=MOST_WINDOWS)) for part in (train, known))
+    steps = max(1, min(known.shape.context, MOST_COLUMNS // len(_columns(known))))
+    tried, total = (_moments(thinned(part, most=MOST_WINDOWS), steps) for part in (train, known))
     judged = thinned(validation, most=BLOCK)
-    features, truth = window_features(judged), _filled(judged)
+    features, truth = window_features(judged, steps), _filled(judged)
     scale = truth.std(0, correction=0).clamp(min=1e-12)
 
     def loss(l2: float) -> float:
@@ -94,7 +96,9 @@ def forecasts_of(
     for name, rule in rules_for(season).items():
         yield name, rule(windows, season)
     for name, baseline in baselines.items():
-        flat = window_features(windows) @ baseline.weight + baseline.bias
+        of_horizon = windows.shape.horizon * len(windows.table.info.known_features)
+        steps = (len(baseline.weight) - of_horizon) // len(_columns(windows))
+        flat = window_features(windows, steps) @ baseline.weight + baseline.bias
         yield name, flat.unflatten(1, (windows.shape.horizon, len(windows.targets)))
 
 
@@ -140,10 +144,17 @@ def _filled(windows: Windows) -> Tensor:
     return windows.x[rows][..., : len(windows.targets)].flatten(1).double()
 
 
-def _moments(windows: Windows) -> LinearSums:
+def _columns(windows: Windows) -> list[int]:
+    """The features without those of the calendar."""
+    calendar = 2 * len(windows.table.info.calendar)
+    count = len(windows.features) - windows.table.info.indicator
+    return [*range(count - calendar), *range(count, len(windows.features))]
+
+
+def _moments(windows: Windows, steps: int) -> LinearSums:
     """Summed up block by block: all features at once would be large."""
     blocks = map(windows.select, torch.arange(len(windows)).split(BLOCK))
-    return moments((window_features(block), _filled(block)) for block in blocks)
+    return moments((window_features(block, steps), _filled(block)) for block in blocks)
 
 
 def _starts(windows: Windows) -> Tensor:

@@ -10,10 +10,12 @@ from lstm_compile import ModelConfig
 from lstm_compile.data.series.series_table import Shares
 from lstm_compile.data.series.windows import split_windows
 from lstm_compile.errors import InputError
+from lstm_compile.evaluation import forecast_baselines
 from lstm_compile.evaluation.backtest import ForecastScores, backtest, headline_of, naive_errors
 from lstm_compile.evaluation.forecast_baselines import (
     RIDGE_ON_WINDOWS,
     fit_forecast_baselines,
+    forecasts_of,
     naive,
     rules_for,
     seasonal_naive,
@@ -109,6 +111,19 @@ def test_ridge_is_fitted_on_the_inputs_of_the_model(tmp_path):
             break
     else:
         pytest.fail("no penalty gives these weights")
+
+
+def test_ridge_reads_the_last_steps_of_a_long_context(tmp_path, monkeypatch):
+    path = write(tmp_path / "t.csv", {"time": np.arange(200), "y": waves(200)})
+    parts = split_windows(windows_of(path, (8, 3)))
+    monkeypatch.setattr(forecast_baselines, "MOST_COLUMNS", 5)
+    found = fit_forecast_baselines(parts["known"], parts["train"], parts["validation"])
+    weight, bias = found[RIDGE_ON_WINDOWS]
+    assert weight.shape == (5, 3)
+    answers = dict(forecasts_of(found, parts["test"], 1))[RIDGE_ON_WINDOWS][..., 0]
+    y, origins = parts["test"].x[:, 0].double(), parts["test"].origins
+    last = torch.stack([y[origins - 5 + step] for step in range(5)], 1)
+    torch.testing.assert_close(answers, last @ weight + bias)
 
 
 def test_without_a_validation_part_the_end_of_training_chooses_the_penalty(tmp_path):
