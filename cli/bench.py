@@ -7,7 +7,7 @@ from rich.console import Console
 
 from lstm_compile.bench.cases import BenchConfig, Case, Precision, grid, own_case
 from lstm_compile.cli import output
-from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
+from lstm_compile.cli.edge import Command, code_of_signal
 from lstm_compile.cli.options import flags_of, is_given, json_option, values_of
 
 if TYPE_CHECKING:
@@ -56,19 +56,18 @@ def command(
     config = BenchConfig(**values_of(BenchConfig, options))
     own = Case(**values_of(Case, options), precision=precision or "fp32")
     out = output.console(as_json)
-    with signals_stop(ctx):
-        from lstm_compile.devices import find_device
-        from lstm_compile.export.use.benchmark import run_bench
-        from lstm_compile.recurrence.cache import use_local_cache
+    from lstm_compile.devices import find_device
+    from lstm_compile.export.use.benchmark import run_bench
+    from lstm_compile.recurrence.cache import use_local_cache
 
-        use_local_cache()
-        kind = find_device(config.device).type
-        cases = [own_case(own, given)] if given else grid(kind, quick=quick, precision=precision)
-        report = run_bench(
-            cases, config, backends,
-            on_case=lambda case, mode: out.print(f"[bold]{mode}[/bold], {case.name}"),
-            on_rows=lambda rows: _show(out, rows),
-        )  # fmt: skip
+    use_local_cache()
+    kind = find_device(config.device).type
+    cases = [own_case(own, given)] if given else grid(kind, quick=quick, precision=precision)
+    report = run_bench(
+        cases, config, backends,
+        on_case=lambda case, mode: out.print(f"[bold]{mode}[/bold], {case.name}"),
+        on_rows=lambda rows: _show(out, rows),
+    )  # fmt: skip
     _end(out, report)
     if as_json:
         output.print_json(report.to_dict())

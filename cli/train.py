@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from lstm_compile.cli import output
-from lstm_compile.cli.edge import Command, code_of_signal, signals_stop
+from lstm_compile.cli.edge import Command, code_of_signal
 from lstm_compile.cli.options import (
     PATH,
     config_option,
@@ -68,7 +68,6 @@ def command(
     out = output.console(as_json)
     task, model, training, table = resolve(data, task, **given_of(ctx, options))
     with ExitStack() as work:
-        work.enter_context(signals_stop(ctx))
         from lstm_compile.recurrence.cache import use_local_cache
         from lstm_compile.training import report
         from lstm_compile.training.prepare import JobRequest, RunFinishedError, prepare

@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 
 from lstm_compile.cli import output
-from lstm_compile.cli.edge import Command, signals_stop
+from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import (
     FILE,
     PATH,
@@ -68,25 +68,24 @@ def command(
     --config`; report.html shows all trials and which settings mattered.
     """
     out = output.console(as_json)
-    with signals_stop(ctx):
-        from lstm_compile.data.tables.folders import plain_name
-        from lstm_compile.recurrence.cache import use_local_cache
-        from lstm_compile.tuning.space import read_space
-        from lstm_compile.tuning.study import plan_of, require_optuna, tune
+    from lstm_compile.data.tables.folders import plain_name
+    from lstm_compile.recurrence.cache import use_local_cache
+    from lstm_compile.tuning.space import read_space
+    from lstm_compile.tuning.study import plan_of, require_optuna, tune
 
-        require_optuna()
-        use_local_cache()
-        plan = plan_of(
-            data, read_space(space_file) if space_file else None, task=task, metric=metric,
-            test=test, **given_of(ctx, options),
-        )  # fmt: skip
-        folder = folder or STUDIES / Path(plain_name(data)).stem
-        _begin(out, plan, folder)
-        names = ("trials", "pruner", "storage", "heartbeat", "seed")
-        tuned = tune(
-            plan, folder, **{name: options[name] for name in names},
-            on_trial=lambda study, trial: out.print(line(study, trial), markup=False),
-        )  # fmt: skip
+    require_optuna()
+    use_local_cache()
+    plan = plan_of(
+        data, read_space(space_file) if space_file else None, task=task, metric=metric,
+        test=test, **given_of(ctx, options),
+    )  # fmt: skip
+    folder = folder or STUDIES / Path(plain_name(data)).stem
+    _begin(out, plan, folder)
+    names = ("trials", "pruner", "storage", "heartbeat", "seed")
+    tuned = tune(
+        plan, folder, **{name: options[name] for name in names},
+        on_trial=lambda study, trial: out.print(line(study, trial), markup=False),
+    )  # fmt: skip
     _end(out, tuned)
     if as_json:
         output.print_json(_summary(tuned))

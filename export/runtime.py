@@ -49,6 +49,7 @@ KNOWN_FUTURE, STATIC = "known_future", "static"
 SERIES_LOCATION, SERIES_SCALE = "series_location", "series_scale"
 DECODERS = ("direct", "recursive")
 LARGEST_SIZE = 1 << 16
+MOST_THREADS = 1024
 BYTES = 256  # tokens of the vocabulary `byte`
 BYTES_LIKE = (bytes, bytearray, memoryview)
 STATE_KEY = "state"  # in the metadata of a streaming file
@@ -206,6 +207,8 @@ class ExportedFile:
             ModelError: sizes below 1.
         """
         sizes, inputs = {"batch": _count(batch, "batch"), "time": _count(time, "time")}, Inputs()
+        if (steps := sizes["batch"] * sizes["time"]) > LARGEST:
+            raise ModelError(f"warm_up takes at most {LARGEST} steps in all, got {steps}")
         for value in self.session.get_inputs():
             shape = [sizes.get(size, size) for size in value.shape]
             counts = value.type == "tensor(int64)"
@@ -292,8 +295,8 @@ class OnnxModel(ExportedFile):
         answers, batch_size = [], _count(batch_size, "batch_size")
         for start in range(0, len(x), batch_size):
             rows = slice(start, start + batch_size)
-            answers.append(self.forecast_padded({n: value[rows] for n, value in inputs.items()}))
-        forecasts: Floats = restored(np.concatenate(answers), self.subtracted)
+            answers.append(self._forecast({n: value[rows] for n, value in inputs.items()}))
+        forecasts: Floats = restored(finite(np.concatenate(answers), "series"), self.subtracted)
         return forecasts
 
     def forecast_padded(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Floats:
@@ -310,7 +313,10 @@ class OnnxModel(ExportedFile):
         Raises:
             ModelError: other inputs, other shapes, or a valid value that is not finite.
         """
-        inputs = self._checked(inputs)
+        return finite(self._forecast(inputs))
+
+    def _forecast(self, given: Mapping[str, npt.NDArray[Any]]) -> Floats:
+        inputs = self._checked(given)
         if self.config["decoder"] != "recursive":
             return ask(self.session, **inputs)
         horizon, known = int(self.config["horizon"]), inputs.get(KNOWN_FUTURE)
@@ -439,7 +445,7 @@ class OnnxModel(ExportedFile):
         answers = np.zeros((len(arrays), self.outputs), np.float32)
         for rows, found in self._answered(arrays, batch_size):
             answers[rows] = found
-        return answers
+        return finite(answers, "sequence")
 
     def predict_steps(
         self,
@@ -461,6 +467,8 @@ class OnnxModel(ExportedFile):
         for rows, found in self._answered(arrays, batch_size):
             for row, steps in zip(rows, found, strict=True):
                 answers[row] = steps[: len(arrays[row])].copy()
+        for row, answer in enumerate(answers):
+            finite(answer[None], "sequence", row)
         return answers
 
     def _arrays(
@@ -476,7 +484,7 @@ class OnnxModel(ExportedFile):
             raise ModelError(f"the task of this file is {self.task}: call model.{right}")
         expected = self.schema.features
         found = expected if features is None else tuple(_list(features, "features"))
-        if found != expected:
+        if not all(isinstance(name, str) for name in found) or found != expected:
             order = sorted(map(repr, found)) == sorted(map(repr, expected))
             raise ModelError(
                 f"features are {'in another order' if order else 'others'}: found "
@@ -591,7 +599,7 @@ def load(source: str | PathLike[str] | bytes, threads: int = 1) -> OnnxModel:
 
 def open_any(source: str | PathLike[str] | bytes, threads: int = 1) -> "OnnxModel | Streams":
     """Open an exported file of either kind, as `load` and `open_streams` do."""
-    threads, data = _count(threads, "threads"), _bytes(source)
+    threads, data = _count(threads, "threads", MOST_THREADS), _bytes(source)
     try:
         check_graph(data)
         try:
@@ -611,20 +619,20 @@ def _bytes(source: str | PathLike[str] | bytes) -> bytes:
     return bytes(source) if isinstance(source, BYTES_LIKE) else read_bytes(source)
 
 
-def _count(value: Any, what: str) -> int:
-    """A whole number of at least 1."""
+def _count(value: Any, what: str, most: int = LARGEST) -> int:
+    """A whole number from 1 to `most`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ModelError(f"{what} must be a whole number of at least 1, got {value!r}")
+    if value > most:
+        raise ModelError(f"{what} must be at most {most}, got {value}")
     return int(value)
 
 
 def _list(values: Any, what: str) -> list[Any]:
     """Several things; one text is none."""
-    try:
+    with suppress(Exception):  # not iterable, or whatever an iterator raises
         if not isinstance(values, str | bytes | Mapping):
             return list(values)
-    except TypeError:  # not iterable
-        pass
     raise ModelError(f"{what} must be a list, got {values!r:.80}")
 
 
@@ -635,7 +643,7 @@ def _array(values: Any, what: str) -> npt.NDArray[Any]:
         raise ModelError(f"{what}: masked values would be read as numbers; fill the gaps first")
     try:
         return np.asarray(values)
-    except (ValueError, TypeError, OverflowError) as error:  # such as rows of different sizes
+    except Exception as error:  # such as rows of different sizes, or a sequence's own error
         raise ModelError(f"{what}: not one array ({_reason(error)})") from error
 
 
@@ -671,6 +679,8 @@ def check_graph(data: bytes) -> None:
     Raises:
         ModelError: the file has such a part, or is no protobuf message.
     """
+    if not isinstance(data, BYTES_LIKE):
+        raise ModelError(f"a file's bytes are needed, got {type(data).__name__}")
     if not data or len(data) > LARGEST:
         raise _damaged(f"{len(data)} bytes")
     for _, graph in _walk(memoryview(data), MODEL, "graph"):
@@ -784,6 +794,9 @@ def ask(
         ModelError: an empty batch or no step, which would end the process, or lengths that do not
             fit.
     """
+    x, lengths = _array(x, "x"), _array(lengths, "lengths")
+    if x.dtype.kind not in KINDS or lengths.dtype.kind not in "iu":
+        raise ModelError(f"x and lengths must be numbers, found {x.dtype} and {lengths.dtype}")
     tokens = x.dtype.kind in "iu"
     if x.ndim != (2 if tokens else 3) or not x.shape[0] or not x.shape[1]:
         raise ModelError(
@@ -977,6 +990,9 @@ class Streams(ExportedFile):
                 self._run(x, *self._gathered(group))
                 for group, (_, x) in zip(members, groups, strict=True)
             ]
+            for answer, h, c in found:
+                for part in (answer, h.swapaxes(0, 1), c.swapaxes(0, 1)):
+                    finite(part, "stream")
             for group, (_, h, c) in zip(members, found, strict=True):
                 self._scatter(group, h, c)
         return [answer for answer, _, _ in found]
@@ -1056,7 +1072,7 @@ def to_tokens(vocabulary: Mapping[str, Any], text: Any, place: str = "text") -> 
                     f"{len(codes)} characters that the model was trained on"
                 )
         return np.array([codes[character] for character in text], np.int64)
-    found, size = np.asarray(text), len(characters) or BYTES
+    found, size = _array(text, place), len(characters) or BYTES
     if found.ndim != 1 or (found.dtype.kind not in "iu" and len(found)):
         raise ModelError(
             f"{place}: expected text or whole numbers (time,), found {found.dtype} {found.shape}"
@@ -1077,14 +1093,23 @@ def calendar(stamps: npt.ArrayLike, names: Sequence[str]) -> Floats:
     Returns:
         float32 (stamps, 2 * names).
     """
-    times = np.asarray(stamps, "M8[s]")
+    try:
+        times = np.asarray(stamps, "M8[s]")
+        if times.ndim != 1 or np.isnat(times).any():
+            raise ValueError("a list of times is needed")
+    except Exception as error:
+        raise ModelError(f"stamps must be datetime64 or texts like it: {_reason(error)}") from error
     days, months = times.astype("M8[D]"), times.astype("M8[M]").astype(np.int64)
     shares = {
         "hour": (times - days) / np.timedelta64(1, "D"),
         "weekday": (days.astype(np.int64) + 3) % 7 / 7,  # day 0 was a Thursday
         "month": months % 12 / 12,
     }
-    angles = [2 * np.pi * shares[name] for name in names]
+    wanted = _list(names, "names")
+    for name in wanted:
+        if not isinstance(name, str) or name not in shares:
+            raise ModelError(f"no calendar column {name!r}; known are {_listing([*shares])}")
+    angles = [2 * np.pi * shares[name] for name in wanted]
     columns = [part for angle in angles for part in (np.sin(angle), np.cos(angle))]
     return np.stack(columns, -1).astype(np.float32) if columns else np.zeros((len(times), 0), "f4")
 
@@ -1116,7 +1141,8 @@ def from_json(metadata: Mapping[str, str], key: str, kind: type = dict) -> Any:
     Raises:
         ModelError: there is none, or it is too long, has too many parts, or is damaged.
     """
-    text = metadata.get(key, "")
+    text = metadata.get(key) if isinstance(metadata, Mapping) else None
+    text = text if isinstance(text, str) else ""
     if len(text) <= LONGEST_JSON and text.count("[") + text.count("{") <= MOST_BRACKETS:
         with suppress(ValueError, RecursionError):
             value = json.loads(text)
@@ -1243,7 +1269,14 @@ def _fixed(shape: list[Any]) -> int | None:
 
 
 def pad(arrays: list[Floats]) -> tuple[Floats, Lengths]:
-    """Arrays (time, features) as one, with zeros after each row's end, and their lengths."""
+    """Arrays (time, features) as one, with zeros after each row's end, and their lengths.
+
+    Raises:
+        ModelError: no array, or arrays of other shapes.
+    """
+    arrays = [_array(array, "arrays") for array in _list(arrays, "arrays")]
+    if len({(a.shape[1:], a.dtype.kind) for a in arrays}) != 1 or not arrays[0].ndim:
+        raise ModelError("arrays must be (time, features), all alike")
     lengths = np.array([len(array) for array in arrays], np.int64)
     first = arrays[0]
     x = np.zeros((len(arrays), max(1, int(lengths.max())), *first.shape[1:]), first.dtype)
@@ -1262,6 +1295,8 @@ def restored(answers: Floats, levels: npt.ArrayLike) -> Any:
 
 def location_and_scale(history: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Mean and standard deviation of each column; a deviation of 0, or of no steps, is 1."""
+    if getattr(history, "ndim", 0) != 2 or history.dtype.kind not in KINDS:
+        raise ModelError("a history must be an array of numbers (time, features)")
     if not len(history):
         return np.zeros(history.shape[1]), np.ones(history.shape[1])
     mean, deviation = history.mean(0, np.float64), history.std(0, np.float64)
@@ -1270,9 +1305,29 @@ def location_and_scale(history: Floats) -> tuple[npt.NDArray[Any], npt.NDArray[A
 
 def series_levels(histories: Sequence[Floats], levels: int) -> Inputs:
     """Location and scale of the first `levels` columns of each history, as inputs of the file."""
-    pairs = [location_and_scale(history[:, :levels]) for history in histories]
+    arrays = [_array(history, "histories") for history in _list(histories, "histories")]
+    if not arrays or any(array.ndim != 2 for array in arrays):
+        raise ModelError("histories must be arrays (time, features), at least one")
+    pairs = [location_and_scale(array[:, : _count(levels, "levels")]) for array in arrays]
     location, scale = (np.stack(part).astype(np.float32) for part in zip(*pairs, strict=True))
     return {SERIES_LOCATION: location, SERIES_SCALE: scale}
+
+
+def finite(answers: Floats, what: str = "row", first: int = 0) -> Floats:
+    """The same answers (rows, ...); `what` and `first` name the rows in the message.
+
+    Raises:
+        ModelError: one is not finite.
+    """
+    if (answers := _array(answers, what)).dtype.kind not in KINDS:
+        raise ModelError(f"{what}: the answers must be numbers, found {answers.dtype}")
+    is_finite = np.isfinite(answers).all(tuple(range(1, answers.ndim)))
+    for row in np.flatnonzero(~is_finite)[:1]:
+        raise ModelError(
+            f"{what} {row + first}: the answer is no finite number, as its values lie too far from "
+            "those of the training data; check its units, or train on such values"
+        )
+    return answers
 
 
 def _check_lengths(lengths: npt.NDArray[Any], time: int) -> None:

@@ -10,7 +10,7 @@ from lstm_compile import ModelConfig
 from lstm_compile.devices import cpu_threads, find_device, fitting_threads
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.calibrate import fastest_threads
-from lstm_compile.training.loop import threads_of
+from lstm_compile.training.backend import threads_of
 
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:x", "meta", "", "cpu:zero"])
@@ -32,7 +32,9 @@ def test_small_models_take_one_thread_and_large_ones_all():
 
 def test_small_models_take_all_threads_where_that_was_measured_to_help(monkeypatch):
     config, small = ModelConfig(task="regress", input_size=2, output_size=1), QUICK
-    monkeypatch.setattr("lstm_compile.training.loop.fastest_threads", lambda *sizes: sizes[-1] + 4)
+    monkeypatch.setattr(
+        "lstm_compile.training.backend.fastest_threads", lambda *sizes: sizes[-1] + 4
+    )
     with cpu_threads(3):
         assert threads_of(config, small) == 7
         assert threads_of(config, replace(small, threads=2)) == 2

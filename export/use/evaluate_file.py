@@ -3,8 +3,11 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from lstm_compile.data.bundled import BUNDLED
 from lstm_compile.data.corpus import Corpus, read_corpus
@@ -12,7 +15,7 @@ from lstm_compile.data.readers import load_dataset
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.data.series.reader import read_series
 from lstm_compile.data.series.series_table import Split
-from lstm_compile.data.series.windows import Windows, require, split_windows, thinned, windows_of
+from lstm_compile.data.series.windows import Windows, require, thinned, windows_of
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import is_table
 from lstm_compile.data.tables.read import locate, table_options
@@ -106,7 +109,8 @@ def _trained_on(source: Path, model: OpenModel) -> str:
     if name in BUNDLED:
         return name
     # the end of a table of series is its own test part
-    if model.config.traits.is_series and is_table(name) and Path(name).exists():
+    has_end = model.config.traits.is_series and model.training.get("test_from") is not None
+    if has_end and is_table(name) and Path(name).exists():
         return name
     raise InputError(
         f"{source}: trained on {name}, which has no test part of its own; name the data: "
@@ -121,21 +125,40 @@ def unseen_windows(
     stride: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Windows:
-    """The windows of a table that a model has not seen: those from the start of its test part on.
+    """The windows of a table that a model has not seen.
+
+    They lie from the start of its test part on, before the first date that it was trained on, or in
+    series whose id was none of training's. A model with a test file of its own has seen its
+    training file alone.
 
     Raises:
         InputError: the table does not fit the model, or holds no such window.
     """
-    begin = model.training.get("test_from")
+    begin, trained_on = model.training.get("test_from"), Path(str(model.training.get("data")))
+    if begin is None and trained_on.exists() and Path(name).exists() and trained_on.samefile(name):
+        raise InputError(f"{name}: the model was trained on all of it; name other data")
     split = Split(-math.inf, -math.inf if begin is None else float(begin))
     path = locate(name, "test")
     table = read_series(path, options, schema=model.schema, split=split, progress=progress)
     windows = require(windows_of(table, model.config), "test")
-    tested = split_windows(windows)["test"]
+    tested = windows.select(_is_unseen(windows, model.training).nonzero()[:, 0])
     if not len(tested):
         at = table.stamps(np.array([split.test]).astype(table.ticks.dtype))[0]
         raise InputError(
             f"{name}: no window of {model.config.horizon} steps from {at} on, where the test part "
-            "begins; the model was trained on the rows before it"
+            "begins; the model was trained on the rows before it (it knows series by their ids)"
         )
     return thinned(tested, stride)
+
+
+def _is_unseen(windows: Windows, training: dict[str, Any]) -> Tensor:
+    """Which windows forecast no step of the training data, bool (windows,)."""
+    table, ids = windows.table, training.get("trained_ids")
+    ticks = torch.from_numpy(table.ticks)
+    first, last = ticks[windows.origins], ticks[windows.origins + windows.shape.horizon - 1]
+    found = first >= table.split.test
+    if (begin := training.get("trained_from")) is not None:
+        found |= last < begin
+    if ids and table.ids:
+        found |= torch.from_numpy(~np.isin(table.ids, ids))[windows.series]
+    return found

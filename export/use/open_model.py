@@ -3,6 +3,8 @@
 An `.onnx` file is opened, and answers, without torch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from lstm_compile.export.runtime import (
     ModelError,
     OnnxModel,
     Streams,
+    finite,
     from_json,
     open_any,
 )
@@ -27,6 +30,15 @@ if TYPE_CHECKING:
 
 BATCH = 256  # windows that are answered together
 SMALLEST = 1e-30  # a probability whose logarithm is taken
+
+
+@contextmanager
+def told_as_input() -> Iterator[None]:
+    """Errors of `runtime` become those of this package."""
+    try:
+        yield
+    except ModelError as error:
+        raise InputError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,8 @@ class TorchModel(OpenModel):
         )
         found = predict_all(self.params, self.config, data)
         found = found.softmax(-1) if self.config.traits.has_classes else found
-        return np.asarray(found.numpy(), np.float32)
+        with told_as_input():
+            return finite(np.asarray(found.numpy(), np.float32))
 
     def forecast(self, inputs: Inputs) -> Floats:
         """Forecasts of whole horizons, of a padded batch: inputs by the names of the ONNX file."""
@@ -81,8 +94,9 @@ class TorchModel(OpenModel):
 
         found = {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in inputs.items()}
         x, lengths = found.pop("x"), found.pop("lengths")
-        with torch.inference_mode():
-            return complete(self.params, self.config, x, lengths, given=Given(**found)).numpy()
+        with torch.inference_mode(), told_as_input():
+            given = Given(**found)
+            return finite(complete(self.params, self.config, x, lengths, given=given).numpy())
 
     def measure(self, data: Any) -> Any:
         """The answers that `evaluate_model` compares with the truth."""
@@ -112,13 +126,17 @@ class ExportedModel(OpenModel):
 
     def predict(self, rows: list[Floats]) -> Floats:
         """See `TorchModel.predict`."""
-        if self.config.traits.per_step:
-            return np.concatenate(self.check_whole().predict_steps(rows))
-        return self.check_whole().predict(rows)
+        file = self.check_whole()
+        with told_as_input():
+            if self.config.traits.per_step:
+                return np.concatenate(file.predict_steps(rows))
+            return file.predict(rows)
 
     def forecast(self, inputs: Inputs) -> Floats:
         """See `TorchModel.forecast`."""
-        return self.check_whole().forecast_padded(inputs)
+        file = self.check_whole()
+        with told_as_input():
+            return file.forecast_padded(inputs)
 
     def measure(self, data: Any) -> Any:
         """See `TorchModel.measure`."""

@@ -186,7 +186,10 @@ def _in_blocks(
     parts = []
     for start in range(0, count, size):
         rows = range(start, min(start + size, count))
-        parts.append(answer(rows))
+        try:
+            parts.append(answer(rows))
+        except InputError as error:
+            raise InputError(f"rows {start} to {rows.stop - 1}: {error}") from error
         if progress is not None:
             progress(rows.stop, count)
     return np.concatenate(parts)

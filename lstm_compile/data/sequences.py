@@ -176,7 +176,9 @@ def from_padded(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Sequence
     count = x.new_full((len(x),), x.shape[1], dtype=torch.int64) if lengths is None else lengths
     steps = x[valid_mask(count, x.shape[1]).to(x.device)].float()
     if not bool(steps.isfinite().all()):
-        raise InputError("x must be finite in every valid step; fill gaps before training")
+        raise InputError(
+            "x must be finite in every valid step, as float32 too; fill gaps before training"
+        )
     offsets = torch.nn.functional.pad(count.cumsum(0), (1, 0)).to(x.device)
     features = numbered("feature", x.shape[2])
     if y.is_floating_point():
@@ -201,5 +203,5 @@ def _check_padded(x: Tensor, y: Tensor) -> None:
         raise InputError(
             f"classes in y must be int64 and count from 0; got {y.dtype} {y.tolist()[:3]}"
         )
-    if y.is_floating_point() and not bool(y.isfinite().all()):
-        raise InputError("targets in y must be finite; leave such sequences out")
+    if y.is_floating_point() and not bool(y.float().isfinite().all()):
+        raise InputError("targets in y must be finite float32 numbers; leave such sequences out")

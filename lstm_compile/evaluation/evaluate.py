@@ -10,6 +10,7 @@ from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.sequences import Sequences
 from lstm_compile.data.series.windows import Windows
+from lstm_compile.errors import InputError
 from lstm_compile.evaluation.backtest import backtest, headline_of
 from lstm_compile.evaluation.baselines import baseline_predictions
 from lstm_compile.evaluation.linear import Baseline
@@ -38,7 +39,7 @@ def evaluate_model(
     if isinstance(data, Windows):
         deviation = training.get("target_deviation") or target_deviation(data).tolist()
         units = torch.tensor(deviation, dtype=torch.float64)
-        headline = headline_of(str(training.get("loss", "mse")))
+        headline = headline_of(str(training.get("loss", "mse")), config.quantiles)
         return backtest(answer, config, data, baselines, units, headline)
     return evaluate(answer(data), config, data, baselines)
 
@@ -50,7 +51,15 @@ def evaluate(
 
     `prediction` is (rows, output_size), logits or values in the user's units, in the order of the
     data; where steps have answers a row is a step.
+
+    Raises:
+        InputError: a prediction is not finite.
     """
+    for row in (~prediction.isfinite().all(-1)).nonzero()[:1, 0].tolist():
+        raise InputError(
+            f"{'step' if data.per_step else 'sequence'} {row}: the model's answer is no finite "
+            "number, as its values lie too far from those of the training data; check its units"
+        )
     own = metrics(config, prediction, data.y)
     predictions = baseline_predictions(baselines, data)
     others = {name: config.traits.score(other, data.y) for name, other in predictions.items()}

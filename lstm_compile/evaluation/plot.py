@@ -12,7 +12,7 @@ from lstm_compile.data.series.windows import Windows, thinned
 from lstm_compile.errors import InputError
 from lstm_compile.evaluation.backtest import Predict
 from lstm_compile.files import check_target, write_atomically
-from lstm_compile.model.forecaster import middle_of
+from lstm_compile.model.forecaster import median_of
 
 SUFFIXES = (".png", ".svg", ".pdf")
 WINDOWS = 4  # at equal distances
@@ -71,13 +71,17 @@ def _draw(
     marker = "." if horizon <= FEW else ""  # a line of one point is invisible
     level = windows.subtracted[target]
     past, truth = windows.x[begin:origin, target] + level, windows.y[index, :, target] + level
-    axes.plot(before, past, marker, ls="-", color="0.5", label="before")
-    axes.plot(ahead, truth, marker, ls="-", color="black", label="truth")
+    axes.plot(before, past, marker=marker, ls="-", color="0.5", label="before")
+    axes.plot(ahead, truth, marker=marker, ls="-", color="black", label="truth")
     forecast = forecast + level
-    if config.quantiles:
-        q = config.quantiles
+    q, lines = config.quantiles, {"forecast": forecast}
+    if q:
         look = {"color": "C0", "alpha": 0.25, "label": f"{q[0]:g} to {q[-1]:g}"}
         axes.fill_between(ahead, forecast[:, 0], forecast[:, -1], **look)
-        forecast = forecast[:, middle_of(q)]
-    axes.plot(ahead, forecast, marker, ls="-", color="C0", label="forecast")
+        median = median_of(q)
+        lines = {f"quantile {each:g}": forecast[:, i] for i, each in enumerate(q)}
+        if median is not None:
+            lines = {"forecast": forecast[:, median]}
+    for label, line in lines.items():
+        axes.plot(ahead, line, marker=marker, ls="-", color="C0", label=label)
     axes.tick_params(axis="x", rotation=30, labelsize=7)

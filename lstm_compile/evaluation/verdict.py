@@ -35,7 +35,8 @@ class Evaluation:
     # 95 % bounds of how much better the model is than the best baseline, in the metric that
     # decides; above 0 is better. None without a baseline, or with too few rows
     interval: Interval | None
-    details: dict[str, Any] | None = None  # of forecasts, the metrics by target and step ahead
+    # of forecasts, the metrics by target and step ahead, and by series where they have ids
+    details: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The output of `--json`."""

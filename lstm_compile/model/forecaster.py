@@ -152,8 +152,13 @@ def _above_zero(x: Tensor) -> Tensor:
 
 
 def middle_of(quantiles: tuple[float, ...]) -> int:
-    """The index of the quantile nearest to the median, which is the forecast."""
+    """The index of the quantile nearest to the median; the others are counted from it."""
     return min(range(len(quantiles)), key=lambda index: abs(quantiles[index] - 0.5))
+
+
+def median_of(quantiles: tuple[float, ...]) -> int | None:
+    """The index of the median, which is the point forecast; None where there is no median."""
+    return quantiles.index(0.5) if 0.5 in quantiles else None
 
 
 def roll_out(step: Step, config: ModelConfig, x: Tensor, lengths: Tensor, given: Given) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lstm_compile.config import Scaling
+from lstm_compile.errors import InputError
 
 
 class Scaler(NamedTuple):
@@ -60,13 +61,22 @@ def moments_of(values: Tensor) -> Moments:
 
 
 def fit_scaler(values: Tensor | Moments, kind: Scaling) -> Scaler:
-    """The scaler of `values` (rows, features): the valid steps of the training part alone."""
+    """The scaler of `values` (rows, features): the valid steps of the training part alone.
+
+    Raises:
+        InputError: the values of a feature span more than float32 holds.
+    """
     found = values if isinstance(values, Moments) else moments_of(values)
     width = len(found.mean)
     if kind == "none" or not found.rows:
-        return Scaler(torch.zeros(width), torch.ones(width))
+        return Scaler(torch.zeros(width).float(), torch.ones(width).float())
     shift, scale = found.low, found.high - found.low
     if kind == "standard":
         shift, scale = found.mean, (found.spread / found.rows).sqrt()
+    if not bool(scale.float().isfinite().all()):
+        raise InputError(
+            f"scaling {kind}: the values of a column span more than float32 holds (3.4e38); divide "
+            "them by a constant"
+        )
     constant = scale <= 1e-12 * found.low.abs().maximum(found.high.abs())
     return Scaler(shift.float(), torch.where(constant, 1.0, scale).float())

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lstm_compile.config import ModelConfig
-from lstm_compile.model.forecaster import middle_of
+from lstm_compile.model.forecaster import median_of
+from lstm_compile.tasks.losses import pinball
 
 Metrics = dict[str, float]
 
@@ -29,14 +30,25 @@ def metrics(config: ModelConfig, prediction: Tensor, y: Tensor) -> Metrics:
 
     Returns:
         What the `score` of the task gives; for classes `loss` (nats) as well. Of quantiles the
-        middle one counts.
+        median counts; where there is no median, it is `pinball` alone, in the targets' units.
     """
     if config.quantiles:
-        prediction = prediction[..., middle_of(config.quantiles)]
+        median = median_of(config.quantiles)
+        if median is None:
+            cost = pinball(prediction.double() - y.double()[..., None], config.quantiles)
+            return {"pinball": float(cost.nanmean())}
+        prediction = prediction[..., median]
     found: Metrics = config.traits.score(prediction, y)
     if config.traits.has_classes:
         found = {**found, "loss": float(cross_entropy(prediction, y))}
     return found
+
+
+def tuned_metrics(config: ModelConfig) -> tuple[str, ...]:
+    """The validation figures that `tune` may go by, the default first."""
+    known = config.traits.tuned
+    is_point = not config.quantiles or median_of(config.quantiles) is not None
+    return known if is_point else ("pinball", "loss")
 
 
 def score_classes(scores: Tensor, y: Tensor) -> Metrics:

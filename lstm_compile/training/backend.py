@@ -9,28 +9,42 @@ from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.stream import Stream
-from lstm_compile.devices import cpu_threads, find_device
+from lstm_compile.devices import cpu_threads, fitting_threads
 from lstm_compile.recurrence.autotune import CLEARLY, Workload
-from lstm_compile.recurrence.calibrate import calibrate, vendor_seconds
+from lstm_compile.recurrence.calibrate import calibrate, fastest_threads, vendor_seconds
 from lstm_compile.recurrence.inductor import can_compile
-from lstm_compile.training.loop import threads_of
 from lstm_compile.training.settings import TrainingConfig
 
 # Compiling takes some 20 seconds and measuring a few more, to gain some ten per cent.
 WORTH_COMPILING = 300.0  # seconds in the recurrence
 
 
+def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
+    """How many CPU threads a training takes: those asked for, or what suits its size.
+
+    Large steps take all threads. For small steps a rule says that one is enough; on an idle CPU
+    several may still be faster, which is measured once in a process.
+    """
+    most, batch = torch.get_num_threads(), training.batch_size
+    if training.threads or fitting_threads(batch, config.hidden_size) == most:
+        return training.threads or most
+    return fastest_threads(config.hidden_size, config.input_size, batch, most)
+
+
 def settle(
-    config: ModelConfig, training: TrainingConfig, train: Examples | Stream | Corpus
+    config: ModelConfig,
+    training: TrainingConfig,
+    train: Examples | Stream | Corpus,
+    device: torch.device,
 ) -> tuple[TrainingConfig, str]:
-    """`training` with the final number of threads and backend, and why it has that backend."""
-    training = replace(training, threads=threads_of(config, training))
+    """`training` with the final number of threads and backend, and a line about that backend."""
+    training, why = replace(training, threads=threads_of(config, training)), "as asked for"
     if not isinstance(train, Corpus):
         with cpu_threads(training.threads):
-            return settle_backend(config, training, train, find_device(training.device))
-    if training.backend == "auto":
-        return replace(training, backend="vendor"), "all rows of text have the same length"
-    return training, "as asked for"
+            training, why = settle_backend(config, training, train, device)
+    elif training.backend == "auto":
+        training, why = replace(training, backend="vendor"), "all rows of text have the same length"
+    return training, f"{training.backend}, {why}"
 
 
 def settle_backend(

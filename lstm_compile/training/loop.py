@@ -15,14 +15,15 @@ from lstm_compile.config import ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.stream import Stream
-from lstm_compile.devices import cpu_threads, fitting_threads, keep_freed_memory
+from lstm_compile.devices import cpu_threads, keep_freed_memory
 from lstm_compile.evaluation.perplexity import score_text, window_of
 from lstm_compile.evaluation.predict import predict_all as predict_all
 from lstm_compile.model.model import Params
-from lstm_compile.recurrence.calibrate import fastest_threads
 from lstm_compile.tasks.losses import balanced_weights, training_loss
 from lstm_compile.tasks.metrics import Metrics, metrics, text_metrics
+from lstm_compile.training.backend import settle, threads_of
 from lstm_compile.training.epoch import TrainingContext, steps
+from lstm_compile.training.fit_checks import check_fit
 from lstm_compile.training.processes import current_processes
 from lstm_compile.training.settings import LARGEST_SEED, TrainingConfig
 from lstm_compile.training.state import Epoch as Epoch
@@ -59,14 +60,20 @@ def fit(
         on_epoch: called after each epoch with its figures and its last weights.
         rows: int64 (len(train),), the numbers of its sequences in messages; None: 0, 1, ...
         resume: the progress of an earlier call, which is continued: bit for bit as that call would
-            have done, on the CPU with the same number of threads.
+            have done, on the CPU with the same backend and number of threads.
         on_progress: called after each step and each epoch with what `resume` takes.
         note: called with a line for each skipped batch.
 
+    The seed of `training` gives the same weights again with one backend, device and number of
+    threads; other backends draw other dropout. The `backend` of the result says what `auto` took.
+
     Raises:
+        InputError: gradients are off, or data or weights that do not fit the config.
         RunError: too many losses were not finite, or memory does not suffice; the message names the
             batch.
     """
+    check_fit(params, config, {"train": train, "validation": validation})
+    training, backend = settle(config, training, train, params["head.bias"].device)
     context = _context(params, config, training, train, rows, note)
     context = context._replace(validation=validation)
     with _threads_and_generators(context, params, resume):
@@ -78,7 +85,7 @@ def fit(
             stopped = _ended(progress, training)
         except KeyboardInterrupt:
             stopped = "interrupt"
-    return Fit(progress, stopped)
+    return Fit(progress, stopped, backend)
 
 
 def refit(
@@ -103,6 +110,7 @@ def refit(
         RunError: see `fit`.
     """
     progress = found.progress
+    check_fit(params, config, {"train": train})
     resume = None if progress.refit_epochs is None else progress
     context = _context(params, config, training, train, None, note)
     with _threads_and_generators(context, params, resume):
@@ -112,18 +120,6 @@ def refit(
         for after in _epochs(context, progress, on_epoch, lambda now: now.is_refitted):
             on_progress(progress := after)
     return progress.state.weights
-
-
-def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
-    """How many CPU threads a training takes: those asked for, or what suits its size.
-
-    Large steps take all threads. For small steps a rule says that one is enough; on an idle CPU
-    several may still be faster, which is measured once in a process.
-    """
-    most, batch = torch.get_num_threads(), training.batch_size
-    if training.threads or fitting_threads(batch, config.hidden_size) == most:
-        return training.threads or most
-    return fastest_threads(config.hidden_size, config.input_size, batch, most)
 
 
 def _context(

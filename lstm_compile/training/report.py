@@ -25,7 +25,7 @@ def describe_start(job: Job) -> Lines:
     """What the run learns from, and where it begins."""
     parts, rows = job.parts, formatting.rows_of(job.config.task)
     learned = f"{len(parts.train)} {rows} to train, {len(parts.validation or ())} to validate"
-    tested = f", {len(parts.test)} to test" if parts.tested_on == "test" else ""
+    tested = f", {len(parts.test)} to test" if parts.tested_on == "test" else _untested(job)
     return [
         ("data", _data(job)),
         *formatting.columns(parts.train.roles),
@@ -35,6 +35,14 @@ def describe_start(job: Job) -> Lines:
         ("run", str(job.folder)),
         *([("resumed", _reached(job.saved))] if job.saved else []),
     ]
+
+
+def _untested(job: Job) -> str:
+    """Why forecasts are not measured on the test part that was asked for; else nothing."""
+    if not (job.config.traits.is_series and job.training.test_share):
+        return ""
+    why = f"the test part is shorter than the horizon of {job.config.horizon} steps"
+    return f", none to test ({why}): the figures are of the validation part"
 
 
 def describe_end(job: Job, outcome: Outcome) -> Lines:

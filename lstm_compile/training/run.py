@@ -96,7 +96,8 @@ def fit_job(job: Job, after_epoch: OnEpoch) -> Fit:
         RunError: the loss was not finite.
         KeyboardInterrupt: Ctrl-C before the end of the first epoch; later `stopped` says so.
     """
-    training, _ = settle(job.config, job.training, job.parts.train)
+    device = find_device(job.training.device)
+    training, _ = settle(job.config, job.training, job.parts.train, device)
     job = job._replace(training=training)
     if job.parts.validation is None:
         raise InputError(
@@ -111,10 +112,11 @@ def _settled(job: Job) -> tuple[Job, str]:
     """The job with its final number of threads and backend, and why it has that backend."""
     if job.saved:
         return job, str(job.saved.run_info["backend"])
-    training, why = settle(job.config, job.training, job.parts.train)
+    device = find_device(job.training.device)
+    training, backend = settle(job.config, job.training, job.parts.train, device)
     job = job._replace(training=training)
     run_files.write_settings(job)
-    return job, f"{training.backend}, {why}"
+    return job, backend
 
 
 def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Evaluation:

@@ -18,13 +18,14 @@ from lstm_compile.model.checkpoint import Model, load_model, save_model
 from lstm_compile.model.model import Params
 from lstm_compile.tasks.losses import loss_name
 from lstm_compile.tasks.series_scaler import target_deviation, target_mean
+from lstm_compile.training.backend import threads_of
 from lstm_compile.training.config_file import table_of, to_toml
 from lstm_compile.training.job import Job, Outcome, stamp_of
-from lstm_compile.training.loop import threads_of
 from lstm_compile.training.resume import settings_of
 from lstm_compile.training.state import Epoch, Progress
 
 LOCK_FILE = "run.lock"
+MOST_IDS = 10_000  # of series that the model's file lists
 FILES = (
     run_folder.MODEL_FILE, run_folder.LAST_FILE, run_folder.CONFIG_FILE,
     run_folder.METRICS_FILE, run_folder.BASELINES_FILE, run_folder.REPORT_FILE,
@@ -195,10 +196,13 @@ def about_series(job: Job) -> dict[str, Any]:
     parts = job.parts
     if not isinstance(parts.test, Windows) or not isinstance(parts.train, Windows):
         return {}
-    is_same = parts.test.table is parts.train.table
+    table, is_same = parts.train.table, parts.test.table is parts.train.table
+    ids = table.ids if table.ids and len(table.ids) <= MOST_IDS else None
     return {
         "loss": loss_name(job.config.task, job.training.loss, job.config.quantiles),
-        "test_from": parts.test.table.split.test if is_same else None,
+        "test_from": table.split.test if is_same else None,
+        "trained_from": float(table.ticks.min()),
+        "trained_ids": ids and [*ids],
         "target_mean": target_mean(parts.train).tolist(),
         "target_deviation": target_deviation(parts.train).tolist(),
     }

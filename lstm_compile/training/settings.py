@@ -125,8 +125,9 @@ class TrainingConfig:
         128, "Characters that gradients flow back through.", 1, 1 << 16, only="is_text"
     )
     seed: int = option(
-        0, "Seed of initial weights, split, batches, dropout and augmentation.", 0, LARGEST_SEED
-    )
+        0, "Seed of weights, split, batches, dropout, augmentation; it holds for one backend.", 0,
+        LARGEST_SEED,
+    )  # fmt: skip
     device: str = option("auto", "cpu, cuda, cuda:N, or auto.")
     precision: Literal["fp32", "bf16"] = option(
         "fp32", "Precision of the forward pass in training; all else stays float32."

@@ -89,6 +89,7 @@ class Fit(NamedTuple):
 
     progress: Progress
     stopped: str  # "epochs", "patience" or "interrupt"
+    backend: str = ""  # which backend computed the recurrence, and why
 
     @property
     def params(self) -> Params:

@@ -109,12 +109,14 @@ def plan_of(
         InputError: anything wrong with the data or the settings, a setting is both fixed and tried,
             or the task has no such metric.
     """
+    from lstm_compile.tasks.metrics import tuned_metrics
+
     fixed = {**(model or {}), **(training or {})}
     if both := sorted(set(fixed) & set(space or {})):
         raise InputError(f"{', '.join(both)} cannot be both fixed and in the space; leave one out")
     kept = {"model": model or {}, "training": training or {}, "table": table or {}}
-    found = _job(data, task, kept).config.task
-    known = find_task(found).tuned
+    config = _job(data, task, kept).config
+    found, known = config.task, tuned_metrics(config)
     if metric not in (None, *known):
         raise InputError(f"metric must be one of {', '.join(known)}; got {metric!r}")
     space = default_space(found, fixed) if space is None else space

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from cli_cases import QUICK, assert_refused, invoke, snapshot, write_npz
+from marks import slow
 from safetensors.torch import load_file, save, save_file
 
 from lstm_compile import load_model, save_model
@@ -914,6 +915,37 @@ def test_a_signal_while_the_data_are_read_is_no_traceback(here, monkeypatch, num
 
     monkeypatch.setattr("lstm_compile.training.prepare.prepare", stop)
     result = invoke("train", write_npz(here / "data.npz"), *QUICK)
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", "stopped\n")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("modules", [120, 300, slow(450), slow(600), slow(900), slow(1200)])
+def test_a_signal_while_modules_are_imported_is_no_traceback(modules, number, code):
+    """An exception within the import of a module in C became an ImportError, "a bug"."""
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "lstm_compile", "evaluate", "absent", "data"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines = [process.stderr.readline() for _ in range(modules)]  # one a module
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    lines += stderr.splitlines(keepends=True)
+    assert process.returncode == code
+    assert stdout == ""
+    assert {line for line in lines if not line.startswith("import time:")} <= {"stopped\n"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_every_command_in_order(here, monkeypatch, number, code):
+    def stop(*args, **options):
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt as error:  # as some libraries do
+            raise RuntimeError from error
+
+    monkeypatch.setattr("lstm_compile.export.use.evaluate_file.evaluate_file", stop)
+    result = invoke("evaluate", "run", "data.npz")
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", "stopped\n")
 
 

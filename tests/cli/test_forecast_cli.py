@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -141,6 +142,87 @@ def test_without_a_validation_part_all_before_the_test_part_is_learned(here):
     refused = invoke("train", path, *QUICK, "--validation", 0, "--test-share", 0)
     assert refused.exit_code == 2
     assert "nothing is held out to measure on; take a --validation above 0" in refused.stderr
+
+
+def test_a_horizon_longer_than_the_test_part_says_what_is_measured(here):
+    path = hourly(here / "t.csv", 150)
+    out = ok("train", path, *QUICK, "--test-share", 2, "--output", "run")
+    why = "none to test (the test part is shorter than the horizon of 3 steps)"
+    assert f"{why}: the figures are of the validation part\n" in out
+    assert "\nvalidation  mae " in out
+    assert "\ntest " not in out
+    refused = invoke("evaluate", "run")
+    assert refused.exit_code == 2
+    assert "no window of 3 steps from 2020-01-07T04:00:00 on" in refused.stderr
+
+
+def test_quantiles_without_a_median_from_training_to_prediction(here):
+    path = hourly(here / "t.csv", 150)
+    out = ok("train", path, *QUICK, "--quantiles", "0.1,0.9", "--output", "run")
+    verdict = next(line for line in out.splitlines() if line.startswith("verdict"))
+    assert "scaled_pinball" in verdict
+    assert "mae" not in out
+    found = ok_json("evaluate", "run")
+    assert {"pinball", "scaled_pinball", "coverage"} == found["metrics"].keys()
+    assert all(found["metrics"].keys() == each.keys() for each in found["baselines"].values())
+    ok("predict", "run", path, "--output", "p.csv")
+    assert [*rows_of("p.csv")[0]] == ["time", "y_0.1", "y_0.9"]
+
+
+@pytest.mark.parametrize(
+    "scaling", ["none", "standard", "minmax", "series", "last", "mean", "revin"]
+)
+def test_values_far_from_those_of_training_are_answered_with_numbers_or_refused(here, scaling):
+    """Squares beyond float32 became forecasts of NaN."""
+    path = hourly(here / "t.csv", 90)
+    ok("train", path, *QUICK, "--scaling", scaling, "--epochs", 1, "--output", "run")
+    refused = set()
+    for level in (1.0, 1e12, 1e20, 1e30, 4e36):
+        data = write(here / "far.csv", {"time": hours(40), "y": level * waves(40)})
+        result = invoke("predict", "run", data, "--output", "p.csv")
+        if result.exit_code:
+            assert "rows 0 to 0: row 0: the answer is no finite number, as its" in result.stderr
+            refused.add(level)
+        else:
+            assert np.isfinite([float(row["y"]) for row in rows_of("p.csv")]).all()
+    assert refused <= {1e20, 1e30, 4e36}
+    assert scaling != "revin" or 1e20 in refused
+
+
+def usage(*args):
+    """Run the program in a process of its own; its seconds of processor time and peak MiB."""
+    process = subprocess.Popen([sys.executable, "-m", "lstm_compile", *map(str, args)])
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory in KiB")
+@pytest.mark.parametrize("kind", ["100 Hz", "2,000 series"])
+def test_large_tables_take_little_memory_and_time(here, kind):
+    random = np.random.default_rng(0)
+    if kind == "100 Hz":  # a season of a day is 8.64 million steps
+        times = np.datetime64("2024-01-01T00", "ms") + 10 * np.arange(100_000)
+        columns = {"time": times, "y": np.sin(np.arange(100_000) / 17).round(4)}
+    else:
+        days, ids = np.datetime64("2022-01-01") + np.arange(300), np.arange(2000)
+        y = 50 + 10 * np.sin(np.arange(300) / 7 + ids[:, None]) + random.normal(0, 3, (2000, 300))
+        columns = {
+            "id": np.repeat([f"s{i}" for i in ids], 300), "time": np.tile(days, 2000),
+            "y": y.ravel().round(3),
+        }  # fmt: skip
+    path = write(here / "t.csv", columns)
+    seconds, peaks = zip(
+        usage("train", path, "--task", "forecast", "--epochs", 1, "--output", "run"),
+        usage("evaluate", "run"),
+        usage("export", "run", "--onnx"),
+        usage("predict", "run/model.onnx", path, "--output", "p.csv"),
+        strict=True,
+    )
+    assert max(peaks) < 1536
+    assert sum(seconds) < 180
 
 
 @pytest.mark.slow

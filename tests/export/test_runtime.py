@@ -258,6 +258,20 @@ def test_bytes_of_any_kind_are_opened(data, model):
         np.testing.assert_array_equal(load(source).predict(sequences), model.predict(sequences))
 
 
+def test_answers_that_are_no_numbers_are_refused():
+    trained = make_model("regress", 2)
+    trained.params["target_scaler.scale"] += 1e38
+    trained.params["head.bias"] += 10.0
+    model = load(to_onnx(trained).SerializeToString())
+    with pytest.raises(ModelError, match="sequence 0: the answer is no finite number, as its val"):
+        model.predict(ragged(3))
+
+
+def test_too_many_threads_are_refused(data):
+    with pytest.raises(ModelError, match=r"threads must be at most 1024, got 100000"):
+        load(data, threads=100_000)
+
+
 @pytest.mark.parametrize("source", [None, 7, "a\0b"])
 def test_what_is_no_path_is_refused(source):
     with pytest.raises(ModelError, match="cannot be read"):
@@ -275,6 +289,16 @@ def test_what_is_no_path_is_refused(source):
         (lambda model: model.predict_padded(np.ma.zeros((1, 2, 3)), [2]), "x: masked values would"),
         (lambda model: model.predict_padded([[1], [1, 2]], [1, 1]), r"x: not one array \("),
         (lambda model: model.labels([[1.0], [1.0, 2.0]]), r"labels: not one array \("),
+        (lambda model: model.predict(ragged(3), features=[np.ones(2)]), "features are others"),
+        (lambda model: model.warm_up(1 << 20, 1 << 20), "warm_up takes at most 2147483647 steps"),
+        (lambda model: runtime.ask(model.session, [[["a"]]], [1]), "x and lengths must be numbers"),
+        (lambda model: runtime.calendar(["no"], ["hour"]), "stamps must be datetime64 or texts"),
+        (lambda model: runtime.calendar(["2020-01-01"], ["year"]), "no calendar column 'year'; kn"),
+        (lambda model: runtime.pad([]), r"arrays must be \(time, features\), all alike"),
+        (lambda model: runtime.pad([1.5]), r"arrays must be \(time, features\), all alike"),
+        (lambda model: runtime.series_levels([[1.0]], 1), "histories must be arrays"),
+        (lambda model: runtime.check_graph("a"), "a file's bytes are needed, got str"),
+        (lambda model: runtime.from_json(7, "config"), "metadata `config` is damaged"),
         (pickle.dumps, "an open file cannot be pickled; open it in each process, by its path"),
     ],
 )

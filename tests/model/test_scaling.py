@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lstm_compile.errors import InputError
 from lstm_compile.model.scaling import Scaler, fit_scaler
 
 
@@ -17,6 +18,13 @@ def test_scalers_by_hand():
     assert (none.shift.tolist(), none.scale.tolist()) == ([0, 0, 0], [1, 1, 1])
     assert minmax.apply(values)[:, 0].tolist() == [0.0, 0.5, 1.0]
     torch.testing.assert_close(standard.invert(standard.apply(values)), values)
+
+
+def test_values_that_span_more_than_float32_are_refused():
+    values = torch.tensor([[1.0, -3e38], [2.0, 3e38]])
+    with pytest.raises(InputError, match=r"scaling minmax: the values of a column span more than"):
+        fit_scaler(values, "minmax")
+    assert fit_scaler(values, "standard").scale[1] == pytest.approx(3e38)
 
 
 @pytest.mark.parametrize("kind", ["none", "standard", "minmax"])

@@ -17,7 +17,7 @@ from lstm_compile.errors import InputError, RunError
 from lstm_compile.evaluation.baselines import from_tensors
 from lstm_compile.model.scaling import fit_scaler
 from lstm_compile.training import epoch as epochs
-from lstm_compile.training.loop import threads_of
+from lstm_compile.training.backend import threads_of
 from lstm_compile.training.run import run
 from lstm_compile.training.settings import TrainingConfig
 
