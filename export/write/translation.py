@@ -97,9 +97,10 @@ def recurrence(*inputs: Value) -> Outputs:
     x, weights, rows = call.x, node_weights(call), _rows(call.x, call.lengths)
     initial_h, initial_c = (initial_state(state, call.lengths) for state in (call.h0, call.c0))
     x = op.GatherND(x, rows.reversal, batch_dims=1) if call.reverse else x
-    if _reads_cell_state(call.weight_hh):
-        x, weights = _freeze_padding(x, rows, weights)
-    y, _, c = lstm_node(x, weights, initial_h, initial_c)
+    if not _reads_cell_state(call.weight_hh):
+        y, _, c = lstm_node(x, weights, initial_h, initial_c)
+    else:
+        y, c = _with_cell_state(call, x, rows, weights, (initial_h, initial_c))
     h = _last_valid(y, rows, op.Squeeze(initial_h, ints(0)))
     y = op.GatherND(y, rows.reversal, batch_dims=1) if call.reverse else y
     return op.Where(rows.valid, y, zero()), h, op.Squeeze(c, ints(0))
@@ -227,6 +228,21 @@ def _freeze_padding(x: Value, rows: RowHelpers, weights: Weights) -> tuple[Value
     column = op.Unsqueeze(column, ints(0, 2))
     weight_ih = op.Concat(weights.weight_ih, column, axis=2)
     return padded, weights._replace(weight_ih=weight_ih)
+
+
+def _with_cell_state(
+    call: OperatorCall, x: Value, rows: RowHelpers, weights: Weights, initial: tuple[Value, Value]
+) -> tuple[Value, Value]:
+    """The LSTM node, whose c is that after each row's last valid step."""
+    x, weights = _freeze_padding(x, rows, weights)
+    if is_zeros(call.h0) and is_zeros(call.c0):
+        y, _, c = lstm_node(x, weights, *initial)
+        return y, c
+    # the state of a row without steps may be anything, and would not stay as it is
+    has_steps = op.Less(op.Constant(value_int=0), rows.lengths)
+    start = (op.Where(has_steps, state, zero()) for state in initial)
+    y, _, c = lstm_node(x, weights, *start)
+    return y, op.Where(has_steps, c, initial[1])
 
 
 def _last_valid(y: Value, rows: RowHelpers, initial_h: Value) -> Value:

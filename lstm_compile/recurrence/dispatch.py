@@ -17,6 +17,7 @@ from lstm_compile.recurrence import compiled, vendor
 from lstm_compile.recurrence.autotune import Workload, choose
 from lstm_compile.recurrence.cell import Outputs
 from lstm_compile.recurrence.first_order import differentiates, refuse_forward_mode
+from lstm_compile.recurrence.forked import check_threads
 from lstm_compile.recurrence.inductor import can_compile
 from lstm_compile.recurrence.layout import Layout
 from lstm_compile.recurrence.lengths import extremes, reverse_within_length
@@ -67,6 +68,8 @@ def run_layers(call: Call) -> Outputs:
             return _by_steps(call)
         if is_jit_tracing():  # sizes are tensors, and there are no lengths
             return _dense(call, call.x.shape[1], call.x.shape[1])
+        if call.x.is_cpu:
+            check_threads()
         rows = _rows_of(call)
         if rows.longest == 0:
             return _without_valid_steps(call)
