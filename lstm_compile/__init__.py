@@ -4,6 +4,8 @@ Names are resolved on first use (PEP 562), so that importing the package, asking
 an exported model loads no torch.
 """
 
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,3 +48,6 @@ __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 _root = Path(__file__).resolve().parent.parent
 if (_root / "export").is_dir() and (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))  # a checkout: `export` and `cli` stand beside this folder
+
+if "torch" in sys.modules:  # saved programs, as torch.export.load opens them, use these operators
+    import_module("lstm_compile.recurrence.operator")

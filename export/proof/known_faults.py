@@ -97,6 +97,11 @@ TABLE: tuple[Known, ...] = (
         "do not send an empty batch (runtime.py does not)", _has("LSTM", "DynamicQuantizeLSTM"),
     ),
     Known(
+        "ONNX Runtime", "1.32", "GatherND, in quant_pre_process",
+        "stops at shapes that it cannot infer", "give it skip_symbolic_shape=True",
+        _has("GatherND"),
+    ),
+    Known(
         "all but ONNX Runtime", "any", "DynamicQuantizeLSTM", "does not load",
         "export without --int8", _has("DynamicQuantizeLSTM"),
     ),

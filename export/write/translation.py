@@ -29,6 +29,7 @@ RECURRENCE = torch.ops.lstm_compile.recurrence.default
 
 # ONNX orders the gates i, o, f, c; torch orders them i, f, g, o, and its g is ONNX's c.
 GATES = [0, 3, 1, 2]
+FLAG = 2.0  # marks padding; as large as usual inputs, and a power of 2, so that products are exact
 LOWEST = float(np.finfo(np.float32).min)
 
 Table = dict[Callable[..., Any], Callable[..., Any]]
@@ -94,12 +95,16 @@ def recurrence(*inputs: Value) -> Outputs:
     call = checked(*inputs)
     if call.lengths is None:
         return _without_lengths(call)
-    x, weights, rows = call.x, node_weights(call), _rows(call.x, call.lengths)
+    rows, reads_c = _rows(call.x, call.lengths), _reads_cell_state(call.weight_hh)
+    if reads_c and is_zeros(call.h0) and is_zeros(call.c0):
+        return _padding_first(call, rows)
+    x, weights = call.x, node_weights(call)
     initial_h, initial_c = (initial_state(state, call.lengths) for state in (call.h0, call.c0))
     x = op.GatherND(x, rows.reversal, batch_dims=1) if call.reverse else x
-    if _reads_cell_state(call.weight_hh):
-        x, weights = _freeze_padding(x, rows, weights)
-    y, _, c = lstm_node(x, weights, initial_h, initial_c)
+    if reads_c:
+        y, c = _frozen(x, rows, weights, (initial_h, initial_c))
+    else:
+        y, _, c = lstm_node(x, weights, initial_h, initial_c)
     h = _last_valid(y, rows, op.Squeeze(initial_h, ints(0)))
     y = op.GatherND(y, rows.reversal, batch_dims=1) if call.reverse else y
     return op.Where(rows.valid, y, zero()), h, op.Squeeze(c, ints(0))
@@ -218,15 +223,57 @@ def _reorder(weight: Value) -> Value:
     return op.Reshape(op.Gather(blocks, ints(*GATES), axis=1), ints(1, gates, *others))
 
 
-def _freeze_padding(x: Value, rows: RowHelpers, weights: Weights) -> tuple[Value, Weights]:
-    """Keep the cell state unchanged in the padding: see `lstm_compile.recurrence.vendor.vendor`."""
+def _padding_first(call: OperatorCall, rows: RowHelpers) -> Outputs:
+    """Rows moved to the end of time, as the LSTM node ends with the state that is asked for.
+
+    Zeros stand before them, and a column of flags takes the bias of the cell's input away there. So
+    the state stays exactly zero until a row begins. No weight becomes larger than the others, which
+    quantisation would round to 0.
+    """
+    weights = node_weights(call)
+    initial_h, initial_c = (initial_state(state, call.lengths) for state in (call.h0, call.c0))
+    # a row that is reversed within its length, and then with its padding, stands at the end
+    x = call.x if call.reverse else op.GatherND(call.x, rows.reversal, batch_dims=1)
+    x = op.Where(rows.valid, x, zero())
+    if not is_zeros(call.bias):
+        flag: Value = op.Cast(op.Not(rows.valid), to=TensorProto.FLOAT)
+        x = op.Concat(x, op.Mul(flag, op.Constant(value_float=FLAG)), axis=2)
+        weights = _without_bias(call, weights)
+    y, h, c = lstm_node(_flip(x), weights, initial_h, initial_c)
+    y = _flip(y)
+    y = y if call.reverse else op.GatherND(y, rows.reversal, batch_dims=1)
+    return op.Where(rows.valid, y, zero()), op.Squeeze(h, ints(0)), op.Squeeze(c, ints(0))
+
+
+def _without_bias(call: OperatorCall, weights: Weights) -> Weights:
+    """One more input column, that takes the bias off the cell's input."""
+    hidden_size = weights.hidden_size
+    bias: Value = op.Slice(call.bias, ints(2 * hidden_size), ints(3 * hidden_size), ints(0))
+    share: Value = op.Mul(bias, op.Constant(value_float=-1 / FLAG))
+    others: Value = op.Constant(value=_zeros(3 * hidden_size))
+    column: Value = op.Concat(others, share, axis=0)
+    column = op.Unsqueeze(column, ints(0, 2))
+    return weights._replace(weight_ih=op.Concat(weights.weight_ih, column, axis=2))
+
+
+def _frozen(
+    x: Value, rows: RowHelpers, weights: Weights, initial: tuple[Value, Value]
+) -> tuple[Value, Value]:
+    """The LSTM node on rows that begin from a state: y, and c after each row's last valid step.
+
+    A column of flags closes the input gate and opens the forget gate in the padding, see
+    `recurrence.vendor`. The state of a row without steps may be anything, and goes round the node.
+    """
     flag = op.Cast(op.Not(rows.valid), to=TensorProto.FLOAT)
     padded = op.Concat(op.Where(rows.valid, x, zero()), flag, axis=2)
     by_gate = np.repeat((-SATURATED, 0.0, SATURATED, 0.0), weights.hidden_size)
     column: Value = op.Constant(value_floats=by_gate.tolist())
     column = op.Unsqueeze(column, ints(0, 2))
-    weight_ih = op.Concat(weights.weight_ih, column, axis=2)
-    return padded, weights._replace(weight_ih=weight_ih)
+    weights = weights._replace(weight_ih=op.Concat(weights.weight_ih, column, axis=2))
+    has_steps = op.Less(op.Constant(value_int=0), rows.lengths)
+    start = (op.Where(has_steps, state, zero()) for state in initial)
+    y, _, c = lstm_node(padded, weights, *start)
+    return y, op.Where(has_steps, c, initial[1])
 
 
 def _last_valid(y: Value, rows: RowHelpers, initial_h: Value) -> Value:

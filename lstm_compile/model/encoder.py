@@ -58,7 +58,7 @@ def initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     """A fresh tensor with a name of `encoder_shapes`; see `init_params`."""
     if name.startswith("transformer."):
         return initial_of_block(name, shape, generator)
-    tensor = torch.zeros(shape, dtype=torch.float32)
+    tensor = torch.zeros(shape, dtype=torch.float32, device="cpu")
     if ".bias_ih_" in name:
         tensor.chunk(4)[1].fill_(1.0)
     for gate in tensor.chunk(4) if tensor.dim() == 2 else ():
@@ -127,8 +127,8 @@ def initial_of_block(name: str, shape: tuple[int, ...], generator: torch.Generat
     Zhang et al. 2019, section 3.3). Biases are 0, norms the identity.
     """
     if "norm" in name and name.endswith("weight"):
-        return torch.ones(shape, dtype=torch.float32)
-    tensor = torch.zeros(shape, dtype=torch.float32)
+        return torch.ones(shape, dtype=torch.float32, device="cpu")
+    tensor = torch.zeros(shape, dtype=torch.float32, device="cpu")
     if name.endswith("weight") and not name.endswith(ADDED):
         for part in tensor.chunk(3 if "in_proj" in name else 1):
             torch.nn.init.xavier_uniform_(part, generator=generator)

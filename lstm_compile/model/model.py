@@ -72,8 +72,8 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> T
     if name.startswith(("lstm.", "transformer.")):
         return initial(name, shape, generator)
     if name.endswith("scaler.scale"):
-        return torch.ones(shape, dtype=torch.float32)
-    tensor = torch.zeros(shape, dtype=torch.float32)
+        return torch.ones(shape, dtype=torch.float32, device="cpu")
+    tensor = torch.zeros(shape, dtype=torch.float32, device="cpu")
     if name.startswith(DENSE) and name.endswith(".weight"):
         torch.nn.init.xavier_uniform_(tensor, generator=generator)
     return tensor

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 State = tuple[Tensor, Tensor]  # h and c
 Outputs = tuple[Tensor, Tensor, Tensor]  # the output of all steps, then the final h and c
@@ -14,6 +15,10 @@ class LSTMState(NamedTuple):
 
     h: Tensor
     c: Tensor
+
+
+# so that torch.export.save writes programs that return it
+_register_namedtuple(LSTMState, serialized_type_name="lstm_compile.LSTMState")
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lstm_compile.recurrence.cell import Outputs, accumulator
 from lstm_compile.recurrence.chunk import backward_chunk, infer_chunk, record_chunk
-from lstm_compile.recurrence.first_order import differentiates, once, refuse
+from lstm_compile.recurrence.first_order import differentiates, once, refuse, refuse_batched
 from lstm_compile.recurrence.gemm import product
 from lstm_compile.recurrence.inductor import compile_for
 from lstm_compile.recurrence.layout import CarriedState, Layout, Span, joined
@@ -78,6 +78,7 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_batched(gradients)
         # reading saved_tensors also refuses weights that were changed in place since the forward
         y, *saved = ctx.saved_tensors
         inputs, steps = LayerInputs(*saved[:6]), iter(saved[6:])

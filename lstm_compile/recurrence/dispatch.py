@@ -17,13 +17,14 @@ from lstm_compile.recurrence import compiled, vendor
 from lstm_compile.recurrence.autotune import Workload, choose
 from lstm_compile.recurrence.cell import Outputs
 from lstm_compile.recurrence.first_order import differentiates, refuse_forward_mode
+from lstm_compile.recurrence.forked import check_threads
 from lstm_compile.recurrence.inductor import can_compile
 from lstm_compile.recurrence.layout import Layout
 from lstm_compile.recurrence.lengths import extremes, reverse_within_length
 from lstm_compile.recurrence.reference import reference
 from lstm_compile.recurrence.resets import begin, cut_rows
 from lstm_compile.recurrence.rows import Rows, pack_rows, whole_rows
-from lstm_compile.recurrence.stack import Call, Direction, RunLayer, run_stack
+from lstm_compile.recurrence.stack import Call, Direction, RunLayer, is_jit_tracing, run_stack
 
 # one layer, forward in time: from the layout, packed x, weights, h0 and c0
 RunPacked = Callable[[Layout, Tensor, Direction, Tensor, Tensor], Outputs]
@@ -65,6 +66,10 @@ def run_layers(call: Call) -> Outputs:
     with _without_autocast(call.x.device.type):
         if call.backend == "reference":
             return _by_steps(call)
+        if is_jit_tracing():  # sizes are tensors, and there are no lengths
+            return _dense(call, call.x.shape[1], call.x.shape[1])
+        if call.x.is_cpu:
+            check_threads()
         rows = _rows_of(call)
         if rows.longest == 0:
             return _without_valid_steps(call)

@@ -66,6 +66,16 @@ def refuse(backend: str) -> NoReturn:
     raise RuntimeError(FIRST_ORDER_ONLY.format(backend))
 
 
+def refuse_batched(gradients: Iterable[Tensor]) -> None:
+    """Raise where many gradients are asked for in one backward, and name what can do that."""
+    # Batched or FuncTorchBatched: PyTorch has two ways to vectorize
+    if any("Batched" in str(torch._C._dispatch_keys(gradient)) for gradient in gradients):
+        raise RuntimeError(
+            "backend='compiled' takes no batched gradients (is_grads_batched=True, "
+            "jacobian(vectorize=True)); use backend='vendor' or 'reference'"
+        )
+
+
 class _Once(torch.autograd.Function):
     """Identity on its first `count` tensors; differentiating it is refused."""
 

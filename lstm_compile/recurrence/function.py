@@ -9,16 +9,23 @@ from lstm_compile.config import Backend
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.cell import LSTMState, Outputs, State
 from lstm_compile.recurrence.dispatch import OperatorInputs, run_layers
-from lstm_compile.recurrence.lengths import check_lengths
+from lstm_compile.recurrence.lengths import Lengths, as_lengths, is_abstract
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, check_options, recurrence
 from lstm_compile.recurrence.resets import both_states, check_resets
-from lstm_compile.recurrence.stack import Call, Direction, RunLayer, read_layers, run_stack
+from lstm_compile.recurrence.stack import (
+    Call,
+    Direction,
+    RunLayer,
+    is_jit_tracing,
+    read_layers,
+    run_stack,
+)
 
 
 def lstm(
     params: Mapping[str, Tensor],
     x: Tensor,
-    lengths: Tensor | None = None,
+    lengths: Lengths | None = None,
     state: State | None = None,
     *,
     resets: Tensor | None = None,
@@ -34,11 +41,12 @@ def lstm(
         params: flat, with nn.LSTM's keys, as `dict(nn.LSTM(...).named_parameters())` gives them;
             the number of layers, directions and biases is read off the keys.
         x: (batch, time, input_size), in the weights' dtype; under autocast in any float dtype.
-        lengths: (batch,) int64, 0 <= length <= time, or None where every step is valid. On the
-            CPU, even beside data on a device, they are read without waiting for it. The content of
-            the padding changes nothing, NaN and inf included.
-        state: initial `LSTMState`, h and c each (num_layers * num_directions, batch, hidden_size);
-            zeros if None.
+        lengths: (batch,) whole numbers, 0 <= length <= time, as a tensor, NumPy array or list; or
+            None where every step is valid. On the CPU, even beside data on a device, they are read
+            without waiting for it. The content of the padding changes nothing, NaN and inf
+            included.
+        state: initial `LSTMState`, h and c each (num_layers * num_directions, batch, hidden_size),
+            in any floating dtype; zeros if None.
         resets: (batch, time) bool, True where the state is set back before that step, in every
             layer; None where it never is. Not for bidirectional stacks. Values in the padding
             change nothing. Like `lengths`, it may stay on the CPU.
@@ -62,9 +70,12 @@ def lstm(
     """
     layers = read_layers(params)
     _check_input(layers, x)
-    check_lengths(lengths, x.shape[0], x.shape[1])
+    if lengths is not None:
+        _refuse_tracing("lengths")
+        lengths = as_lengths(lengths, x.shape[0], x.shape[1])
     h0, c0 = _initial_state(layers, x, state)
     if resets is not None:
+        _refuse_tracing("resets")
         check_resets(resets, x.shape[0], x.shape[1], bidirectional=len(layers[0]) == 2)
         again = state if reset_state is None else reset_state
         reset_h, reset_c = _initial_state(layers, x, again, "reset_state")
@@ -76,7 +87,8 @@ def lstm(
     check_options(backend, chunk)
     backwards = (False, True)[: len(layers[0])]
     call = Call(layers, x, lengths, resets, h0, c0, backwards, dropout, backend, chunk)
-    plain = not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    plain = not traced and not is_abstract(x)
     y, h, c = run_layers(call) if plain else run_stack(call, _by_operator(call))
     return y, LSTMState(h, c)
 
@@ -90,6 +102,16 @@ def _by_operator(call: Call) -> RunLayer:
         return recurrence(inputs)
 
     return run
+
+
+def _refuse_tracing(name: str) -> None:
+    """Refuse what torch.jit.trace would take for a constant: the values of the example."""
+    if not torch.compiler.is_compiling() and is_jit_tracing():
+        raise InputError(
+            f"torch.jit.trace and torch.onnx.export(dynamo=False) would keep the example's {name} "
+            "for ever; use torch.export, or torch.onnx.export(dynamo=True) with "
+            "custom_translation_table=translation_table()"
+        )
 
 
 def _check_input(layers: list[list[Direction]], x: Tensor) -> None:
@@ -117,11 +139,16 @@ def _initial_state(
                 f"{what}.{name} must have shape (num_layers * num_directions, batch, hidden_size) "
                 f"= {shape}, got {tuple(part.shape)}"
             )
-    return LSTMState(*state)
+        if part.device != x.device or not part.is_floating_point():
+            raise InputError(
+                f"{what}.{name} must be floating on {x.device}, got {part.dtype} on {part.device}"
+            )
+    h, c = state
+    return LSTMState(h.to(x.dtype), c.to(x.dtype))
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype autocast asks for, None where it is off; float64 stays as it is, as in PyTorch."""
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
+    if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
         return None
     return torch.get_autocast_dtype(x.device.type)

@@ -4,10 +4,16 @@ Everywhere, `lengths` is (batch,) int64, a sequence's valid steps come first, an
 every step of every sequence is valid.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from lstm_compile.errors import InputError
+
+WHOLE = (torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
 
 
 def valid_mask(lengths: Tensor, time: int) -> Tensor:
@@ -33,6 +39,34 @@ def reverse_within_length(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.flatten(0, 1).index_select(0, flat.flatten()).view(x.shape)
 
 
+# what `lstm` takes: a tensor of whole numbers on any device, a NumPy array or a sequence of ints
+Lengths = Tensor | Sequence[int] | Any
+
+
+def as_lengths(lengths: Lengths, batch: int, time: int) -> Tensor:
+    """Lengths as int64 (batch,), a tensor on its device, all else on the CPU.
+
+    Raises:
+        InputError: what `check_lengths` refuses, or no whole numbers.
+    """
+    if not isinstance(lengths, Tensor):
+        try:
+            lengths = torch.as_tensor(lengths, device="cpu")
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"lengths must be {batch} whole numbers, got {lengths!r:.60}"
+            ) from error
+    if lengths.dtype in WHOLE:
+        lengths = lengths.long()
+    check_lengths(lengths, batch, time)
+    return lengths
+
+
+def is_abstract(x: Tensor) -> bool:
+    """Whether a tensor has a shape but no numbers: on "meta", or of a FakeTensorMode."""
+    return x.is_meta or (type(x) is not Tensor and isinstance(x, FakeTensor))
+
+
 def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
     """Refuse lengths that do not fit a (batch, time) input.
 
@@ -48,7 +82,7 @@ def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
         raise InputError(f"lengths must have shape ({batch},), got {tuple(lengths.shape)}")
     if lengths.dtype != torch.int64:
         raise InputError(f"lengths must be int64, got {lengths.dtype}; use lengths.long()")
-    if torch.compiler.is_compiling() or lengths.device.type != "cpu":
+    if torch.compiler.is_compiling() or lengths.device.type != "cpu" or is_abstract(lengths):
         return
     if torch._C._functorch.is_functorch_wrapped_tensor(lengths):
         return

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from lstm_compile.config import Backend
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.cell import LSTMState, State
 from lstm_compile.recurrence.function import lstm
+from lstm_compile.recurrence.lengths import Lengths
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK
 from lstm_compile.recurrence.stack import weight_shapes
 
@@ -64,6 +65,8 @@ class LSTM(nn.Module):
         self.chunk = chunk
         sizes = input_size, hidden_size, num_layers
         shapes = weight_shapes(*sizes, bidirectional=bool(bidirectional), bias=bool(bias))
+        # read as attributes: parametrizations, pruning and sharding leave no parameter of that name
+        self._weight_names = tuple(shapes)
         for name, shape in shapes.items():
             weight = torch.empty(shape, device=device, dtype=dtype)
             self.register_parameter(name, nn.Parameter(weight))
@@ -78,8 +81,22 @@ class LSTM(nn.Module):
         for weight in self.parameters():
             nn.init.uniform_(weight, -bound, bound)
 
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The weights of each layer and direction, as nn.LSTM gives them."""
+        weights = [getattr(self, name) for name in self._weight_names]
+        each = 4 if self.bias else 2
+        return [weights[start : start + each] for start in range(0, len(weights), each)]
+
     def flatten_parameters(self) -> None:
         """Do nothing: kept for programs that call it on an nn.LSTM."""
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Refuse torch.jit.script, which asks for this."""
+        raise InputError(
+            "torch.jit.script cannot compile LSTM; use torch.export, torch.compile or "
+            "torch.onnx.export(dynamo=True), or load the state_dict into an nn.LSTM"
+        )
 
     def extra_repr(self) -> str:
         """The constructor's arguments that differ from their defaults."""
@@ -93,8 +110,7 @@ class LSTM(nn.Module):
         self,
         input: Any,  # noqa: A002 (nn.LSTM's name)
         hx: State | None = None,
-        lengths: Tensor | None = None,
-        *,
+        lengths: Lengths | None = None,
         resets: Tensor | None = None,
         reset_state: State | None = None,
         backend: Backend | None = None,
@@ -106,7 +122,8 @@ class LSTM(nn.Module):
                 (time, input_size) for one unbatched sequence, or a PackedSequence.
             hx: initial state, h and c each (num_layers * num_directions, batch, hidden_size),
                 without the batch for unbatched input; zeros if None.
-            lengths: (batch,) int64 for padded input; a PackedSequence carries its own.
+            lengths: (batch,) whole numbers for padded input, as `lstm` takes them; a PackedSequence
+                carries its own.
             resets: bool, True where the state is reset to `hx` before the step, laid out as input:
                 (time, batch), (batch, time) with batch_first, or (time,) for unbatched input. Not
                 for bidirectional modules, nor for a PackedSequence.
@@ -158,12 +175,13 @@ class LSTM(nn.Module):
         self,
         backend: Backend | None,
         x: Tensor,
-        lengths: Tensor | None,
+        lengths: Lengths | None,
         hx: State | None,
         **resets: Any,
     ) -> tuple[Tensor, LSTMState]:
         return lstm(
-            dict(self.named_parameters()), x, lengths, hx, **resets, dropout=self.dropout,
+            {name: getattr(self, name) for name in self._weight_names},
+            x, lengths, hx, **resets, dropout=self.dropout,
             training=self.training, backend=backend or self.backend, chunk=self.chunk,
         )  # fmt: skip
 
@@ -171,7 +189,7 @@ class LSTM(nn.Module):
 _DEFAULTS = inspect.signature(LSTM.__init__).parameters
 
 
-def _refuse(name: str, value: Tensor | None, what: str) -> None:
+def _refuse(name: str, value: Any, what: str) -> None:
     if value is not None:
         raise InputError(f"{name} cannot be combined with {what}; leave it out")
 

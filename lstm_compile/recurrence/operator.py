@@ -24,6 +24,7 @@ from lstm_compile.recurrence.derivatives import (
 )
 from lstm_compile.recurrence.dispatch import OperatorInputs, run_eager
 from lstm_compile.recurrence.first_order import is_dual
+from lstm_compile.recurrence.lengths import is_abstract
 from lstm_compile.recurrence.resets import check_resets
 
 BACKENDS = get_args(Backend)
@@ -55,6 +56,8 @@ def recurrence(inputs: OperatorInputs) -> Outputs:
         inputs = inputs._replace(backend="vendor")
     if torch.compiler.is_compiling():
         return run_traced(*inputs)
+    if is_abstract(inputs.x):
+        return Traced.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     if backend != "reference" and torch._C._are_functorch_transforms_active():
         return Transformed.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     return run_eager(*inputs)

@@ -31,13 +31,27 @@ def reference(
         if resets is not None:
             is_set_back = resets[:, t, None]
             h, c = torch.where(is_set_back, reset_h, h), torch.where(is_set_back, reset_c, c)
-        new_h, new_c = lstm_step(projected[:, t], h, c, weights.weight_hh)
         if lengths is None:
-            h, c, output = new_h, new_c, new_h
+            h, c = lstm_step(projected[:, t], h, c, weights.weight_hh)
+            output = h
         else:
             valid = (t < lengths)[:, None]
+            # no gradient goes through an ended row: its state may be NaN
+            running_h, running_c = torch.where(valid, h, 0.0), torch.where(valid, c, 0.0)
+            new_h, new_c = lstm_step(projected[:, t], running_h, running_c, weights.weight_hh)
             h, c = torch.where(valid, new_h, h), torch.where(valid, new_c, c)
             output = torch.where(valid, new_h, 0.0)
         outputs.append(output)
-    stacked = torch.stack(outputs, 1) if outputs else x.new_empty(x.shape[0], 0, h0.shape[1])
-    return stacked, h, c.to(x.dtype)
+    if not outputs:
+        return _no_steps(projected, h, c, weights, x.dtype)
+    return torch.stack(outputs, 1), h, c.to(x.dtype)
+
+
+def _no_steps(
+    projected: Tensor, h: Tensor, c: Tensor, weights: Direction, dtype: torch.dtype
+) -> Outputs:
+    """Outputs of no step, which still lead a gradient (of zeros) to all that was given."""
+    gates = projected + (h @ weights.weight_hh.t() + c.sum())[:, None]
+    y = gates[..., : h.shape[1]]
+    zeros = y.sum(1)
+    return y.to(dtype), h + zeros, c.to(dtype) + zeros

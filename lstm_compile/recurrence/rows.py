@@ -42,7 +42,9 @@ class Rows(NamedTuple):
 
     def ends(self) -> Tensor:
         """The lengths, also where every step is valid."""
-        return torch.full(self.shape[:1], self.shape[1]) if self.lengths is None else self.lengths
+        if self.lengths is not None:
+            return self.lengths
+        return torch.full(self.shape[:1], self.shape[1], device="cpu")
 
 
 @dataclass(slots=True)
@@ -194,7 +196,8 @@ def whole_rows(rows: Rows, spans: Sequence[tuple[int, int]]) -> WholeRows:
     """
     batch, lengths = rows.shape[0], rows.ends()
     all_spans = [Span(start, steps, batch) for start, steps in spans]
-    step, row = torch.arange(sum(span.steps for span in all_spans))[:, None], torch.arange(batch)
+    steps = sum(span.steps for span in all_spans)
+    step, row = torch.arange(steps, device="cpu")[:, None], torch.arange(batch, device="cpu")
     padding = step >= lengths
     last = lengths - 1
     opposite = None

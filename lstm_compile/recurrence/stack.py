@@ -155,6 +155,11 @@ class Call(NamedTuple):
                 yield from weights.tensors()
 
 
+def is_jit_tracing() -> bool:
+    """Whether torch.jit.trace runs, also for torch.onnx.export(dynamo=False)."""
+    return torch._C._get_tracing_state() is not None
+
+
 def run_stack(call: Call, run: RunLayer) -> Outputs:
     """Layer after layer, its directions side by side, each of them computed by `run`.
 

@@ -12,7 +12,7 @@ from lstm_compile.recurrence.first_order import mark_kernels
 from lstm_compile.recurrence.gemm import has_onednn
 from lstm_compile.recurrence.layout import CarriedState, Layout, joined
 from lstm_compile.recurrence.rows import Rows
-from lstm_compile.recurrence.stack import Call, Direction
+from lstm_compile.recurrence.stack import Call, Direction, is_jit_tracing
 
 # Saturates a sigmoid to exactly 0 or 1 in every dtype, float16 included.
 SATURATED = 1e4
@@ -88,12 +88,17 @@ def run_layer(layout: Layout, x: Tensor, weights: Direction, h0: Tensor, c0: Ten
         matrix = weights.weight_ih
         column = _freezing_column(len(matrix) // 4, matrix.dtype, matrix.device)
         weights = weights._replace(weight_ih=torch.cat([matrix, column], 1))
-    flat, carried, outputs = weights.flat(), CarriedState(h0, c0), list[Tensor]()
+    # rows without a step: their state may be anything, and would not stay as it is
+    empty = layout.empty if layout.spans[0].rows == len(h0) else None
+    start = [part if empty is None else torch.where(empty, 0.0, part) for part in (h0, c0)]
+    flat, carried, outputs = weights.flat(), CarriedState(*start), list[Tensor]()
     for span, part in zip(layout.spans, layout.pieces(x), strict=True):
         y, *carried.state = _layer(flat, part, *carried.active(span.rows))
         outputs.append(y.flatten(0, 1))
     y = joined(outputs)
     h, c = map(layout.restore, carried.final())
+    if empty is not None:
+        c = torch.where(empty, c0, c)
     return y, layout.last(y, h0) if layout.ragged else h, c
 
 
@@ -140,7 +145,8 @@ def _call(
         weights = _one_buffer(weights)
     directions = num_layers * (2 if bidirectional else 1)
     has_biases = len(weights) == 4 * directions
-    train = dropout > 0 or torch.is_grad_enabled()
+    # a traced program keeps the flag, and may be trained later
+    train = dropout > 0 or torch.is_grad_enabled() or is_jit_tracing()
     y, h, c = torch.lstm(
         x, (h0, c0), weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
     )

@@ -60,6 +60,14 @@ def test_backend_meets_the_float64_reference(case, dtype, backend):
         assert_close(found, run_nn_lstm(case, make_data(case, dtype)), case.tolerance(dtype))
 
 
+@pytest.mark.parametrize(("case", "dtype", "backend"), PARITY)
+def test_backends_name_the_device_of_all_they_make(case, dtype, backend):
+    data = make_data(case, dtype)
+    with torch.device("meta"):  # stands in for any device that is not the data's
+        found = run_case(case, backend, data)
+    assert_close(found, oracle(case, dtype), case.tolerance(dtype))
+
+
 def assert_padding_is_dead(data, found):
     if data.lengths is None:
         return
@@ -366,8 +374,8 @@ def without(name):
         ),
         ({"lengths": torch.tensor([1])}, r"lengths must have shape \(2,\), got \(1,\)"),
         (
-            {"lengths": torch.tensor([1, 2], dtype=torch.int32)},
-            r"lengths must be int64, got torch.int32; use lengths.long\(\)",
+            {"lengths": torch.tensor([1.0, 2.0])},
+            r"lengths must be int64, got torch.float32; use lengths.long\(\)",
         ),
         (
             {"lengths": torch.tensor([-1, 5])},
