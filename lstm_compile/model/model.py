@@ -134,7 +134,7 @@ def forward(
     """
     task, mode = config.traits, Mode(training, backend, chunk)
     if resets is not None and task.is_pooled:
-        known = " and ".join(tasks_with(per_step=True))
+        known = ", ".join(tasks_with(per_step=True))
         raise InputError(f"resets are for tasks {known}, not {config.task}; cut the sequences")
     if task.is_series:
         _check_given(config, given)
