@@ -1,7 +1,10 @@
 import importlib.util
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -539,3 +542,22 @@ def test_the_readme_shows_the_committed_figures(speed):
     if not path.exists():
         pytest.skip("no figures are committed")
     assert speed.table(speed.read(path)) in (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_what_runs_on_a_gpu_is_rehearsed_on_the_cpu(tmp_path):
+    environment = {**os.environ, "DEVICE": "cpu", "OUT": str(tmp_path), "SKIP_INSTALL": "1"}
+    done = subprocess.run(
+        ["bash", ROOT / "benchmarks/gpu.sh"],
+        env={**environment, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["errors"] == {}
+    assert all(row["parity"] for row in found["models"].values())
+    assert {*found["models"]} == {"spoken-digits", "airline", "text"}
+    page = (tmp_path / "summary.md").read_text()
+    assert all(f"## {name}" in page for name in ("Tests", "Models", "Backends", "Training"))

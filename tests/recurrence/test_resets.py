@@ -386,7 +386,7 @@ def test_a_model_goes_on_from_a_state_and_is_set_back_to_zeros():
 
 def test_models_that_answer_once_a_sequence_refuse():
     params, config = tagger("classify")
-    with pytest.raises(InputError, match="resets are for tasks tag, regress-steps, lm, not classify"):
+    with pytest.raises(InputError, match="for tasks tag, regress-steps, lm, not classify"):
         forward(params, config, torch.randn(2, 6, 3), resets=torch.zeros(2, 6) > 0)
 
 

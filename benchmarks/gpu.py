@@ -1,0 +1,241 @@
+"""All that needs a GPU, step by step within a time limit: tests, models, backends, training.
+
+Each step runs in a process of its own, is ended when its time is over, and its result is written at
+once: to results.json, log.txt, junit.xml and, for people, summary.md. The exit code is that of the
+first step that failed.
+
+python benchmarks/gpu.py [--device cuda|cpu] [--output FOLDER] [--seconds N] [--only STEP ...]
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+LIMIT = 530.0  # seconds for everything
+SHARES = {"tests": 0.3, "models": 0.25, "backends": 0.28, "training": 0.17}  # of the limit
+RUN = [sys.executable, "-m", "lstm_compile"]
+# the most important first; what does not fit the time is left out
+CASES = [
+    {"batch": 128, "time": 128, "input": 64, "hidden": 512},
+    {"batch": 128, "time": 128, "input": 64, "hidden": 512, "lengths": "full"},
+    {"batch": 32, "time": 64, "input": 32, "hidden": 128},
+    {"batch": 64, "time": 256, "input": 64, "hidden": 1024},
+    {"batch": 64, "time": 256, "input": 64, "hidden": 1024, "lengths": "full"},
+    {"batch": 256, "time": 64, "input": 64, "hidden": 512, "layers": 2, "bidirectional": True},
+]
+REHEARSAL = [{"batch": 8, "time": 8, "input": 4, "hidden": 8}]
+TEXT = "".join(f"{number} bottles, and {number + 1} more. " for number in range(2000))
+
+
+class Steps:
+    """Runs commands within the time that is left, and keeps what they said."""
+
+    def __init__(self, device: str, folder: Path, seconds: float) -> None:
+        self.device, self.folder, self.seconds = device, folder, seconds
+        self.results: dict[str, Any] = {"device": device, "python": platform.python_version()}
+        self.end = time.monotonic() + seconds
+        self.log = (folder / "log.txt").open("w")
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether there is no GPU: sizes are small, and figures mean nothing."""
+        return self.device == "cpu"
+
+    def run(self, *command: Any, limit: float, check: bool = True) -> str:
+        """The standard output of a command of this Python.
+
+        Raises:
+            RuntimeError: it failed, or did not end in time.
+        """
+        words = [str(word) for word in command]
+        limit = min(limit, self.end - time.monotonic())
+        began = time.monotonic()
+        print("+", *words, file=self.log, flush=True)
+        try:
+            done = subprocess.run(
+                words, stdout=subprocess.PIPE, stderr=self.log, text=True, timeout=max(limit, 1)
+            )
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"not done within {limit:.0f} s: {' '.join(words[2:])}") from error
+        seconds = time.monotonic() - began
+        print(done.stdout, f"({done.returncode}, {seconds:.1f} s)", file=self.log, flush=True)
+        if check and done.returncode:
+            raise RuntimeError(f"exit code {done.returncode}: {' '.join(words[2:])}")
+        return done.stdout
+
+    def write(self) -> None:
+        """results.json and summary.md, as far as the steps have come."""
+        (self.folder / "results.json").write_text(json.dumps(self.results, indent=1))
+        (self.folder / "summary.md").write_text("\n".join(summary(self.results)) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """The card and the versions."""
+    import torch
+
+    found: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
+    if torch.cuda.is_available():
+        found["card"] = torch.cuda.get_device_name()
+        found["cudnn"] = torch.backends.cudnn.version()
+    return found
+
+
+def tests(steps: Steps, limit: float) -> dict[str, Any]:
+    """Everything marked `cuda`, slow ones too; without a GPU they are skipped."""
+    report = steps.folder / "junit.xml"
+    options = ["-m", "cuda", "-q", "-n", "4", f"--junitxml={report}", "-p", "no:cacheprovider"]
+    paths = ["tests/test_devices.py"] if steps.rehearses else []
+    steps.run(sys.executable, "-m", "pytest", *options, *paths, limit=limit, check=False)
+    suite = next(ElementTree.parse(report).iter("testsuite"))
+    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    failed = [
+        f"{case.get('classname')}::{case.get('name')}"
+        for case in suite.iter("testcase")
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    return {**counts, "failed": failed[:50]}
+
+
+def models(steps: Steps, limit: float) -> dict[str, Any]:
+    """Train, export, verify and evaluate a model of each kind of data on the device."""
+    text = steps.folder / "text.txt"
+    text.write_text(TEXT)
+    end = time.monotonic() + limit
+    found = {}
+    small = ["--epochs", "1", "--hidden-size", "8"] if steps.rehearses else ["--epochs", "3"]
+    for name, data, task in (
+        ("spoken-digits", "spoken-digits", []),
+        ("airline", "airline", []),
+        ("text", text, ["--task", "lm"]),
+    ):
+        folder = steps.folder / "runs" / name
+        device = ["--device", steps.device]
+        began = time.monotonic()
+
+        def ask(*words: Any) -> Any:
+            return json.loads(steps.run(*RUN, *words, "--json", limit=end - time.monotonic()))
+
+        trained = ask("train", data, *task, *small, *device, "--output", folder)
+        streaming = ["--streaming"] if name == "text" else []
+        exported = ask("export", folder, "--onnx", *streaming)
+        verified = ask("verify", folder, "--onnx", exported["path"])
+        found[name] = {
+            "seconds": round(time.monotonic() - began, 1),
+            "metrics": trained.get("metrics") or trained.get("evaluation"),
+            "parity": verified["passed"],
+            "worst": {row["runtime"]: row["difference"] for row in verified["rows"]},
+        }
+        steps.results["models"] = found
+        steps.write()
+    return found
+
+
+def backends(steps: Steps, limit: float) -> list[dict[str, Any]]:
+    """The cases of `bench` in every precision, beside cuDNN padded and packed."""
+    end, found = time.monotonic() + limit, list[dict[str, Any]]()
+    seconds = 0.5 if steps.rehearses else 3.0
+    for case in REHEARSAL if steps.rehearses else CASES:
+        flags = [f"--{k}" if v is True else f"--{k}={v}" for k, v in case.items()]
+        if end - time.monotonic() < 20 * seconds:
+            break
+        shown = steps.run(
+            *RUN, "bench", *flags, f"--seconds={seconds}", "--device", steps.device, "--json",
+            limit=end - time.monotonic(),
+        )  # fmt: skip
+        found.append({"case": case, **json.loads(shown)})
+        steps.results["backends"] = found
+        steps.write()
+    return found
+
+
+def training(steps: Steps, limit: float) -> dict[str, Any]:
+    """Seconds an epoch of spoken digits, on the CPU and on the device."""
+    found = {}
+    for device in dict.fromkeys(["cpu", steps.device]):
+        folder = steps.folder / "runs" / f"speed-{device}"
+        epochs = 1 if steps.rehearses else 4
+        words = ["train", "spoken-digits", "--epochs", epochs, "--device", device, "--json"]
+        shown = json.loads(steps.run(*RUN, *words, "--output", folder, limit=limit / 2))
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        found[device] = {
+            "seconds": shown.get("seconds"),
+            "epochs": [json.loads(line).get("seconds") for line in lines],
+        }
+    return found
+
+
+def summary(results: dict[str, Any]) -> Iterator[str]:
+    """One page for people."""
+    yield f"# {results.get('machine', {}).get('card', results['device'])}"
+    yield ""
+    yield ", ".join(f"{name} {value}" for name, value in results.get("machine", {}).items())
+    for name in SHARES:
+        if error := results.get("errors", {}).get(name):
+            yield f"\n**{name}: {error}**"
+    if found := results.get("tests"):
+        passed = found["tests"] - found["failures"] - found["errors"] - found["skipped"]
+        yield f"\n## Tests\n\n{passed} passed, {found['failures'] + found['errors']} failed, "
+        yield f"{found['skipped']} skipped"
+        yield from (f"- {name}" for name in found["failed"])
+    if found := results.get("models"):
+        yield "\n## Models\n\n| data | seconds | parity | metrics |\n|---|---|---|---|"
+        for name, row in found.items():
+            yield f"| {name} | {row['seconds']} | {row['parity']} | {json.dumps(row['metrics'])} |"
+    if found := results.get("backends"):
+        yield from ratios(found)
+    if found := results.get("training"):
+        yield f"\n## Training\n\n{json.dumps(found)}"
+
+
+def ratios(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Time over that of the faster form of nn.LSTM, a line a case, precision and mode."""
+    names = ("auto", "compiled", "vendor")
+    yield "\n## Backends\n\ntime over that of the faster form of nn.LSTM (padded, packed)\n"
+    yield f"| B, T, D, H, layers, lengths | precision | mode | {' | '.join(names)} |"
+    yield "|---|---|---|" + "---|" * len(names)
+    lines: dict[tuple[str, str, str], dict[str, str]] = {}
+    for row in (row for each in found for row in each["rows"]):
+        case = row["case"]
+        sizes = [str(case[name]) for name in ("batch", "time", "input", "hidden", "layers")]
+        key = ", ".join([*sizes, case["lengths"]]), case["precision"], row["mode"]
+        lines.setdefault(key, {})[row["backend"]] = f"{row['ratio']:.2f}" if row["ratio"] else "-"
+    for key, values in lines.items():
+        yield f"| {' | '.join((*key, *(values.get(name, '-') for name in names)))} |"
+
+
+def main() -> int:
+    """Run the steps that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--seconds", type=float, default=LIMIT)
+    parser.add_argument("--only", nargs="*", choices=[*SHARES], default=[*SHARES])
+    asked = parser.parse_args()
+    asked.output.mkdir(parents=True, exist_ok=True)
+    steps = Steps(asked.device, asked.output, asked.seconds)
+    steps.results["machine"], errors = machine(), dict[str, str]()
+    known: dict[str, Callable[[Steps, float], Any]] = {
+        "tests": tests, "models": models, "backends": backends, "training": training,
+    }  # fmt: skip
+    for name in asked.only:
+        began = time.monotonic()
+        try:
+            steps.results[name] = known[name](steps, SHARES[name] * asked.seconds)
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            errors[name] = f"{type(error).__name__}: {error}"
+        steps.results.setdefault("seconds", {})[name] = round(time.monotonic() - began, 1)
+        steps.results["errors"] = errors
+        steps.write()
+    print((asked.output / "summary.md").read_text())
+    return 1 if errors or steps.results.get("tests", {}).get("failed") else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
