@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-LIMIT = 530.0  # seconds for everything
+LIMIT, REHEARSAL_LIMIT = 530.0, 840.0  # seconds for everything, on a GPU and on a CPU
 SHARES = {"tests": 0.3, "models": 0.25, "backends": 0.28, "training": 0.17}  # of the limit
 RUN = [sys.executable, "-m", "lstm_compile"]
 # the most important first; what does not fit the time is left out
@@ -215,11 +215,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=Path("runs/gpu"))
-    parser.add_argument("--seconds", type=float, default=LIMIT)
+    parser.add_argument("--seconds", type=float)
     parser.add_argument("--only", nargs="*", choices=[*SHARES], default=[*SHARES])
     asked = parser.parse_args()
     asked.output.mkdir(parents=True, exist_ok=True)
-    steps = Steps(asked.device, asked.output, asked.seconds)
+    limit = asked.seconds or (REHEARSAL_LIMIT if asked.device == "cpu" else LIMIT)
+    steps = Steps(asked.device, asked.output, limit)
     steps.results["machine"], errors = machine(), dict[str, str]()
     known: dict[str, Callable[[Steps, float], Any]] = {
         "tests": tests, "models": models, "backends": backends, "training": training,
@@ -227,7 +228,8 @@ def main() -> int:
     for name in asked.only:
         began = time.monotonic()
         try:
-            steps.results[name] = known[name](steps, SHARES[name] * asked.seconds)
+            share = 1.0 if steps.rehearses else SHARES[name]  # a rehearsal measures nothing
+            steps.results[name] = known[name](steps, share * limit)
         except (RuntimeError, ValueError, KeyError, OSError) as error:
             errors[name] = f"{type(error).__name__}: {error}"
         steps.results.setdefault("seconds", {})[name] = round(time.monotonic() - began, 1)
