@@ -891,7 +891,7 @@ def test_a_signal_before_the_first_epoch_leaves_no_model(here, number, code):
     assert process.returncode == code
     assert stderr == "stopped\n"
     way_on = ["resume"] if Path("run/config.toml").exists() else []
-    assert titles("".join(lines)) == ["data", "parts", "run", *way_on]
+    assert titles("".join(lines)) == ["data", "target", "parts", "run", *way_on]
     assert not Path("run/model.safetensors").exists()
 
 

@@ -188,10 +188,13 @@ def test_plain_cells_take_chunks_step_by_step(tag):
     np.testing.assert_allclose(streams.push("ab", x), whole(tag, x), atol=1e-5)
 
 
+FORECASTS = next(kind for kind in KINDS if kind.get("task") == "forecast")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cells", ["node", "plain"])
 def test_forecasts_stream(cells):
-    model, x = streaming_model(**KINDS[3] | {"horizon": 1}), steps(9, batch=2)
+    model, x = streaming_model(**FORECASTS | {"horizon": 1}), steps(9, batch=2)
     streams = open_streams(to_streaming(model, cells).SerializeToString())
     assert not streams.stepwise
     streams.push("ab", x[:, :4])
