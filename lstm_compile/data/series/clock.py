@@ -207,10 +207,19 @@ def monthly_kind(shown: NDArray[Any]) -> Monthly | None:
     return None
 
 
-def whole_steps(distance: Ticks, step: float) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Distances rounded to steps, int64, and a mask of those that are no whole number of steps."""
+def whole_steps(
+    distance: Ticks, step: float, ticks: Ticks | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Distances rounded to steps, int64, and a mask of those that are no whole number of steps.
+
+    Of distances between fractional `ticks`, the rounding of these is left out of account: seconds
+    since 1970 are known to 2e-7.
+    """
+    close = CLOSE * step
+    if ticks is not None and ticks.dtype.kind == "f" and len(ticks):
+        close = max(close, 2 * float(np.spacing(np.abs(ticks).max())))
     count = np.rint(distance / step).astype(np.int64)
-    return count, np.abs(distance - count * step) > CLOSE * step
+    return count, np.abs(distance - count * step) > close
 
 
 def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.float32]:

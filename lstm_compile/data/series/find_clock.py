@@ -66,7 +66,7 @@ def infer_clock(times: NDArray[Any], is_next: NDArray[np.bool_], zone: str = "")
     if not is_next.any():
         raise InputError("no series has two rows, so no step can be inferred")
     if times.dtype.kind != "M":
-        return Clock("number", _most_frequent(np.diff(times)[is_next]))
+        return Clock("number", _numeric_step(times, is_next))
     shown = meant_times(times, zone)
     steps = np.diff(shown.astype("M8[M]").astype(np.int64))[is_next]
     ticks = times.astype("M8[ns]").astype(np.int64)
@@ -166,6 +166,17 @@ def _asked_week(step: str) -> str:
         places = [(places[0] + i) % 7 for i in range((places[-1] - places[0]) % 7 + 1)]
     week = "".join("01"[day in places] for day in range(DAYS_OF_WEEK))
     return week if "0" in week else ""
+
+
+def _numeric_step(times: NDArray[Any], is_next: NDArray[np.bool_]) -> float:
+    """The step of times that are numbers; of fractions, rounded as the times themselves are."""
+    distances = np.diff(times)[is_next]
+    step = _most_frequent(distances)
+    rounding = float(np.spacing(np.abs(times).max())) if times.dtype.kind == "f" else 0.0
+    if rounding < step * 1e-9:
+        return step
+    like = distances[np.abs(distances - step) <= 4 * rounding]
+    return float(f"{like.mean():.6g}")
 
 
 def _most_frequent(steps: NDArray[Any]) -> float:

@@ -72,7 +72,7 @@ def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tup
     Raises:
         InputError: a distance that is no whole number of steps, or a missing step.
     """
-    steps, is_broken = whole_steps(np.diff(rows.ticks), clock.step)
+    steps, is_broken = whole_steps(np.diff(rows.ticks), clock.step, rows.ticks)
     steps, is_broken = np.where(rows.is_next, steps, 1), is_broken & rows.is_next
     for index in np.flatnonzero(is_broken)[:1]:
         distance = clock.words(float(rows.ticks[index + 1] - rows.ticks[index]))

@@ -142,7 +142,7 @@ def _clock(rows: GridRows, options: TableOptions, stamps: StampReader) -> Clock:
     if clock.kind not in ("number", "fixed"):
         return clock
     ticks = clock.ticks(times)
-    is_even = not whole_steps(np.diff(ticks)[is_next], clock.step)[1].any()
+    is_even = not whole_steps(np.diff(ticks)[is_next], clock.step, ticks)[1].any()
     step = None if is_even else steady_step(ticks, is_next, _jitter(options))
     return replace(clock, step=step) if step else clock
 

@@ -405,3 +405,13 @@ def test_later_data_must_fit_the_model(tmp_path):
     quarter = np.tile(hours(1)[0] + 15 * np.arange(9).astype("m8[m]"), 2)
     with pytest.raises(InputError, match="15 minutes after the row before, expected whole steps"):
         read_series(several(tmp_path / "q.csv", (9, 9), time=quarter), schema=table.schema)
+
+
+@pytest.mark.parametrize("rate", [10, 100, 1000])
+def test_seconds_since_1970_with_fractions(tmp_path, rate):
+    y = waves(300)
+    path = write(tmp_path / "t.csv", {"time": 1.7e9 + np.arange(300) / rate, "y": y})
+    table = read(path, time="time", target=("y",))
+    assert len(table.x) == 300
+    np.testing.assert_allclose(table.x[:, 0], y, rtol=1e-6)
+    assert table.info.step == pytest.approx(1 / rate, rel=1e-5)
