@@ -20,7 +20,12 @@ from lstm_compile.recurrence.first_order import differentiates, refuse_forward_m
 from lstm_compile.recurrence.forked import check_threads
 from lstm_compile.recurrence.inductor import can_compile
 from lstm_compile.recurrence.layout import Layout
-from lstm_compile.recurrence.lengths import extremes, reverse_within_length
+from lstm_compile.recurrence.lengths import (
+    check_lengths,
+    check_range,
+    extremes,
+    reverse_within_length,
+)
 from lstm_compile.recurrence.reference import reference
 from lstm_compile.recurrence.resets import begin, cut_rows
 from lstm_compile.recurrence.rows import Rows, pack_rows, whole_rows
@@ -64,12 +69,12 @@ def run_layers(call: Call) -> Outputs:
         (num_layers * num_directions, batch, hidden_size).
     """
     with _without_autocast(call.x.device.type):
-        if call.backend == "reference":
-            return _by_steps(call)
         if is_jit_tracing():  # sizes are tensors, and there are no lengths
             return _dense(call, call.x.shape[1], call.x.shape[1])
         if call.x.is_cpu:
             check_threads()
+        if call.backend == "reference":
+            return _by_steps(call)
         rows = _rows_of(call)
         if rows.longest == 0:
             return _without_valid_steps(call)
@@ -103,6 +108,7 @@ def _rows_of(call: Call) -> Rows:
         shortest = longest = 0
     else:
         shortest, longest = (time, time) if lengths is None else extremes(lengths)
+        check_range(shortest, longest, time)  # again: compiled code could not
     rows = Rows(lengths, shortest, longest, (batch, time), x.device, any(call.backwards))
     if call.resets is None or longest == 0:
         return rows
@@ -129,7 +135,9 @@ def _without_valid_steps(call: Call) -> Outputs:
 
 def _by_steps(call: Call) -> Outputs:
     """The plain loop over steps, any dtype and any derivative."""
-    device = call.x.device
+    device, time = call.x.device, call.x.shape[1]
+    if call.lengths is not None:
+        check_lengths(call.lengths, call.x.shape[0], time)  # again: compiled code could not
     lengths = None if call.lengths is None else call.lengths.to(device)
     resets = None if call.resets is None else call.resets.to(device)
     run = partial(reference, lengths=lengths, resets=resets)

@@ -52,6 +52,7 @@ def as_lengths(lengths: Lengths, batch: int, time: int) -> Tensor:
     if not isinstance(lengths, Tensor):
         try:
             lengths = torch.as_tensor(lengths, device="cpu")
+            lengths = lengths if lengths.numel() else lengths.long()
         except (TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"lengths must be {batch} whole numbers, got {lengths!r:.60}"
@@ -87,6 +88,15 @@ def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
     if torch._C._functorch.is_functorch_wrapped_tensor(lengths):
         return
     least, most = extremes(lengths) if batch else (0, 0)
+    check_range(least, most, time)
+
+
+def check_range(least: int, most: int, time: int) -> None:
+    """Refuse lengths from `least` to `most` that do not fit `time` steps.
+
+    Raises:
+        InputError: a length outside [0, time].
+    """
     if least < 0 or most > time:
         raise InputError(
             f"lengths must lie in [0, {time}], the time steps of x; got {least} to {most}"

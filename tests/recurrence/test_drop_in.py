@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from cases import BACKENDS
+from cases import BACKENDS, compiled_alone
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, prune
@@ -609,3 +609,31 @@ def test_share_memory_and_zero_grad():
     ours.zero_grad()
     assert all(weight.grad is None for weight in ours.parameters())
     assert_alike(theirs, ours)
+
+
+# ---- compiled code
+
+
+@pytest.mark.parametrize("backend", ["reference", "vendor"])
+@pytest.mark.parametrize("lengths", [[9, 9, 9], [7, 0, 5], [5, -1, 2]])
+def test_compiled_code_refuses_lengths_out_of_range(backend, lengths):
+    module = LSTM(INPUT, HIDDEN, batch_first=True, backend=backend)
+    compiled = compiled_alone(lambda x, rows: module(x, lengths=rows)[0], "aot_eager")
+    with pytest.raises(InputError, match=r"lengths must lie in \[0, 5\]"), torch.no_grad():
+        compiled(inputs(), torch.tensor(lengths))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_trace_of_the_reference_is_right_for_other_sizes():
+    theirs, ours = pair()
+    ours.backend = "reference"
+    traced = torch.jit.trace(ours, (inputs(),))
+    x = inputs(batch=2, time=9)
+    torch.testing.assert_close(traced(x)[0], theirs(x)[0])
+
+
+def test_no_rows_have_no_lengths():
+    x = torch.randn(0, TIME, INPUT)
+    for lengths in ([], np.array([]), torch.zeros(0, dtype=torch.int64)):
+        assert LSTM(INPUT, HIDDEN, batch_first=True)(x, lengths=lengths)[0].shape == (0, 5, HIDDEN)
