@@ -20,7 +20,7 @@ from lstm_compile.export.runtime import ModelError, load
 COUNT = 200
 DAILY = 1e9 + 5 * np.sin(2 * np.pi * np.arange(COUNT) / 24)
 FORECAST = ["--task", "forecast", "--context", 24, "--horizon", 6, "--hidden-size", 6]
-ONES = np.ones(COUNT - 1, bool)
+ONE = np.array([COUNT])
 
 
 def series(path, y, **more):
@@ -34,11 +34,12 @@ def series(path, y, **more):
         np.arange(COUNT) * 1e6,
         np.linspace(0, 1e12, COUNT),
         np.full(COUNT, 1e9),
+        100 + 1e-14 * np.arange(COUNT),
         np.full(COUNT, np.nan),
     ],
 )
 def test_where_float32_keeps_enough_nothing_is_subtracted(values):
-    assert level_to_subtract(values, ONES) == 0
+    assert level_to_subtract(values, ONE) == 0
 
 
 def test_a_level_is_subtracted_before_float32(tmp_path):
@@ -53,6 +54,36 @@ def test_what_cannot_be_kept_is_told(tmp_path):
     wide = np.concatenate([np.arange(100.0), 4e9 + np.arange(100.0)])
     table = read(series(tmp_path / "t.csv", wide))
     assert "most changes of y are lost, as float32 rounds it to 256" in table.roles.description
+
+
+def test_each_series_is_judged_by_itself(tmp_path):
+    small = 1e9 + 5 * np.sin(np.arange(COUNT))
+    columns = {"id": np.repeat(list("abcde"), COUNT), "time": np.tile(hours(COUNT), 5)}
+
+    def table_of(others):
+        y = np.concatenate([np.tile(others, 4), small])
+        return read(write(tmp_path / "t.csv", columns | {"y": y}), id="id")
+
+    (level,) = table_of(1e6 * np.sin(np.arange(COUNT))).info.subtracted
+    assert level == pytest.approx(1e9)
+    expected = r"column 'y': series 'e': found numbers from 99999.* steps of 64.*subtract 1000000"
+    with pytest.raises(InputError, match=expected):
+        table_of(5 * np.sin(np.arange(COUNT)))
+    columns["id"], columns["time"] = columns["id"][:-COUNT], columns["time"][:-COUNT]
+    small = small[:0]
+    assert not table_of(5 * np.sin(np.arange(COUNT))).info.subtracted
+
+
+def test_data_of_another_level_than_training_are_refused(tmp_path):
+    path, run = series(tmp_path / "t.csv", DAILY), tmp_path / "run"
+    flags = ["--epochs", 1, "--output", run]
+    assert invoke("train", path, *FORECAST, *flags).exit_code == 0
+    other = series(tmp_path / "other.csv", DAILY + 1e9)
+    export_onnx(run, tmp_path / "m.onnx")
+    before, output = snapshot(tmp_path), ["--output", tmp_path / "p.csv"]
+    onnx = ["predict", tmp_path / "m.onnx", other, *output]
+    for command in (["evaluate", run, other], ["predict", run, other, *output], onnx):
+        assert_refused(invoke(*command), "train a model on data of this level", before, tmp_path)
 
 
 @pytest.mark.parametrize("start", [1e9, 2_000_000_000, 7e12])

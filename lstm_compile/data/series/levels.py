@@ -6,7 +6,9 @@ import numpy as np
 
 from lstm_compile.data.schema import SeriesSchema
 from lstm_compile.data.series.grid import GridRows
-from lstm_compile.data.tables.precision import level_to_subtract, rounding_loss, spacing
+from lstm_compile.data.tables.precision import Floats64, Rounding, level_to_subtract, spacing
+from lstm_compile.data.tables.sequence_index import SequenceIndex
+from lstm_compile.errors import InputError
 
 
 class Levels(NamedTuple):
@@ -17,22 +19,61 @@ class Levels(NamedTuple):
 
 
 def subtract_levels(
-    rows: GridRows, names: tuple[str, ...], trained: SeriesSchema | None
+    rows: GridRows, names: tuple[str, ...], trained: SeriesSchema | None, index: SequenceIndex
 ) -> tuple[GridRows, Levels]:
-    """Rows of float64 columns as float32; the levels are those of training where it is known."""
+    """Rows of float64 columns as float32; the levels are those of training where it is known.
+
+    Raises:
+        InputError: float32 would round away the changes of a series.
+    """
     columns = dict(zip(names, rows.x.T, strict=True))
     if trained:
         levels = dict(zip(names, trained.subtracted or (0.0,) * len(names), strict=True))
     else:
-        levels = {name: level_to_subtract(x, rows.is_next) for name, x in columns.items()}
+        levels = {name: level_to_subtract(x, rows.lengths) for name, x in columns.items()}
     notes = [
         f"{name} is kept as {name} - {level:.15g}, else float32 rounds it to {spacing(level):g}"
         for name, level in levels.items()
         if level
     ]
     for name, x in columns.items():
-        if step := rounding_loss(x - levels[name], rows.is_next):
+        rounding = Rounding.of(x - levels[name], rows.lengths)
+        _check(rounding, name, x, levels[name], rows, index, is_new=not trained)
+        if rounding.is_lost.any():
+            step = rounding.step[rounding.is_lost].max()
             notes.append(f"most changes of {name} are lost, as float32 rounds it to {step:g}")
     subtracted = tuple(levels.values()) if any(levels.values()) else ()
     x = rows.x - subtracted if subtracted else rows.x
     return rows._replace(x=x.astype(np.float32)), Levels(subtracted, tuple(notes))
+
+
+def _check(
+    rounding: Rounding,
+    name: str,
+    x: Floats64,
+    level: float,
+    rows: GridRows,
+    index: SequenceIndex,
+    *,
+    is_new: bool,
+) -> None:
+    """Refuse the first series whose changes float32 rounds away."""
+    if not rounding.is_wrong.any():
+        return
+    series = int(rounding.is_wrong.argmax())
+    start = int(rows.lengths[:series].sum())
+    own = x[start : start + rows.lengths[series]]
+    kept = f", kept as {name} - {level:.15g}" if level else ""
+    one = f"series {index.ids[series]!r}: " if len(index.ids) > 1 else ""
+    mend = (
+        f"leave series of other levels out, or subtract {np.nanmedian(own):.15g} from this one, "
+        "in later data too, and add it to its forecasts"
+        if is_new
+        else "train a model on data of this level"
+    )
+    raise InputError(
+        f"{index.files.sources[0].path}, column {name!r}: {one}found numbers from "
+        f"{np.nanmin(own):.15g} to {np.nanmax(own):.15g}{kept}, which float32 rounds to steps of "
+        f"{rounding.step[series]:g}, expected finer steps, as they change by "
+        f"{rounding.change[series]:g} from row to row; {mend}"
+    )

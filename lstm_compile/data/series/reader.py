@@ -81,7 +81,7 @@ def read_series(
     kind = partial(Labels, mend=MEND_STATIC)
     index = index_sequences(files, roles.reading, kind, stamps=stamps)
     clock, exact = _sorted_rows(index, roles, stamps, progress)
-    rows, levels = subtract_levels(exact, roles.values, trained)
+    rows, levels = subtract_levels(exact, roles.values, trained, index)
     codes, categories = read_categories(index, roles.reading, schema, has_gaps=True)
     rows = rows._replace(x=np.concatenate((rows.x, codes), 1))
     reading = _Reading(fspath(path), index, roles, clock, stamps, levels.subtracted, categories)
