@@ -14,8 +14,8 @@ Copy it into another program and write `from runtime import load`, or leave it w
     answers = streams.push(["a", "b"], [x_a, x_b])  # each stream continues where it stopped
 
 The file's own metadata and graph decide what is done. A task that this file knows by name must fit
-them; another name decides nothing. Every name without a leading underscore is stable under
-interface version 1. Several threads may call any method at the same time.
+them; another name decides nothing. Every name in `__all__` is stable under interface
+version 1. Several threads may call any method at the same time.
 
 This module checks what ONNX Runtime does not: a batch of 0 rows or steps ends the process there,
 lengths out of range read other rows, and a NaN in one step silently becomes a NaN answer.
@@ -36,6 +36,8 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+
+__all__ = ["ModelError", "OnnxModel", "Streams", "calendar", "load", "open_any", "open_streams"]
 
 Floats = npt.NDArray[np.float32]
 Lengths = npt.NDArray[np.int64]
@@ -288,7 +290,8 @@ class OnnxModel(ExportedFile):
         if not arrays:
             shape = (0, int(config["horizon"]), self.outputs)
             quantiles = (len(config["quantiles"]),) if config["quantiles"] else ()
-            return np.zeros((*shape, *quantiles), np.float32)
+            none: Floats = restored(np.zeros((*shape, *quantiles), np.float32), self.subtracted)
+            return none
         x, lengths = pad([array[-int(config["context"]) :] for array in arrays])
         more = self._further_inputs(arrays, {KNOWN_FUTURE: known_future, STATIC: static})
         inputs: Inputs = {INPUT: x, LENGTHS: lengths, **more}
