@@ -272,7 +272,7 @@ def test_lengths_of_any_whole_type(lengths):
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([5.0, 2.0, 0.0], "lengths must be int64, got torch.float32"),
+        ([5.0, 2.0, 0.0], r"lengths must be 3 whole numbers, got \[5.0, 2.0, 0.0\] \(list\)"),
         (torch.tensor([True, False, True]), "lengths must be int64, got torch.bool"),
         ("522", "lengths must be 3 whole numbers, got '522'"),
         ([5, None, 1], "lengths must be 3 whole numbers, got"),
