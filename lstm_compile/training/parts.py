@@ -146,10 +146,8 @@ def forecast_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         rows = read_series(locate(test, "test"), table.roles.options, schema=table.schema)
         tested = windows.require(windows.windows_of(rows, config), "test")
     held_out = _held_out(request.data, tested, validation)
-    train, rows_of_train = (
-        windows.require(train, "training"),
-        torch.arange(len(train), device="cpu"),
-    )
+    train = windows.require(train, "training")
+    rows_of_train = torch.arange(len(train), device="cpu")
     return config, Parts(train, validation, *held_out, known, rows_of_train, known)
 
 
