@@ -111,7 +111,7 @@ def _refuse_tracing(name: str) -> None:
         raise InputError(
             f"torch.jit.trace and torch.onnx.export(dynamo=False) would keep the example's {name} "
             "for ever; use torch.export, or torch.onnx.export(dynamo=True) with "
-            "custom_translation_table=translation_table()"
+            "custom_translation_table=translation_table(), on padded rows, not a PackedSequence"
         )
 
 
