@@ -181,9 +181,7 @@ def anomalies(module):
 
 def in_threads(module):
     found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(module(inputs())[0])) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(module(inputs())[0])) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
