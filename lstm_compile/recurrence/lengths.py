@@ -113,7 +113,8 @@ def check_numbers(name: str, given: Tensor, x: Tensor) -> None:
         InputError: `given` is on "meta" or fake, `x` is not.
     """
     if not torch.compiler.is_compiling() and is_abstract(given) and not is_abstract(x):
-        raise InputError(f"{name} must hold numbers as x on {x.device} does, got {given.device}")
+        found = f"{type(given).__name__} on {given.device}"
+        raise InputError(f"{name} must hold numbers as x on {x.device} does, got {found}")
 
 
 def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:

@@ -328,7 +328,10 @@ def test_lengths_of_any_whole_type(lengths):
         (torch.tensor([5.0, 2.0, 0.0]), r"got torch.float32; use lengths.long\(\) if they count"),
         (torch.tensor([True, False, True]), "lengths must be int64, got torch.bool$"),
         (torch.tensor(LENGTHS).to_sparse(), r"must be dense, got torch.sparse_coo; use .*to_dense"),
-        (torch.tensor(LENGTHS, device="meta"), "must hold numbers as x on cpu does, got meta"),
+        (
+            torch.tensor(LENGTHS, device="meta"),
+            "must hold numbers as x on cpu does, got Tensor on meta",
+        ),
         ("522", "lengths must be 3 whole numbers, got '522'"),
         ([5, None, 1], "lengths must be 3 whole numbers, got"),
         ([5, 2], r"lengths must have shape \(3,\), got \(2,\)"),

@@ -301,6 +301,32 @@ def chunks_with_state(module):
     return torch.cat([first, second], 1), tuple(state)
 
 
+def dropout_set_later(module):
+    torch.manual_seed(4)
+    deep = type(module)(INPUT, HIDDEN, 2, batch_first=True)
+    deep.dropout = 1.0
+    training = pickle.loads(pickle.dumps(deep))(inputs())
+    return training, deep.eval()(inputs())
+
+
+def rows_alone_or_packed(module):
+    rows = [inputs(count, INPUT) for count in (6, 6, 3, 1)]
+    together = module(pack_sequence(rows))[1]
+    alone = [module(row) for row in rows]
+    for row, (_, state) in enumerate(alone):
+        for part, expected in zip(together, state, strict=True):
+            torch.testing.assert_close(part[:, row], expected, rtol=1e-6, atol=1e-6)
+    return alone, tuple(together)
+
+
+def tied_by_hand(module):
+    other = copy.deepcopy(module)
+    other.weight_ih_l0.data.set_(module.weight_ih_l0.data)
+    with torch.no_grad():
+        module.weight_ih_l0.mul_(2)
+    return module(inputs()), other(inputs())
+
+
 SAME = {
     "call": lambda m: m(inputs()),
     "call without a batch": lambda m: m(inputs(5, INPUT)),
@@ -351,6 +377,9 @@ SAME = {
     "parametrize.cached": cached_parametrization,
     "spectral_norm": spectral_norm,
     "no_grad, inference_mode": without_gradients,
+    "dropout set later": dropout_set_later,
+    "rows alone or packed": rows_alone_or_packed,
+    "weights that share memory": tied_by_hand,
     "extra_repr": lambda m: (m.extra_repr(), repr(nn.Sequential(m))),
     "names": lambda m: [[n for n, _ in m.named_parameters()], [n for n, _ in m.named_modules()]],
     "share_memory": lambda m: m.share_memory()(inputs()),
@@ -553,6 +582,22 @@ def test_the_documented_difference(row):
         else:
             with pytest.raises(refusal):
                 use(kind)
+
+
+def test_arguments_of_ones_own_in_torch_fx():
+    class Ragged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = LSTM(INPUT, HIDDEN, batch_first=True)
+
+        def forward(self, x, lengths):
+            output, state = self.inner(x, lengths=lengths)
+            return output, state.c
+
+    module, given = Ragged(), (inputs(), torch.tensor([5, 2, 0]))
+    graph = torch.fx.symbolic_trace(module)
+    assert list(graph(*given)[1].shape) == [1, 3, HIDDEN]
+    torch.testing.assert_close(graph(*given), module(*given), rtol=0, atol=0)
 
 
 def test_there_is_a_row_for_every_public_name_that_is_missing():
