@@ -15,6 +15,7 @@ import pytest
 import torch
 from cases import compiled_alone
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
@@ -557,7 +558,33 @@ def sized_by_numpy(kind):
     kind(np.int64(INPUT), np.int32(HIDDEN))
 
 
+def gradient_penalty(kind):
+    module, x = kind(INPUT, HIDDEN), inputs().requires_grad_()
+    (first,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    first.square().sum().backward()
+
+
+def fake_and_packed(kind):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        kind(INPUT, HIDDEN)(pack_sequence([torch.zeros(5, INPUT), torch.zeros(3, INPUT)]))
+
+
+def packed_in_export(kind):
+    class Packs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = kind(INPUT, HIDDEN)
+
+        def forward(self, x, lengths):
+            return self.lstm(pack_padded_sequence(x, lengths))[0].data
+
+    torch.export.export(Packs(), (inputs(5, 3, INPUT), torch.tensor([5, 3, 1])))
+
+
 DIFFERENT = {
+    "second derivatives": (gradient_penalty, None, RuntimeError),
+    "a PackedSequence under FakeTensorMode": (fake_and_packed, Exception, Exception),
+    "a PackedSequence in `torch.compile`": (packed_in_export, Exception, Exception),
     "`torch.func.stack_module_state`": (one_of_many, RuntimeError, None),
     "`torch.export`, `torch.compile(fullgraph=True)`": (compiled_whole, Exception, None),
     "no step (T = 0)": (without_steps, RuntimeError, None),
