@@ -427,7 +427,7 @@ REFUSED_CONSTRUCTORS = [
 @pytest.mark.parametrize("wrong", REFUSED_CONSTRUCTORS, ids=str)
 def test_constructors_that_both_refuse(wrong):
     options = {"input_size": INPUT, "hidden_size": HIDDEN} | wrong
-    for kind in (nn.LSTM, LSTM):
+    for kind in (nn.LSTM, LSTM) if torch.__version__ >= "2.13" else (LSTM,):  # older check less
         with pytest.raises((ValueError, TypeError, RuntimeError)):
             kind(**options)
 
