@@ -82,7 +82,7 @@ def _on_the_cpu(lengths: Any, batch: int) -> Tensor:
         array = np.asarray(lengths)
         if array.dtype == object:  # an error, if it has no rows
             array = np.array([_whole(each) for each in array])
-        if array.size and array.dtype.kind not in "iu":
+        if array.size and array.dtype.char not in np.typecodes["AllInteger"]:
             raise TypeError(array.dtype)
         # a copy, as torch takes no negative strides and no foreign byte order
         return torch.from_numpy(array.astype(np.int64))
