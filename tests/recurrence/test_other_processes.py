@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,3 +137,11 @@ def test_a_package_of_aotinductor_is_loaded_elsewhere(tmp_path):
     run(LOADS, tmp_path, package, tmp_path / "inputs.pt", tmp_path / "outputs.pt")
     found = torch.load(tmp_path / "outputs.pt")
     torch.testing.assert_close(found, (output, *state), rtol=1e-6, atol=1e-6)
+
+
+def test_the_cases_of_the_recurrence_under_another_default_device():
+    file = Path(__file__).with_name("test_recurrence.py")
+    options = ["-q", "-n0", "-x", "-p", "other_device", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:]
