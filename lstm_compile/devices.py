@@ -88,7 +88,7 @@ def keep_freed_memory() -> None:
 
     Source: https://man7.org/linux/man-pages/man3/mallopt.3.html, M_MMAP_THRESHOLD
     """
-    torch.empty(LARGEST_LEARNED, dtype=torch.uint8)
+    torch.empty(LARGEST_LEARNED, dtype=torch.uint8, device="cpu")
 
 
 def package_versions(*packages: str) -> dict[str, str]:

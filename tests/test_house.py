@@ -320,3 +320,21 @@ def test_folders_of_tests_are_those_of_the_package():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_readme_shows_every_command(name):
     assert re.search(rf"(lstm-compile |`){name}\b", (ROOT / "README.md").read_text("utf-8"))
+
+
+MAKERS = {"arange", "as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randint"}
+MAKERS |= {"randn", "randperm", "tensor", "zeros"}
+
+
+def test_every_tensor_names_its_device():
+    """Else it would be made on the caller's default device, which need not be that of the data."""
+    forgotten = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for floor in FLOORS
+        for path in (ROOT / floor).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in {f"torch.{name}" for name in MAKERS}
+        and "device" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert forgotten == []

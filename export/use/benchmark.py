@@ -52,7 +52,10 @@ class _Stack(nn.Module):
 
 def _portable(module: nn.LSTM) -> bytes:
     # sizes of 2 or more: torch.export takes a size of 1 for a constant
-    example = torch.zeros(3, 5, module.input_size), torch.tensor([5, 2, 0])
+    example = (
+        torch.zeros(3, 5, module.input_size, device="cpu"),
+        torch.tensor([5, 2, 0], device="cpu"),
+    )
     batch, time = (torch.export.Dim(name, min=1) for name in (BATCH, TIME))
     shapes = ({0: batch, 1: time}, {0: batch})
     graph = translated(_Stack(module), example, shapes, translation_table())

@@ -210,8 +210,9 @@ def _answers(backend: Any, dtype: Any) -> list[Any]:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        params = dict(torch.nn.LSTM(5, 8).to(dtype).named_parameters())
-        x, lengths = torch.randn(3, 7, 5).to(dtype), torch.tensor([7, 0, 4])
+        params = dict(torch.nn.LSTM(5, 8, device="cpu").to(dtype).named_parameters())
+        x = torch.randn(3, 7, 5, device="cpu").to(dtype)
+        lengths = torch.tensor([7, 0, 4], device="cpu")
     output, state = lstm(params, x, lengths, backend=backend, chunk=CHUNK)
     if output.requires_grad:
         (output.sum() + state.c.square().sum()).backward()

@@ -74,7 +74,7 @@ class TorchModel(OpenModel):
         data = Sequences(
             torch.from_numpy(np.concatenate(rows)),
             torch.from_numpy(offsets),
-            torch.zeros(len(rows), dtype=torch.int64),
+            torch.zeros(len(rows), dtype=torch.int64, device="cpu"),
             self.schema.features,
             self.schema.classes,
             self.schema.targets,
@@ -149,7 +149,7 @@ class ExportedModel(OpenModel):
             return score_exported(self.file, data)
         if task.is_series:
             found = []
-            for part in torch.arange(len(data)).split(BATCH):
+            for part in torch.arange(len(data), device="cpu").split(BATCH):
                 batch = data.gather(part)
                 inputs = {"x": batch.x, "lengths": batch.lengths, **batch.given._asdict()}
                 arrays = {name: v.numpy() for name, v in inputs.items() if v is not None}

@@ -264,10 +264,10 @@ def _translate(form: Form) -> Any:
     for name, (kind, shape) in form.inputs.items():
         known = [sizes[size] if isinstance(size, str) else size for size in shape]
         value = 1 if kind == "float32" else 0  # codes count from 0
-        inputs[name] = torch.full(known, value, dtype=getattr(torch, kind))
+        inputs[name] = torch.full(known, value, dtype=getattr(torch, kind), device="cpu")
         dynamic[name] = {axis: dims[size] for axis, size in enumerate(shape) if size in dims}
     if names.LENGTHS in inputs:
-        inputs[names.LENGTHS] = torch.tensor([5, 2, 0])
+        inputs[names.LENGTHS] = torch.tensor([5, 2, 0], device="cpu")
     named = len(inputs) - len(form.program.config.given)  # the others are one tuple, `given`
     first, more = tuple(dynamic.values())[:named], tuple(dynamic.values())[named:]
     shapes = (*first, more) if more else first

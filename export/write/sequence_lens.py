@@ -21,7 +21,7 @@ def ort_table(finite: bool = False) -> Table:
 
     `finite` puts zeros into the padding: an int8 node takes its scale from all that it reads.
     """
-    return {**translation.model_table(), RECURRENCE: _with_finite_padding if finite else recurrence}
+    return {**translation.model_table(), RECURRENCE: finite_recurrence if finite else recurrence}
 
 
 def recurrence(*inputs: Value) -> Outputs:
@@ -42,7 +42,10 @@ def recurrence(*inputs: Value) -> Outputs:
     return y, _final(h, call.lengths, call.h0), _final(c, call.lengths, call.c0)
 
 
-def _with_finite_padding(x: Value, lengths: Value, *others: Any) -> Outputs:
+def finite_recurrence(x: Value, lengths: Value, *others: Any) -> Outputs:
+    """`recurrence` with zeros in the padding."""
+    if lengths is None:
+        return recurrence(x, lengths, *others)
     valid = op.Less(translation.steps(x), op.Unsqueeze(lengths, ints(1)))
     padded = op.Where(op.Unsqueeze(valid, ints(2)), x, translation.zero())
     return recurrence(padded, lengths, *others)

@@ -8,6 +8,7 @@ Source: https://onnx.ai/onnx/operators/onnx__LSTM.html; the form was tested on t
 README lists.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from onnxscript import opset17 as op
 import lstm_compile.model.window_scaling
 import lstm_compile.recurrence.operator  # noqa: F401 (both define operators)
 from lstm_compile.errors import InputError
+from lstm_compile.export.names import RIGHT_IN, Profile
 from lstm_compile.recurrence.vendor import SATURATED
 
 # A tensor of the graph under construction: onnxscript and torch.onnx have no common public type.
@@ -31,6 +33,11 @@ RECURRENCE = torch.ops.lstm_compile.recurrence.default
 GATES = [0, 3, 1, 2]
 FLAG = 2.0  # marks padding; as large as usual inputs, and a power of 2, so that products are exact
 LOWEST = float(np.finfo(np.float32).min)
+NOT_FOR_INT8 = (
+    "an LSTM that takes lengths and an initial state and returns its cell state has a weight of "
+    f"{SATURATED:.0f} in this file: weights of 8 bits would be useless; to quantise it for ONNX "
+    "Runtime, export it with custom_translation_table=translation_table('ort')"
+)
 
 Table = dict[Callable[..., Any], Callable[..., Any]]
 
@@ -68,13 +75,22 @@ class RowHelpers(NamedTuple):
     reversal: Value  # (batch, time, 1) int64, the step to read in order to reverse a row
 
 
-def translation_table() -> Table:
+def translation_table(profile: Profile = "portable") -> Table:
     """What torch.onnx needs in order to export modules that call `lstm_compile.lstm`.
 
     Pass it as `torch.onnx.export(..., dynamo=True, custom_translation_table=translation_table())`.
-    Outputs and final states are those of `lstm_compile.lstm`, for any lengths.
+    Outputs and final states are those of `lstm_compile.lstm`, for any lengths. Profile `ort` is for
+    ONNX Runtime alone: it is faster there, and its weights can always be quantised.
+
+    Raises:
+        InputError: no such profile.
     """
-    return {RECURRENCE: recurrence, torch.ops.lstm_compile.last_steps.default: last_steps}
+    if profile not in RIGHT_IN:
+        raise InputError(f"profile must be one of {', '.join(RIGHT_IN)}; got {profile!r}")
+    translate = recurrence
+    if profile == "ort":
+        from lstm_compile.export.write.sequence_lens import finite_recurrence as translate
+    return {RECURRENCE: translate, torch.ops.lstm_compile.last_steps.default: last_steps}
 
 
 def model_table() -> Table:
@@ -102,6 +118,7 @@ def recurrence(*inputs: Value) -> Outputs:
     initial_h, initial_c = (initial_state(state, call.lengths) for state in (call.h0, call.c0))
     x = op.GatherND(x, rows.reversal, batch_dims=1) if call.reverse else x
     if reads_c:
+        warnings.warn(NOT_FOR_INT8, stacklevel=2)
         y, c = _frozen(x, rows, weights, (initial_h, initial_c))
     else:
         y, _, c = lstm_node(x, weights, initial_h, initial_c)

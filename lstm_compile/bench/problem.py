@@ -54,9 +54,9 @@ def build(case: Case, device: torch.device, mode: Mode, seed: int) -> Problem:
     Raises:
         InputError: the case's file of lengths does not fit.
     """
-    host = torch.tensor(lengths_of(case, seed))
+    host = torch.tensor(lengths_of(case, seed), device="cpu")
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(case.batch, case.time, case.input, generator=generator)
+    x = torch.randn(case.batch, case.time, case.input, generator=generator, device="cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = nn.LSTM(

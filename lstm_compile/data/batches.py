@@ -29,12 +29,14 @@ def bucketed_batches(lengths: Tensor, batch_size: int, generator: Generator) -> 
     """
     _check_batch_size(batch_size)
     lengths = lengths.cpu()
-    shuffled = torch.randperm(len(lengths), generator=generator)
+    shuffled = torch.randperm(len(lengths), generator=generator, device="cpu")
     pool_batches = min(max(len(lengths) // (batch_size * MIN_POOLS), 1), MAX_POOL_BATCHES)
     pools = _cut(shuffled, batch_size * pool_batches)
     ranked = [pool[lengths[pool].argsort(stable=True)] for pool in pools]
     batches = [batch for pool in ranked for batch in _cut(pool, batch_size)]
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    return [
+        batches[i] for i in torch.randperm(len(batches), generator=generator, device="cpu").tolist()
+    ]
 
 
 def ordered_batches(lengths: Tensor, batch_size: int) -> list[Tensor]:
@@ -73,8 +75,10 @@ def stratified_split(y: Tensor, fraction: float, generator: Generator) -> tuple[
         raise InputError(f"the validation fraction must be between 0 and 1, got {fraction!r}")
     if len(y) < 2:
         raise InputError(f"a validation split needs at least 2 sequences, found {len(y)}")
-    codes = torch.zeros(len(y), dtype=torch.int64) if y.is_floating_point() else y.cpu()
-    is_validation = torch.zeros(len(y), dtype=torch.bool)
+    codes = (
+        torch.zeros(len(y), dtype=torch.int64, device="cpu") if y.is_floating_point() else y.cpu()
+    )
+    is_validation = torch.zeros(len(y), dtype=torch.bool, device="cpu")
     for code in sorted(set(codes.tolist())):
         is_validation[_choose(torch.nonzero(codes == code)[:, 0], fraction, generator)] = True
     if not is_validation.any():
@@ -84,7 +88,7 @@ def stratified_split(y: Tensor, fraction: float, generator: Generator) -> tuple[
 
 def _choose(members: Tensor, fraction: float, generator: Generator) -> Tensor:
     count = min(max(round(len(members) * fraction), 1), len(members) - 1)
-    return members[torch.randperm(len(members), generator=generator)[:count]]
+    return members[torch.randperm(len(members), generator=generator, device="cpu")[:count]]
 
 
 def _cut(order: Tensor, size: int) -> list[Tensor]:

@@ -54,7 +54,7 @@ class Corpus:
         """The tokens from `start` to `stop`; a document that crosses a bound is cut there."""
         starts = (self.starts.clamp(start, stop) - start).unique()
         if len(starts) == 1:
-            starts = torch.tensor([0, 0])
+            starts = torch.tensor([0, 0], device="cpu")
         return replace(self, tokens=self.tokens[start:stop], starts=starts)
 
 
@@ -103,7 +103,7 @@ def read_corpus(
         vocabulary = vocabulary or Vocabulary("char", tuple(sorted(count_characters(files))))
         counts = [0] * len(files)
         joined = _spooled(_codes(files, vocabulary, counts), vocabulary.code_type)
-    starts = torch.tensor([0, *np.cumsum(counts).tolist()])
+    starts = torch.tensor([0, *np.cumsum(counts).tolist()], device="cpu")
     return Corpus(torch.from_numpy(joined), starts, vocabulary)
 
 

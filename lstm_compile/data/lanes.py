@@ -39,7 +39,9 @@ def chunks(corpus: Corpus, lanes: int, time: int, done: int = 0) -> Iterator[Chu
     for start in range(done * time, int(np.diff(edges).max()), time):
         pair = edges[:-1] + start
         batch = _cut(corpus, pair, (edges[1:] - pair).clip(0, time))
-        begins = torch.zeros(lanes, 1).bool() if batch.resets is None else batch.resets
+        begins = (
+            torch.zeros(lanes, 1, device="cpu").bool() if batch.resets is None else batch.resets
+        )
         yield Chunk(batch, begins[:, 0] | (start == 0))
 
 

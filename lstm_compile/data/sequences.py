@@ -71,7 +71,7 @@ class Sequences:
     @property
     def strata(self) -> Tensor:
         """The classes or targets for a stratified split; all equal where steps have labels."""
-        return torch.zeros(len(self)) if self.per_step else self.y
+        return torch.zeros(len(self), device="cpu") if self.per_step else self.y
 
     @property
     def schema(self) -> Schema:

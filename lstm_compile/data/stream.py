@@ -38,7 +38,7 @@ class Stream:
     kept: Tensor  # int64 (rows,), the sequences of this stream, rising
     pool_bytes: int  # the most bytes for the features of a pool
     # of the features of the rows; none before `open_stream`
-    moments: Moments = field(default_factory=lambda: moments_of(torch.empty(0, 0)))
+    moments: Moments = field(default_factory=lambda: moments_of(torch.empty(0, 0, device="cpu")))
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -95,18 +95,22 @@ class Stream:
         lengths, bounds = self.lengths, torch.from_numpy(self.index.bounds)
         starts = torch.searchsorted(self.kept, bounds)  # of the rows of each unit
         used = (starts.diff() > 0).nonzero()[:, 0]
-        used = used[torch.randperm(len(used), generator=generator)]
+        used = used[torch.randperm(len(used), generator=generator, device="cpu")]
         pools, order = self._pools(used.tolist()), list[Tensor]()
         for pool in pools:
-            rows = torch.cat([torch.arange(int(starts[u]), int(starts[u + 1])) for u in pool])
-            order.append(rows[torch.randperm(len(rows), generator=generator)])
+            rows = torch.cat(
+                [torch.arange(int(starts[u]), int(starts[u + 1]), device="cpu") for u in pool]
+            )
+            order.append(rows[torch.randperm(len(rows), generator=generator, device="cpu")])
         rows = torch.cat(order)[: most or None]
         typical = len(rows) // len(pools)  # a window in one pool or two
         window = batch_size * min(max(typical // batch_size, 1), MAX_POOL_BATCHES)
         batches = list[Tensor]()
         for part in rows.split(window):
             ranked = part[lengths[part].argsort(stable=True)].split(batch_size)
-            batches += [ranked[i] for i in torch.randperm(len(ranked), generator=generator)]
+            batches += [
+                ranked[i] for i in torch.randperm(len(ranked), generator=generator, device="cpu")
+            ]
         return EpochPlan(pools, batches)
 
     def _pools(self, units: list[int]) -> list[list[int]]:
@@ -123,7 +127,7 @@ class Stream:
 
     def room(self) -> Tensor:
         """Memory for the features of any pool, float32 (values,)."""
-        return torch.empty(self.pool_bytes // FLOAT)
+        return torch.empty(self.pool_bytes // FLOAT, device="cpu")
 
     def load(self, units: list[int], room: Tensor) -> "Pool":
         """Read all sequences of some units.
@@ -134,7 +138,9 @@ class Stream:
             InputError: a file changed.
         """
         units, bounds, width = sorted(units), self.index.bounds, len(self.schema.features)
-        numbers = torch.cat([torch.arange(bounds[unit], bounds[unit + 1]) for unit in units])
+        numbers = torch.cat(
+            [torch.arange(bounds[unit], bounds[unit + 1], device="cpu") for unit in units]
+        )
         steps = self.index.steps[units].tolist()
         x = room[: sum(steps) * width].view(-1, width)
         for unit, part in zip(units, x.split(steps), strict=True):
@@ -173,8 +179,8 @@ def open_stream(
     index, width = stream.index, len(stream.schema.features)
     lengths = torch.from_numpy(index.lengths)
     is_kept, *masks = (_mask(numbers, len(index)) for numbers in (stream.kept, *wanted))
-    parts = [torch.empty(int(lengths[numbers].sum()), width) for numbers in wanted]
-    places, moments, filled = [0] * len(parts), moments_of(torch.empty(0, width)), 0
+    parts = [torch.empty(int(lengths[numbers].sum()), width, device="cpu") for numbers in wanted]
+    places, moments, filled = [0] * len(parts), moments_of(torch.empty(0, width, device="cpu")), 0
     for unit in range(len(index.steps)):
         values, count = index.read(unit)
         x, filled = torch.from_numpy(values), filled + count
@@ -193,4 +199,4 @@ def open_stream(
 
 
 def _mask(numbers: Tensor, count: int) -> Tensor:
-    return torch.zeros(count, dtype=torch.bool).index_fill(0, numbers, value=True)
+    return torch.zeros(count, dtype=torch.bool, device="cpu").index_fill(0, numbers, value=True)

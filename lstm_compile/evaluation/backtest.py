@@ -58,7 +58,9 @@ class ForecastScores:
         Point figures are those of the median; quantiles without it have none.
         """
         y, forecast = y.double(), forecast.double()
-        self.owner = torch.zeros(len(y), dtype=torch.int64) if owner is None else owner
+        self.owner = (
+            torch.zeros(len(y), dtype=torch.int64, device="cpu") if owner is None else owner
+        )
         if forecast.dim() == 3:
             self._add_points(forecast, y, naive_error)
             return
@@ -95,7 +97,7 @@ class ForecastScores:
         is_there = values.isfinite()
         known = torch.where(is_there, values, 0.0)
         of_windows = torch.stack([part.flatten(1).sum(1).double() for part in (known, is_there)])
-        empty = torch.zeros(2, self.series_count, dtype=torch.float64)
+        empty = torch.zeros(2, self.series_count, dtype=torch.float64, device="cpu")
         self.series.setdefault(name, empty).index_add_(1, self.owner, of_windows)
         total, count = known.sum(0), is_there.sum(0)
         self.sums[name] = self.sums.get(name, 0) + total
@@ -158,7 +160,7 @@ def backtest(
     errors, spreads = naive_errors(windows, season), dict[str, Tensor]()
     if headline == SCALED_PINBALL:
         spreads = error_quantiles(baselines, windows, season, errors, config.quantiles)
-    for rows in torch.arange(len(windows)).split(BLOCK):
+    for rows in torch.arange(len(windows), device="cpu").split(BLOCK):
         block = windows.select(rows)
         y, naive = block.y, errors[block.series]
         for name, forecast in ((MODEL, predict(block)), *forecasts_of(baselines, block, season)):
@@ -216,7 +218,7 @@ def naive_errors(windows: Windows, season: int) -> Tensor:
     """
     table, targets = windows.table, len(windows.targets)
     known = torch.from_numpy(table.split.part_of(table.ticks) < 2)
-    found = torch.ones(len(table.lengths), targets, dtype=torch.float64)
+    found = torch.ones(len(table.lengths), targets, dtype=torch.float64, device="cpu")
     for series, (start, length) in enumerate(zip(table.starts, table.lengths, strict=True)):
         rows = slice(int(start), int(start + length))
         x = windows.x[rows, :targets].double()

@@ -36,7 +36,7 @@ CLASSIFIER_PENALTY = 10.0
 
 def no_features(sequences: Sequences) -> Tensor:
     """No columns, for baselines that read no input: float64 (labels, 0)."""
-    return torch.zeros(len(sequences.y), 0, dtype=torch.float64)
+    return torch.zeros(len(sequences.y), 0, dtype=torch.float64, device="cpu")
 
 
 def summary_features(sequences: Sequences) -> Tensor:
@@ -46,7 +46,7 @@ def summary_features(sequences: Sequences) -> Tensor:
     of steps. A sequence without steps gives zeros.
     """
     x = sequences.x.double()
-    index = torch.arange(len(sequences)).repeat_interleave(sequences.lengths)
+    index = torch.arange(len(sequences), device="cpu").repeat_interleave(sequences.lengths)
 
     def reduce(values: Tensor, how: str) -> Tensor:
         zeros = values.new_zeros(len(sequences), values.shape[1])
@@ -66,7 +66,7 @@ def resampled_features(sequences: Sequences, frames: int = FRAMES) -> Tensor:
     """
     lengths = sequences.lengths
     last = (lengths - 1).clamp(min=0)[:, None]
-    position = torch.linspace(0.0, 1.0, frames, dtype=torch.float64) * last
+    position = torch.linspace(0.0, 1.0, frames, dtype=torch.float64, device="cpu") * last
     before = position.floor().long().minimum(last)
     after = (before + 1).minimum(last)
     x = torch.cat([sequences.x, sequences.x.new_zeros(1, sequences.x.shape[1])]).double()
@@ -80,7 +80,7 @@ def neighbour_features(sequences: Sequences, reach: int = REACH) -> Tensor:
 
     float64 (total_steps, (2 * reach + 1) * features), the earliest step first.
     """
-    lengths, step = sequences.lengths, torch.arange(len(sequences.x))
+    lengths, step = sequences.lengths, torch.arange(len(sequences.x), device="cpu")
     first = sequences.offsets[:-1].repeat_interleave(lengths)
     last = first + lengths.repeat_interleave(lengths) - 1
     shifts = range(-reach, reach + 1)
@@ -91,7 +91,7 @@ def neighbour_features(sequences: Sequences, reach: int = REACH) -> Tensor:
 def token_shares(sequences: Sequences) -> Tensor:
     """The share of each token in a text, float64 (sequences, vocabulary); zeros without a token."""
     size = len(sequences.vocabulary or ())
-    owner = torch.arange(len(sequences)).repeat_interleave(sequences.lengths)
+    owner = torch.arange(len(sequences), device="cpu").repeat_interleave(sequences.lengths)
     counts = torch.bincount(owner * size + sequences.x, minlength=len(sequences) * size)
     shares = counts.view(len(sequences), size).double()
     return shares / sequences.lengths.clamp(min=1)[:, None]
@@ -105,7 +105,7 @@ def tokens_themselves(sequences: Sequences) -> Tensor:
 def _fit_mean(_: Tensor, y: Tensor, known: Sequences) -> Baseline:
     """The mean of the targets, or the share of each class."""
     y = y.double() if known.targets else one_hot(y, len(known.classes)).double()
-    return Baseline(torch.zeros(0, y.shape[1]).double(), y.mean(0))
+    return Baseline(torch.zeros(0, y.shape[1], device="cpu").double(), y.mean(0))
 
 
 def _fit_classifier(features: Tensor, y: Tensor, known: Sequences) -> Baseline:
@@ -117,7 +117,7 @@ def _fit_frequencies(tokens: Tensor, y: Tensor, known: Sequences) -> Baseline:
     size, classes = len(known.vocabulary or ()), len(known.classes)
     counts = torch.bincount(tokens * classes + y, minlength=size * classes)
     table = counts.view(size, classes).double() + 1
-    return Baseline((table / table.sum(1, True)).log(), torch.zeros(classes).double())
+    return Baseline((table / table.sum(1, True)).log(), torch.zeros(classes, device="cpu").double())
 
 
 class Recipe(NamedTuple):
@@ -162,7 +162,7 @@ def known_baselines() -> tuple[str, ...]:
 def features_of(name: str, sequences: Sequences) -> Tensor:
     """The input of the baseline `name`, made in blocks: making it takes a lot of memory."""
     make, block = recipes()[name].features, (sequences.offsets[:-1] // BLOCK).bincount()
-    rows = torch.arange(len(sequences)).split(block[block > 0].tolist() or 1)
+    rows = torch.arange(len(sequences), device="cpu").split(block[block > 0].tolist() or 1)
     return torch.cat([make(_one_hot_codes(sequences.select(part))) for part in rows])
 
 
@@ -203,7 +203,9 @@ def fit_baselines(
 def _fit(name: str, recipe: Recipe, known: Sequences) -> Baseline:
     rows: Tensor | slice = slice(None)
     if recipe.is_costly and len(known.y) > MOST_ROWS:  # spread over the data
-        rows = torch.linspace(0, len(known.y) - 1, MOST_ROWS, dtype=torch.float64).long()
+        rows = torch.linspace(
+            0, len(known.y) - 1, MOST_ROWS, dtype=torch.float64, device="cpu"
+        ).long()
         if not known.per_step:
             known, rows = known.select(rows), slice(None)  # no features of the others
     return recipe.fit(features_of(name, known)[rows], known.y[rows], known)

@@ -38,7 +38,7 @@ def evaluate_model(
         return evaluate_text(answer(data), config.task, data, baselines)
     if isinstance(data, Windows):
         deviation = training.get("target_deviation") or target_deviation(data).tolist()
-        units = torch.tensor(deviation, dtype=torch.float64)
+        units = torch.tensor(deviation, dtype=torch.float64, device="cpu")
         headline = headline_of(str(training.get("loss", "mse")), config.quantiles)
         return backtest(answer, config, data, baselines, units, headline)
     return evaluate(answer(data), config, data, baselines)
@@ -66,7 +66,11 @@ def evaluate(
     interval = None
     if others:
         best = predictions[best_of(config.task, others)]
-        owner = torch.arange(len(data)).repeat_interleave(data.lengths) if data.per_step else None
+        owner = (
+            torch.arange(len(data), device="cpu").repeat_interleave(data.lengths)
+            if data.per_step
+            else None
+        )
         interval = difference_interval(config.task, prediction, best, data.y, owner)
     sentence = verdict(config.task, own, others, interval)
     return Evaluation(config.task, len(data), own, others, sentence, interval)

@@ -26,7 +26,7 @@ def naive(windows: Windows, season: int = 1) -> Tensor:  # noqa: ARG001 (as all 
 
 def seasonal_naive(windows: Windows, season: int) -> Tensor:
     """The value one season before; the last value if the series is shorter than a season."""
-    ahead = torch.arange(windows.shape.horizon)
+    ahead = torch.arange(windows.shape.horizon, device="cpu")
     rows = windows.origins[:, None] + ahead % season - season
     rows = torch.where(rows >= _starts(windows)[:, None], rows, windows.origins[:, None] - 1)
     return windows.x[rows][..., : len(windows.targets)]
@@ -37,7 +37,7 @@ def seasonal_ratio(windows: Windows, season: int) -> Tensor:
     level = windows.subtracted
     last, before = _sums_of_seasons(windows, season).clamp(min=0)
     growth = torch.where(before > 0, last / before.where(before > 0, 1.0), 1.0)[:, None]
-    ahead = torch.arange(windows.shape.horizon) // season + 1
+    ahead = torch.arange(windows.shape.horizon, device="cpu") // season + 1
     return (seasonal_naive(windows, season).double() + level) * growth ** ahead[:, None] - level
 
 
@@ -55,10 +55,10 @@ def window_features(windows: Windows, steps: int | None = None) -> Tensor:
     how many steps of the context count, the last ones; None: all.
     """
     columns, steps = _columns(windows), steps or windows.shape.context
-    begins = windows.origins[:, None] + torch.arange(-steps, 0)
+    begins = windows.origins[:, None] + torch.arange(-steps, 0, device="cpu")
     rows = torch.maximum(begins, windows.starts[:, None])
     parts = [windows.x[rows][..., columns].flatten(1)]
-    known = windows.gather(torch.arange(len(windows))).given.known_future
+    known = windows.gather(torch.arange(len(windows), device="cpu")).given.known_future
     if known is not None:
         parts.append(known.flatten(1))
     return torch.cat(parts, 1).double()
@@ -119,7 +119,7 @@ def error_quantiles(
     before = split_windows(everything)["known"]
     judged = thinned(before if len(before) else everything, most=BLOCK)
     truth, unit = judged.y.double(), units[judged.series][:, None]
-    shares = torch.tensor(quantiles, dtype=torch.float64)
+    shares = torch.tensor(quantiles, dtype=torch.float64, device="cpu")
     found = {}
     for name, forecast in forecasts_of(baselines, judged, season):
         errors = ((truth - forecast) / unit).unbind(-1)  # torch's quantile takes 16 million numbers
@@ -141,7 +141,7 @@ def _cut_by_time(windows: Windows) -> tuple[Windows, Windows]:
 
 
 def _filled(windows: Windows) -> Tensor:
-    rows = windows.origins[:, None] + torch.arange(windows.shape.horizon)
+    rows = windows.origins[:, None] + torch.arange(windows.shape.horizon, device="cpu")
     return windows.x[rows][..., : len(windows.targets)].flatten(1).double()
 
 
@@ -155,7 +155,7 @@ def _columns(windows: Windows) -> list[int]:
 
 def _moments(windows: Windows, steps: int) -> LinearSums:
     """Summed up block by block: all features at once would be large."""
-    blocks = map(windows.select, torch.arange(len(windows)).split(BLOCK))
+    blocks = map(windows.select, torch.arange(len(windows), device="cpu").split(BLOCK))
     return moments((window_features(block, steps), _filled(block)) for block in blocks)
 
 
@@ -171,7 +171,7 @@ def _sums_of_seasons(windows: Windows, season: int) -> Tensor:
     sums: a season can have millions of steps.
     """
     targets = len(windows.targets)
-    found = torch.zeros(2, len(windows), targets, dtype=torch.float64)
+    found = torch.zeros(2, len(windows), targets, dtype=torch.float64, device="cpu")
     has_two = windows.origins - 2 * season >= _starts(windows)
     for series in windows.series[has_two].unique():
         members = (has_two & (windows.series == series)).nonzero()[:, 0]

@@ -91,7 +91,10 @@ def ridge(found: LinearSums, l2: float) -> Baseline:
     deviation = (found.gram.diagonal() / found.rows).clamp(min=0).sqrt()
     is_constant = deviation <= ROUNDING * found.mean.abs()
     deviation = deviation.masked_fill(is_constant | (deviation == 0), 1.0)
-    gram = found.gram / deviation / deviation[:, None] + l2 * torch.eye(len(deviation)).double()
+    gram = (
+        found.gram / deviation / deviation[:, None]
+        + l2 * torch.eye(len(deviation), device="cpu").double()
+    )
     weight = torch.linalg.solve(gram, found.cross / deviation[:, None])
     return _on_raw_features(weight, found.target_mean, found.mean, deviation)
 

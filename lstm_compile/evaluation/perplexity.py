@@ -85,8 +85,8 @@ def fit_text_baselines(train: Corpus) -> dict[str, Baseline]:
     Both are stored as log p of the next token: as a bias, and as a weight for each last token.
     """
     size = len(train.vocabulary)
-    singles = torch.ones(size, dtype=torch.float64)
-    pairs = torch.ones(size * size if size <= LARGEST else 0, dtype=torch.float64)
+    singles = torch.ones(size, dtype=torch.float64, device="cpu")
+    pairs = torch.ones(size * size if size <= LARGEST else 0, dtype=torch.float64, device="cpu")
     for start in range(0, len(train), BLOCK):
         block = train.tokens[start : start + BLOCK + 1].long()
         singles += torch.bincount(block[:BLOCK], minlength=size)
@@ -96,10 +96,16 @@ def fit_text_baselines(train: Corpus) -> dict[str, Baseline]:
         ends = train.starts[1:-1]
         across = train.tokens[ends - 1].long() * size + train.tokens[ends]
         pairs -= torch.bincount(across, minlength=size * size)
-    fitted = {UNIGRAM: Baseline(torch.zeros(0, size).double(), (singles / singles.sum()).log())}
+    fitted = {
+        UNIGRAM: Baseline(
+            torch.zeros(0, size, device="cpu").double(), (singles / singles.sum()).log()
+        )
+    }
     if len(pairs):
         table = pairs.view(size, size)
-        fitted[BIGRAM] = Baseline((table / table.sum(1, True)).log(), torch.zeros(size).double())
+        fitted[BIGRAM] = Baseline(
+            (table / table.sum(1, True)).log(), torch.zeros(size, device="cpu").double()
+        )
     return fitted
 
 

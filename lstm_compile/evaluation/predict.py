@@ -53,7 +53,7 @@ def predict_all(
     outside of `own` are not answered: their answers are zeros.
     """
     lengths = data.lengths.cpu()
-    rows = torch.arange(len(data))[own]
+    rows = torch.arange(len(data), device="cpu")[own]
     batches = [rows[indices] for indices in ordered_batches(lengths[rows], batch_size)]
     groups = [[indices] for indices in batches]
     answer = partial(_answer, params, config, backend=backend, chunk=chunk)

@@ -96,7 +96,7 @@ def paired_interval(
 
 
 def _bounds(differences: Tensor) -> Interval:
-    tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64)
+    tails = torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=torch.float64, device="cpu")
     low, high = differences.quantile(tails).tolist()
     return low, high
 
@@ -112,8 +112,10 @@ def grouped_interval(
     `owner` is int64 (rows,), the group of each row, never falling.
     """
     _, owner = owner.unique(return_inverse=True)  # leaves out empty groups
-    parts = torch.stack([own.double(), other.double(), torch.ones(len(owner)).double()])
-    sums = torch.zeros(3, int(owner.max()) + 1 if len(owner) else 0).double()
+    parts = torch.stack(
+        [own.double(), other.double(), torch.ones(len(owner), device="cpu").double()]
+    )
+    sums = torch.zeros(3, int(owner.max()) + 1 if len(owner) else 0, device="cpu").double()
     if sums.shape[1] < MIN_ROWS:
         return None
     ours, theirs, count = _resampled(sums.index_add_(1, owner, parts))
@@ -135,7 +137,7 @@ def _resampled(scores: Tensor) -> Tensor:
     parts = []
     for done in range(0, RESAMPLES, size):
         shape = min(size, RESAMPLES - done), rows
-        index = torch.randint(rows, shape, generator=generator)
+        index = torch.randint(rows, shape, generator=generator, device="cpu")
         parts.append(torch.stack([score[index].mean(1) for score in scores]))
     return torch.cat(parts, dim=1)
 

@@ -69,7 +69,9 @@ def fit_scaler(values: Tensor | Moments, kind: Scaling) -> Scaler:
     found = values if isinstance(values, Moments) else moments_of(values)
     width = len(found.mean)
     if kind == "none" or not found.rows:
-        return Scaler(torch.zeros(width).float(), torch.ones(width).float())
+        return Scaler(
+            torch.zeros(width, device="cpu").float(), torch.ones(width, device="cpu").float()
+        )
     shift, scale = found.low, found.high - found.low
     if kind == "standard":
         shift, scale = found.mean, (found.spread / found.rows).sqrt()

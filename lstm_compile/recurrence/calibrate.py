@@ -108,7 +108,7 @@ def _step(workload: Workload, chunk: int = DEFAULT_CHUNK) -> Step:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device, dtype)
+        return torch.randn(shape, generator=generator, device="cpu").to(device, dtype)
 
     shapes = weight_shapes(input_size, hidden_size, bidirectional=False, bias=True)
     params = {
@@ -117,7 +117,7 @@ def _step(workload: Workload, chunk: int = DEFAULT_CHUNK) -> Step:
     }
     x, lengths = draw(batch, time_steps, input_size), None
     if ragged:
-        lengths = torch.randint(1, time_steps + 1, (batch,), generator=generator)
+        lengths = torch.randint(1, time_steps + 1, (batch,), generator=generator, device="cpu")
         lengths[0] = time_steps
 
     def step(backend: str) -> None:

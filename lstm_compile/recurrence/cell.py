@@ -1,10 +1,12 @@
 """One step of an LSTM as a pure function: the equations that every backend must meet."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import _register_namedtuple
+
+from lstm_compile.errors import InputError
 
 State = tuple[Tensor, Tensor]  # h and c
 Outputs = tuple[Tensor, Tensor, Tensor]  # the output of all steps, then the final h and c
@@ -17,8 +19,21 @@ class LSTMState(NamedTuple):
     c: Tensor
 
 
-# so that torch.export.save writes programs that return it
+# so that torch.export.save writes programs that return it, and torch.load reads saved states
 _register_namedtuple(LSTMState, serialized_type_name="lstm_compile.LSTMState")
+torch.serialization.add_safe_globals([LSTMState])
+
+
+def check_state(state: Any, what: str) -> None:
+    """Refuse a state that is no pair of tensors.
+
+    Raises:
+        InputError: one tensor, as the state of a GRU; more or fewer parts; a part that is none.
+    """
+    parts = state if isinstance(state, tuple | list) else ()
+    if len(parts) != 2 or not all(isinstance(part, Tensor) for part in parts):
+        kinds = [type(part).__name__ for part in parts] or type(state).__name__
+        raise InputError(f"{what} must be (h, c), two tensors, or None for zeros; got {kinds}")
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:

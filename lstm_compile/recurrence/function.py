@@ -7,9 +7,9 @@ from torch import Tensor
 
 from lstm_compile.config import Backend
 from lstm_compile.errors import InputError
-from lstm_compile.recurrence.cell import LSTMState, Outputs, State
+from lstm_compile.recurrence.cell import LSTMState, Outputs, State, check_state
 from lstm_compile.recurrence.dispatch import OperatorInputs, run_layers
-from lstm_compile.recurrence.lengths import Lengths, as_lengths, is_abstract
+from lstm_compile.recurrence.lengths import Lengths, as_lengths, check_numbers, is_abstract
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK, check_options, recurrence
 from lstm_compile.recurrence.resets import both_states, check_resets
 from lstm_compile.recurrence.stack import (
@@ -72,11 +72,12 @@ def lstm(
     _check_input(layers, x)
     if lengths is not None:
         _refuse_tracing("lengths")
-        lengths = as_lengths(lengths, x.shape[0], x.shape[1])
+        lengths = as_lengths(lengths, x)
     h0, c0 = _initial_state(layers, x, state)
     if resets is not None:
         _refuse_tracing("resets")
         check_resets(resets, x.shape[0], x.shape[1], bidirectional=len(layers[0]) == 2)
+        check_numbers("resets", resets, x)
         again = state if reset_state is None else reset_state
         reset_h, reset_c = _initial_state(layers, x, again, "reset_state")
         h0, c0 = both_states(h0, reset_h), both_states(c0, reset_c)
@@ -110,11 +111,14 @@ def _refuse_tracing(name: str) -> None:
         raise InputError(
             f"torch.jit.trace and torch.onnx.export(dynamo=False) would keep the example's {name} "
             "for ever; use torch.export, or torch.onnx.export(dynamo=True) with "
-            "custom_translation_table=translation_table()"
+            "custom_translation_table=translation_table(), on padded rows, not a PackedSequence"
         )
 
 
 def _check_input(layers: list[list[Direction]], x: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.layout is not torch.strided:
+        found = x.layout if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"x must be a dense tensor, got {found}")
     weight_ih = layers[0][0].weight_ih
     if x.dim() != 3 or x.shape[-1] != weight_ih.shape[1]:
         raise InputError(
@@ -133,6 +137,7 @@ def _initial_state(
     shape = (rows, x.shape[0], layers[0][0].weight_hh.shape[1])
     if state is None:  # two tensors: Dynamo refuses one tensor given twice to an autograd.Function
         return LSTMState(x.new_zeros(shape), x.new_zeros(shape))
+    check_state(state, what)
     for name, part in zip(("h", "c"), state, strict=True):
         if tuple(part.shape) != shape:
             raise InputError(

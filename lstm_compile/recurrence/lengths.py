@@ -4,16 +4,21 @@ Everywhere, `lengths` is (batch,) int64, a sequence's valid steps come first, an
 every step of every sequence is valid.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from lstm_compile.errors import InputError
 
-WHOLE = (torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32)
+WHOLE = (
+    *(torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
 
 
 def valid_mask(lengths: Tensor, time: int) -> Tensor:
@@ -39,33 +44,77 @@ def reverse_within_length(x: Tensor, lengths: Tensor | None) -> Tensor:
     return x.flatten(0, 1).index_select(0, flat.flatten()).view(x.shape)
 
 
-# what `lstm` takes: a tensor of whole numbers on any device, a NumPy array or a sequence of ints
+# what `lstm` takes: a tensor of whole numbers on any device, an array, or a sequence of ints
 Lengths = Tensor | Sequence[int] | Any
 
 
-def as_lengths(lengths: Lengths, batch: int, time: int) -> Tensor:
-    """Lengths as int64 (batch,), a tensor on its device, all else on the CPU.
+def as_lengths(lengths: Lengths, x: Tensor) -> Tensor:
+    """Lengths of the rows of `x` as int64 (batch,), a tensor on its device, all else on the CPU.
 
     Raises:
         InputError: what `check_lengths` refuses, or no whole numbers.
     """
+    batch, time = x.shape[:2]
     if not isinstance(lengths, Tensor):
-        try:
-            lengths = torch.as_tensor(lengths, device="cpu")
-            lengths = lengths if lengths.numel() else lengths.long()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"lengths must be {batch} whole numbers, got {lengths!r:.60}"
-            ) from error
+        lengths = _on_the_cpu(lengths, batch)
+    elif lengths.layout is not torch.strided:
+        raise InputError(f"lengths must be dense, got {lengths.layout}; use lengths.to_dense()")
     if lengths.dtype in WHOLE:
         lengths = lengths.long()
     check_lengths(lengths, batch, time)
+    check_numbers("lengths", lengths, x)
     return lengths
+
+
+def _on_the_cpu(lengths: Any, batch: int) -> Tensor:
+    """A list, an array of any layout, or what NumPy makes an array of, as int64.
+
+    Raises:
+        InputError: it holds anything but whole numbers.
+    """
+    try:
+        if isinstance(lengths, Sequence) and not isinstance(lengths, str | bytes):
+            return torch.tensor([_whole(each) for each in lengths], dtype=torch.int64, device="cpu")
+        if torch.compiler.is_compiling():
+            return torch.as_tensor(lengths, device="cpu")
+        if np.ma.is_masked(lengths):
+            raise TypeError("a masked number is none")
+        array = np.asarray(lengths)
+        if array.dtype == object:  # an error, if it has no rows
+            array = np.array([_whole(each) for each in array])
+        if array.size and array.dtype.char not in np.typecodes["AllInteger"]:
+            raise TypeError(array.dtype)
+        # a copy, as torch takes no negative strides and no foreign byte order
+        return torch.from_numpy(array.astype(np.int64))
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        kind = getattr(lengths, "dtype", type(lengths).__name__)
+        found = " ".join(repr(lengths).split())
+        raise InputError(
+            f"lengths must be {batch} whole numbers, got {found:.60} ({kind})"
+        ) from error
+
+
+def _whole(number: Any) -> int:
+    """A whole number of any type, a tensor of one number included; True is none."""
+    if isinstance(number, bool) or (isinstance(number, Tensor) and number.dtype == torch.bool):
+        raise TypeError(number)
+    return operator.index(number)
 
 
 def is_abstract(x: Tensor) -> bool:
     """Whether a tensor has a shape but no numbers: on "meta", or of a FakeTensorMode."""
     return x.is_meta or (type(x) is not Tensor and isinstance(x, FakeTensor))
+
+
+def check_numbers(name: str, given: Tensor, x: Tensor) -> None:
+    """Refuse a tensor without numbers beside an `x` that has some.
+
+    Raises:
+        InputError: `given` is on "meta" or fake, `x` is not.
+    """
+    if not torch.compiler.is_compiling() and is_abstract(given) and not is_abstract(x):
+        found = f"{type(given).__name__} on {given.device}"
+        raise InputError(f"{name} must hold numbers as x on {x.device} does, got {found}")
 
 
 def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
@@ -82,7 +131,8 @@ def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
     if tuple(lengths.shape) != (batch,):
         raise InputError(f"lengths must have shape ({batch},), got {tuple(lengths.shape)}")
     if lengths.dtype != torch.int64:
-        raise InputError(f"lengths must be int64, got {lengths.dtype}; use lengths.long()")
+        advice = "; use lengths.long() if they count steps" * lengths.is_floating_point()
+        raise InputError(f"lengths must be int64, got {lengths.dtype}{advice}")
     if torch.compiler.is_compiling() or lengths.device.type != "cpu" or is_abstract(lengths):
         return
     if torch._C._functorch.is_functorch_wrapped_tensor(lengths):

@@ -2,18 +2,21 @@
 
 import inspect
 import math
+import warnings
+from numbers import Real
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from lstm_compile.config import Backend
 from lstm_compile.errors import InputError
-from lstm_compile.recurrence.cell import LSTMState, State
+from lstm_compile.recurrence.cell import LSTMState, State, check_state
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.lengths import Lengths
-from lstm_compile.recurrence.operator import DEFAULT_CHUNK
+from lstm_compile.recurrence.operator import DEFAULT_CHUNK, check_options
 from lstm_compile.recurrence.stack import weight_shapes
 
 
@@ -29,8 +32,19 @@ class LSTM(nn.Module):
         chunk: steps unrolled in one graph by the backend `compiled`.
 
     Raises:
-        InputError: proj_size > 0, or a size or probability out of range.
+        InputError: proj_size is not 0, a size or probability is out of range, or there is no such
+            backend.
+        TypeError: a size or flag of another type.
     """
+
+    # nn.LSTM's own, for programs that call them
+    mode = "LSTM"
+    check_input = nn.LSTM.check_input
+    check_hidden_size = nn.LSTM.check_hidden_size
+    check_forward_args = nn.LSTM.check_forward_args
+    get_expected_hidden_size = nn.LSTM.get_expected_hidden_size
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    permute_hidden = nn.LSTM.permute_hidden
 
     def __init__(
         self,
@@ -49,15 +63,9 @@ class LSTM(nn.Module):
         chunk: int = DEFAULT_CHUNK,
     ) -> None:
         super().__init__()
-        if proj_size > 0:
-            raise InputError(
-                f"proj_size={proj_size} is not supported; use proj_size=0 and a Linear behind it"
-            )
-        if min(hidden_size, num_layers) < 1 or not 0 <= dropout <= 1:
-            raise InputError(
-                "hidden_size and num_layers must be at least 1 and dropout in [0, 1]; got "
-                f"hidden_size={hidden_size}, num_layers={num_layers}, dropout={dropout}"
-            )
+        _check_sizes(input_size, hidden_size, num_layers, proj_size)
+        _check_flags(bias, batch_first, dropout, num_layers)
+        check_options(backend, chunk)
         self.input_size, self.hidden_size, self.proj_size = input_size, hidden_size, 0
         self.num_layers, self.bidirectional, self.bias = num_layers, bidirectional, bias
         self.batch_first, self.dropout = batch_first, float(dropout)
@@ -84,9 +92,12 @@ class LSTM(nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The weights of each layer and direction, as nn.LSTM gives them."""
-        weights = [getattr(self, name) for name in self._weight_names]
-        each = 4 if self.bias else 2
+        weights, each = self._flat_weights, 4 if self.bias else 2
         return [weights[start : start + each] for start in range(0, len(weights), each)]
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [getattr(self, name) for name in self._weight_names]
 
     def flatten_parameters(self) -> None:
         """Do nothing: kept for programs that call it on an nn.LSTM."""
@@ -141,6 +152,9 @@ class LSTM(nn.Module):
             _refuse("lengths", lengths, "a PackedSequence")
             _refuse("resets", resets, "a PackedSequence")
             return self._forward_packed(input, hx, backend)
+        if not isinstance(input, Tensor):
+            options = {"hx": hx, "lengths": lengths, "resets": resets, "reset_state": reset_state}
+            return self._traced_by_fx(input, {**options, "backend": backend})
         if input.dim() == 2:
             _refuse("lengths", lengths, "unbatched input")
             hx, reset_state = _batched(hx, "state"), _batched(reset_state, "reset_state")
@@ -157,6 +171,15 @@ class LSTM(nn.Module):
         output, state = self._run(backend, x, lengths, hx, resets=resets, reset_state=reset_state)
         return output.transpose(0, 1).contiguous(), state  # nn.LSTM's can be viewed as it is
 
+    def _traced_by_fx(self, x: Any, options: dict[str, Any]) -> tuple[Any, LSTMState]:
+        """One node of the graph, as torch.fx makes one of nn.LSTM."""
+        tracer = getattr(x, "tracer", None)
+        if tracer is None or type(self) is not LSTM:
+            raise InputError(f"input must be a tensor or PackedSequence, got {type(x).__name__}")
+        given = {name: value for name, value in options.items() if value is not None}
+        path = tracer.path_of_module(self)
+        return tracer.create_proxy("call_module", path, (x,), given)  # type: ignore[no-any-return]
+
     def _forward_packed(
         self, packed: PackedSequence, hx: State | None, backend: Backend | None
     ) -> tuple[PackedSequence, LSTMState]:
@@ -164,6 +187,7 @@ class LSTM(nn.Module):
         by_length = PackedSequence(packed.data, packed.batch_sizes)
         x, lengths = pad_packed_sequence(by_length, batch_first=True)
         if hx is not None and order is not None:
+            check_state(hx, "state")
             hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
         output, state = self._run(backend, x, lengths.to(x.device), hx)
         data = pack_padded_sequence(output, lengths, batch_first=True).data
@@ -189,6 +213,34 @@ class LSTM(nn.Module):
 _DEFAULTS = inspect.signature(LSTM.__init__).parameters
 
 
+def _check_sizes(input_size: int, hidden_size: int, num_layers: int, proj_size: int) -> None:
+    sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+    for name, size in {**sizes, "proj_size": proj_size}.items():
+        if not isinstance(size, int | np.integer):
+            raise TypeError(f"{name} must be a whole number, got {size!r} ({type(size).__name__})")
+    if proj_size != 0:
+        raise InputError(
+            f"proj_size={proj_size} is not supported; use proj_size=0 and a Linear behind it"
+        )
+    if min(sizes.values()) < 1:
+        found = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise InputError(f"input_size, hidden_size and num_layers must be at least 1; got {found}")
+
+
+def _check_flags(bias: Any, batch_first: Any, dropout: Any, num_layers: int) -> None:
+    for name, flag in (("bias", bias), ("batch_first", batch_first)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r} ({type(flag).__name__})")
+    is_number = isinstance(dropout, Real) and not isinstance(dropout, bool)
+    if not (is_number and 0 <= dropout <= 1):
+        raise InputError(f"dropout must be a number in [0, 1]; got dropout={dropout!r}")
+    if dropout > 0 and num_layers == 1:
+        warnings.warn(
+            f"dropout={dropout} does nothing with num_layers=1: it acts between layers",
+            stacklevel=3,
+        )
+
+
 def _refuse(name: str, value: Any, what: str) -> None:
     if value is not None:
         raise InputError(f"{name} cannot be combined with {what}; leave it out")
@@ -207,6 +259,7 @@ def _batched(state: State | None, what: str) -> State | None:
     """The state of unbatched input as that of a batch of one."""
     if state is None:
         return None
+    check_state(state, what)
     for name, part in zip(("h", "c"), state, strict=True):
         if part.dim() != 2:
             raise InputError(

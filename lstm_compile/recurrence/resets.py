@@ -68,6 +68,8 @@ def check_resets(resets: Tensor | None, batch: int, time: int, *, bidirectional:
             "resets need a model of one direction: a direction that reads from the end cannot "
             "go on from a state; cut the sequences there, or use bidirectional=False"
         )
+    if not isinstance(resets, Tensor):
+        raise InputError(f"resets must be a bool tensor, got {type(resets).__name__}")
     if tuple(resets.shape) != (batch, time):
         raise InputError(
             f"resets must have shape (batch, time) = {(batch, time)}, got {tuple(resets.shape)}"

@@ -62,7 +62,7 @@ def _target(
     if config.season:
         season, lengths = config.season, torch.from_numpy(windows.table.lengths)
         starts = torch.from_numpy(windows.table.starts).repeat_interleave(lengths)
-        before = torch.arange(len(values)) - season
+        before = torch.arange(len(values), device="cpu") - season
         is_inside = before >= starts
         use = use & is_inside & use[before.clamp(min=0)]
         values = values - values[before.clamp(min=0)]

@@ -32,7 +32,9 @@ def crop_time(batch: Batch, largest: float, generator: Generator) -> Batch:
     least one step.
     """
     rows, time = batch.x.shape[:2]
-    draws = torch.rand(2, rows, dtype=torch.float64, generator=generator).to(batch.x.device)
+    draws = torch.rand(2, rows, dtype=torch.float64, generator=generator, device="cpu").to(
+        batch.x.device
+    )
     most = (batch.lengths.double() * largest).long().minimum((batch.lengths - 1).clamp(min=0))
     cut = _up_to(most, draws[0])
     start, lengths = _up_to(cut, draws[1]), batch.lengths - cut
@@ -51,7 +53,7 @@ def add_noise(batch: Batch, deviation: float, scaler: Scaler, generator: Generat
 
     `deviation` is in units of each feature's `scaler.scale`, which is 1 without scaling.
     """
-    noise = torch.randn(batch.x.shape, dtype=batch.x.dtype, generator=generator)
+    noise = torch.randn(batch.x.shape, dtype=batch.x.dtype, generator=generator, device="cpu")
     return _padded(batch, batch.x + noise.to(batch.x.device) * (deviation * scaler.scale))
 
 
@@ -62,7 +64,7 @@ def drop_features(batch: Batch, probability: float, scaler: Scaler, generator: G
     dropout, the other features are not scaled up: the sequence shall look like one without it.
     Columns with a scale of 0 are codes, and stay.
     """
-    draws = torch.rand(batch.x.shape[0], 1, batch.x.shape[2], generator=generator)
+    draws = torch.rand(batch.x.shape[0], 1, batch.x.shape[2], generator=generator, device="cpu")
     is_dropped = (draws < probability).to(batch.x.device) & (scaler.scale > 0)
     return _padded(batch, torch.where(is_dropped, scaler.shift, batch.x))
 

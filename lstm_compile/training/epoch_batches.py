@@ -30,9 +30,11 @@ class InMemory:
     ) -> None:
         self._data, self._processes, self._device = data, processes, device
         self._lengths = data.lengths.cpu()
-        rows = torch.arange(len(self._lengths))
+        rows = torch.arange(len(self._lengths), device="cpu")
         if 0 < training.epoch_size < len(rows):
-            rows = torch.randperm(len(rows), generator=generator)[: training.epoch_size]
+            rows = torch.randperm(len(rows), generator=generator, device="cpu")[
+                : training.epoch_size
+            ]
         batches = bucketed_batches(self._lengths[rows], training.batch_size, generator)
         # int64 rows of each batch, on the CPU; the same in all processes
         self.batches = [rows[batch] for batch in batches]
@@ -65,12 +67,12 @@ class Streamed:
         self._data, self._processes, self._device = data, processes, device
         self._lengths, self._unit = data.lengths, data.units
         units = len(data.index.steps)
-        self._pool, self._owner = torch.full((2, units), -1)
+        self._pool, self._owner = torch.full((2, units), -1, device="cpu")
         self._units = list[list[int]]()  # of each pool, those that this process reads
         for number, pool in enumerate(plan.pools):
             self._pool[pool] = number
             if len(pool) >= processes.size:  # else each process reads all of them
-                self._owner[pool] = torch.arange(len(pool)) % processes.size
+                self._owner[pool] = torch.arange(len(pool), device="cpu") % processes.size
             self._units.append([u for u in pool if self._owner[u] in (-1, processes.rank)])
 
     def share(self, rows: Tensor) -> Tensor:
@@ -157,5 +159,5 @@ class Reader:
 def blank_batch(data: Stream, rows: Tensor) -> Batch:
     """A batch with the shape and the labels of rows; its features are zeros."""
     lengths = data.lengths[rows]
-    x = torch.zeros(len(rows), max(1, int(lengths.max())), len(data.schema.features))
+    x = torch.zeros(len(rows), max(1, int(lengths.max())), len(data.schema.features), device="cpu")
     return Batch(x, lengths, data.y[rows])

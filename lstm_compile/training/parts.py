@@ -52,7 +52,7 @@ def sequence_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     _check_text(data, everything, training)
     note = _choice(request, everything.schema, everything.y, everything.per_step)
     config = _config(request, everything.task_like(request.task), everything.schema)
-    train, validation, kept = everything, None, torch.arange(len(everything))
+    train, validation, kept = everything, None, torch.arange(len(everything), device="cpu")
     if training.validation:
         generator = Generator().manual_seed(training.seed)
         kept, held = _split(data, everything.strata, training, generator)
@@ -115,7 +115,9 @@ def text_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
     tested = None if test is None else read_corpus(test, vocabulary=everything.vocabulary)
     known = train if tested is None else everything
     held_out = _held_out(data, tested, validation)
-    return config, Parts(train, validation, *held_out, known, torch.arange(0), everything)
+    return config, Parts(
+        train, validation, *held_out, known, torch.arange(0, device="cpu"), everything
+    )
 
 
 def forecast_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
@@ -144,7 +146,8 @@ def forecast_parts(request: JobRequest) -> tuple[ModelConfig, Parts]:
         rows = read_series(locate(test, "test"), table.roles.options, schema=table.schema)
         tested = windows.require(windows.windows_of(rows, config), "test")
     held_out = _held_out(request.data, tested, validation)
-    train, rows_of_train = windows.require(train, "training"), torch.arange(len(train))
+    train = windows.require(train, "training")
+    rows_of_train = torch.arange(len(train), device="cpu")
     return config, Parts(train, validation, *held_out, known, rows_of_train, known)
 
 
@@ -243,17 +246,21 @@ def _split_stream(
     """The training sequences, the validation sequences, and the training sample for baselines."""
     generator = Generator().manual_seed(training.seed)
     sizes = torch.from_numpy(found.lengths) * len(found.roles.features) * FLOAT
-    kept, held = torch.arange(len(found)), torch.arange(0)
+    kept, held = torch.arange(len(found), device="cpu"), torch.arange(0, device="cpu")
     if training.validation:
         _, held = _split(data, labels, training, generator)
         held = _that_fit(held, sizes, share, generator)
-        kept = torch.ones(len(found), dtype=torch.bool).index_fill(0, held, False).nonzero()[:, 0]
+        kept = (
+            torch.ones(len(found), dtype=torch.bool, device="cpu")
+            .index_fill(0, held, False)
+            .nonzero()[:, 0]
+        )
     return kept, held, _that_fit(kept, sizes, share // OF_SAMPLE, generator)
 
 
 def _that_fit(rows: Tensor, sizes: Tensor, share: int, generator: torch.Generator) -> Tensor:
     """As many of the rows, drawn at random, as a share of the memory holds; at least one."""
-    drawn = rows[torch.randperm(len(rows), generator=generator)]
+    drawn = rows[torch.randperm(len(rows), generator=generator, device="cpu")]
     count = int((sizes[drawn].cumsum(0) <= share).sum())
     return drawn[: max(1, count)].sort().values
 

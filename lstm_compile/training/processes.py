@@ -40,7 +40,7 @@ class ProcessGroup(NamedTuple):
         if self.size == 1:
             return rows
         ranked = rows[lengths[rows].argsort(stable=True, descending=True)]
-        turns = torch.arange(len(rows)) % (2 * self.size)  # 0, 1, 1, 0, 0, ...
+        turns = torch.arange(len(rows), device="cpu") % (2 * self.size)  # 0, 1, 1, 0, 0, ...
         return ranked[torch.minimum(turns, 2 * self.size - 1 - turns) == self.rank]
 
     def average(self, gradients: Params, loss: Tensor, weight: Tensor) -> tuple[Params, Tensor]:

@@ -147,7 +147,7 @@ def settings_of(config: ModelConfig, training: TrainingConfig) -> dict[str, dict
 def _check_shapes(tensors: Params, config: ModelConfig, training: TrainingConfig) -> None:
     shapes = param_shapes(config)
     kinds = ("mean", "square", "average") if training.ema else ("mean", "square")
-    learned = list(trainable(dict.fromkeys(shapes, torch.empty(0)), training.freeze))
+    learned = list(trainable(dict.fromkeys(shapes, torch.empty(0, device="cpu")), training.freeze))
     expected = {
         **{f"{kind}.{name}": shapes[name] for kind in ("params", "best") for name in shapes},
         **{f"{kind}.{name}": shapes[name] for kind in kinds for name in learned},

@@ -81,7 +81,9 @@ def train_step(
     loss = sum(losses[1:], start=losses[0])
     if processes.size > 1:
         weight = sum(_weights(batches, class_weights)) * (not is_spare)
-        gradients, loss = processes.average(gradients, loss, torch.as_tensor(weight).to(loss))
+        gradients, loss = processes.average(
+            gradients, loss, torch.as_tensor(weight, dtype=loss.dtype, device=loss.device)
+        )
     norm = norm_of(gradients)
     is_finite = (loss + norm).isfinite()
     gradients = clip_by_norm(gradients, training.clip_norm, norm)

@@ -12,6 +12,7 @@ import sys
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from cases import BACKENDS, compiled_alone
@@ -20,9 +21,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
 
-from lstm_compile import LSTM, LSTMState, lstm
+from lstm_compile import LSTM, LSTMState, ModelConfig, TrainingConfig, fit, from_padded, lstm
 from lstm_compile.errors import InputError
+from lstm_compile.evaluation.predict import predict_all
 from lstm_compile.recurrence import vendor
+from lstm_compile.training.warm_start import initial_params
 
 EAGER = ("reference", "vendor", "compiled")
 BATCH, TIME, INPUT, HIDDEN = 3, 5, 4, 6
@@ -218,6 +221,25 @@ def test_resets_and_long_batches_under_another_default_device(backend, resets, m
         assert all(map(torch.equal, *results))
 
 
+@pytest.mark.parametrize("kind", ["classify", "regress"])
+def test_training_under_another_default_device(kind):
+    x, lengths = torch.randn(24, TIME, 3), torch.arange(24) % TIME + 1
+    y = x[:, 0, 0] if kind == "regress" else (x[:, 0, 0] > 0).long()
+    y = y[:, None] if kind == "regress" else y
+    size = 1 if kind == "regress" else 2
+    config = ModelConfig(task=kind, input_size=3, output_size=size, hidden_size=HIDDEN)
+    training = TrainingConfig(epochs=2, batch_size=8, backend="vendor", noise=0.1)
+    found = []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            data = from_padded(x, y, lengths)
+            start = initial_params(config, seed=0, data=data)
+            found.append(fit(start, config, training, data, data).params)
+            answers = predict_all(found[-1], config, data)[0]
+            assert answers.device.type == "cpu"
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 # ---- the state of rows that have ended
 
 
@@ -256,8 +278,22 @@ def test_a_row_without_steps_hands_its_state_on(backend, value):
         LENGTHS,
         np.array(LENGTHS),
         np.array(LENGTHS, np.uint16),
+        np.array(LENGTHS, np.uint64),
+        np.array(LENGTHS, ">i4"),
+        np.array(LENGTHS, object),
+        np.array(LENGTHS[::-1])[::-1],
+        np.repeat(LENGTHS, 2)[::2],
+        np.frombuffer(np.array(LENGTHS).tobytes(), np.int64),  # cannot be written to
+        np.ma.array(LENGTHS),
+        pd.Series(LENGTHS, index=[7, 8, 9]),
+        pd.Series(LENGTHS, dtype="Int64"),
+        pd.Index(LENGTHS),
+        [np.int64(5), np.uint8(2), 0],
+        [torch.tensor(5), torch.tensor(2), torch.tensor(0)],
         torch.tensor(LENGTHS, dtype=torch.int32),
         torch.tensor(LENGTHS, dtype=torch.uint8),
+        torch.tensor(LENGTHS, dtype=torch.uint64),
+        torch.tensor(LENGTHS).repeat_interleave(2)[::2],
     ],
     ids=lambda value: f"{type(value).__name__} {getattr(value, 'dtype', '')}",
 )
@@ -272,8 +308,30 @@ def test_lengths_of_any_whole_type(lengths):
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([5.0, 2.0, 0.0], "lengths must be int64, got torch.float32"),
-        (torch.tensor([True, False, True]), "lengths must be int64, got torch.bool"),
+        ([5.0, 2.0, 0.0], r"lengths must be 3 whole numbers, got \[5.0, 2.0, 0.0\] \(list\)"),
+        ([5, True, 0], r"must be 3 whole numbers, got \[5, True, 0\] \(list\)"),
+        ([5, torch.tensor(True), 0], "must be 3 whole numbers, got .*tensor.True., 0"),
+        ([5, [2], 0], "must be 3 whole numbers"),
+        (["5", "2", "0"], "must be 3 whole numbers"),
+        ([2**70, 2, 0], "must be 3 whole numbers"),
+        ({5, 2, 0}, r"must be 3 whole numbers, got .* \(set\)"),
+        (iter(LENGTHS), r"must be 3 whole numbers, got .* \(tuple_iterator\)"),
+        (b"520", r"must be 3 whole numbers, got b'520' \(bytes\)"),
+        (np.array([5.0, 2.0, 0.0]), r"must be 3 whole numbers, got .* \(float64\)"),
+        (np.array([True, False, True]), r"must be 3 whole numbers, got .* \(bool\)"),
+        (np.array([5, "a", 0], object), r"must be 3 whole numbers, got .* \(object\)"),
+        (np.array(["2020"] * 3, "M8[s]"), r"must be 3 whole numbers, got .* \(datetime64\[s\]\)"),
+        (np.ma.array(LENGTHS, mask=[0, 0, 1]), "must be 3 whole numbers, got masked_array"),
+        (pd.Series([5, 2, None], dtype="Int64"), r"must be 3 whole numbers, got .* \(Int64\)"),
+        (pd.Series([5.0, 2.0, 0.0]), r"must be 3 whole numbers, got 0 5.0 1 2.0 .* \(float64\)"),
+        (pd.DataFrame({"n": LENGTHS}), r"lengths must have shape \(3,\), got \(3, 1\)"),
+        (torch.tensor([5.0, 2.0, 0.0]), r"got torch.float32; use lengths.long\(\) if they count"),
+        (torch.tensor([True, False, True]), "lengths must be int64, got torch.bool$"),
+        (torch.tensor(LENGTHS).to_sparse(), r"must be dense, got torch.sparse_coo; use .*to_dense"),
+        (
+            torch.tensor(LENGTHS, device="meta"),
+            "must hold numbers as x on cpu does, got Tensor on meta",
+        ),
         ("522", "lengths must be 3 whole numbers, got '522'"),
         ([5, None, 1], "lengths must be 3 whole numbers, got"),
         ([5, 2], r"lengths must have shape \(3,\), got \(2,\)"),
@@ -284,8 +342,35 @@ def test_lengths_of_any_whole_type(lengths):
     ids=str,
 )
 def test_other_lengths_are_refused(lengths, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         LSTM(INPUT, HIDDEN, batch_first=True)(inputs(), lengths=lengths)
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_of_other_things_are_refused_in_compiled_code_too():
+    module = LSTM(INPUT, HIDDEN, batch_first=True)
+    for lengths in ([5.0, 2.0, 0.0], [5, True, 0]):
+        with pytest.raises((InputError, torch._dynamo.exc.Unsupported)):
+            compiled_alone(lambda x, rows=lengths: module(x, lengths=rows)[0], "eager")(inputs())
+    for lengths in (list(LENGTHS), np.array(LENGTHS)):
+        found = compiled_alone(lambda x, rows=lengths: module(x, lengths=rows)[0], "eager")
+        expected = module(inputs(), lengths=torch.tensor(LENGTHS))[0]
+        torch.testing.assert_close(found(inputs()), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("resets", "message"),
+    [
+        (np.zeros((BATCH, TIME), bool), "resets must be a bool tensor, got ndarray"),
+        ([[False] * TIME] * BATCH, "resets must be a bool tensor, got list"),
+        (torch.zeros(BATCH, TIME), "resets must be bool, got torch.float32"),
+        (torch.zeros(BATCH, TIME, dtype=torch.bool, device="meta"), "resets must hold numbers"),
+    ],
+    ids=["array", "list", "float", "meta"],
+)
+def test_other_resets_are_refused(resets, message):
+    with pytest.raises(InputError, match=message):
+        LSTM(INPUT, HIDDEN, batch_first=True)(inputs(), resets=resets)
 
 
 def test_a_state_as_autocast_leaves_it_is_converted():

@@ -101,7 +101,9 @@ class Windows:
     def subtracted(self) -> Tensor:
         """What is added to each target for the user's own numbers, float64 (targets,)."""
         count = len(self.schema.targets)
-        return torch.tensor(self.table.info.subtracted[:count] or [0.0] * count).double()
+        return torch.tensor(
+            self.table.info.subtracted[:count] or [0.0] * count, device="cpu"
+        ).double()
 
     @property
     def unit(self) -> Tensor | None:
@@ -242,9 +244,9 @@ def split_windows(windows: Windows) -> dict[str, Windows]:
 
 def thinned(windows: Windows, stride: int = 1, most: int = 0) -> Windows:
     """Every `stride`-th window, and of these at most `most` (0: all), at equal distances."""
-    indices = torch.arange(0, len(windows), stride)
+    indices = torch.arange(0, len(windows), stride, device="cpu")
     if most and len(indices) > most:
-        indices = indices[torch.linspace(0, len(indices) - 1, most).round().long()]
+        indices = indices[torch.linspace(0, len(indices) - 1, most, device="cpu").round().long()]
     return windows.select(indices)
 
 

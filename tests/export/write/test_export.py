@@ -398,7 +398,9 @@ def export_own(module, directions):
 
 # torch.onnx's own: it copies with a deprecated test, and dislikes one name for equal sizes
 own_module_warnings = pytest.mark.filterwarnings(
-    "ignore:.*LeafSpec:FutureWarning", "ignore:.*axis name. batch:UserWarning"
+    "ignore:.*LeafSpec:FutureWarning",
+    "ignore:.*axis name. batch:UserWarning",
+    "ignore:.*weights of 8 bits would be useless:UserWarning",
 )
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lstm_compile import LSTM
+from lstm_compile.errors import InputError
 from lstm_compile.export import translation_table
 from lstm_compile.export.proof.runtimes import RUNTIMES, IsolatedRuntime
 
@@ -35,7 +36,7 @@ class Own(nn.Module):
         return output, h, c
 
 
-def exported(module, *state):
+def exported(module, *state, profile="portable"):
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
     dynamic = [{0: batch, 1: time}, {0: batch}, *([({1: batch},) * 2] if state else [])]
     program = torch.onnx.export(
@@ -44,7 +45,7 @@ def exported(module, *state):
         dynamo=True,
         verbose=False,
         dynamic_shapes=tuple(dynamic),
-        custom_translation_table=translation_table(),
+        custom_translation_table=translation_table(profile),
     )
     return program.model_proto
 
@@ -78,7 +79,8 @@ def test_every_runtime_gives_the_state(options):
 @pytest.mark.parametrize("value", [1e5, -1e30, float("inf"), float("nan")])
 def test_a_row_without_steps_hands_its_state_on(value):
     module = Own()
-    model = exported(module, torch.zeros(1, 3, 32), torch.zeros(1, 3, 32))
+    with pytest.warns(UserWarning, match=r"weights of 8 bits would be useless.*table\('ort'\)"):
+        model = exported(module, torch.zeros(1, 3, 32), torch.zeros(1, 3, 32))
     state = torch.randn(2, 1, 3, 32)
     state[:, :, 2] = value
     feed = torch.randn(3, 5, 8), torch.tensor([5, 2, 0]), *state
@@ -93,15 +95,20 @@ def test_a_row_without_steps_hands_its_state_on(value):
             np.testing.assert_allclose(one, expected, atol=1e-5)
 
 
-def test_weights_of_eight_bits_are_as_good_as_those_of_nn_lstm(tmp_path):
-    """`reduce_range`, as processors without VNNI saturate products of 8 bits."""
+@pytest.mark.parametrize("profile", ["portable", "ort"])
+def test_weights_of_eight_bits_are_as_good_as_those_of_nn_lstm(profile, tmp_path):
+    """`reduce_range`, as processors without VNNI saturate products of 8 bits.
+
+    The module begins from zeros, and with profile `ort` from a state that is given.
+    """
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
     module = Own()
     theirs = nn.LSTM(8, 32, batch_first=True)
     theirs.load_state_dict(module.lstm.state_dict())
-    onnx.save(exported(module), tmp_path / "ours.onnx")
+    given = () if profile == "portable" else tuple(torch.randn(2, 1, 3, 32).tanh())
+    onnx.save(exported(module, *given, profile=profile), tmp_path / "ours.onnx")
     program = torch.onnx.export(
         theirs.eval(), (torch.zeros(3, 5, 8),), tmp_path / "theirs.onnx", dynamo=False
     )
@@ -120,6 +127,12 @@ def test_weights_of_eight_bits_are_as_good_as_those_of_nn_lstm(tmp_path):
     assert bound < 0.02
     for rows in ([5, 5, 5], [5, 2, 1], [3, 0, 5]):
         lengths = torch.tensor(rows)
-        (found,) = ask(ours, "onnxruntime", [[x.numpy(), lengths.numpy()]])
-        for one, other in zip(found, module(x, lengths), strict=True):
+        feed = [x, lengths, *given]
+        (found,) = ask(ours, "onnxruntime", [[value.numpy() for value in feed]])
+        for one, other in zip(found, module(*feed), strict=True):
             assert np.abs(one - other.detach().numpy()).max() < 2 * bound
+
+
+def test_there_is_no_other_profile():
+    with pytest.raises(InputError, match="profile must be one of portable, ort; got 'onnx'"):
+        translation_table("onnx")
