@@ -4,12 +4,10 @@ Names are resolved on first use (PEP 562), so that importing the package, asking
 an exported model loads no torch.
 """
 
-import sys
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lstm_compile.lazy import lazy_names
+from lstm_compile.lazy import import_with_torch, lazy_names
 
 if TYPE_CHECKING:
     from lstm_compile.config import ModelConfig as ModelConfig
@@ -49,5 +47,5 @@ _root = Path(__file__).resolve().parent.parent
 if (_root / "export").is_dir() and (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))  # a checkout: `export` and `cli` stand beside this folder
 
-if "torch" in sys.modules:  # saved programs, as torch.export.load opens them, use these operators
-    import_module("lstm_compile.recurrence.operator")
+# saved programs, as torch.export.load opens them, use these operators
+import_with_torch("lstm_compile.recurrence.operator")

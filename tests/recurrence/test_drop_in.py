@@ -516,7 +516,7 @@ def test_scripting_is_refused():
 
 
 LOADS = """
-import sys, torch, lstm_compile
+import sys, lstm_compile, torch
 program = torch.export.load(sys.argv[1]).module()
 x, lengths = torch.load(sys.argv[2])
 output, state = program(x, lengths)
@@ -539,6 +539,13 @@ def test_a_saved_program_is_loaded_elsewhere(tmp_path):
     assert kind == "LSTMState"
     torch.testing.assert_close(output, expected)
     torch.testing.assert_close((h, c), tuple(state))
+
+
+@pytest.mark.parametrize("first", ["lstm_compile", "torch", "lstm_compile.recurrence.module"])
+def test_programs_find_the_operator_in_whatever_order_is_imported(first):
+    code = f"import {first}, lstm_compile, torch; torch.ops.lstm_compile.recurrence.default"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])

@@ -102,8 +102,7 @@ def test_two_processes_that_share_the_weights_train_it(tmp_path):
 
 
 LOADS = """
-import sys, torch
-import lstm_compile.recurrence.operator
+import sys, lstm_compile, torch
 x, lengths = torch.load(sys.argv[2])
 output, state = torch._inductor.aoti_load_package(sys.argv[1])(x, lengths)
 torch.save((output, *state), sys.argv[3])
