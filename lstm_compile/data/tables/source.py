@@ -122,7 +122,10 @@ class Source(ABC):
         except pa.ArrowException as error:
             if "UTF8" in reason(error):
                 self._check_encoding()
-            raise _translated(self.path, error, self.lines_above) from error
+            found = _translated(self.path, error, self.lines_above)
+            if self.path.suffix.lower() in ENCODED and self.dialect.encoding != "utf-8":
+                raise InputError(f"{found}; is its encoding {self.dialect.encoding}?") from error
+            raise found from error
 
     def _check_encoding(self) -> None:
         if self.path.suffix.lower() in ENCODED:
@@ -260,7 +263,7 @@ def _translated(path: Path, error: Exception, lines_above: int) -> InputError:
         number, _, counts = text.partition("Row #")[2].partition(": ")
         counts = counts.partition(":")[0].replace("Expected", "expected").replace("got", "found")
         row = int(number) - lines_above
-        first = "; or is the first line not that of the names?" if row == 1 else ""
+        first = "; is the first line that of the names? Begin those above with #" if row == 1 else ""
         return InputError(f"{path}, row {row}: {counts}; mend or drop the row{first}")
     if isinstance(error, MemoryError):
         return InputError(
