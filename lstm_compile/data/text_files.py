@@ -21,6 +21,7 @@ MARKS = {
     codecs.BOM_UTF16_BE: ("utf-16", "utf-16-be"),
 }
 MANY_ZEROS = 10  # one zero byte in so many is no accident
+MOST_ZEROS = 0.8  # text in UTF-32 has 3/4
 MANY_CHARACTERS = 6  # so many beyond ASCII are valid UTF-8 by intent, in GBK a few by accident
 PACKED = {
     b"PK\3\4": "a zip file, as Excel (.xlsx) writes; save the table as CSV",
@@ -170,7 +171,7 @@ def _shown_encodings(head: bytes, least: int) -> tuple[str, ...]:
         if head.startswith(mark):
             return names
     first, second = (head[place::2].count(0) for place in (0, 1))
-    if first + second <= least:
+    if not least < first + second < MOST_ZEROS * len(head):
         return ()
     bits = 32 if 2 * (first + second) > len(head) + 1 else 16
     return (f"utf-{bits}-{'be' if first > second else 'le'}",)

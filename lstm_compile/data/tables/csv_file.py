@@ -7,6 +7,7 @@ import codecs
 import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,8 @@ class Csv(Source):
         if not found:
             raise InputError(f"{self.path}: no names of columns; expected a line of them")
         (above, header), (_, row) = found[0], found[-1]
+        if "\0" in header:
+            raise InputError(f"{self.path}: holds zero bytes, and text has none; write it as CSV")
         separator = separator or max(
             SEPARATORS, key=lambda s: (min(header.count(s), row.count(s)), header.count(s))
         )
@@ -132,13 +135,7 @@ class Csv(Source):
         with io.BufferedReader(open_text(self.path, self.dialect.encoding)) as file:
             start = file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8)
             file.read(len(codecs.BOM_UTF8) * start)
-            while line := file.readline(HEADER_BYTES):
-                if b"\0" in line:
-                    raise InputError(
-                        f"{self.path}: its first lines hold zero bytes, and text has none; write "
-                        "the table as CSV"
-                    )
-                yield line
+            yield from iter(partial(file.readline, HEADER_BYTES), b"")
 
     def _unquoted(self, line: bytes) -> str:
         try:

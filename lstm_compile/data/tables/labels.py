@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.tables.columns import ReadRequest
-from lstm_compile.data.tables.label_values import are_many, are_whole, is_number, number_of
+from lstm_compile.data.tables.label_values import are_many, are_whole, is_number, numbers_of
 from lstm_compile.data.tables.precision import check_columns_rounding
 from lstm_compile.data.tables.source import MEND_CELL, RowBatch, Source, TableFiles
 from lstm_compile.data.tables.values import comma_advice, to_floats
@@ -20,6 +20,8 @@ MEND_LABEL = "give a sequence one label, or learn one a step with --task tag"
 MEND_STATIC = (
     "give a series one category, or take the column with --features (numbers) or --categories"
 )
+MEND_EMPTY = "write the label of the sequence in all of its rows, or drop the sequence"
+MEND_EMPTY_STATIC = "write the category of the series in all of its rows"
 NUMBER = "a finite float32 number to predict"
 
 
@@ -48,7 +50,8 @@ class Labels:
             InputError: a label is missing, or differs from the first one of its sequence, whose id
                 `name_of` tells.
         """
-        codes = files.convert_codes(batch, self.column, self.known, _plain_number)
+        mend = MEND_EMPTY_STATIC if self.mend == MEND_STATIC else MEND_EMPTY
+        codes = files.convert_codes(batch, self.column, self.known, _plain_number, mend)
         fresh, first = np.unique(sequences, return_index=True)
         is_new = fresh >= len(self.codes)  # sequences are numbered in order of appearance
         self.codes = np.concatenate((self.codes, codes[first[is_new]]))
@@ -99,7 +102,7 @@ class Labels:
         Raises:
             InputError: a label is no number.
         """
-        known, mend = np.array([*map(number_of, self.known)]), "mend it or drop the sequence"
+        known, mend = np.array(numbers_of(self.known)), "mend it or drop the sequence"
         if np.isnan(known).all():
             mend += ", name another column with --target, or learn classes with --task classify"
         for row in np.flatnonzero(np.isnan(known[self.codes]))[:1]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lstm_compile.data.tables.categories import read_categories
@@ -65,7 +66,18 @@ def read_long(request: ReadRequest) -> Table:
         Path(request.path), x, index.lengths, y, names, targets=targets, ids=index.ids,
         roles=roles, per_step=request.step_labels, categories=categories,
         id_type=files.type_of(roles.id),
+        times=_times(index, roles) if request.per_step and not request.labelled else None,
     )  # fmt: skip
+
+
+def _times(index: SequenceIndex, roles: Roles) -> Any:
+    """The cells of the time column in the table's order, an Arrow array; None without one."""
+    if roles.time is None:
+        return None
+    cells = pa.concat_arrays([b.cells[roles.time] for b in index.files.reread([roles.time])])
+    if index.target_rows is None:
+        return cells
+    return cells.take(pa.array(np.argsort(index.target_rows)))
 
 
 def _labels(request: ReadRequest, index: SequenceIndex) -> list[str] | NDArray[np.float32]:

@@ -213,16 +213,25 @@ class TableFiles:
         try:
             return convert(batch.cells[column])
         except CellError as error:
-            if column in self.sources[batch.file].texts:
+            if kind_of(batch.cells[column].type) == "other":
+                mend = "name another column, or write this one as text or numbers"
+            elif column in self.sources[batch.file].texts:
                 advice = comma_advice(str(batch.cells[column][error.index]))
                 mend = f"{advice}; else {mend}" if advice else mend
             self.refuse(batch.start + error.index, column, error.found, error.expected, mend)
 
     def convert_codes(
-        self, batch: RowBatch, column: str, known: dict[Any, int], key: Callable[[Any], Any]
+        self,
+        batch: RowBatch,
+        column: str,
+        known: dict[Any, int],
+        key: Callable[[Any], Any],
+        mend: str = MEND_CELL,
     ) -> NDArray[np.int32]:
-        """The codes of a column's cells; see `values.to_codes`."""
-        codes: NDArray[np.int32] = self.convert(batch, column, lambda c: to_codes(c, known, key))
+        """The codes of a column's cells; see `values.to_codes` and `convert`."""
+        codes: NDArray[np.int32] = self.convert(
+            batch, column, lambda cells: to_codes(cells, known, key), mend
+        )
         return codes
 
     def type_of(self, column: str | None) -> Any:
