@@ -27,6 +27,9 @@ from lstm_compile.data.tables.values import CellError, to_floats
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
+MEND_FEATURE = (
+    "mend the cell, or choose columns with --features, columns of words with --categories"
+)
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -157,8 +160,10 @@ def feature_block(files: TableFiles, roles: Roles, batch: RowBatch) -> NDArray[A
     Raises:
         InputError: a cell that is no number, or missing where `roles` allow no gap.
     """
-    mend = "mend the cell, or choose columns with --features, columns of words with --categories"
-    columns = [files.convert(batch, name, _within_float32, mend) for name in roles.features]
+    columns = [
+        files.convert(batch, name, _within_float32, roles.mends.get(name, MEND_FEATURE))
+        for name in roles.features
+    ]
     block: NDArray[Any] = (
         np.stack(columns, axis=1) if columns else np.empty((batch.size, 0), np.float32)
     )
