@@ -28,7 +28,7 @@ from lstm_compile.data.text_files import check_mistaken
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
-SEPARATORS = (",", ";", "\t", "|")
+SEPARATORS = (";", ",", "\t", "|")  # of several the first: `5;1,5` has a decimal comma
 HEADER_BYTES = 1 << 20
 SEPARATOR_LINE = re.compile(rb'"?sep=([^"\r\n\x80-\xff])"?\s*', re.IGNORECASE)
 BLANK_LINES = (b"\n", b"\r\n")
@@ -165,5 +165,5 @@ def _check_header(path: Path, names: list[str], types: list[Any], columns: list[
     if has_date or (all(of_kind) and not are_names):
         raise InputError(
             f"{path}: the first line holds values ({listing(names)}), expected the names of the "
-            "columns; write a line of names above it"
+            "columns; write a line of names above it, or rename the columns if it is that line"
         )

@@ -101,7 +101,8 @@ def read_table(request: ReadRequest) -> Table:
     table = _filled(table, request.options)
     if request.labelled:
         table = _with_step_labels(table, request.per_step)
-    is_told = table.lines is not None  # the header of a text file says what its labels are
+    # the header of a text file says what its labels are, unless the request does
+    is_told = table.lines is not None and request.wants_classes is None
     return table if is_told or not request.labelled else _of_kind(table, request)
 
 
