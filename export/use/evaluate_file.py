@@ -144,9 +144,12 @@ def unseen_windows(
     tested = windows.select(_is_unseen(windows, model.training).nonzero()[:, 0])
     if not len(tested):
         at = table.stamps(np.array([split.test]).astype(table.ticks.dtype))[0]
+        known = "it knows series by their ids"
+        if not model.training.get("trained_ids"):
+            known = "without ids, only their dates tell it series apart"
         raise InputError(
             f"{name}: no window of {model.config.horizon} steps from {at} on, where the test part "
-            "begins; the model was trained on the rows before it (it knows series by their ids)"
+            f"begins; the model was trained on the rows before it ({known})"
         )
     return thinned(tested, stride)
 

@@ -122,9 +122,10 @@ def columns(predictions: Predictions, as_text: bool = False) -> dict[str, Any]:
 
     The ids under the name that they have in the data (or `id`), or `sequence` with the numbers from
     0 where the data have none (followed by `_` where a target is called so), and for answers to
-    steps the time, or `step`, from 0 in each sequence, where the data have none; then `prediction` and `probability_CLASS` for each class, or one column
-    a target. For forecasts the ids where the series have any (or `file`, where each file is one),
-    the time, and one column a target, or one a target and quantile called `TARGET_0.1`.
+    steps the time, or `step`, from 0 in each sequence, where the data have none; then `prediction`
+    and `probability_CLASS` for each class, or one column a target. For forecasts the ids where the
+    series have any (or `file`, where each file is one), the time, and one column a target, or one a
+    target and quantile called `TARGET_0.1`.
 
     Ids and times are written as in the data. `as_text` is for files that have no types.
     """
@@ -255,7 +256,7 @@ def _times(cells: Any, as_text: bool) -> Any:
 
     from lstm_compile.data.series.stamp_format import StampFormat
 
-    kind = getattr(cells, "type", None)
+    kind: Any = getattr(cells, "type", None)
     if as_text and pyarrow.types.is_timestamp(kind):
         moments = cells.cast(pyarrow.timestamp("ns", kind.tz)).to_numpy(zero_copy_only=False)
         return StampFormat(kind.tz or "", type=kind).cells(moments, as_text=True)

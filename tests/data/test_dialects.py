@@ -244,7 +244,7 @@ ABOVE = [
     "SEP=;\r\n",
     '"sep=;"\n\n',
     "# made by, a; logger\n",
-    '#it\'s a "comment\n\n# of, two; lines\n',
+    "#it's a \"comment\n\n# of, two; lines\n",
     "# a comment\nsep=;\n#;;; with as many columns\n",
 ]
 

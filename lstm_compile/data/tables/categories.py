@@ -66,7 +66,8 @@ def _read(index: SequenceIndex, roles: Roles) -> tuple[NDArray[np.float32], list
                 index.files.refuse(place, name, "an empty cell", "a category", MEND_EMPTY)
             if is_empty.any():
                 codes[rows[is_empty], column] = found[column].setdefault("", len(found[column]))
-            filled = batch._replace(cells={name: cells.filter(pa.array(~is_empty))})
+                cells = cells.filter(pa.array(~is_empty))
+            filled = batch._replace(cells={name: cells})
             values = index.files.convert_codes(filled, name, found[column], str)
             codes[rows[~is_empty], column] = values
     return codes, found

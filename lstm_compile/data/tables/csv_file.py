@@ -28,7 +28,7 @@ from lstm_compile.data.text_files import check_mistaken
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
-SEPARATORS = (";", ",", "\t", "|")  # of several the first: `5;1,5` has a decimal comma
+SEPARATORS = (",", ";", "\t", "|")
 HEADER_BYTES = 1 << 20
 SEPARATOR_LINE = re.compile(rb'"?sep=([^"\r\n\x80-\xff])"?\s*', re.IGNORECASE)
 BLANK_LINES = (b"\n", b"\r\n")
@@ -104,8 +104,7 @@ class Csv(Source):
     def _header_line(self) -> tuple[int, str]:
         """How many lines stand above the names, and what parts the columns.
 
-        Those lines are blank, comments that begin with `#`, or Excel's `sep=;`. Else it is the one
-        of `SEPARATORS` that the names, and also the row below them, have most of outside quotes.
+        Those lines are blank, comments that begin with `#`, or Excel's `sep=;`.
         """
         separator, comment, found = "", (0, ""), list[tuple[int, str]]()
         for number, line in enumerate(self._first_lines()):
@@ -122,13 +121,8 @@ class Csv(Source):
         (above, header), (_, row) = found[0], found[-1]
         if "\0" in header:
             raise InputError(f"{self.path}: holds zero bytes, and text has none; write it as CSV")
-        separator = separator or max(
-            SEPARATORS, key=lambda s: (min(header.count(s), row.count(s)), header.count(s))
-        )
-        cells, names = header.split(separator), comment[1].split(separator)
-        has_values = any(kind_of(type_of_text(pa.array([c.strip()]))) != "text" for c in cells)
-        is_named = len(names) == len(cells) > 1 and has_values  # `# time,value` above the values
-        return comment[0] if is_named else above, separator
+        separator = separator or _separator_of(header, row)
+        return comment[0] if _are_names(comment[1], header, separator) else above, separator
 
     def _first_lines(self) -> Iterator[bytes]:
         """The lines as UTF-8, without a byte order mark."""
@@ -144,6 +138,24 @@ class Csv(Source):
             self._check_encoding()
             text = line.decode("utf-8", "replace")  # cut within a character
         return "".join(text.split('"')[::2])
+
+
+def _separator_of(header: str, row: str) -> str:
+    """The one of `SEPARATORS` that the names, and also the row below them, have most of.
+
+    Of `,` and `;` it is the latter, as in `5;1,5`, where the comma is a decimal one.
+    """
+    return max(
+        SEPARATORS,
+        key=lambda s: (min(header.count(s), row.count(s)), header.count(s), s == ";" and s in row),
+    )
+
+
+def _are_names(comment: str, below: str, separator: str) -> bool:
+    """Whether a comment holds the names, like `# time,value` above the first row of values."""
+    cells = below.split(separator)
+    kinds = {kind_of(type_of_text(pa.array([cell.strip()]))) for cell in cells}
+    return len(comment.split(separator)) == len(cells) > 1 and kinds != {"text"}
 
 
 def _check_header(path: Path, names: list[str], types: list[Any], columns: list[Any]) -> None:

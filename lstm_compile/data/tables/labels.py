@@ -17,6 +17,9 @@ from lstm_compile.formatting import listing
 
 Codes = NDArray[np.int32]
 MEND_LABEL = "give a sequence one label, or learn one a step with --task tag"
+MEND_NUMBER = (
+    " (classes) or --task regress --per-step (numbers), or the next ones with --task forecast"
+)
 MEND_STATIC = (
     "give a series one category, or take the column with --features (numbers) or --categories"
 )
@@ -64,7 +67,7 @@ class Labels:
             )
             row, found = batch.start + int(index), repr(names[codes[index]])
             is_count = self.mend == MEND_LABEL and is_number(names[codes[index]])
-            mend = f"{self.mend}{', or --task regress --per-step' if is_count else ''}"
+            mend = f"{self.mend}{MEND_NUMBER if is_count else ''}"
             files.refuse(row, self.column, found, expected, mend)
 
     def are_fractions(self, source: Source) -> bool:

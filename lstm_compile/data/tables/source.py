@@ -213,7 +213,8 @@ class TableFiles:
         try:
             return convert(batch.cells[column])
         except CellError as error:
-            if kind_of(batch.cells[column].type) == "other":
+            kind = self.sources[batch.file].kinds[column]
+            if kind == "other" or (kind == "date" and error.expected == "a number"):
                 mend = "name another column, or write this one as text or numbers"
             elif column in self.sources[batch.file].texts:
                 advice = comma_advice(str(batch.cells[column][error.index]))
@@ -272,7 +273,9 @@ def _translated(path: Path, error: Exception, lines_above: int) -> InputError:
         number, _, counts = text.partition("Row #")[2].partition(": ")
         counts = counts.partition(":")[0].replace("Expected", "expected").replace("got", "found")
         row = int(number) - lines_above
-        first = "; is the first line that of the names? Begin those above with #" if row == 1 else ""
+        first = (
+            "; is the first line that of the names? Begin those above with #" if row == 1 else ""
+        )
         return InputError(f"{path}, row {row}: {counts}; mend or drop the row{first}")
     if isinstance(error, MemoryError):
         return InputError(
