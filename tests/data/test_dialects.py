@@ -66,6 +66,7 @@ DIALECTS = st.fixed_dictionaries(
         "index": st.booleans(),
     }
 )
+ABOVE_NAMES = st.sampled_from(["", "sep={sep}\n", "# one, two; {sep}\n\n", '"sep={sep}"\r\n#\n'])
 
 
 @settings(deadline=None, max_examples=150)
@@ -73,16 +74,21 @@ DIALECTS = st.fixed_dictionaries(
     DIALECTS,
     st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True),
     st.lists(CELL, min_size=3, max_size=3, unique=True),
+    ABOVE_NAMES,
     st.data(),
 )
-def test_every_cell_is_what_pandas_reads(tmp_path_factory, dialect, names, ids, data):
+def test_every_cell_is_what_pandas_reads(tmp_path_factory, dialect, names, ids, above, data):
     rows = 12
     path = tmp_path_factory.mktemp("dialects") / "t.csv"
     columns = {"id": np.repeat(ids, 4), " t": np.tile(np.arange(4), 3)}
     columns |= {name: data.draw(NUMBERS) for name in names}
     frame = pd.DataFrame(columns | {"label ": np.repeat(["ja", "n;ein, so", "ä"], 4)})
-    frame.to_csv(path, **dialect)
+    above = above.format(**dialect)
+    with path.open("w", encoding=dialect["encoding"], newline="") as file:
+        file.write(above)
+        frame.to_csv(file, **dialect)
     known = {key: dialect[key] for key in ("sep", "decimal", "encoding")}
+    known["skiprows"] = above.count("\n")
     texts = {"id": str, "label ": str}
     expected = pd.read_csv(path, **known, dtype=texts, keep_default_na=False, na_values=[""])
     options = TableOptions(
