@@ -57,7 +57,8 @@ class Predictions(NamedTuple):
     lengths: Any = None  # int64 (sequences,)
     id_column: tuple[str, Any] = ("id", None)  # its name, and its Arrow type if the file has types
     notes: tuple[str, ...] = ()  # on how the table was read
-    times: tuple[str, Any] | None = None  # of each step: the name of the column, and its cells
+    # of each step: the name of the column, its cells, and their Arrow type if the file has types
+    times: tuple[str, Any, Any] | None = None
 
 
 def predict_file(
@@ -100,7 +101,7 @@ def predict_file(
     if not isinstance(table.roles, Roles):  # only long tables name columns
         return found
     if table.times is not None:
-        found = found._replace(times=(str(table.roles.time), table.times))
+        found = found._replace(times=(str(table.roles.time), *table.times))
     name = table.roles.id
     return found if name is None else found._replace(id_column=(name, table.id_type))
 
@@ -147,8 +148,8 @@ def columns(predictions: Predictions, as_text: bool = False) -> dict[str, Any]:
     if find_task(predictions.task).per_step:
         names = {name: np.repeat(rows, lengths)}
         starts = np.repeat(lengths.cumsum() - lengths, lengths)
-        time, cells = predictions.times or ("step", np.arange(len(values)) - starts)
-        names[free_name(time, {**names, **answers})] = _times(cells, as_text)
+        time, cells, kind = predictions.times or ("step", np.arange(len(values)) - starts, int)
+        names[free_name(time, {**names, **answers})] = _times(cells, kind, as_text)
     if ids is not None:
         names[name] = _typed(names[name], predictions.id_column[1])
     return {**names, **answers}
@@ -247,21 +248,21 @@ def _typed(ids: Any, kind: Any) -> Any:
         return texts
 
 
-def _times(cells: Any, as_text: bool) -> Any:
+def _times(cells: Any, kind: Any, as_text: bool) -> Any:
     """Cells of a time column, as a file with types or one without (`as_text`) has them.
 
-    Texts become numbers or moments where they all are, and moments texts like `2024-01-31`.
+    Cells without a type become numbers or moments where they all are, and moments become texts
+    like `2024-01-31`.
     """
     import pyarrow
 
     from lstm_compile.data.series.stamp_format import StampFormat
 
-    kind: Any = getattr(cells, "type", None)
-    if as_text and pyarrow.types.is_timestamp(kind):
+    if as_text and isinstance(kind, pyarrow.TimestampType):
         moments = cells.cast(pyarrow.timestamp("ns", kind.tz)).to_numpy(zero_copy_only=False)
         return StampFormat(kind.tz or "", type=kind).cells(moments, as_text=True)
     kinds = (pyarrow.int64(), pyarrow.float64(), pyarrow.timestamp("us"))
-    for wanted in () if as_text or kind != pyarrow.string() else kinds:
+    for wanted in kinds if kind is None and not as_text else ():
         with suppress(pyarrow.ArrowException):
             return cells.cast(wanted)
     return cells

@@ -52,7 +52,9 @@ def merge_duplicates(rows: GridRows, how: Duplicates, has_id: bool, refuse: Refu
         found = f"the time of another row of its series again ({count})"
         mend = "choose --duplicates mean or last"
         if has_id:
-            mend = f"if another column tells series apart too, join it to the one of --id; else {mend}"
+            mend = (
+                f"if another column tells series apart too, join it to the one of --id; else {mend}"
+            )
         else:
             mend = f"name the column of the series with --id; if all rows are one series, {mend}"
         refuse(row, found, "one row a time", mend)

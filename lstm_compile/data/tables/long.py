@@ -73,14 +73,14 @@ def read_long(request: ReadRequest) -> Table:
     )  # fmt: skip
 
 
-def _times(index: SequenceIndex, roles: Roles) -> Any:
-    """The cells of the time column in the table's order, an Arrow array; None without one."""
+def _times(index: SequenceIndex, roles: Roles) -> tuple[Any, Any] | None:
+    """The cells of the time column in the table's order, and their type; see `Table.times`."""
     if roles.time is None:
         return None
     cells = pa.concat_arrays([b.cells[roles.time] for b in index.files.reread([roles.time])])
-    if index.target_rows is None:
-        return cells
-    return cells.take(pa.array(np.argsort(index.target_rows)))
+    if index.target_rows is not None:
+        cells = cells.take(pa.array(np.argsort(index.target_rows)))
+    return cells, index.files.type_of(roles.time)
 
 
 def _labels(request: ReadRequest, index: SequenceIndex) -> list[str] | NDArray[np.float32]:

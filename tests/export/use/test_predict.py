@@ -427,5 +427,9 @@ def test_answers_to_steps_join_the_table_by_its_own_columns(here, kind):
         for found in (part, theirs[theirs.engine == engine]):
             order = found.sort_values("at")["life_found"]
             np.testing.assert_allclose(order, expected[:, 0], rtol=1e-4)
+    if kind == "days":
+        texts.rename(columns={"at ": "at"}).to_parquet("s.parquet", index=False)
+        assert invoke("predict", "run", "s.parquet", "--output", "t.parquet").exit_code == 0
+        assert set(pd.read_parquet("t.parquet")["at"]) == set(texts["at "])  # texts stay texts
     mixed = pd.read_parquet("q.parquet")["at"]
     assert sorted(mixed) == sorted(typed["at"])
