@@ -146,7 +146,7 @@ def unseen_windows(
         at = table.stamps(np.array([split.test]).astype(table.ticks.dtype))[0]
         known = "it knows series by their ids"
         if not model.training.get("trained_ids"):
-            known = "without ids, only their dates tell it series apart"
+            known = "without ids only dates tell series apart: name later data, or train with --id"
         raise InputError(
             f"{name}: no window of {model.config.horizon} steps from {at} on, where the test part "
             f"begins; the model was trained on the rows before it ({known})"

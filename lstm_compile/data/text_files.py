@@ -181,8 +181,10 @@ def _is_utf8_alone(path: Path, encoding: str) -> bool:
     """Whether a file is UTF-8, and would be other text in this encoding."""
     if encoding == "utf-8":
         return False
+    characters = set[str]()
     try:
-        characters = set[str]().union(*texts_of(path))  # the whole file is decoded
+        for text in texts_of(path):
+            characters.update(text)
     except InputError:
         return False
     is_single = len(bytes(range(128, 256)).decode(encoding, "replace")) == 128

@@ -310,6 +310,16 @@ def test_labels_true_and_false_among_other_numbers_are_no_numbers(here):
         read_long(read)
 
 
+@pytest.mark.parametrize("word", ["NA", "nan", "?", "#N/A"])
+def test_words_for_nothing_among_numbers_are_no_class(here, word):
+    rows = [f"{i},0,{i / 2},{word if i == 3 else i % 2}\n" for i in range(8)]
+    message = refused(here / "t.csv", "id,t,u,label\n" + "".join(rows))
+    assert f"row 4, column 'label': found '{word}', expected a number or a class; write" in message
+    words = [row.replace(",0\n", ",low\n").replace(",1\n", ",high\n") for row in rows]
+    found = table_of(here / "t.csv", "id,t,u,label\n" + "".join(words))
+    assert set(found.y) == {"low", "high", word}
+
+
 # ---- decimal commas
 
 

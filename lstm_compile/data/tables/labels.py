@@ -11,7 +11,7 @@ from lstm_compile.data.tables.columns import ReadRequest
 from lstm_compile.data.tables.label_values import are_many, are_whole, is_number, numbers_of
 from lstm_compile.data.tables.precision import check_columns_rounding
 from lstm_compile.data.tables.source import MEND_CELL, RowBatch, Source, TableFiles
-from lstm_compile.data.tables.values import comma_advice, to_floats
+from lstm_compile.data.tables.values import GAPS, comma_advice, to_floats
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
@@ -82,8 +82,8 @@ class Labels:
         are_counts = are_many(self.known, len(self.codes)) and are_whole(map(str, self.known))
         return are_counts or self.are_fractions(source)
 
-    def refuse_commas(self, files: TableFiles) -> None:
-        """Refuse numbers with commas, which would be classes.
+    def refuse_accidents(self, files: TableFiles) -> None:
+        """Refuse numbers with commas, and `NA` among numbers, which would be classes.
 
         Raises:
             InputError: names the row of the first.
@@ -92,7 +92,8 @@ class Labels:
         if self.column not in source.texts or source.kinds[self.column] != "number":
             return
         for code, name in enumerate(map(str, self.known)):
-            if mend := comma_advice(name):
+            is_gap = name.strip().lower() in GAPS
+            if mend := "write a label, or drop the sequence" if is_gap else comma_advice(name):
                 row = self._first_row(code)
                 files.refuse(row, self.column, repr(name), "a number or a class", mend)
 

@@ -89,7 +89,7 @@ def _labels(request: ReadRequest, index: SequenceIndex) -> list[str] | NDArray[n
     if not request.labelled:
         return np.zeros((len(index.ids), 0), np.float32)
     if is_new:
-        labels[0].refuse_commas(files)
+        labels[0].refuse_accidents(files)
     if request.step_labels:
         return step_labels(labels, files.sources[0], index.target_rows, is_new=is_new)
     return sequence_labels(labels, files, request.wants_classes, is_new=is_new)
