@@ -177,15 +177,6 @@ def test_ts_without_labels(tmp_path):
         read_table(ReadRequest(path, labelled=False))
 
 
-def test_the_task_decides_over_the_header_of_a_ts_file(tmp_path):
-    path = write_ts(tmp_path, "@univariate true\n@classLabel true 1 2\n@data\n5:2\n6:1\n")
-    assert read_sequences(path).classes == ("1", "2")
-    assert read_sequences(path, has_classes=False).y.tolist() == [[2], [1]]
-    path = write_ts(tmp_path, "@univariate true\n@targetlabel true\n@data\n5:2.0\n6:1\n")
-    assert read_sequences(path).y.tolist() == [[2], [1]]
-    assert read_sequences(path, has_classes=True).classes == ("1.0", "2.0")
-
-
 @pytest.mark.slow
 def test_ts_with_gaps_from_training_to_predictions(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

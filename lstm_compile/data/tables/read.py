@@ -101,8 +101,7 @@ def read_table(request: ReadRequest) -> Table:
     table = _filled(table, request.options)
     if request.labelled:
         table = _with_step_labels(table, request.per_step)
-    # the header of a text file says what its labels are, unless the request does
-    is_told = table.lines is not None and request.wants_classes is None
+    is_told = table.lines is not None  # the header of a text file says what its labels are
     return table if is_told or not request.labelled else _of_kind(table, request)
 
 
