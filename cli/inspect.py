@@ -121,11 +121,18 @@ def _columns(columns: dict[str, Any]) -> Iterator[Line]:
 def _flags(asked: TableOptions, found: dict[str, Any]) -> Iterator[str]:
     """The flags that were given, for the next command, and the flag that gaps need."""
     for name in asked.changed_flags:
-        value = getattr(asked, name.removeprefix("--"))
+        value = getattr(asked, name.removeprefix("--").replace("-", "_"))
+        names = ",".join(map(_listed, value)) if isinstance(value, tuple) else str(value)
         yield name
-        yield shlex.quote(value if isinstance(value, str) else ",".join(value))
+        yield shlex.quote(names)
     if found["missing"] and asked.missing in (None, "error"):
         yield "--missing forward"
+
+
+def _listed(name: str) -> str:
+    """A name as one of several in a flag's value."""
+    is_plain = name == name.strip() and not set(name) & {",", '"'}
+    return name if is_plain else '"' + name.replace('"', '""') + '"'
 
 
 def _histogram(bins: list[dict[str, int]]) -> Iterator[Line]:

@@ -18,6 +18,7 @@ from lstm_compile.data.series.series_table import Split
 from lstm_compile.data.series.windows import Windows, require, thinned, windows_of
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import is_table
+from lstm_compile.data.tables.label_values import spelling
 from lstm_compile.data.tables.read import locate, table_options
 from lstm_compile.data.text_files import refuse_columns
 from lstm_compile.errors import InputError
@@ -144,9 +145,12 @@ def unseen_windows(
     tested = windows.select(_is_unseen(windows, model.training).nonzero()[:, 0])
     if not len(tested):
         at = table.stamps(np.array([split.test]).astype(table.ticks.dtype))[0]
+        known = "it knows series by their ids"
+        if not model.training.get("trained_ids"):
+            known = "without ids only dates tell series apart: name later data, or train with --id"
         raise InputError(
             f"{name}: no window of {model.config.horizon} steps from {at} on, where the test part "
-            "begins; the model was trained on the rows before it (it knows series by their ids)"
+            f"begins; the model was trained on the rows before it ({known})"
         )
     return thinned(tested, stride)
 
@@ -160,5 +164,13 @@ def _is_unseen(windows: Windows, training: dict[str, Any]) -> Tensor:
     if (begin := training.get("trained_from")) is not None:
         found |= last < begin
     if ids and table.ids:
-        found |= torch.from_numpy(~np.isin(table.ids, ids))[windows.series]
+        are_files = not table.roles.options.id
+        own, theirs = ([_bare_id(name, are_files) for name in names] for names in (table.ids, ids))
+        found |= torch.from_numpy(~np.isin(own, theirs))[windows.series]
     return found
+
+
+def _bare_id(name: str, is_file: bool) -> str:
+    """An id without what another table may write differently: folder, blanks, zeros around it."""
+    bare = Path(name).name if is_file else name.strip()
+    return spelling(bare).lstrip("0")

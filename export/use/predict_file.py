@@ -5,6 +5,7 @@ With an ONNX file this loads no torch.
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 from lstm_compile.data.schema import Schema
 from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.read import locate, read_table, table_options
+from lstm_compile.data.tables.roles import Roles
 from lstm_compile.data.tables.table import Table, check_features
 from lstm_compile.errors import InputError
 from lstm_compile.export.runtime import Floats, Inputs, pad, restored, series_levels
@@ -55,6 +57,8 @@ class Predictions(NamedTuple):
     lengths: Any = None  # int64 (sequences,)
     id_column: tuple[str, Any] = ("id", None)  # its name, and its Arrow type if the file has types
     notes: tuple[str, ...] = ()  # on how the table was read
+    # of each step: the name of the column, its cells, and their Arrow type if the file has types
+    times: tuple[str, Any, Any] | None = None
 
 
 def predict_file(
@@ -94,7 +98,11 @@ def predict_file(
         answer, len(table.lengths), BLOCK, progress and partial(progress, "sequences")
     )
     found = Predictions(model.config.task, model.schema, table.ids, values, lengths=table.lengths)
-    name = getattr(table.roles, "id", None)  # only long tables name columns
+    if not isinstance(table.roles, Roles):  # only long tables name columns
+        return found
+    if table.times is not None:
+        found = found._replace(times=(str(table.roles.time), *table.times))
+    name = table.roles.id
     return found if name is None else found._replace(id_column=(name, table.id_type))
 
 
@@ -114,10 +122,11 @@ def columns(predictions: Predictions, as_text: bool = False) -> dict[str, Any]:
     """The columns of the output file by name, one row a sequence, or one a series and step.
 
     The ids under the name that they have in the data (or `id`), or `sequence` with the numbers from
-    0 where the data have none (followed by `_` where a target is called so), and for `tag` `step`,
-    from 0 in each sequence; then `prediction` and `probability_CLASS` for each class, or one column
-    a target. For forecasts the ids where the series have any (or `file`, where each file is one),
-    the time, and one column a target, or one a target and quantile called `TARGET_0.1`.
+    0 where the data have none (followed by `_` where a target is called so), and for answers to
+    steps the time, or `step`, from 0 in each sequence, where the data have none; then `prediction`
+    and `probability_CLASS` for each class, or one column a target. For forecasts the ids where the
+    series have any (or `file`, where each file is one), the time, and one column a target, or one a
+    target and quantile called `TARGET_0.1`.
 
     Ids and times are written as in the data. `as_text` is for files that have no types.
     """
@@ -139,7 +148,8 @@ def columns(predictions: Predictions, as_text: bool = False) -> dict[str, Any]:
     if find_task(predictions.task).per_step:
         names = {name: np.repeat(rows, lengths)}
         starts = np.repeat(lengths.cumsum() - lengths, lengths)
-        names[free_name("step", {**names, **answers})] = np.arange(len(values)) - starts
+        time, cells, kind = predictions.times or ("step", np.arange(len(values)) - starts, int)
+        names[free_name(time, {**names, **answers})] = _times(cells, kind, as_text)
     if ids is not None:
         names[name] = _typed(names[name], predictions.id_column[1])
     return {**names, **answers}
@@ -169,7 +179,11 @@ def write_predictions(path: Path, predictions: Predictions) -> list[str]:
 def _read(model: Model, data: str, given: TableOptions | None, progress: Progress | None) -> Table:
     options = table_options(data, given, model.training) or TableOptions()
     tell, path = progress and partial(progress, "rows"), locate(data, "test")
-    table = read_table(ReadRequest(path, options, model.schema, labelled=False, progress=tell))
+    per_step = model.config.traits.per_step
+    request = ReadRequest(
+        path, options, model.schema, labelled=False, per_step=per_step, progress=tell
+    )
+    table = read_table(request)
     check_features(table, model.schema)
     if not len(table.lengths):
         raise InputError(f"{data}: holds no sequence; name a file with at least one")
@@ -232,6 +246,26 @@ def _typed(ids: Any, kind: Any) -> Any:
         return texts if kind is None else texts.cast(kind)
     except pyarrow.ArrowException:
         return texts
+
+
+def _times(cells: Any, kind: Any, as_text: bool) -> Any:
+    """Cells of a time column, as a file with types or one without (`as_text`) has them.
+
+    Cells without a type become numbers or moments where they all are, and moments become texts
+    like `2024-01-31`.
+    """
+    import pyarrow
+
+    from lstm_compile.data.series.stamp_format import StampFormat
+
+    if as_text and isinstance(kind, pyarrow.TimestampType):
+        moments = cells.cast(pyarrow.timestamp("ns", kind.tz)).to_numpy(zero_copy_only=False)
+        return StampFormat(kind.tz or "", type=kind).cells(moments, as_text=True)
+    kinds = (pyarrow.int64(), pyarrow.float64(), pyarrow.timestamp("us"))
+    for wanted in kinds if kind is None and not as_text else ():
+        with suppress(pyarrow.ArrowException):
+            return cells.cast(wanted)
+    return cells
 
 
 def _forecast_inputs(model: Model, table: "SeriesTable", ahead: "Ahead", rows: Any) -> Inputs:

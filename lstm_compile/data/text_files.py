@@ -11,6 +11,23 @@ from lstm_compile.data.tables.folders import TEXT_SUFFIXES, matching_files
 from lstm_compile.errors import InputError
 
 BLOCK = 1 << 20  # bytes read at once
+HEAD = 1 << 12  # bytes that tell the encoding of a table
+WIDE = ("utf-16", "utf-32")
+MARKS = {
+    codecs.BOM_UTF8: ("utf-8",),
+    codecs.BOM_UTF32_LE: ("utf-32", "utf-32-le"),  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: ("utf-32", "utf-32-be"),
+    codecs.BOM_UTF16_LE: ("utf-16", "utf-16-le"),
+    codecs.BOM_UTF16_BE: ("utf-16", "utf-16-be"),
+}
+MANY_ZEROS = 10  # one zero byte in so many is no accident
+MOST_ZEROS = 0.8  # text in UTF-32 has 3/4
+MANY_CHARACTERS = 6  # so many beyond ASCII are valid UTF-8 by intent, in GBK a few by accident
+PACKED = {
+    b"PK\3\4": "a zip file, as Excel (.xlsx) writes; save the table as CSV",
+    b"\x1f\x8b": "a gzip file; unpack it",
+    b"PAR1": "a Parquet file; end its name in .parquet",
+}
 ENCODED = (".csv", ".jsonl", ".ndjson")  # the tables of text, which have `--encoding`
 
 
@@ -121,22 +138,55 @@ def check_encoding(path: Path, encoding: str = "utf-8") -> None:
 
 
 def check_mistaken(path: Path, encoding: str) -> None:
-    """Refuse a file in UTF-8 or UTF-16 that would be read in an encoding of single bytes.
+    """Refuse a table whose bytes show that its encoding is another than this one.
 
     Raises:
-        InputError: the file begins with the mark of UTF-16, or it has characters beyond ASCII and
-            all of it is UTF-8.
+        InputError: names the encoding; or the file is packed, and so is no text.
     """
-    is_single = len(bytes(range(128, 256)).decode(encoding, "replace")) == 128
-    if encoding.startswith("utf") or not is_single:
-        return
     with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise InputError(f"{path}: its text is UTF-16; read it with --encoding utf-16")
+        head = file.read(HEAD)
+    for mark, kind in PACKED.items():
+        if head.startswith(mark):
+            raise InputError(f"{path}: expected text, and this is {kind}")
+    least = 0 if encoding.startswith(WIDE) else len(head) // MANY_ZEROS
+    shown = _shown_encodings(head, least) or (("utf-8",) if _is_utf8_alone(path, encoding) else ())
+    if shown and encoding not in shown:
+        raise InputError(
+            f"{path}: its text is {shown[0].upper()} and not {encoding}; read it with --encoding "
+            f"{shown[0]}"
+        )
+    if not shown and encoding.startswith(WIDE):
+        raise InputError(
+            f"{path}: its text is not {encoding}; name its encoding with --encoding, such as cp1252"
+        )
+
+
+def _shown_encodings(head: bytes, least: int) -> tuple[str, ...]:
+    """The encodings that a table with these first bytes can have; empty where they tell none.
+
+    In UTF-16 and UTF-32 every comma and every line break has zero bytes, at the same places. Up to
+    `least` zero bytes may be there by accident.
+    """
+    for mark, names in MARKS.items():
+        if head.startswith(mark):
+            return names
+    first, second = (head[place::2].count(0) for place in (0, 1))
+    if not least < first + second < MOST_ZEROS * len(head):
+        return ()
+    bits = 32 if 2 * (first + second) > len(head) + 1 else 16
+    return (f"utf-{bits}-{'be' if first > second else 'le'}",)
+
+
+def _is_utf8_alone(path: Path, encoding: str) -> bool:
+    """Whether a file is UTF-8, and would be other text in this encoding."""
+    if encoding == "utf-8":
+        return False
+    characters = set[str]()
     try:
-        has_more = [not text.isascii() for text in texts_of(path)]  # the whole file is decoded
+        for text in texts_of(path):
+            characters.update(text)
     except InputError:
-        return
-    if not any(has_more):
-        return
-    raise InputError(f"{path}: its text is UTF-8 and not {encoding}; read it with --encoding utf-8")
+        return False
+    is_single = len(bytes(range(128, 256)).decode(encoding, "replace")) == 128
+    count = sum(not character.isascii() for character in characters)
+    return encoding.startswith(WIDE) or count >= (1 if is_single else MANY_CHARACTERS)

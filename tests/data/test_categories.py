@@ -93,10 +93,24 @@ def test_an_empty_cell_is_an_error_or_a_category(tmp_path):
     frame = table()
     frame.loc[2, "sky"] = None
     path = save(tmp_path, frame)
-    with pytest.raises(InputError, match="row 3, column 'sky': found an empty cell"):
+    with pytest.raises(InputError, match=r"row 3, column 'sky': found an empty cell, expected a c"):
         read_sequences(path, table=SKY)
     options = TableOptions(features=("u",), categories=("sky",), missing="forward")
     assert read_sequences(path, table=options).categories.names[0] == ("", "fog", "rain", "sunny")
+
+
+def test_nan_in_a_column_of_numbers_is_an_empty_cell_of_a_category(tmp_path):
+    frame = table()
+    frame["sky"] = frame["sky"].map({"fog": 1.0, "rain": 2.0, "sunny": 3.0})
+    frame.loc[2, "sky"] = np.nan
+    path = save(tmp_path, frame, "t.parquet")
+    with pytest.raises(InputError, match=r"row 3, column 'sky': found an empty cell, expected a c"):
+        read_sequences(path, table=SKY)
+    options = TableOptions(features=("u",), categories=("sky",), missing="zero")
+    found = read_sequences(path, table=options)
+    assert found.categories.names[0] == ("", "1.0", "2.0", "3.0")
+    expected = frame["sky"].fillna(0).tolist()
+    assert found.x[:, 1].tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -275,7 +289,8 @@ def test_series_carry_codes_behind_their_numbers(tmp_path):
 
 def test_empty_cells_of_series_are_gaps(tmp_path):
     path = days(tmp_path, cells={(0, "sky"): None, (7, "sky"): None})
-    with pytest.raises(InputError, match="row 1, column 'sky': found an empty cell"):
+    told = r"row 1, column 'sky': found an empty cell, expected a category; .* with --gaps forward$"
+    with pytest.raises(InputError, match=told):
         read_series(path, TableOptions(**WEATHER))
     found = read_series(path, TableOptions(**WEATHER, gaps="linear"))
     assert found.schema.categories.names == (("fog", "rain", "sunny"),)
@@ -290,6 +305,10 @@ def test_series_refuse_what_categories_cannot_do(tmp_path):
         read_series(path, TableOptions(**WEATHER, duplicates="mean"))
     with pytest.raises(InputError, match=r"with --features \(numbers\) or --categories"):
         read_series(path, TableOptions(**{**WEATHER, "categories": (), "static": ("sky",)}))
+    with pytest.raises(InputError, match=r"'sky': found 'sunny', .* column of 0 and 1 for each w"):
+        read_series(path, TableOptions(**{**WEATHER, "categories": (), "known": ("sky",)}))
+    with pytest.raises(InputError, match=r"'sky': found 'sunny', .* name another column with --ta"):
+        read_series(path, TableOptions(**{**WEATHER, "categories": (), "target": ("sky",)}))
     with pytest.raises(InputError, match="recursive takes no past covariates and categories"):
         ModelConfig(
             task="forecast", input_size=2, output_size=1, category_sizes=(3,), decoder="recursive"
@@ -328,6 +347,24 @@ def test_a_new_static_is_refused_or_another_one(tmp_path):
     assert trained.statics.ravel().tolist() == [1, 2, 1]
     found = read_series(new, trained.roles.options, schema=trained.schema)
     assert found.statics.ravel().tolist() == [1, 0, 1]
+
+
+@pytest.mark.slow
+def test_int8_files_keep_the_vectors_of_categories(tmp_path):
+    path, run = save(tmp_path, table()), tmp_path / "run"
+    named = ["--features", "u", "--categories", "sky,wet", "--unknown", "other"]
+    ok("train", path, *named, "--hidden-size", 6, "--epochs", 2, "--output", run)
+    ok("export", run, "--onnx", "--profile", "ort", "--int8")
+    ok("verify", run, "--onnx", run / "model-int8.onnx")
+    new = table()
+    new.loc[0, "sky"] = "snow"
+    new = save(tmp_path, new, "new.csv")
+    answers = []
+    for model in (run, run / "model-int8.onnx"):
+        ok("predict", model, new, "--output", tmp_path / "p.csv")
+        answers.append(pd.read_csv(tmp_path / "p.csv").filter(like="probability").to_numpy())
+    assert np.abs(answers[0] - answers[1]).max() < 0.02
+    assert np.ptp(answers[0], axis=0).min() > 0.001
 
 
 def ok(*words):

@@ -66,6 +66,7 @@ DIALECTS = st.fixed_dictionaries(
         "index": st.booleans(),
     }
 )
+ABOVE_NAMES = st.sampled_from(["", "sep={sep}\n", "# one, two; {sep}\n\n", '"sep={sep}"\r\n#\n'])
 
 
 @settings(deadline=None, max_examples=150)
@@ -73,16 +74,21 @@ DIALECTS = st.fixed_dictionaries(
     DIALECTS,
     st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True),
     st.lists(CELL, min_size=3, max_size=3, unique=True),
+    ABOVE_NAMES,
     st.data(),
 )
-def test_every_cell_is_what_pandas_reads(tmp_path_factory, dialect, names, ids, data):
+def test_every_cell_is_what_pandas_reads(tmp_path_factory, dialect, names, ids, above, data):
     rows = 12
     path = tmp_path_factory.mktemp("dialects") / "t.csv"
     columns = {"id": np.repeat(ids, 4), " t": np.tile(np.arange(4), 3)}
     columns |= {name: data.draw(NUMBERS) for name in names}
     frame = pd.DataFrame(columns | {"label ": np.repeat(["ja", "n;ein, so", "ä"], 4)})
-    frame.to_csv(path, **dialect)
+    above = above.format(**dialect)
+    with path.open("w", encoding=dialect["encoding"], newline="") as file:
+        file.write(above)
+        frame.to_csv(file, **dialect)
     known = {key: dialect[key] for key in ("sep", "decimal", "encoding")}
+    known["skiprows"] = above.count("\n")
     texts = {"id": str, "label ": str}
     expected = pd.read_csv(path, **known, dtype=texts, keep_default_na=False, na_values=[""])
     options = TableOptions(
@@ -239,6 +245,81 @@ def test_lines_above_and_a_second_row_tell_the_separator(here):
     )
 
 
+ABOVE = [
+    "sep=;\n",
+    "SEP=;\r\n",
+    '"sep=;"\n\n',
+    "# made by, a; logger\n",
+    "#it's a \"comment\n\n# of, two; lines\n",
+    "# a comment\nsep=;\n#;;; with as many columns\n",
+]
+
+
+@pytest.mark.parametrize("above", ABOVE)
+@pytest.mark.parametrize("written", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lines_of_excel_and_comments_above_the_names(here, above, written):
+    encoding = written if written == "utf-16" else None
+    text = above + "id;t;u;label\na;0;1,5;x\na;1;2;x\n"
+    found = table_of(here / "t.csv", text, written, encoding=encoding, decimal=",")
+    assert (found.ids, found.features, found.x[:, 0].tolist()) == (["a"], ("u",), [1.5, 2])
+    wrong = refused(here / "t.csv", text + "a;z;1;x\n", written, encoding=encoding, decimal=",")
+    assert "row 3, column 't': found 'z'" in wrong
+    wrong = refused(here / "t.csv", text + "a;1\n", written, encoding=encoding, decimal=",")
+    assert "row 3: expected 4 columns, found 2" in wrong
+
+
+def test_any_mark_may_part_columns_if_the_first_line_says_so(here):
+    found = table_of(here / "t.csv", "sep=^\nid^t^u,v^label\na^0^1.5^x\n")
+    assert (found.features, found.x.tolist()) == (("u,v",), [[1.5]])
+
+
+def test_names_may_begin_with_a_hash(here):
+    text = "# made by hand\n# id,t,u,label\na,0,1,x\n"
+    assert table_of(here / "t.csv", text, id="# id").features == ("u",)
+    assert "found # id (text), t (number)" in refused(here / "t.csv", text)
+
+
+def test_other_lines_above_the_names_are_told(here):
+    text = "Station: Berlin\nid,t,u,label\na,0,1,x\n"
+    message = refused(here / "t.csv", text)
+    assert "row 1: expected 1 columns, found 4; mend or drop the row; is the first line" in message
+    assert "that of the names? Begin those above with #" in message
+    assert table_of(here / "t.csv", "#" + text).features == ("u",)
+    assert "no names of columns" in refused(here / "t.csv", "# a\n\n")
+
+
+# ---- true and false
+
+
+def test_true_and_false_are_1_and_0_and_nothing_beside_other_numbers(here):
+    text = "id,t,u,label\na,0,true,x\na,1,0,x\na,2,False,x\na,3,1,x\na,4,NA,x\n"
+    found = table_of(here / "t.csv", text, missing="zero")
+    assert found.x[:, 0].tolist() == [1, 0, 0, 1, 0]
+    for other in ("3", "0.5", "-1"):
+        message = refused(here / "t.csv", text.replace("a,1,0", f"a,1,{other}"), missing="zero")
+        assert "row 1, column 'u': found 'true', expected a number as in the other rows" in message
+
+
+def test_labels_true_and_false_among_other_numbers_are_no_numbers(here):
+    rows = [f"{i},0,{i / 2},{['true', '0', '1', 'False'][i % 4]}\n" for i in range(8)]
+    read = ReadRequest(here / "t.csv", TableOptions(), has_classes=False)
+    (here / "t.csv").write_text("id,t,u,label\n" + "".join(rows))
+    assert read_long(read).y[:, 0].tolist() == [1, 0, 1, 0] * 2
+    (here / "t.csv").write_text("id,t,u,label\n" + "".join(rows) + "8,0,1,3\n")
+    with pytest.raises(InputError, match=r"row 1, column 'label': found 'true', expected a fini"):
+        read_long(read)
+
+
+@pytest.mark.parametrize("word", ["NA", "nan", "?", "#N/A"])
+def test_words_for_nothing_among_numbers_are_no_class(here, word):
+    rows = [f"{i},0,{i / 2},{word if i == 3 else i % 2}\n" for i in range(8)]
+    message = refused(here / "t.csv", "id,t,u,label\n" + "".join(rows))
+    assert f"row 4, column 'label': found '{word}', expected a number or a class; write" in message
+    words = [row.replace(",0\n", ",low\n").replace(",1\n", ",high\n") for row in rows]
+    found = table_of(here / "t.csv", "id,t,u,label\n" + "".join(words))
+    assert set(found.y) == {"low", "high", word}
+
+
 # ---- decimal commas
 
 
@@ -331,15 +412,10 @@ ROW = "id,t,u,label\né,0,1,x\n"
         (ROW, "latin-1", None, "t.csv, line 2: byte 13 is not UTF-8; save the file as UTF-8, or"),
         (ROW, "latin-1", "ascii", "t.csv, line 2: byte 13 is not ASCII; save the file as UTF-8"),
         (ROW, "utf-8", "latin-1", "its text is UTF-8 and not iso8859-1; read it with --enc"),
-        (ROW, "utf-16", "latin-1", "its text is UTF-16; read it with --encoding utf-16"),
-        (ROW, "utf-16", None, "t.csv, line 1: byte 0 is not UTF-8"),
-        (
-            ROW.replace("é", "e"),
-            "utf-16-le",
-            None,
-            "its first line holds zero bytes, as UTF-16 does; name its enc",
-        ),
-        (ROW, "utf-8", "utf-16", "holds text that is not utf-16; name its encoding with"),
+        (ROW, "utf-8", "utf-16", "its text is UTF-8 and not utf-16; read it with --encoding utf-8"),
+        (ROW, "latin-1", "utf-16", "its text is not utf-16; name its encoding with --encoding, su"),
+        (ROW.replace("é", "e"), "utf-8", "cp037", "again; is its encoding cp037?"),
+        (ROW + "äöüßñç", "utf-8", "gbk", "its text is UTF-8 and not gbk; read it with --encod"),
         (ROW, "utf-8", "klingon", "encoding must be one that Python knows, such as cp1252"),
         (ROW, "utf-8", "base64", "encoding must be one that Python knows"),
         (ROW, "utf-8", "", "encoding must be one that Python knows"),
@@ -347,6 +423,28 @@ ROW = "id,t,u,label\né,0,1,x\n"
 )
 def test_a_wrong_encoding_is_refused(here, text, written, encoding, message):
     assert message in refused(here / "t.csv", text, written, encoding=encoding)
+
+
+@pytest.mark.parametrize("written", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("encoding", [None, "latin-1", "utf-16", "utf-16-be", "utf-32", "gbk"])
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_encodings_of_several_bytes_are_named_and_the_advice_works(here, name, encoding, written):
+    text = '{"id": "é", "t": 0, "u": 1, "label": "x"}\n' if name == "t.jsonl" else ROW
+    if encoding != written:
+        message = refused(here / name, text, written, encoding=encoding)
+        assert f"its text is {written.upper()} and not {encoding or 'utf-8'}; " in message.replace(
+            "iso8859-1", "latin-1"
+        )
+        encoding = message.rpartition(" ")[2]
+    found = table_of(here / name, text, written, encoding=encoding)
+    assert (found.ids, found.x.tolist(), found.y) == (["é"], [[1]], ["x"])
+
+
+@pytest.mark.parametrize("start", [b"PK\3\4", b"\x1f\x8b", b"PAR1"])
+def test_files_that_are_packed_are_named(here, start):
+    (here / "t.csv").write_bytes(start + bytes(range(256)))
+    with pytest.raises(InputError, match=r"t\.csv: expected text, and this is a (zip|gzip|Parq)"):
+        read_long(ReadRequest(here / "t.csv", TableOptions()))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "cp1252", "utf-8-sig", "gbk"])

@@ -353,6 +353,11 @@ def test_large_row_groups_are_refused_with_a_size_that_would_do(tmp_path):
         ("nosuch://x/y", {}, "Unrecognized filesystem type in URI: nosuch://x/y"),
         ("set", {"task": "tag"}, "stream is for task classify or regress, the task is tag"),
         ("set", {"table": TableOptions(text="label")}, "--text does not go with --stream"),
+        (
+            "set",
+            {"table": TableOptions(categories=("label",))},
+            "leave --stream out, or write one column of 0 and 1 for each category",
+        ),
         ("set", {"refit": True}, "refit needs all data in memory; leave --refit or --stream out"),
     ],
 )  # fmt: skip

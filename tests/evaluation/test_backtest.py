@@ -1,8 +1,10 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from cli_cases import invoke
 from marks import slow
 from series_cases import SMALL, do, hourly, hours, several, waves, windows_of, write
 
@@ -325,6 +327,32 @@ def test_what_training_has_seen_is_not_evaluated(trained, tmp_path):
     data = write(tmp_path / "seen.csv", columns | {"kind": ["even"] * 60})
     with pytest.raises(InputError, match="no window of 3 steps from 2020-01-11T00:00:00 on, where"):
         evaluate_file(trained[1], data)
+
+
+@pytest.mark.parametrize("kind", ["folder", "float", "zeros"])
+def test_series_of_training_are_known_however_their_ids_are_written(tmp_path, monkeypatch, kind):
+    """Two series of 60 rows: the last fifth of each is the test part, with 12 - 3 + 1 windows."""
+    monkeypatch.chdir(tmp_path)
+    frames = [pd.DataFrame({"time": hours(60), "y": waves(60)}) for _ in range(2)]
+    if kind == "folder":
+        (tmp_path / "set").mkdir()
+        for name, frame in zip("ab", frames, strict=True):
+            frame.to_csv(f"set/{name}.csv", index=False)
+        trained, again = "set", tmp_path / "set"
+    else:
+        rows = pd.concat([frame.assign(id=i) for i, frame in enumerate(frames, 1)])
+        trained, again = "t.csv", f"again.{'parquet' if kind == 'float' else 'csv'}"
+        rows.to_csv(trained, index=False)
+        if kind == "float":
+            rows.assign(id=rows["id"].astype(float)).to_parquet(again)
+        else:
+            rows.assign(id=rows["id"].map("{:03d}".format)).to_csv(again, index=False)
+    small = ("--context", 4, "--horizon", 3, "--epochs", 1, "--hidden-size", 4, "--num-layers", 1)
+    done = invoke("train", trained, "--task", "forecast", *small, "--output", "run")
+    assert done.exit_code == 0, done.output
+    expected = evaluate_file("run", trained).rows
+    assert expected == 2 * 10
+    assert evaluate_file("run", str(again)).rows == expected
 
 
 def test_a_model_with_a_test_file_is_not_measured_on_its_training_file(tmp_path):

@@ -267,10 +267,10 @@ def test_the_command_line_from_table_to_answers(tmp_path):
         accuracy.append(json.loads(found.stdout)["metrics"]["accuracy"])
     assert accuracy[0] == accuracy[1]
     first = answers["torch"][0]
-    assert list(first) == ["id", "step", "prediction", "probability_down", "probability_up"]
+    assert list(first) == ["id", "time", "prediction", "probability_down", "probability_up"]
     assert len(answers["torch"]) == len(steps_above(40).x)
     for one, other in zip(answers["torch"], answers["onnx"], strict=True):
-        assert (one["id"], one["step"]) == (other["id"], other["step"])
+        assert (one["id"], one["time"]) == (other["id"], other["time"])
         assert float(one["probability_up"]) == pytest.approx(
             float(other["probability_up"]), abs=1e-5
         )

@@ -51,7 +51,11 @@ def merge_duplicates(rows: GridRows, how: Duplicates, has_id: bool, refuse: Refu
         count = f"{int(is_again.sum())} such rows in all"
         found = f"the time of another row of its series again ({count})"
         mend = "choose --duplicates mean or last"
-        if not has_id:
+        if has_id:
+            mend = (
+                f"if another column tells series apart too, join it to the one of --id; else {mend}"
+            )
+        else:
             mend = f"name the column of the series with --id; if all rows are one series, {mend}"
         refuse(row, found, "one row a time", mend)
     starts = np.concatenate(([0], np.flatnonzero(~is_again) + 1))

@@ -54,6 +54,7 @@ from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing, suggestion
 
 SATURDAY = 5
+MEND_CATEGORY = "write it in the cell, or take that of the row before with --gaps forward"
 
 
 def read_series(
@@ -246,11 +247,14 @@ class _Reading:
         is_future = step >= np.repeat(history, lengths)
         unknown = len(self.roles.options.target) + len(self.roles.options.features)
         is_gap[is_future, :unknown] = is_gap[is_future, len(self.roles.values) :] = False
+        columns = self.roles.values + self.roles.options.categories
         for row, column in np.argwhere(is_gap)[:1]:
             found = f"an empty cell, NaN or infinity ({int(is_gap.sum())} in all)"
             place = int(rows.table_rows[row])
-            name = (self.roles.values + self.roles.options.categories)[column]
-            self.index.refuse(place, name, found, "a finite number", MEND_GAPS)
+            name, expected, mend = columns[column], "a finite number", MEND_GAPS
+            if name in self.roles.options.categories:
+                found, expected, mend = "an empty cell", "a category", MEND_CATEGORY
+            self.index.refuse(place, name, found, expected, mend)
 
     def _fill(self, rows: GridRows, split: Split) -> tuple[float, ...]:
         """Fill all gaps in place, and return the means of the columns in the training part."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 ROLES = ("id", "time", "target", "features", "categories", "known", "static")
+MEND_TARGET = "mend the cell, or name another column with --target"
+MEND_KNOWN = "mend the cell; in place of words take one column of 0 and 1 for each word"
 INDICATOR = "gap"  # the feature that marks filled steps
 
 
@@ -56,6 +58,7 @@ class SeriesRoles:
         return Roles(
             o.id, o.time, o.static, self.values, "zero",
             categories=o.categories, unknown=o.unknown,
+            mends={**dict.fromkeys(o.target, MEND_TARGET), **dict.fromkeys(o.known, MEND_KNOWN)},
         )  # fmt: skip
 
     @property

@@ -14,6 +14,10 @@ from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing, suggestion
 
+MEND_EMPTY = (
+    "write a word for it, such as none; or make empty cells a category of their own, and fill "
+    "those of numbers with 0, with --missing zero"
+)
 MEND_UNKNOWN = "mend the cell, or train again with the category or with --unknown other"
 
 
@@ -54,11 +58,18 @@ def _read(index: SequenceIndex, roles: Roles) -> tuple[NDArray[np.float32], list
     for batch in index.files.reread(roles.categories) if found else ():
         rows: Any = np.arange(batch.start, batch.start + batch.size)
         rows = rows if index.target_rows is None else index.target_rows[rows]
-        if roles.missing != "error":
-            cells = {name: cells.cast(pa.string()) for name, cells in batch.cells.items()}
-            batch = batch._replace(cells={name: c.fill_null("") for name, c in cells.items()})
         for column, name in enumerate(roles.categories):
-            codes[rows, column] = index.files.convert_codes(batch, name, found[column], str)
+            cells = batch.cells[name]
+            is_empty = np.asarray(cells.is_null(nan_is_null=True))
+            for row in np.flatnonzero(is_empty)[: int(roles.missing == "error")]:
+                place = batch.start + int(row)
+                index.files.refuse(place, name, "an empty cell", "a category", MEND_EMPTY)
+            if is_empty.any():
+                codes[rows[is_empty], column] = found[column].setdefault("", len(found[column]))
+                cells = cells.filter(pa.array(~is_empty))
+            filled = batch._replace(cells={name: cells})
+            values = index.files.convert_codes(filled, name, found[column], str)
+            codes[rows[~is_empty], column] = values
     return codes, found
 
 

@@ -5,7 +5,9 @@ Source: https://arrow.apache.org/docs/python/csv.html
 
 import codecs
 import io
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from lstm_compile.formatting import listing
 
 SEPARATORS = (",", ";", "\t", "|")
 HEADER_BYTES = 1 << 20
+SEPARATOR_LINE = re.compile(rb'"?sep=([^"\r\n\x80-\xff])"?\s*', re.IGNORECASE)
 BLANK_LINES = (b"\n", b"\r\n")
 SAMPLE_ROWS = 10_000  # that decide the types of columns
 
@@ -39,8 +42,8 @@ class Csv(Source):
 
     def _types(self) -> list[tuple[str, Any]]:
         check_mistaken(self.path, self.dialect.encoding)
-        blank, self._separator = self._header_line()
-        self.lines_above = 1 + blank
+        above, self._separator = self._header_line()
+        self.lines_above = 1 + above
         names = self._open(None, []).schema.names
         places = [str(place) for place in range(len(names))]
         first = next(iter(self._open(places, places)), None)
@@ -99,28 +102,34 @@ class Csv(Source):
         )
 
     def _header_line(self) -> tuple[int, str]:
-        """How many blank lines begin the file, and which of `SEPARATORS` parts its columns.
+        """How many lines stand above the names, and what parts the columns.
 
-        It is the one that the names, and also the row below them, have most of outside quotes.
+        Those lines are blank, comments that begin with `#`, or Excel's `sep=;`.
         """
+        separator, comment, found = "", (0, ""), list[tuple[int, str]]()
+        for number, line in enumerate(self._first_lines()):
+            if not found and (told := SEPARATOR_LINE.fullmatch(line)):
+                separator = told[1].decode()
+            elif not found and line.startswith(b"#"):
+                comment = (number, self._unquoted(line))
+            elif line not in BLANK_LINES:
+                found.append((number, self._unquoted(line)))
+            if len(found) == 2:
+                break
+        if not found:
+            raise InputError(f"{self.path}: no names of columns; expected a line of them")
+        (above, header), (_, row) = found[0], found[-1]
+        if "\0" in header:
+            raise InputError(f"{self.path}: holds zero bytes, and text has none; write it as CSV")
+        separator = separator or _separator_of(header, row)
+        return comment[0] if _are_names(comment[1], header, separator) else above, separator
+
+    def _first_lines(self) -> Iterator[bytes]:
+        """The lines as UTF-8, without a byte order mark."""
         with io.BufferedReader(open_text(self.path, self.dialect.encoding)) as file:
             start = file.peek(len(codecs.BOM_UTF8)).startswith(codecs.BOM_UTF8)
             file.read(len(codecs.BOM_UTF8) * start)
-            blank = 0
-            while (line := file.readline(HEADER_BYTES)) in BLANK_LINES:
-                blank += 1
-            below = file.readline(HEADER_BYTES)
-            while below in BLANK_LINES:
-                below = file.readline(HEADER_BYTES)
-        header, row = (self._unquoted(text) for text in (line, below or line))
-        if b"\0" in line:
-            raise InputError(
-                f"{self.path}: its first line holds zero bytes, as UTF-16 does; name its encoding "
-                "with --encoding, such as utf-16-le"
-            )
-        return blank, max(
-            SEPARATORS, key=lambda s: (min(header.count(s), row.count(s)), header.count(s))
-        )
+            yield from iter(partial(file.readline, HEADER_BYTES), b"")
 
     def _unquoted(self, line: bytes) -> str:
         try:
@@ -129,6 +138,24 @@ class Csv(Source):
             self._check_encoding()
             text = line.decode("utf-8", "replace")  # cut within a character
         return "".join(text.split('"')[::2])
+
+
+def _separator_of(header: str, row: str) -> str:
+    """The one of `SEPARATORS` that the names, and also the row below them, have most of.
+
+    Of `,` and `;` it is the latter, as in `5;1,5`, where the comma is a decimal one.
+    """
+    return max(
+        SEPARATORS,
+        key=lambda s: (min(header.count(s), row.count(s)), header.count(s), s == ";" and s in row),
+    )
+
+
+def _are_names(comment: str, below: str, separator: str) -> bool:
+    """Whether a comment holds the names, like `# time,value` above the first row of values."""
+    cells = below.split(separator)
+    kinds = {kind_of(type_of_text(pa.array([cell.strip()]))) for cell in cells}
+    return len(comment.split(separator)) == len(cells) > 1 and kinds != {"text"}
 
 
 def _check_header(path: Path, names: list[str], types: list[Any], columns: list[Any]) -> None:
@@ -150,5 +177,5 @@ def _check_header(path: Path, names: list[str], types: list[Any], columns: list[
     if has_date or (all(of_kind) and not are_names):
         raise InputError(
             f"{path}: the first line holds values ({listing(names)}), expected the names of the "
-            "columns; write a line of names above it"
+            "columns; write a line of names above it, or rename the columns if it is that line"
         )

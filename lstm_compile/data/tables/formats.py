@@ -34,6 +34,7 @@ from lstm_compile.data.tables.source import (
     too_many,
 )
 from lstm_compile.data.tables.values import is_date
+from lstm_compile.data.text_files import check_mistaken
 from lstm_compile.errors import InputError, reason
 
 ARROW_FILE = b"ARROW1"  # the first bytes of an IPC file; a stream begins otherwise
@@ -138,6 +139,7 @@ class JsonLines(Source):
     """A file with one JSON object a line; blank lines do not count as rows."""
 
     def _types(self) -> list[tuple[str, Any]]:
+        check_mistaken(self.path, self.dialect.encoding)
         with self._open() as file:
             lines = self._lines(file)
         rows = MOST_CELLS // max(1, self._count_columns(lines))

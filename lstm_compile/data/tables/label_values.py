@@ -28,11 +28,17 @@ def is_number(label: Any) -> bool:
         return False
 
 
-def number_of(label: Any) -> float:
-    """The number that a label is, 1 for `true` and 0 for `false`; NaN if it is none."""
-    if is_number(label):
-        return float(label)
-    return {"true": 1.0, "false": 0.0}.get(spelling(str(label)), nan)
+def numbers_of(labels: Collection[Any]) -> list[float]:
+    """The number that each label is, NaN if it is none.
+
+    `true` is 1 and `false` 0, unless there are other numbers too.
+    """
+    found = [float(label) if is_number(label) else nan for label in labels]
+    if not {number for number in found if number == number} <= {0, 1}:
+        return found
+    words = {"true": 1.0, "false": 0.0}
+    pairs = zip(labels, found, strict=True)
+    return [words.get(spelling(str(label)), number) for label, number in pairs]
 
 
 def are_fractions(labels: Collection[str]) -> bool:

@@ -8,18 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.tables.columns import ReadRequest
-from lstm_compile.data.tables.label_values import are_many, are_whole, is_number, number_of
+from lstm_compile.data.tables.label_values import are_many, are_whole, is_number, numbers_of
 from lstm_compile.data.tables.precision import check_columns_rounding
 from lstm_compile.data.tables.source import MEND_CELL, RowBatch, Source, TableFiles
-from lstm_compile.data.tables.values import comma_advice, to_floats
+from lstm_compile.data.tables.values import GAPS, comma_advice, to_floats
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
 Codes = NDArray[np.int32]
 MEND_LABEL = "give a sequence one label, or learn one a step with --task tag"
+MEND_NUMBER = (
+    " (classes) or --task regress --per-step (numbers), or the next ones with --task forecast"
+)
 MEND_STATIC = (
     "give a series one category, or take the column with --features (numbers) or --categories"
 )
+MEND_EMPTY = "write the label of the sequence in all of its rows, or drop the sequence"
+MEND_EMPTY_STATIC = "write the category of the series in all of its rows"
 NUMBER = "a finite float32 number to predict"
 
 
@@ -48,7 +53,8 @@ class Labels:
             InputError: a label is missing, or differs from the first one of its sequence, whose id
                 `name_of` tells.
         """
-        codes = files.convert_codes(batch, self.column, self.known, _plain_number)
+        mend = MEND_EMPTY_STATIC if self.mend == MEND_STATIC else MEND_EMPTY
+        codes = files.convert_codes(batch, self.column, self.known, _plain_number, mend)
         fresh, first = np.unique(sequences, return_index=True)
         is_new = fresh >= len(self.codes)  # sequences are numbered in order of appearance
         self.codes = np.concatenate((self.codes, codes[first[is_new]]))
@@ -61,7 +67,7 @@ class Labels:
             )
             row, found = batch.start + int(index), repr(names[codes[index]])
             is_count = self.mend == MEND_LABEL and is_number(names[codes[index]])
-            mend = f"{self.mend}{', or --task regress --per-step' if is_count else ''}"
+            mend = f"{self.mend}{MEND_NUMBER if is_count else ''}"
             files.refuse(row, self.column, found, expected, mend)
 
     def are_fractions(self, source: Source) -> bool:
@@ -76,8 +82,8 @@ class Labels:
         are_counts = are_many(self.known, len(self.codes)) and are_whole(map(str, self.known))
         return are_counts or self.are_fractions(source)
 
-    def refuse_commas(self, files: TableFiles) -> None:
-        """Refuse numbers with commas, which would be classes.
+    def refuse_accidents(self, files: TableFiles) -> None:
+        """Refuse numbers with commas, and `NA` among numbers, which would be classes.
 
         Raises:
             InputError: names the row of the first.
@@ -86,7 +92,8 @@ class Labels:
         if self.column not in source.texts or source.kinds[self.column] != "number":
             return
         for code, name in enumerate(map(str, self.known)):
-            if mend := comma_advice(name):
+            is_gap = name.strip().lower() in GAPS
+            if mend := "write a label, or drop the sequence" if is_gap else comma_advice(name):
                 row = self._first_row(code)
                 files.refuse(row, self.column, repr(name), "a number or a class", mend)
 
@@ -99,7 +106,7 @@ class Labels:
         Raises:
             InputError: a label is no number.
         """
-        known, mend = np.array([*map(number_of, self.known)]), "mend it or drop the sequence"
+        known, mend = np.array(numbers_of(self.known)), "mend it or drop the sequence"
         if np.isnan(known).all():
             mend += ", name another column with --target, or learn classes with --task classify"
         for row in np.flatnonzero(np.isnan(known[self.codes]))[:1]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lstm_compile.data.tables.categories import read_categories
@@ -26,6 +27,9 @@ from lstm_compile.data.tables.values import CellError, to_floats
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
 
+MEND_FEATURE = (
+    "mend the cell, or choose columns with --features, columns of words with --categories"
+)
 LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -65,7 +69,18 @@ def read_long(request: ReadRequest) -> Table:
         Path(request.path), x, index.lengths, y, names, targets=targets, ids=index.ids,
         roles=roles, per_step=request.step_labels, categories=categories,
         id_type=files.type_of(roles.id),
+        times=_times(index, roles) if request.per_step and not request.labelled else None,
     )  # fmt: skip
+
+
+def _times(index: SequenceIndex, roles: Roles) -> tuple[Any, Any] | None:
+    """The cells of the time column in the table's order, and their type; see `Table.times`."""
+    if roles.time is None:
+        return None
+    cells = pa.concat_arrays([b.cells[roles.time] for b in index.files.reread([roles.time])])
+    if index.target_rows is not None:
+        cells = cells.take(pa.array(np.argsort(index.target_rows)))
+    return cells, index.files.type_of(roles.time)
 
 
 def _labels(request: ReadRequest, index: SequenceIndex) -> list[str] | NDArray[np.float32]:
@@ -74,7 +89,7 @@ def _labels(request: ReadRequest, index: SequenceIndex) -> list[str] | NDArray[n
     if not request.labelled:
         return np.zeros((len(index.ids), 0), np.float32)
     if is_new:
-        labels[0].refuse_commas(files)
+        labels[0].refuse_accidents(files)
     if request.step_labels:
         return step_labels(labels, files.sources[0], index.target_rows, is_new=is_new)
     return sequence_labels(labels, files, request.wants_classes, is_new=is_new)
@@ -145,8 +160,10 @@ def feature_block(files: TableFiles, roles: Roles, batch: RowBatch) -> NDArray[A
     Raises:
         InputError: a cell that is no number, or missing where `roles` allow no gap.
     """
-    mend = "mend the cell, or choose columns with --features, columns of words with --categories"
-    columns = [files.convert(batch, name, _within_float32, mend) for name in roles.features]
+    columns = [
+        files.convert(batch, name, _within_float32, roles.mends.get(name, MEND_FEATURE))
+        for name in roles.features
+    ]
     block: NDArray[Any] = (
         np.stack(columns, axis=1) if columns else np.empty((batch.size, 0), np.float32)
     )

@@ -130,7 +130,10 @@ def index_parquet(request: ReadRequest) -> ParquetIndex:
     others = [f"--{name}" for name in ("text", "categories") if getattr(options, name)]
     if options.series_flags or others:
         flags = listing(options.series_flags or others)
-        raise InputError(f"{path}: {flags} does not go with --stream; leave one of them out")
+        mend = "leave --stream out"
+        if others == ["--categories"]:
+            mend += ", or write one column of 0 and 1 for each category"
+        raise InputError(f"{path}: {flags} does not go with --stream; {mend}")
     sources = list(_open(path))
     roles = infer_roles(str(sources[0].path), sources[0].kinds, request)
     files, groups = TableFiles(sources), [rows for source in sources for rows in source.groups]

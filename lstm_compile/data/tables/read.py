@@ -12,7 +12,7 @@ from lstm_compile.data.bundled import BUNDLED, bundled_file
 from lstm_compile.data.schema import numbered
 from lstm_compile.data.tables.columns import ReadRequest, TableOptions
 from lstm_compile.data.tables.folders import FORMATS, is_address, is_table
-from lstm_compile.data.tables.label_values import are_many, are_whole, codes_of, number_of
+from lstm_compile.data.tables.label_values import are_many, are_whole, codes_of, numbers_of
 from lstm_compile.data.tables.npz import read_npz
 from lstm_compile.data.tables.roles import FilledGaps
 from lstm_compile.data.tables.table import Table
@@ -119,7 +119,7 @@ def _of_kind(table: Table, request: ReadRequest) -> Table:
         return replace(table, y=names, targets=None) if is_asked else table
     if wanted is None:
         wanted = not (are_many(set(y), len(y)) and are_whole(set(y)))
-    numbers = {label: number_of(label) for label in set(y)}
+    numbers = dict(zip(set(y), numbers_of(set(y)), strict=True))
     if wanted is not False or all(map(isnan, numbers.values())):
         return table
     for index, label in enumerate(y):

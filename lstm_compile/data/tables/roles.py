@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lstm_compile.data.schema import bare_name
 from lstm_compile.data.tables.columns import (
@@ -77,6 +77,8 @@ class Roles:
     unknown: Unknown | None = None  # what categories become that training has not seen
     decimal: Decimal | None = None  # of CSV files, see `TableOptions`
     encoding: str | None = None  # of files of text, see `TableOptions`
+    # how to mend a cell that is no number, for features that cannot be `categories`
+    mends: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def index_columns(self) -> list[str]:

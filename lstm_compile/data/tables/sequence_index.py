@@ -117,7 +117,10 @@ def _check_times(
     for row in np.flatnonzero((codes[1:] == codes[:-1]) & (time[1:] == time[:-1]))[:1]:
         first, sequence = index.files.place(int(order[row])), index.ids[codes[row]]
         found = f"{time[row]!s} again in the sequence of id {sequence!r}, first in {first}"
-        mend = "drop one of the rows, or name another column with --time"
+        mend = (
+            "name another column with --id (join several into one) or with --time, or drop one of "
+            "the rows"
+        )
         index.files.refuse(int(order[row + 1]), column, found, "one row a time", mend)
 
 

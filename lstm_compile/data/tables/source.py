@@ -122,7 +122,10 @@ class Source(ABC):
         except pa.ArrowException as error:
             if "UTF8" in reason(error):
                 self._check_encoding()
-            raise _translated(self.path, error, self.lines_above) from error
+            found = _translated(self.path, error, self.lines_above)
+            if self.path.suffix.lower() in ENCODED and self.dialect.encoding != "utf-8":
+                raise InputError(f"{found}; is its encoding {self.dialect.encoding}?") from error
+            raise found from error
 
     def _check_encoding(self) -> None:
         if self.path.suffix.lower() in ENCODED:
@@ -210,16 +213,26 @@ class TableFiles:
         try:
             return convert(batch.cells[column])
         except CellError as error:
-            if column in self.sources[batch.file].texts:
+            kind = self.sources[batch.file].kinds[column]
+            if kind == "other" or (kind == "date" and error.expected == "a number"):
+                mend = "name another column, or write this one as text or numbers"
+            elif column in self.sources[batch.file].texts:
                 advice = comma_advice(str(batch.cells[column][error.index]))
                 mend = f"{advice}; else {mend}" if advice else mend
             self.refuse(batch.start + error.index, column, error.found, error.expected, mend)
 
     def convert_codes(
-        self, batch: RowBatch, column: str, known: dict[Any, int], key: Callable[[Any], Any]
+        self,
+        batch: RowBatch,
+        column: str,
+        known: dict[Any, int],
+        key: Callable[[Any], Any],
+        mend: str = MEND_CELL,
     ) -> NDArray[np.int32]:
-        """The codes of a column's cells; see `values.to_codes`."""
-        codes: NDArray[np.int32] = self.convert(batch, column, lambda c: to_codes(c, known, key))
+        """The codes of a column's cells; see `values.to_codes` and `convert`."""
+        codes: NDArray[np.int32] = self.convert(
+            batch, column, lambda cells: to_codes(cells, known, key), mend
+        )
         return codes
 
     def type_of(self, column: str | None) -> Any:
@@ -260,7 +273,9 @@ def _translated(path: Path, error: Exception, lines_above: int) -> InputError:
         number, _, counts = text.partition("Row #")[2].partition(": ")
         counts = counts.partition(":")[0].replace("Expected", "expected").replace("got", "found")
         row = int(number) - lines_above
-        first = "; or is the first line not that of the names?" if row == 1 else ""
+        first = (
+            "; is the first line that of the names? Begin those above with #" if row == 1 else ""
+        )
         return InputError(f"{path}, row {row}: {counts}; mend or drop the row{first}")
     if isinstance(error, MemoryError):
         return InputError(

@@ -33,6 +33,9 @@ class Table:
     lines: list[int] | None = None  # of a text file, one a sequence
     ids: list[str] | None = None  # one a sequence of a long table
     id_type: Any = None  # the Arrow type of the ids in the file, if it has types
+    # an Arrow array of the cells of the time column, one a row of x, and their Arrow type if the
+    # file has types; where each step is answered
+    times: tuple[Any, Any] | None = None
     # of the columns of a long table, or what filled the gaps of another file
     roles: Roles | FilledGaps | None = None
     per_step: bool = False  # whether every step has a label of its own

@@ -235,14 +235,24 @@ def _texts_to_floats(cells: Any) -> NDArray[Any]:
     except pa.ArrowException:
         lower = pc.utf8_lower(pc.utf8_trim_whitespace(cells))
         bare = pc.if_else(_is_gap(cells), None, lower)
+        are_words = pc.is_in(lower, pa.array(["true", "false"], lower.type))
         for word, digit in (("true", "1"), ("false", "0")):
             bare = pc.if_else(pc.equal(bare, word), digit, bare)
         parsed = _cast(bare, pa.float64(), "a number", cells)
+        _check_words(cells, are_words, parsed)
     values = np.asarray(parsed.fill_null(np.nan).to_numpy(zero_copy_only=False))
     for index in np.flatnonzero(np.isinf(values)):
         if "inf" not in str(cells[index]).lower():
             raise CellError(int(index), _shown(cells, int(index)), "a number within float32")
     return values
+
+
+def _check_words(cells: Any, are_words: Any, numbers: Any) -> None:
+    """Refuse `true` and `false` beside other numbers than the 1 and 0 that they become."""
+    others = numbers.filter(pc.invert(are_words)).drop_null()
+    is_more = pc.any(pc.invert(pc.is_in(others, pa.array([0.0, 1.0, np.nan])))).as_py()
+    for index in pc.indices_nonzero(are_words).to_pylist()[: int(is_more or 0)]:
+        raise CellError(index, _shown(cells, index), "a number as in the other rows")
 
 
 def _texts_to_times(cells: Any) -> NDArray[Any]:

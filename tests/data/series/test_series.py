@@ -282,7 +282,7 @@ BAD = {
     "duplicates within a series": (
         {"time": [*hours(3), *hours(1)], "item_id": list("aaaa"), "y": range(4)},
         {},
-        "expected one row a time; choose --duplicates mean or last",
+        "join it to the one of --id; else choose --duplicates mean or last",
     ),
     "a date that nanoseconds do not reach": (
         {"time": ["1500-01-01", "1500-01-02"], "y": range(2)},

@@ -630,7 +630,7 @@ REFUSED = [
         "t.csv",
         row("b,1,6,7,"),
         [],
-        f"t.csv, row 4, column 'label': found an empty cell, expected a value; {MEND}",
+        "row 4, column 'label': found an empty cell, expected a value; write the label of the seq",
     ),
     (
         "t.csv",
@@ -662,7 +662,7 @@ REFUSED = [
         "t.csv",
         "\n",
         [],
-        "t.csv: not a complete .csv file (CSV parse error: Empty CSV file or block",
+        "t.csv: no names of columns; expected a line of them",
     ),
     ("t.csv", "id,t,u,label\n", [], "t.csv: no row below the header; expected at least one"),
     (
@@ -681,7 +681,7 @@ REFUSED = [
         "t.csv",
         GOOD.encode("utf-16"),
         [],
-        "t.csv, line 1: byte 0 is not UTF-8; save the file as UTF-8",
+        "t.csv: its text is UTF-16 and not utf-8; read it with --encoding utf-16",
     ),
     (
         "t.csv",

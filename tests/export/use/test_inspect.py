@@ -1,4 +1,5 @@
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -467,3 +468,23 @@ def test_inspect_needs_no_torch(run, here, kind):
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].startswith("next        lstm-compile ")
+
+
+def test_the_next_command_repeats_all_flags_that_were_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [f"{i},{i % 5},a,2024-01-{i:02d} 00:00:00\n" for i in range(1, 29)]
+    (tmp_path / "t.csv").write_text('"x,y","a ""b""",id,time\n' + "".join(rows))
+    asked = [
+        "--target",
+        '"x,y"',
+        "--features",
+        '"a ""b"""',
+        "--time-zone",
+        "UTC",
+        "--jitter",
+        "0.1",
+    ]
+    found = invoke("inspect", "t.csv", "--task", "forecast", *asked)
+    assert found.exit_code == 0, found.output
+    words = shlex.split(found.output.splitlines()[-1])[1:]
+    assert words == ["lstm-compile", "train", "t.csv", "--task", "forecast", *asked]

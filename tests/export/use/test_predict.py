@@ -7,11 +7,12 @@ import sys
 from functools import cache
 
 import numpy as np
+import pandas as pd
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import torch
-from cli_cases import invoke
+from cli_cases import invoke, invoke_small
 from marks import slow
 
 from lstm_compile.config import ModelConfig
@@ -384,3 +385,51 @@ def test_an_onnx_file_answers_without_torch(run, here, kind):
         assert (done.returncode, done.stderr) == (0, "")
         found = read(here / f"out.{suffix}")
         np.testing.assert_allclose(numbers(found), expected(run, rows), atol=1e-5, rtol=1e-6)
+
+
+TIMES = {
+    "days": lambda steps: pd.Timestamp("2024-02-27") + pd.to_timedelta(steps, "D"),
+    "hours": lambda steps: pd.Timestamp("2024-02-27T05") + pd.to_timedelta(steps, "h"),
+    "counts": lambda steps: steps * 10,
+    "seconds": lambda steps: steps / 4,
+    "frames": lambda steps: [f"2024-W{step + 10}" for step in steps],
+}
+
+
+@pytest.mark.parametrize("kind", TIMES)
+def test_answers_to_steps_join_the_table_by_its_own_columns(here, kind):
+    """The rows of the table are shuffled; each answer must be that of its own row."""
+    steps, random = np.tile(np.arange(6), 8), np.random.default_rng(0)
+    frame = pd.DataFrame({"engine": np.repeat(np.arange(8), 6), "at ": TIMES[kind](steps)})
+    frame["u"], frame["life"] = random.normal(size=48), 5.0 - steps
+    frame = frame.sample(frac=1, random_state=1)
+    texts = frame.assign(**{"at ": frame["at "].astype(str)}) if kind == "days" else frame
+    texts.to_csv("t.csv", index=False)
+    frame.rename(columns={"at ": "at"}).to_parquet("t.parquet", index=False)
+    named = ("--id", "engine", "--time", "at", "--target", "life", "--features", "u")
+    done = invoke_small(
+        "train", "t.csv", *named, "--task", "regress", "--per-step", "--output", "run"
+    )
+    assert done.exit_code == 0, done.output
+    for source, output in (("t.csv", "p.csv"), ("t.parquet", "p.parquet"), ("t.csv", "q.parquet")):
+        done = invoke("predict", "run", source, "--output", output)
+        assert done.exit_code == 0, done.output
+    answers, typed = pd.read_csv("p.csv"), pd.read_parquet("p.parquet")
+    assert answers.columns.tolist() == typed.columns.tolist() == ["engine", "at", "life"]
+    table = pd.read_csv("t.csv").rename(columns={"at ": "at"})
+    rows = table.merge(answers, on=["engine", "at"], suffixes=("", "_found"))
+    assert len(rows) == len(table)
+    theirs = pd.read_parquet("t.parquet").merge(typed, on=["engine", "at"], suffixes=("", "_found"))
+    model = load_model("run")
+    for engine, part in rows.groupby("engine"):
+        x = torch.tensor(part.sort_values("at")[["u"]].to_numpy("f")[None])
+        expected = predict(model.params, model.config, x)[0].numpy()
+        for found in (part, theirs[theirs.engine == engine]):
+            order = found.sort_values("at")["life_found"]
+            np.testing.assert_allclose(order, expected[:, 0], rtol=1e-4)
+    if kind == "days":
+        texts.rename(columns={"at ": "at"}).to_parquet("s.parquet", index=False)
+        assert invoke("predict", "run", "s.parquet", "--output", "t.parquet").exit_code == 0
+        assert set(pd.read_parquet("t.parquet")["at"]) == set(texts["at "])  # texts stay texts
+    mixed = pd.read_parquet("q.parquet")["at"]
+    assert sorted(mixed) == sorted(typed["at"])
