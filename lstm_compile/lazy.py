@@ -54,14 +54,15 @@ class _TorchFinder(MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
-        if spec is not None and spec.loader is not None and not _is_importing():
-            load: Any = spec.loader.exec_module
+        loader: Any = spec and spec.loader
+        if loader and not _is_importing():
+            load = loader.exec_module
 
             def load_both(torch: Any) -> None:
                 load(torch)
                 import_module(self.module)
 
-            spec.loader.exec_module = load_both  # type: ignore[method-assign]
+            loader.exec_module = load_both
         return spec
 
 
