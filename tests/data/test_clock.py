@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lstm_compile.data.series.clock import DAY, HOUR, Clock
@@ -76,6 +76,7 @@ def test_the_30th_is_the_last_day_of_february():
 
 
 @settings(deadline=None)
+@example("wall", "Europe/Berlin", 640, 7201)
 @given(
     st.sampled_from(["fixed", "wall", "weekdays", "months", "month-ends", "business-month-ends"]),
     st.sampled_from(ZONES),

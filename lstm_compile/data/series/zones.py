@@ -45,7 +45,7 @@ def meant_times(moments: Moments, zone: str) -> Moments:
     """`to_local` of the rows of a table, but what clocks skip is given as it was meant.
 
     Where clocks go forward at midnight, a day begins at 01:00. If the other rows begin at 00:00,
-    that is what is meant.
+    or at another time that is skipped, that is what is meant.
     """
     if _seconds(zone) is not None:
         return to_local(moments, zone)
@@ -53,11 +53,13 @@ def meant_times(moments: Moments, zone: str) -> Moments:
     shown, before = to_local(moments, zone), to_local(moments - 1, zone) + 1
     if (shown == before).all():
         return np.asarray(shown)
-    times, counts = np.unique(shown - shown.astype("M8[D]"), return_counts=True)
-    places = np.searchsorted(times, before - before.astype("M8[D]")) % len(times)
-    usual = times[places] == before - before.astype("M8[D]")
-    own = counts[np.searchsorted(times, shown - shown.astype("M8[D]"))]
-    return np.where((shown > before) & usual & (counts[places] > own), before, shown)
+    days = shown.astype("M8[D]")
+    times, counts = np.unique(shown - days, return_counts=True)
+    for row in np.flatnonzero(shown > before):
+        skipped = days[row] + times
+        counted = np.where((skipped >= before[row]) & (skipped <= shown[row]), counts, 0)
+        shown[row] = skipped[int(counted.argmax())]
+    return np.asarray(shown)
 
 
 def to_utc(shown: Moments, zone: str, which: Literal["earliest", "latest"] = "earliest") -> Moments:
