@@ -18,6 +18,7 @@ from lstm_compile.data.series.clock import (
     weekdays,
     whole_steps,
 )
+from lstm_compile.data.series.clock_changes import hour_lost_or_repeated
 from lstm_compile.data.series.find_clock import asked_clock, fitting_clock, infer_clock
 from lstm_compile.data.series.grid import (
     MEND_GAPS,
@@ -103,6 +104,7 @@ def read_series(
         ),
         *_note(len(rows.x) - len(merged.x), "duplicate rows", duplicates),
         *_note(added, "steps without a row", roles.gaps),
+        *reading.change_note(added + len(rows.x) - len(merged.x)),
         *levels.notes,
     )
     if not isinstance(split, Split):
@@ -168,9 +170,28 @@ class _Reading:
         """Of a trained model."""
         return self.stamps.series
 
+    def clock_change(self) -> str:
+        """When clocks seem to go forward or back, in a table without a zone; else empty."""
+        index, times = self.index, self.index.times
+        if times is None or self.stamps.zone or self.clock.kind != "fixed":
+            return ""
+        order = slice(None) if index.target_rows is None else index.target_rows
+        times, series = times[order], np.repeat(np.arange(len(index.ids)), index.lengths)[order]
+        row = hour_lost_or_repeated(times, series, int(self.clock.step))
+        return "" if row is None else str(times[row].astype("M8[s]"))
+
+    def change_note(self, changed: int) -> tuple[str, ...]:
+        """A note, if some of the `changed` rows may be there as clocks go forward or back."""
+        change = self.clock_change() if changed else ""
+        told = f"an hour is lost or repeated before {change}"
+        return (f"{told} (if clocks change: --time-zone)",) if change else ()
+
     def refuse_time(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
         """Raise for the time of a row of the table."""
         times: Any = self.index.times
+        if change := self.clock_change():
+            advice = "train with" if self.trained else "name their zone with"
+            mend = f"if clocks change before {change}, {advice} --time-zone; else {mend}"
         if self.clock.kind in ("fixed", "wall") and self.clock.step >= DAY:
             are_weekdays = weekdays(self.clock.local(times)).max() < SATURDAY
             if self.stamps.has_unknown_zone and mend != MEND_GAPS:

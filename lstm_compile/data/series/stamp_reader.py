@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lstm_compile.data.schema import SeriesSchema
+from lstm_compile.data.series.clock_changes import moments
 from lstm_compile.data.series.stamp_format import OFFSET, StampFormat
-from lstm_compile.data.series.zones import check_zone, to_local, to_utc
+from lstm_compile.data.series.zones import check_zone
 from lstm_compile.data.tables.periods import NUMBERS, from_numbers, period_of
 from lstm_compile.data.tables.values import CellError, is_date, kind_of, to_times
 from lstm_compile.errors import InputError
@@ -75,11 +76,10 @@ class StampReader:
     def finish(self, times: NDArray[Any], series: NDArray[Any]) -> NDArray[Any]:
         """The times of all rows in the order of the files: moments in UTC, or numbers.
 
-        `series` is the number of each row's series. Of two equal times that a clock shows twice,
-        as it goes back, the second row has the later one.
+        `series` is the number of each row's series.
 
         Raises:
-            CellError: a time that clocks skip, or a whole number that is no date among dates.
+            CellError: see `moments`; or a whole number that is no date among dates.
             InputError: a zone that is not known, or that does not fit the model.
         """
         times = times if times.dtype.kind == "M" else self._dates(times)
@@ -99,7 +99,7 @@ class StampReader:
             self.notes = (f"time zone: {self.zone}",)
         shown = shown or (self.zone or "UTC" if own else "")
         self.format = replace(self.format, zone=shown)
-        return times if own or not shown else _moments(times, series, shown)
+        return times if own or not shown else moments(times, series, shown)
 
     def _check_zone(self, has_zone: Any) -> None:
         """Find fault with stamps that have a zone where a model's have none, or the reverse."""
@@ -162,15 +162,3 @@ def _offsets(texts: Any) -> set[str]:
     """The offsets at the end of stamps; empty text where there is none."""
     found = pc.struct_field(pc.extract_regex(texts, OFFSET), "offset")
     return {each or "" for each in pc.unique(found).to_pylist()}
-
-
-def _moments(times: NDArray[Any], series: NDArray[Any], zone: str) -> NDArray[Any]:
-    """The moments in UTC of times that the clocks of `zone` show."""
-    first, last = to_utc(times, zone, "earliest"), to_utc(times, zone, "latest")
-    for row in np.flatnonzero(to_local(first, zone) != times)[:1]:
-        expected = f"a time that clocks in {zone} show; they skip this one as they go forward"
-        raise CellError(int(row), str(times[row]), expected)
-    order = np.lexsort((times, series))
-    is_again = np.zeros(len(times), bool)
-    is_again[order[1:]] = (times[order][1:] == times[order][:-1]) & (np.diff(series[order]) == 0)
-    return np.where(is_again, last, first)

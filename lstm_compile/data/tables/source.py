@@ -210,7 +210,8 @@ class TableFiles:
         try:
             return convert(batch.cells[column])
         except CellError as error:
-            if column in self.sources[batch.file].texts:
+            mend = error.mend or mend
+            if not error.mend and column in self.sources[batch.file].texts:
                 advice = comma_advice(str(batch.cells[column][error.index]))
                 mend = f"{advice}; else {mend}" if advice else mend
             self.refuse(batch.start + error.index, column, error.found, error.expected, mend)

@@ -37,11 +37,12 @@ class CellError(Exception):
         index: its row in the array.
         found: its content, ready to print.
         expected: what the column should hold.
+        mend: how to mend it; empty for the usual way.
     """
 
-    def __init__(self, index: int, found: str, expected: str) -> None:
+    def __init__(self, index: int, found: str, expected: str, mend: str = "") -> None:
         super().__init__(f"found {found}, expected {expected}")
-        self.index, self.found, self.expected = index, found, expected
+        self.index, self.found, self.expected, self.mend = index, found, expected, mend
 
 
 def kind_of(kind: Any) -> Kind:
