@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.series.clock import UNITS, Clock, Ticks, whole_steps
+from lstm_compile.data.series.clock import CLOSE, UNITS, Clock, Ticks, on_parts, whole_steps
 from lstm_compile.data.series.grid import GridRows
+from lstm_compile.data.series.stamp_format import COARSEST, decimals_of
 
 DIGITS = 9  # of a step that is sought
+PARTS = (12, 24, 52)  # steps that a year or a day often has
 
 
 def steady_step(ticks: Ticks, is_next: NDArray[np.bool_], jitter: float) -> float | None:
@@ -23,12 +25,26 @@ def steady_step(ticks: Ticks, is_next: NDArray[np.bool_], jitter: float) -> floa
     if (counts < 1).any():
         return None
     step = float(distances.sum() / counts.sum())
+    jitter = room_of(ticks, step, jitter)
     if (np.abs(distances - counts * step) > 2 * jitter * step).any():
         return None
-    far = jitter * step / counts.sum()
-    rounded = (float(f"{step:.{digits}g}") for digits in range(1, DIGITS + 1))
-    step = next((each for each in rounded if abs(each - step) <= far), step)
+    step = _round_step(step, jitter * step / counts.sum(), ticks.dtype.kind == "f")
     return step if ticks.dtype.kind == "f" else max(1, round(step))
+
+
+def _round_step(step: float, far: float, has_parts: bool) -> float:
+    """A part of a year or day, or the number with the fewest digits, that is not `far` off."""
+    rounded = [float(f"{step:.{digits}g}") for digits in range(1, DIGITS + 1)]
+    if has_parts:
+        rounded = [*(1 / n for n in PARTS), *rounded[:2], 1 / max(1, round(1 / step)), *rounded[2:]]
+    return next((each for each in rounded if abs(each - step) <= far), step)
+
+
+def room_of(ticks: Ticks, step: float, jitter: float) -> float:
+    """How many steps stamps may lie beside theirs: `jitter`, or as far as they are rounded."""
+    decimals = None if ticks.dtype.kind != "f" else decimals_of(ticks)
+    rounding = 0 if decimals is None else 10**-decimals / 2 / step
+    return max(jitter, rounding) if rounding <= COARSEST else jitter
 
 
 def snapped(rows: GridRows, clock: Clock, jitter: float) -> tuple[GridRows, int]:
@@ -38,8 +54,11 @@ def snapped(rows: GridRows, clock: Clock, jitter: float) -> tuple[GridRows, int]
     """
     is_next, step = rows.is_next, clock.step
     distances = np.diff(rows.ticks)
-    is_even = not whole_steps(distances[is_next], step)[1].any()
-    own = None if is_even else steady_step(rows.ticks, is_next, jitter)
+    if not whole_steps(distances[is_next], step, rows.ticks)[1].any():
+        close = room_of(rows.ticks, step, CLOSE)
+        return rows._replace(ticks=on_parts(rows.ticks, step, close)), 0
+    own = steady_step(rows.ticks, is_next, jitter)
+    jitter = room_of(rows.ticks, step, jitter)
     if own is None or clock.kind not in ("number", "fixed") or abs(own - step) > jitter * step:
         return rows, 0
     counts = np.concatenate(([0], np.where(is_next, np.rint(distances / own), 0).cumsum()))

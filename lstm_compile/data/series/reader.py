@@ -15,20 +15,28 @@ from lstm_compile.data.series.clock import (
     WEEKDAYS,
     Clock,
     calendar_columns,
+    usual_times,
     weekdays,
     whole_steps,
 )
 from lstm_compile.data.series.clock_changes import hour_lost_or_repeated
-from lstm_compile.data.series.find_clock import asked_clock, fitting_clock, infer_clock
+from lstm_compile.data.series.find_clock import (
+    asked_clock,
+    fitting_clock,
+    infer_clock,
+    months_hint,
+)
 from lstm_compile.data.series.grid import (
     MEND_GAPS,
+    MEND_STEPS,
     GridRows,
+    check_own_steps,
     check_values,
     fill_linear,
     merge_duplicates,
     to_grid,
 )
-from lstm_compile.data.series.jitter import snapped, steady_step
+from lstm_compile.data.series.jitter import room_of, snapped, steady_step
 from lstm_compile.data.series.levels import subtract_levels
 from lstm_compile.data.series.order import check_order
 from lstm_compile.data.series.series_table import (
@@ -49,6 +57,7 @@ from lstm_compile.data.tables.formats import open_files
 from lstm_compile.data.tables.label_values import codes_of
 from lstm_compile.data.tables.labels import MEND_STATIC, Labels
 from lstm_compile.data.tables.long import GapFiller, check_columns, column_means, read_features
+from lstm_compile.data.tables.periods import MEND_DATES, is_date_code
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
@@ -90,8 +99,13 @@ def read_series(
     reading.check_steps(rows)
     duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
     merged = merge_duplicates(rows, duplicates, bool(roles.options.id), refuse)
+    reading.check_numbers(merged)
+    if not o.step:
+        check_own_steps(merged, clock, reading.refuse_time)
     told = None if o.id else check_order(index, rows, merged, clock.step, refuse)
-    even, moved = snapped(merged, clock, _jitter(roles.options))
+    is_uneven = clock.may_be_months and not (trained or o.step)
+    even, moved = (merged, 0) if is_uneven else snapped(merged, clock, _jitter(o))
+    room = room_of(merged.ticks, clock.step, _jitter(o))
     grid, added = to_grid(even, clock, roles.gaps != "error", refuse)
     notes = (
         f"step: {clock.name}",
@@ -100,7 +114,7 @@ def read_series(
         *_note(
             moved,
             "stamps beside their step",
-            f"moved by less than {_jitter(roles.options):g} steps",
+            f"moved by less than {room:.2g} steps",
         ),
         *_note(len(rows.x) - len(merged.x), "duplicate rows", duplicates),
         *_note(added, "steps without a row", roles.gaps),
@@ -141,7 +155,7 @@ def _clock(rows: GridRows, options: TableOptions, stamps: StampReader) -> Clock:
         return asked_clock(options.step, times.dtype.kind == "M", zone)
     is_next = rows.is_next & (times[1:] != times[:-1])
     clock = infer_clock(times, is_next, zone)
-    if clock.kind not in ("number", "fixed"):
+    if clock.kind not in ("number", "fixed") or clock.may_be_months:
         return clock
     ticks = clock.ticks(times)
     is_even = not whole_steps(np.diff(ticks)[is_next], clock.step, ticks)[1].any()
@@ -192,30 +206,56 @@ class _Reading:
         if change := self.clock_change():
             advice = "train with" if self.trained else "name their zone with"
             mend = f"if clocks change before {change}, {advice} --time-zone; else {mend}"
+        ends = self.index.lengths.cumsum()
+        series = int(np.searchsorted(ends, row, "right"))
+        if len(ends) > 1:
+            found = f"{found}, series {self.index.ids[series]!r}"
         if self.clock.kind in ("fixed", "wall") and self.clock.step >= DAY:
-            are_weekdays = weekdays(self.clock.local(times)).max() < SATURDAY
+            own = times[ends[series] - self.index.lengths[series] : ends[series]]
+            are_weekdays = weekdays(self.clock.local(own)).max() < SATURDAY
+            if mend == MEND_STEPS:
+                mend = months_hint(self.clock.step / DAY) + mend
             if self.stamps.has_unknown_zone and mend != MEND_GAPS:
                 mend = f"name the zone that has equal days with --time-zone, or {mend}"
             elif mend == MEND_GAPS and self.clock.step == DAY and are_weekdays and not self.trained:
-                mend = f"if rows are business days, say --step B; else {mend}"
+                alone = " in a run of this series alone" if len(ends) > 1 else ""
+                mend = f"if rows are business days, say --step B{alone}; else {mend}"
         self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
 
     def check_steps(self, rows: GridRows) -> None:
         """Check that rows lie on steps, where steps are days of weeks or of months.
 
         Raises:
-            InputError: a row lies between steps.
+            InputError: a row lies between steps; it is one that differs from most rows.
         """
         times: Any = self.index.times
         if self.clock.kind in ("number", "fixed"):
             return
-        for row in np.flatnonzero(self.clock.stamps(rows.ticks, self.clock.like(times)) != times)[
-            :1
-        ]:
-            shown = self.clock.local(times[row : row + 1])
+        if (self.clock.stamps(rows.ticks, self.clock.like(times)) == times).all():
+            return
+        usual = usual_times(self.clock, times)
+        stamps = [self.clock.stamps(rows.ticks, like) for like in usual]
+        best = int(np.argmin([(each != times).sum() for each in stamps]))
+        for row in np.flatnonzero(stamps[best] != times)[:1]:
+            shown = self.clock.local(times[[row, int((stamps[best] == times).argmax())]])
             found = f"{shown[0].astype('M8[s]')}, a {WEEKDAYS[weekdays(shown)[0]]}"
+            like = f", like {shown[1].astype('M8[s]')}" if (stamps[best] == times).any() else ""
             mend = "mend the stamp or drop the row"
-            self.refuse_time(int(row), found, self.clock.rule, mend)
+            self.refuse_time(int(row), found, f"{self.clock.rule}{like}", mend)
+
+    def check_numbers(self, rows: GridRows) -> None:
+        """Check that times that are numbers are not dates in a form that is not read.
+
+        Raises:
+            InputError: they look like dates, and no `--step` says that they are numbers.
+        """
+        if self.clock.kind != "number" or self.roles.options.step:
+            return
+        for row in np.flatnonzero(is_date_code(rows.ticks, rows.is_next, self.clock.step))[:1]:
+            found = f"{rows.ticks[row + 1]:.15g} after {rows.ticks[row]:.15g}"
+            mend = f"{MEND_DATES}; if they are numbers, say --step {self.clock.step:.15g}"
+            expected = "numbers at equal steps, but these look like dates or times of day"
+            self.refuse_time(int(rows.table_rows[row + 1]), found, expected, mend)
 
     def table(self, rows: GridRows, split: Split, notes: tuple[str, ...]) -> SeriesTable:
         """Fill the gaps of rows at equal steps, and add calendar and indicator.
@@ -246,7 +286,7 @@ class _Reading:
             ticks=rows.ticks,
             clock=self.clock,
             stamp=stamp,
-            format=self.stamps.format,
+            format=self.stamps.format.of_numbers(times, self.clock.step),
             ids=tuple(ids) if options.id or len(ids) > 1 else None,
             id_type=self.index.files.type_of(options.id),
             statics=self._codes(info),

@@ -13,7 +13,14 @@ from lstm_compile.data.schema import SeriesSchema
 from lstm_compile.data.series.clock_changes import moments
 from lstm_compile.data.series.stamp_format import OFFSET, StampFormat
 from lstm_compile.data.series.zones import check_zone
-from lstm_compile.data.tables.periods import NUMBERS, from_numbers, period_of
+from lstm_compile.data.tables.periods import (
+    MEND_DATES,
+    NUMBERS,
+    OF_YEAR,
+    from_numbers,
+    period_of,
+    rival_of,
+)
 from lstm_compile.data.tables.values import CellError, is_date, kind_of, to_times
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
@@ -131,22 +138,41 @@ class StampReader:
         best = max(fits, key=lambda name: fits[name], default="")
         if fits.get("YYYYMM", 0) >= MOST_FIT:
             best = "YYYYMM"  # 13 is rather a wrong month than a week among twelve
-        is_count = (
-            best == "YYYY" and fits[best] < 1 and len(np.unique(np.diff(np.unique(whole)))) == 1
-        )
         is_known = bool(self.series and self.series.form in NUMBERS)
-        if not best or (not is_known and (fits[best] < MOST_FIT or is_count)):
+        are_dates = (
+            bool(best) and fits[best] >= MOST_FIT and self._steps_as_dates(whole, best, fits)
+        )
+        if not best or not (is_known or are_dates):
             return numbers
-        for row in np.flatnonzero(np.isnat(dates[best]))[:1]:
-            hint = (
-                "--step W takes weeks, --step 1 numbers"
-                if best == "YYYYMM"
-                else "--step 1 takes numbers"
-            )
-            expected = f"a date {best}, as in other rows ({hint})"
-            raise CellError(int(row), str(whole[row]), expected)
+        self._check_dates(whole, dates[best], best)
         self.format = replace(self.format, form=best)
         return dates[best]
+
+    def _steps_as_dates(self, whole: NDArray[np.int64], name: str, fits: dict[str, float]) -> bool:
+        """Whether numbers are rather dates of a form than a count."""
+        values = np.unique(whole)
+        steps, counts = np.unique(np.diff(values), return_counts=True)
+        if name == "YYYY":
+            return fits[name] == 1 or len(steps) > 1
+        if name not in OF_YEAR or self.step:
+            return True
+        size = 10 ** (NUMBERS[name] - 4)
+        years = np.unique(values[~np.isnat(from_numbers(values, name))] // size)
+        is_sure = len(years) > 1 if name == "YYYYQ" or fits[name] < 1 else True
+        has_halves = name == "YYYYQ" and (values % size).max() < 3
+        return is_sure and not has_halves and steps[counts.argmax()] < size
+
+    def _check_dates(self, whole: NDArray[np.int64], dates: NDArray[Any], name: str) -> None:
+        """Find fault with numbers that are no dates, or rather dates of a form that is not read."""
+        if not self.series and not self.step and (rival := rival_of(whole, name)):
+            expected = f"a year of four digits, as these numbers look like dates {rival}"
+            raise CellError(
+                0, str(whole[0]), expected, f"{MEND_DATES}; if they are numbers, say --step 1"
+            )
+        for row in np.flatnonzero(np.isnat(dates))[:1]:
+            weeks = "--step W takes weeks, " if name == "YYYYMM" else ""
+            expected = f"a date {name}, as in other rows ({weeks}--step 1 takes numbers)"
+            raise CellError(int(row), str(whole[row]), expected)
 
     def _forms(self, whole: NDArray[np.int64]) -> list[str]:
         """The forms that the most frequent count of digits allows."""

@@ -27,6 +27,7 @@ _THOUSANDS = (
 )
 
 
+MEND_FORMAT = "all rows are written like this: write them as YYYY-MM-DD or YYYY-MM-DD HH:MM:SS"
 _NO_MARKS = "write the number without marks between thousands"
 
 
@@ -258,6 +259,9 @@ def _texts_to_times(cells: Any) -> NDArray[Any]:
             return _finite(np.asarray(cells.cast(kind).to_numpy(zero_copy_only=False)))
         except pa.ArrowException:
             continue
+    known = f"{_DATE}|{ANY_PERIOD}|{_THOUSANDS}|{DECIMAL_COMMA}|{_NUMBER}"
+    if not pc.any(pc.match_substring_regex(cells, known)).as_py():
+        raise CellError(0, _shown(cells, 0), "a number or an ISO 8601 date", MEND_FORMAT)
     fits = [kind for kind in kinds if _casts(cells.slice(0, 1), kind)] or kinds[2:3]
     _cast(cells, fits[-1] if fits[-1] != kinds[0] else kinds[1], "a number or an ISO 8601 date")
     raise CellError(0, _shown(cells, 0), "numbers or ISO 8601 dates, one kind in all rows")
