@@ -70,12 +70,12 @@ def merge_duplicates(rows: GridRows, how: Duplicates, has_id: bool, refuse: Refu
 
 
 def check_own_steps(rows: GridRows, clock: Clock, refuse: Refuse) -> None:
-    """Check that no series has other steps than the clock, such as days among hours.
+    """Check that no series has longer steps than the clock, such as days among hours.
 
     The times of a series must differ.
 
     Raises:
-        InputError: a series of other steps.
+        InputError: a series of longer steps.
     """
     ends = rows.lengths.cumsum()
     for start, end in zip((ends - rows.lengths).tolist(), ends.tolist(), strict=True):
@@ -83,8 +83,7 @@ def check_own_steps(rows: GridRows, clock: Clock, refuse: Refuse) -> None:
         if len(distances) < LEAST_DISTANCES:
             continue
         usual = float(np.median(distances))
-        is_own = not clock.step / 2 < usual < 1.5 * clock.step
-        if is_own and usual <= LONGEST * distances.min():
+        if usual >= 1.5 * clock.step and usual <= LONGEST * distances.min():
             found, expected = f"rows {clock.words(usual)} apart", f"the step of {clock.name}"
             mend = "use a model for each step, or resample all series to one step first"
             refuse(int(rows.table_rows[start + 1]), found, expected, mend)

@@ -209,11 +209,12 @@ class _Reading:
         ends = self.index.lengths.cumsum()
         series = int(np.searchsorted(ends, row, "right"))
         if len(ends) > 1:
-            found = f"{found}, series {self.index.ids[series]!r}"
+            expected = f"{expected} in series {self.index.ids[series]!r}"
+            mend += ", or use a model for each step" if mend == MEND_STEPS else ""
         if self.clock.kind in ("fixed", "wall") and self.clock.step >= DAY:
             own = times[ends[series] - self.index.lengths[series] : ends[series]]
             are_weekdays = weekdays(self.clock.local(own)).max() < SATURDAY
-            if mend == MEND_STEPS:
+            if mend.startswith(MEND_STEPS):
                 mend = months_hint(self.clock.step / DAY) + mend
             if self.stamps.has_unknown_zone and mend != MEND_GAPS:
                 mend = f"name the zone that has equal days with --time-zone, or {mend}"

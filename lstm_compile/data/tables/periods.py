@@ -126,7 +126,7 @@ def is_date_code(times: NDArray[Any], is_next: NDArray[np.bool_], step: float) -
     """
     times = np.asarray(times, np.float64) + step * 1e-3
     is_odd = is_next & (np.abs(np.diff(times) - step) > step / 2)
-    first = int(np.floor(np.log10(step))) + 1
+    first = int(np.floor(np.log10(step))) + 1 if (is_next & ~is_odd).any() else MOST_DIGITS
     for size in (10.0**power for power in range(first, MOST_DIGITS)):
         block, place = np.divmod(times, size)
         if (place <= 0.61 * size).all() and ((is_next & (np.diff(block) > 0)) == is_odd).all():
