@@ -13,8 +13,6 @@ from lstm_compile.errors import InputError
 MEND_GAPS = "fill gaps with --gaps forward, linear or indicate"
 MEND_STEPS = "bring the rows to equal steps first"
 MOST_STEPS = 20  # for each row of a series; with more missing steps a stamp must be wrong
-LEAST_DISTANCES = 3  # of a series that has a step of its own
-LONGEST = 1.2  # of the shortest distance: the median one of a series with a step of its own
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 # takes the row of the table, what was found, what was expected and how to mend it
@@ -67,26 +65,6 @@ def merge_duplicates(rows: GridRows, how: Duplicates, has_id: bool, refuse: Refu
     x = rows.x[last] if how == "last" else _means(rows.x, starts)
     ends = np.searchsorted(last, rows.lengths.cumsum() - 1) + 1
     return GridRows(x, rows.ticks[last], np.diff(ends, prepend=0), rows.table_rows[last])
-
-
-def check_own_steps(rows: GridRows, clock: Clock, refuse: Refuse) -> None:
-    """Check that no series has longer steps than the clock, such as days among hours.
-
-    The times of a series must differ.
-
-    Raises:
-        InputError: a series of longer steps.
-    """
-    ends = rows.lengths.cumsum()
-    for start, end in zip((ends - rows.lengths).tolist(), ends.tolist(), strict=True):
-        distances = np.diff(rows.ticks[start:end])
-        if len(distances) < LEAST_DISTANCES:
-            continue
-        usual = float(np.median(distances))
-        if usual >= 1.5 * clock.step and usual <= LONGEST * distances.min():
-            found, expected = f"rows {clock.words(usual)} apart", f"the step of {clock.name}"
-            mend = "use a model for each step, or resample all series to one step first"
-            refuse(int(rows.table_rows[start + 1]), found, expected, mend)
 
 
 def _missing(rows: GridRows, steps: Ints) -> Ints:

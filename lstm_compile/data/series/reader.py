@@ -3,34 +3,18 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike, fspath
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.calendar import calendar_names
 from lstm_compile.data.schema import Categories, Schema, SeriesSchema
-from lstm_compile.data.series.clock import (
-    DAY,
-    WEEKDAYS,
-    Clock,
-    calendar_columns,
-    usual_times,
-    weekdays,
-    whole_steps,
-)
-from lstm_compile.data.series.clock_changes import hour_lost_or_repeated
-from lstm_compile.data.series.find_clock import (
-    asked_clock,
-    fitting_clock,
-    infer_clock,
-    months_hint,
-)
+from lstm_compile.data.series.clock import Clock, calendar_columns, whole_steps
+from lstm_compile.data.series.find_clock import asked_clock, fitting_clock, infer_clock
 from lstm_compile.data.series.grid import (
     MEND_GAPS,
-    MEND_STEPS,
     GridRows,
-    check_own_steps,
     check_values,
     fill_linear,
     merge_duplicates,
@@ -51,19 +35,17 @@ from lstm_compile.data.series.series_table import (
     split_of,
 )
 from lstm_compile.data.series.stamp_reader import StampReader
+from lstm_compile.data.series.time_faults import TimeFaults
 from lstm_compile.data.tables.categories import most_frequent, read_categories
 from lstm_compile.data.tables.columns import JITTER, Progress, TableOptions
 from lstm_compile.data.tables.formats import open_files
 from lstm_compile.data.tables.label_values import codes_of
 from lstm_compile.data.tables.labels import MEND_STATIC, Labels
 from lstm_compile.data.tables.long import GapFiller, check_columns, column_means, read_features
-from lstm_compile.data.tables.periods import MEND_DATES, is_date_code
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing, suggestion
-
-SATURDAY = 5
 
 
 def read_series(
@@ -96,12 +78,12 @@ def read_series(
     rows = rows._replace(x=np.concatenate((rows.x, codes), 1))
     reading = _Reading(fspath(path), index, roles, clock, stamps, levels.subtracted, categories)
     check_values(reading.place, rows.x, roles.values + o.categories)
-    reading.check_steps(rows)
-    duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
-    merged = merge_duplicates(rows, duplicates, bool(roles.options.id), refuse)
-    reading.check_numbers(merged)
+    faults = TimeFaults(index, str(o.time), clock, stamps)
+    faults.check_steps(rows)
+    duplicates, refuse = o.duplicates or "error", faults.refuse
+    merged = merge_duplicates(rows, duplicates, bool(o.id), refuse)
     if not o.step:
-        check_own_steps(merged, clock, reading.refuse_time)
+        faults.check_distances(merged)
     told = None if o.id else check_order(index, rows, merged, clock.step, refuse)
     is_uneven = clock.may_be_months and not (trained or o.step)
     even, moved = (merged, 0) if is_uneven else snapped(merged, clock, _jitter(o))
@@ -111,14 +93,10 @@ def read_series(
         f"step: {clock.name}",
         *stamps.notes,
         *([told] if told else []),
-        *_note(
-            moved,
-            "stamps beside their step",
-            f"moved by less than {room:.2g} steps",
-        ),
+        *_note(moved, "stamps beside their step", f"moved by less than {room:.2g} steps"),
         *_note(len(rows.x) - len(merged.x), "duplicate rows", duplicates),
         *_note(added, "steps without a row", roles.gaps),
-        *reading.change_note(added + len(rows.x) - len(merged.x)),
+        *faults.change_note(added + len(rows.x) - len(merged.x)),
         *levels.notes,
     )
     if not isinstance(split, Split):
@@ -183,80 +161,6 @@ class _Reading:
     def trained(self) -> SeriesSchema | None:
         """Of a trained model."""
         return self.stamps.series
-
-    def clock_change(self) -> str:
-        """When clocks seem to go forward or back, in a table without a zone; else empty."""
-        index, times = self.index, self.index.times
-        if times is None or self.stamps.zone or self.clock.kind != "fixed":
-            return ""
-        order = slice(None) if index.target_rows is None else index.target_rows
-        times, series = times[order], np.repeat(np.arange(len(index.ids)), index.lengths)[order]
-        row = hour_lost_or_repeated(times, series, int(self.clock.step))
-        return "" if row is None else str(times[row].astype("M8[s]"))
-
-    def change_note(self, changed: int) -> tuple[str, ...]:
-        """A note, if some of the `changed` rows may be there as clocks go forward or back."""
-        change = self.clock_change() if changed else ""
-        told = f"an hour is lost or repeated before {change}"
-        return (f"{told} (if clocks change: --time-zone)",) if change else ()
-
-    def refuse_time(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
-        """Raise for the time of a row of the table."""
-        times: Any = self.index.times
-        if change := self.clock_change():
-            advice = "train with" if self.trained else "name their zone with"
-            mend = f"if clocks change before {change}, {advice} --time-zone; else {mend}"
-        ends = self.index.lengths.cumsum()
-        series = int(np.searchsorted(ends, row, "right"))
-        if len(ends) > 1:
-            expected = f"{expected} in series {self.index.ids[series]!r}"
-            mend += ", or use a model for each step" if mend == MEND_STEPS else ""
-        if self.clock.kind in ("fixed", "wall") and self.clock.step >= DAY:
-            own = times[ends[series] - self.index.lengths[series] : ends[series]]
-            are_weekdays = weekdays(self.clock.local(own)).max() < SATURDAY
-            if mend.startswith(MEND_STEPS):
-                mend = months_hint(self.clock.step / DAY) + mend
-            if self.stamps.has_unknown_zone and mend != MEND_GAPS:
-                mend = f"name the zone that has equal days with --time-zone, or {mend}"
-            elif mend == MEND_GAPS and self.clock.step == DAY and are_weekdays and not self.trained:
-                alone = " in a run of this series alone" if len(ends) > 1 else ""
-                mend = f"if rows are business days, say --step B{alone}; else {mend}"
-        self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
-
-    def check_steps(self, rows: GridRows) -> None:
-        """Check that rows lie on steps, where steps are days of weeks or of months.
-
-        Raises:
-            InputError: a row lies between steps; it is one that differs from most rows.
-        """
-        times: Any = self.index.times
-        if self.clock.kind in ("number", "fixed"):
-            return
-        if (self.clock.stamps(rows.ticks, self.clock.like(times)) == times).all():
-            return
-        usual = usual_times(self.clock, times)
-        stamps = [self.clock.stamps(rows.ticks, like) for like in usual]
-        best = int(np.argmin([(each != times).sum() for each in stamps]))
-        for row in np.flatnonzero(stamps[best] != times)[:1]:
-            shown = self.clock.local(times[[row, int((stamps[best] == times).argmax())]])
-            found = f"{shown[0].astype('M8[s]')}, a {WEEKDAYS[weekdays(shown)[0]]}"
-            like = f", like {shown[1].astype('M8[s]')}" if (stamps[best] == times).any() else ""
-            mend = "mend the stamp or drop the row"
-            self.refuse_time(int(row), found, f"{self.clock.rule}{like}", mend)
-
-    def check_numbers(self, rows: GridRows) -> None:
-        """Check that times that are numbers are not dates in a form that is not read.
-
-        Raises:
-            InputError: they look like dates, and no `--step` says that they are numbers.
-        """
-        if self.clock.kind != "number" or self.roles.options.step:
-            return
-        for row in np.flatnonzero(is_date_code(rows.ticks, rows.is_next, self.clock.step))[:1]:
-            found = f"{rows.ticks[row + 1]:.15g} after {rows.ticks[row]:.15g}"
-            mend = f"{MEND_DATES}; if they are numbers, say --step {self.clock.step:.15g}"
-            expected = "numbers at equal steps, but these look like dates or times of day"
-            self.refuse_time(int(rows.table_rows[row + 1]), found, expected, mend)
 
     def table(self, rows: GridRows, split: Split, notes: tuple[str, ...]) -> SeriesTable:
         """Fill the gaps of rows at equal steps, and add calendar and indicator.
