@@ -117,7 +117,8 @@ def is_date_code(times: NDArray[Any], is_next: NDArray[np.bool_], step: float) -
     """Where numbers go on as dates do, like 2412, 2501; all False if they do not.
 
     The distances that are not `step` are those from one hundred to the next (or thousand, ...), and
-    no place within a hundred is above 60.
+    no place within a hundred is above 60. Or they are all those from one week of five days to the
+    next, as of days since 1900.
 
     Args:
         times: sorted within each series, (rows,).
@@ -126,10 +127,13 @@ def is_date_code(times: NDArray[Any], is_next: NDArray[np.bool_], step: float) -
     """
     times = np.asarray(times, np.float64) + step * 1e-3
     is_odd = is_next & (np.abs(np.diff(times) - step) > step / 2)
-    first = int(np.floor(np.log10(step))) + 1 if (is_next & ~is_odd).any() else MOST_DIGITS
-    for size in (10.0**power for power in range(first, MOST_DIGITS)):
-        block, place = np.divmod(times, size)
-        if (place <= 0.61 * size).all() and ((is_next & (np.diff(block) > 0)) == is_odd).all():
+    first = int(np.floor(np.log10(step))) + 1
+    blocks = [(10.0**power, 0.61, 0.0) for power in range(first, MOST_DIGITS)]
+    weekdays = range(7 if is_odd.sum() > 1 else 0)
+    blocks += [(7 * step, 5 / 7, times[0] + day * step) for day in weekdays]
+    for size, share, start in blocks if (is_next & ~is_odd).any() else []:
+        block, place = np.divmod(times - start, size)
+        if (place <= share * size).all() and ((is_next & (np.diff(block) > 0)) == is_odd).all():
             return is_odd
     return np.zeros(len(is_next), bool)
 

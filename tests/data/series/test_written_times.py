@@ -112,6 +112,7 @@ def test_counts_are_no_dates(tmp_path, rows):
     [
         [x for x in range(1, 200) if x not in (40, 41)],
         [*range(1, 10), *range(11, 21)],
+        [*range(5), *range(7, 12)],
         [*range(90, 100), *range(101, 131)],
         [20_001 + 10 * i for i in range(40) if i not in (5, 6)],
     ],
@@ -139,6 +140,8 @@ UNREAD = {
     "YYYYH": [(2000 + i // 2) * 10 + i % 2 + 1 for i in range(40)],
     "HHMM": [100 * hour + minute for hour in range(10) for minute in (0, 15, 30, 45)],
     "YYMMDDHHMM": numbers("15min", "%y%m%d%H%M", "2020-12-01"),
+    "days since 1900": [43832 + 7 * (i // 5) + i % 5 for i in range(1, 60)],
+    "seconds since 1970": [86400 * (18263 + 7 * (i // 5) + i % 5) for i in range(1, 60)],
     "YYYY.MM": [float(f"{1871 + i // 12}.{i % 12 + 1:02}") for i in range(150)],
     "YYYY.Q": [1950 + i // 4 + (i % 4 + 1) / 10 for i in range(40)],
 }
