@@ -139,28 +139,25 @@ class StampReader:
         if fits.get("YYYYMM", 0) >= MOST_FIT:
             best = "YYYYMM"  # 13 is rather a wrong month than a week among twelve
         is_known = bool(self.series and self.series.form in NUMBERS)
-        are_dates = (
-            bool(best) and fits[best] >= MOST_FIT and self._steps_as_dates(whole, best, fits)
-        )
-        if not best or not (is_known or are_dates):
+        if not best or not (is_known or self._are_dates(whole, best, fits[best])):
             return numbers
         self._check_dates(whole, dates[best], best)
         self.format = replace(self.format, form=best)
         return dates[best]
 
-    def _steps_as_dates(self, whole: NDArray[np.int64], name: str, fits: dict[str, float]) -> bool:
-        """Whether numbers are rather dates of a form than a count."""
+    def _are_dates(self, whole: NDArray[np.int64], name: str, fit: float) -> bool:
+        """Whether numbers, of which a share `fit` are dates of a form, are dates, and no count."""
         values = np.unique(whole)
         steps, counts = np.unique(np.diff(values), return_counts=True)
-        if name == "YYYY":
-            return fits[name] == 1 or len(steps) > 1
-        if name not in OF_YEAR or self.step:
-            return True
+        if fit < MOST_FIT or self.step or name not in ("YYYY", *OF_YEAR):
+            return fit >= MOST_FIT
+        if name == "YYYY" or not len(steps):
+            return fit == 1 or len(steps) > 1
         size = 10 ** (NUMBERS[name] - 4)
-        years = np.unique(values[~np.isnat(from_numbers(values, name))] // size)
-        is_sure = len(years) > 1 if name == "YYYYQ" or fits[name] < 1 else True
-        has_halves = name == "YYYYQ" and (values % size).max() < 3
-        return is_sure and not has_halves and steps[counts.argmax()] < size
+        years, places = np.divmod(values[~np.isnat(from_numbers(values, name))], size)
+        is_sure = len(np.unique(years)) > 1 or (name == "YYYYDDD" and fit == 1)
+        has_halves = name == "YYYYQ" and places.max() < 3  # it may be 20001, 20002, 20011
+        return is_sure and not has_halves and int(steps[counts.argmax()]) < size
 
     def _check_dates(self, whole: NDArray[np.int64], dates: NDArray[Any], name: str) -> None:
         """Find fault with numbers that are no dates, or rather dates of a form that is not read."""
@@ -171,8 +168,8 @@ class StampReader:
             )
         for row in np.flatnonzero(np.isnat(dates))[:1]:
             weeks = "--step W takes weeks, " if name == "YYYYMM" else ""
-            expected = f"a date {name}, as in other rows ({weeks}--step 1 takes numbers)"
-            raise CellError(int(row), str(whole[row]), expected)
+            hint = "" if self.series else f" ({weeks}--step 1 takes numbers)"
+            raise CellError(int(row), str(whole[row]), f"a date {name}, as in other rows{hint}")
 
     def _forms(self, whole: NDArray[np.int64]) -> list[str]:
         """The forms that the most frequent count of digits allows."""

@@ -66,7 +66,7 @@ class TimeFaults:
                 return mend
             alone = " in a run of this series alone" if len(self.index.ids) > 1 else ""
             return f"if rows are business days, say --step B{alone}; else {mend}"
-        if mend == MEND_STEPS:
+        if mend == MEND_STEPS and not self.stamps.series:
             mend = months_hint(self.clock.step / DAY) + mend
         if self.stamps.has_unknown_zone:
             return f"name the zone that has equal days with --time-zone, or {mend}"
@@ -107,7 +107,8 @@ class TimeFaults:
         for row in np.flatnonzero(is_odd)[:1]:
             found = f"{ticks[row + 1]:.15g} after {ticks[row]:.15g}"
             expected = "numbers at equal steps, but these look like dates or times of day"
-            mend = f"{MEND_DATES}; if they are numbers, say --step {clock.step:.15g}"
+            say = "train with" if self.stamps.series else "say"
+            mend = f"{MEND_DATES}; if they are numbers, {say} --step {clock.step:.15g}"
             self.refuse(int(rows.table_rows[row + 1]), found, expected, mend)
         ends = rows.lengths.cumsum()
         for start, end in zip((ends - rows.lengths).tolist(), ends.tolist(), strict=True):
