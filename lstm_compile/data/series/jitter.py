@@ -16,28 +16,37 @@ PARTS = (12, 24, 52)  # steps that a year or a day often has
 def steady_step(ticks: Ticks, is_next: NDArray[np.bool_], jitter: float) -> float | None:
     """The step of rows that lie beside equal steps by at most `jitter` of a step; else None.
 
-    It is the mean distance, rounded as far as the last row of each series allows.
+    It is near the mean distance: a part of a year or day, or the number with the fewest digits that
+    leaves all rows of each series so near.
     """
-    distances = np.diff(ticks)[is_next].astype(np.float64)
-    if not jitter or not len(distances):
+    distances = np.where(is_next, np.diff(ticks), 0).astype(np.float64)
+    if not jitter or not is_next.any():
         return None
-    counts = np.rint(distances / np.median(distances))
-    if (counts < 1).any():
+    counts = np.rint(distances / np.median(distances[is_next]))
+    if (counts[is_next] < 1).any():
         return None
-    step = float(distances.sum() / counts.sum())
-    jitter = room_of(ticks, step, jitter)
-    if (np.abs(distances - counts * step) > 2 * jitter * step).any():
+    mean = float(distances.sum() / counts.sum())
+    jitter = room_of(ticks, mean, jitter)
+    if (np.abs(distances - counts * mean) > 2 * jitter * mean).any():
         return None
-    step = _round_step(step, jitter * step / counts.sum(), ticks.dtype.kind == "f")
+    starts = np.flatnonzero(np.concatenate(([True], ~is_next)))
+
+    def fits(step: float) -> bool:
+        beside = np.concatenate(([0], distances - counts * step)).cumsum()
+        widths = np.maximum.reduceat(beside, starts) - np.minimum.reduceat(beside, starts)
+        near = abs(step - mean) <= jitter * mean / counts.sum()
+        return bool(near and (widths <= 2 * (jitter + CLOSE) * mean).all())
+
+    step = next(filter(fits, _round_steps(mean, ticks.dtype.kind == "f")), mean)
     return step if ticks.dtype.kind == "f" else max(1, round(step))
 
 
-def _round_step(step: float, far: float, has_parts: bool) -> float:
-    """A part of a year or day, or the number with the fewest digits, that is not `far` off."""
-    rounded = [float(f"{step:.{digits}g}") for digits in range(1, DIGITS + 1)]
-    if has_parts:
-        rounded = [*(1 / n for n in PARTS), *rounded[:2], 1 / max(1, round(1 / step)), *rounded[2:]]
-    return next((each for each in rounded if abs(each - step) <= far), step)
+def _round_steps(mean: float, has_parts: bool) -> list[float]:
+    """Steps like `mean`, the likely ones first."""
+    rounded = [float(f"{mean:.{digits}g}") for digits in range(1, DIGITS + 1)]
+    if not has_parts:
+        return rounded
+    return [*(1 / n for n in PARTS), *rounded[:2], 1 / max(1, round(1 / mean)), *rounded[2:]]
 
 
 def room_of(ticks: Ticks, step: float, jitter: float) -> float:
@@ -79,8 +88,10 @@ def _snapped(
     """The ticks of one series on equal steps, whose numbers are `counts`."""
     step, own = steps
     beside = (ticks - ticks[0]).astype(np.float64) - counts * own
-    shift = float(np.median(beside))
-    if (np.abs(beside - shift) > jitter * own).any():
+    room = (jitter + CLOSE) * own
+    shift = float(np.median(beside))  # or the nearest that leaves all rows in the room
+    shift = min(max(shift, float(beside.max()) - room), float(beside.min()) + room)
+    if (np.abs(beside - shift) > room * (1 + CLOSE)).any():
         return None
     # the last row, and from there back
     last = ticks[0] + _as(ticks, counts[-1] * own + shift)
