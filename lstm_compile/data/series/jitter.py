@@ -9,6 +9,7 @@ from lstm_compile.data.series.clock import CLOSE, UNITS, Clock, Ticks, on_parts,
 from lstm_compile.data.series.grid import GridRows
 from lstm_compile.data.series.stamp_format import COARSEST, decimals_of
 
+MARGIN = 1.2  # as a step is known but nearly, rounded stamps may lie farther off
 DIGITS = 9  # of a step that is sought
 PARTS = (12, 24, 52)  # steps that a year or a day often has
 
@@ -16,7 +17,8 @@ PARTS = (12, 24, 52)  # steps that a year or a day often has
 def steady_step(ticks: Ticks, is_next: NDArray[np.bool_], jitter: float) -> float | None:
     """The step of rows that lie beside equal steps by at most `jitter` of a step; else None.
 
-    It is near the mean distance: a part of a year or day, or the number with the fewest digits that
+    It is near the slope of all rows: a part of a year or day, or the number with the fewest digits
+    that
     leaves all rows of each series so near.
     """
     distances = np.where(is_next, np.diff(ticks), 0).astype(np.float64)
@@ -25,20 +27,30 @@ def steady_step(ticks: Ticks, is_next: NDArray[np.bool_], jitter: float) -> floa
     counts = np.rint(distances / np.median(distances[is_next]))
     if (counts[is_next] < 1).any():
         return None
-    mean = float(distances.sum() / counts.sum())
-    jitter = room_of(ticks, mean, jitter)
-    if (np.abs(distances - counts * mean) > 2 * jitter * mean).any():
-        return None
     starts = np.flatnonzero(np.concatenate(([True], ~is_next)))
+    places, times = (np.concatenate(([0], each)).cumsum() for each in (counts, distances))
+    mean = _slope(places, times, starts)
+    most = room_of(ticks, mean, jitter)
+    if (np.abs(distances - counts * mean) > 2 * most * mean).any():
+        return None
 
-    def fits(step: float) -> bool:
-        beside = np.concatenate(([0], distances - counts * step)).cumsum()
+    def fits(step: float, room: float) -> bool:
+        beside = times - places * step
         widths = np.maximum.reduceat(beside, starts) - np.minimum.reduceat(beside, starts)
-        near = abs(step - mean) <= jitter * mean / counts.sum()
-        return bool(near and (widths <= 2 * (jitter + CLOSE) * mean).all())
+        near = abs(step - mean) <= most * mean / counts.sum()
+        return bool(near and (widths <= 2 * (room + CLOSE) * mean).all())
 
-    step = next(filter(fits, _round_steps(mean, ticks.dtype.kind == "f")), mean)
+    steps = [*_round_steps(mean, ticks.dtype.kind == "f"), mean]
+    rooms = (room_of(ticks, mean, CLOSE), most)  # first as if only rounding moved them
+    step = next((step for room in rooms for step in steps if fits(step, room)), mean)
     return step if ticks.dtype.kind == "f" else max(1, round(step))
+
+
+def _slope(x: NDArray[Any], y: NDArray[Any], starts: NDArray[np.intp]) -> float:
+    """The slope of the lines through series that begin at `starts`, by least squares."""
+    sizes = np.diff(starts, append=len(x))
+    x, y = (each - np.repeat(np.add.reduceat(each, starts) / sizes, sizes) for each in (x, y))
+    return float((x @ y) / (x @ x))
 
 
 def _round_steps(mean: float, has_parts: bool) -> list[float]:
@@ -52,7 +64,7 @@ def _round_steps(mean: float, has_parts: bool) -> list[float]:
 def room_of(ticks: Ticks, step: float, jitter: float) -> float:
     """How many steps stamps may lie beside theirs: `jitter`, or as far as they are rounded."""
     decimals = None if ticks.dtype.kind != "f" else decimals_of(ticks)
-    rounding = 0 if decimals is None else 10**-decimals / 2 / step
+    rounding = 0 if decimals is None else MARGIN * 10**-decimals / 2 / step
     return max(jitter, rounding) if rounding <= COARSEST else jitter
 
 

@@ -29,6 +29,8 @@ STEPS = {
     "quarters of an hour": (43831, 1 / 96, (4, 6)),
     "thirds": (0, 1 / 3, (2, 3, 4)),
     "pictures": (0, 1 / 30, (3, 4)),
+    "weeks of seven days": (2000, 7 / 365.25, (3, 5, 6)),
+    "29.97 pictures a second": (0, 1 / 29.97, (4, 5)),
     "tenths": (0, 0.1, (1, 2)),
     "tenths of seconds since 1970": (1577836800, 0.1, (1,)),
     "hundredths of seconds since 1970": (1577836800, 0.01, (2,)),
