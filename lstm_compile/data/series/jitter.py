@@ -18,8 +18,7 @@ def steady_step(ticks: Ticks, is_next: NDArray[np.bool_], jitter: float) -> floa
     """The step of rows that lie beside equal steps by at most `jitter` of a step; else None.
 
     It is near the slope of all rows: a part of a year or day, or the number with the fewest digits
-    that
-    leaves all rows of each series so near.
+    that leaves all rows of each series so near.
     """
     distances = np.where(is_next, np.diff(ticks), 0).astype(np.float64)
     if not jitter or not is_next.any():
