@@ -3,7 +3,7 @@
 import numpy as np
 
 from lstm_compile.data.series.reader import read_series
-from lstm_compile.data.series.series_table import Shares
+from lstm_compile.data.series.series_table import Shares, look_ahead
 from lstm_compile.data.series.windows import Shape, all_windows
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.training.defaults import resolve
@@ -72,3 +72,16 @@ def do(path, output, model=None, training=None, table=None, test=None):
 def windows_of(path, shape=(8, 3), split=None, **options):
     table = read_series(path, TableOptions(**options), split=split or Shares(0.1, 0.2))
     return all_windows(table, Shape(*shape))
+
+
+def time_table(path, stamps, ids=None, **options):
+    """A CSV table whose time column `when` has these cells, and one series or those of `ids`."""
+    columns = {"when": list(stamps), "y": waves(len(stamps))}
+    columns |= {} if ids is None else {"id": list(ids)}
+    return read(write(path, columns), time="when", target=("y",), **options)
+
+
+def next_stamps(table, count):
+    """The next `count` times of each series, as the table writes them."""
+    ticks = look_ahead(table, count).ticks.ravel()
+    return table.format.cells(table.clock.stamps(ticks, table.stamp), True).to_pylist()

@@ -4,6 +4,7 @@ Stamps are moments in UTC, or what a clock shows where the table names no zone.
 """
 
 from dataclasses import dataclass
+from math import isclose
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,11 +19,13 @@ Ticks = NDArray[Any]  # int64, or float64 for numbers with fractions
 
 HOUR = 3_600_000_000_000  # of nanoseconds
 DAY = 24 * HOUR
+LEAST_MONTH = 28 * DAY
 UNITS = {
     "day": DAY, "hour": HOUR, "minute": HOUR // 60, "second": HOUR // 3600,
     "millisecond": 1_000_000, "microsecond": 1000, "nanosecond": 1,
 }  # fmt: skip
 CLOSE = 1e-6  # of a step: the largest error of fractional times
+MOST_TRIED = 8  # days and times of day, to find what most rows have
 DAYS_OF_WEEK, WEEKS_OF_YEAR, MONTHS_OF_YEAR = 7, 52, 12
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 BUSINESS = "1111100"  # Monday to Friday
@@ -68,6 +71,11 @@ class Clock:
     def is_monthly(self) -> bool:
         """Whether the step is a number of months."""
         return self.kind in get_args(Monthly)
+
+    @property
+    def may_be_months(self) -> bool:
+        """Whether the step is a time so long that it may stand for months, which are uneven."""
+        return self.kind == "fixed" and self.step >= LEAST_MONTH
 
     @property
     def season(self) -> int:
@@ -116,7 +124,7 @@ class Clock:
             found, expected = ("dates", "numbers") if is_date else ("numbers", "dates")
             raise InputError(f"the times are {found}, but the model was trained on {expected}")
         if self.kind == "number":
-            return times
+            return times if self.step % 1 == 0 else times.astype(np.float64)
         if self.kind == "fixed":
             return times.astype("M8[ns]").astype(np.int64)
         shown = meant_times(times, self.zone)
@@ -134,7 +142,7 @@ class Clock:
         day, or in a month that has no such day its last; see `like`.
         """
         if self.kind == "number":
-            return ticks
+            return on_parts(ticks, self.step, CLOSE)
         if self.kind in ("fixed", "wall"):
             stamps = ticks.astype("M8[ns]")
         else:
@@ -207,6 +215,14 @@ def monthly_kind(shown: NDArray[Any]) -> Monthly | None:
     return None
 
 
+def usual_times(clock: Clock, times: NDArray[Any]) -> NDArray[Any]:
+    """Some of `times`, one for each of the most frequent days and times of day, for `stamps`."""
+    shown = to_local(times, clock.zone)
+    start = shown.astype("M8[M]" if clock.kind == "months" else "M8[D]")
+    _, rows, counts = np.unique(shown - start, return_index=True, return_counts=True)
+    return np.asarray(times[rows[np.argsort(-counts, kind="stable")][:MOST_TRIED]])
+
+
 def whole_steps(
     distance: Ticks, step: float, ticks: Ticks | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -220,6 +236,18 @@ def whole_steps(
         close = max(close, 2 * float(np.spacing(np.abs(ticks).max())))
     count = np.rint(distance / step).astype(np.int64)
     return count, np.abs(distance - count * step) > close
+
+
+def on_parts(ticks: Ticks, step: float, close: float) -> Ticks:
+    """Ticks of a step that is one part of 1, like 1/12, where they are such parts but rounded.
+
+    Of other steps, and where one is more than `close` steps off, they stay as they are.
+    """
+    parts = round(1 / step)
+    if ticks.dtype.kind != "f" or not parts or not isclose(step * parts, 1, rel_tol=1e-15):
+        return ticks
+    found = np.rint(ticks * parts) / parts
+    return found if (np.abs(found - ticks) <= close * step).all() else ticks
 
 
 def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from lstm_compile.data.series.clock import (
     BUSINESS,
+    CLOSE,
     DAY,
     DAYS_OF_WEEK,
     HOUR,
@@ -23,6 +24,7 @@ from lstm_compile.errors import InputError
 
 FEW_GAPS = 0.8  # of the rows must follow the row before by one weekday: the rest are holidays
 MINUTE = HOUR // 60
+MOST_PARTS = 1440  # of a step that is a part of 1, as a minute is of a day
 # the names that pandas gives to steps
 STEPS: dict[str, tuple[Kind, int]] = {
     "ns": ("fixed", 1),
@@ -45,6 +47,7 @@ STEPS: dict[str, tuple[Kind, int]] = {
     "YS": ("months", 12),
     "YE": ("month-ends", 12),
 }
+MONTHLY_STEPS = (("months", "MS", 28, 31), ("quarters", "QS", 90, 92), ("years", "YS", 365, 366))
 _ASKED = re.compile(r"([\d.]*)\s*([A-Za-z]*)$")
 _DAYS = re.compile(r"[A-Za-z]{3}([-,][A-Za-z]{3})+$")
 
@@ -97,7 +100,8 @@ def asked_clock(step: str, is_date: bool, zone: str = "") -> Clock:
             kind = "wall"
         clock = Clock(kind, size, zone, BUSINESS if kind == "weekdays" else "")
     elif match and match[1] and not match[2]:
-        clock = Clock("number", float(match[1]))
+        number = float(match[1])
+        clock = Clock("number", int(number) if number % 1 == 0 else number)
     else:
         raise InputError(
             f"--step {step} is no step; expected a number, days like Mon-Sat, or a count and one "
@@ -110,6 +114,14 @@ def asked_clock(step: str, is_date: bool, zone: str = "") -> Clock:
             + ("name a unit, like 15min or B" if is_date else "name a number, or leave it out")
         )
     return clock
+
+
+def months_hint(days: float) -> str:
+    """What to try where rows are so many days apart: `if rows are quarters, say --step QS`."""
+    for name, step, low, high in MONTHLY_STEPS:
+        if low <= days <= high:
+            return f"if rows are {name}, say --step {step}; else "
+    return ""
 
 
 def fitting_clock(clock: Clock, times: NDArray[Any]) -> Clock:
@@ -174,7 +186,8 @@ def _numeric_step(times: NDArray[Any], is_next: NDArray[np.bool_]) -> float:
     step = _most_frequent(distances)
     rounding = float(np.spacing(np.abs(times).max())) if times.dtype.kind == "f" else 0.0
     if rounding < step * 1e-9:
-        return step
+        parts = round(1 / step) or 1
+        return 1 / parts if parts <= MOST_PARTS and abs(1 / parts - step) <= CLOSE * step else step
     like = distances[np.abs(distances - step) <= 4 * rounding]
     return float(f"{like.mean():.6g}")
 

@@ -11,7 +11,8 @@ from lstm_compile.data.tables.columns import Duplicates
 from lstm_compile.errors import InputError
 
 MEND_GAPS = "fill gaps with --gaps forward, linear or indicate"
-MOST_STEPS = 20  # for each row; with more missing steps a stamp must be wrong
+MEND_STEPS = "bring the rows to equal steps first"
+MOST_STEPS = 20  # for each row of a series; with more missing steps a stamp must be wrong
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 # takes the row of the table, what was found, what was expected and how to mend it
@@ -25,6 +26,11 @@ class GridRows(NamedTuple):
     ticks: Ticks  # (rows,), see `Clock.ticks`
     lengths: Ints  # int64 (series,)
     table_rows: Ints  # int64 (rows,), the row of the table that each came from
+
+    @property
+    def series(self) -> Ints:
+        """The number of each row's series, int64 (rows,)."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
     @property
     def is_next(self) -> NDArray[np.bool_]:
@@ -65,6 +71,11 @@ def merge_duplicates(rows: GridRows, how: Duplicates, has_id: bool, refuse: Refu
     return GridRows(x, rows.ticks[last], np.diff(ends, prepend=0), rows.table_rows[last])
 
 
+def _missing(rows: GridRows, steps: Ints) -> Ints:
+    """How many steps each series lacks."""
+    return np.bincount(rows.series[1:], steps - 1, len(rows.lengths)).astype(np.int64)
+
+
 def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tuple[GridRows, int]:
     """Make a row for every step between the first and the last of each series.
 
@@ -82,11 +93,14 @@ def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tup
         distance = clock.words(float(rows.ticks[index + 1] - rows.ticks[index]))
         found, expected = f"a time {distance} after the row before", f"whole steps of {clock.name}"
         row = int(rows.table_rows[index + 1])
-        refuse(row, found, expected, "bring the rows to equal steps first")
+        refuse(row, found, expected, MEND_STEPS)
     missing = int((steps - 1).sum())
     if not missing:
         return rows, 0
-    if not may_fill or missing > MOST_STEPS * len(rows.x):
+    too_many = _missing(rows, steps) > MOST_STEPS * rows.lengths
+    if not may_fill or too_many.any():
+        if may_fill:  # of the first series that lacks too many
+            steps = np.where(rows.series[1:] == too_many.argmax(), steps, 0)
         worst = int(steps.argmax() if may_fill else (steps > 1).argmax())
         count = f"steps missing in all: {missing}"
         found = f"a time {steps[worst]} steps after the row before ({count})"

@@ -5,30 +5,66 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.series.clock import UNITS, Clock, Ticks, whole_steps
+from lstm_compile.data.series.clock import CLOSE, UNITS, Clock, Ticks, on_parts, whole_steps
 from lstm_compile.data.series.grid import GridRows
+from lstm_compile.data.series.stamp_format import COARSEST, decimals_of
 
+MARGIN = 1.2  # as a step is known but nearly, rounded stamps may lie farther off
 DIGITS = 9  # of a step that is sought
+PARTS = (12, 24, 52)  # steps that a year or a day often has
 
 
 def steady_step(ticks: Ticks, is_next: NDArray[np.bool_], jitter: float) -> float | None:
     """The step of rows that lie beside equal steps by at most `jitter` of a step; else None.
 
-    It is the mean distance, rounded as far as the last row of each series allows.
+    It is near the slope of all rows: a part of a year or day, or the number with the fewest digits
+    that leaves all rows of each series so near.
     """
-    distances = np.diff(ticks)[is_next].astype(np.float64)
-    if not jitter or not len(distances):
+    distances = np.where(is_next, np.diff(ticks), 0).astype(np.float64)
+    if not jitter or not is_next.any():
         return None
-    counts = np.rint(distances / np.median(distances))
-    if (counts < 1).any():
+    counts = np.rint(distances / np.median(distances[is_next]))
+    if (counts[is_next] < 1).any():
         return None
-    step = float(distances.sum() / counts.sum())
-    if (np.abs(distances - counts * step) > 2 * jitter * step).any():
+    starts = np.flatnonzero(np.concatenate(([True], ~is_next)))
+    places, times = (np.concatenate(([0], each)).cumsum() for each in (counts, distances))
+    mean = _slope(places, times, starts)
+    most = room_of(ticks, mean, jitter)
+    if (np.abs(distances - counts * mean) > 2 * most * mean).any():
         return None
-    far = jitter * step / counts.sum()
-    rounded = (float(f"{step:.{digits}g}") for digits in range(1, DIGITS + 1))
-    step = next((each for each in rounded if abs(each - step) <= far), step)
+
+    def fits(step: float, room: float) -> bool:
+        beside = times - places * step
+        widths = np.maximum.reduceat(beside, starts) - np.minimum.reduceat(beside, starts)
+        near = abs(step - mean) <= most * mean / counts.sum()
+        return bool(near and (widths <= 2 * (room + CLOSE) * mean).all())
+
+    steps = [*_round_steps(mean, ticks.dtype.kind == "f"), mean]
+    rooms = (room_of(ticks, mean, CLOSE), most)  # first as if only rounding moved them
+    step = next((step for room in rooms for step in steps if fits(step, room)), mean)
     return step if ticks.dtype.kind == "f" else max(1, round(step))
+
+
+def _slope(x: NDArray[Any], y: NDArray[Any], starts: NDArray[np.intp]) -> float:
+    """The slope of the lines through series that begin at `starts`, by least squares."""
+    sizes = np.diff(starts, append=len(x))
+    x, y = (each - np.repeat(np.add.reduceat(each, starts) / sizes, sizes) for each in (x, y))
+    return float((x @ y) / (x @ x))
+
+
+def _round_steps(mean: float, has_parts: bool) -> list[float]:
+    """Steps like `mean`, the likely ones first."""
+    rounded = [float(f"{mean:.{digits}g}") for digits in range(1, DIGITS + 1)]
+    if not has_parts:
+        return rounded
+    return [*(1 / n for n in PARTS), *rounded[:2], 1 / max(1, round(1 / mean)), *rounded[2:]]
+
+
+def room_of(ticks: Ticks, step: float, jitter: float) -> float:
+    """How many steps stamps may lie beside theirs: `jitter`, or as far as they are rounded."""
+    decimals = None if ticks.dtype.kind != "f" else decimals_of(ticks)
+    rounding = 0 if decimals is None else MARGIN * 10**-decimals / 2 / step
+    return max(jitter, rounding) if rounding <= COARSEST else jitter
 
 
 def snapped(rows: GridRows, clock: Clock, jitter: float) -> tuple[GridRows, int]:
@@ -38,8 +74,11 @@ def snapped(rows: GridRows, clock: Clock, jitter: float) -> tuple[GridRows, int]
     """
     is_next, step = rows.is_next, clock.step
     distances = np.diff(rows.ticks)
-    is_even = not whole_steps(distances[is_next], step)[1].any()
-    own = None if is_even else steady_step(rows.ticks, is_next, jitter)
+    if not whole_steps(distances[is_next], step, rows.ticks)[1].any():
+        close = room_of(rows.ticks, step, CLOSE)
+        return rows._replace(ticks=on_parts(rows.ticks, step, close)), 0
+    own = steady_step(rows.ticks, is_next, jitter)
+    jitter = room_of(rows.ticks, step, jitter)
     if own is None or clock.kind not in ("number", "fixed") or abs(own - step) > jitter * step:
         return rows, 0
     counts = np.concatenate(([0], np.where(is_next, np.rint(distances / own), 0).cumsum()))
@@ -60,8 +99,10 @@ def _snapped(
     """The ticks of one series on equal steps, whose numbers are `counts`."""
     step, own = steps
     beside = (ticks - ticks[0]).astype(np.float64) - counts * own
-    shift = float(np.median(beside))
-    if (np.abs(beside - shift) > jitter * own).any():
+    room = (jitter + CLOSE) * own
+    shift = float(np.median(beside))  # or the nearest that leaves all rows in the room
+    shift = min(max(shift, float(beside.max()) - room), float(beside.min()) + room)
+    if (np.abs(beside - shift) > room * (1 + CLOSE)).any():
         return None
     # the last row, and from there back
     last = ticks[0] + _as(ticks, counts[-1] * own + shift)

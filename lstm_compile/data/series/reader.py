@@ -3,21 +3,14 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike, fspath
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lstm_compile.data.calendar import calendar_names
 from lstm_compile.data.schema import Categories, Schema, SeriesSchema
-from lstm_compile.data.series.clock import (
-    DAY,
-    WEEKDAYS,
-    Clock,
-    calendar_columns,
-    weekdays,
-    whole_steps,
-)
+from lstm_compile.data.series.clock import Clock, calendar_columns, whole_steps
 from lstm_compile.data.series.find_clock import asked_clock, fitting_clock, infer_clock
 from lstm_compile.data.series.grid import (
     MEND_GAPS,
@@ -27,7 +20,7 @@ from lstm_compile.data.series.grid import (
     merge_duplicates,
     to_grid,
 )
-from lstm_compile.data.series.jitter import snapped, steady_step
+from lstm_compile.data.series.jitter import room_of, snapped, steady_step
 from lstm_compile.data.series.levels import subtract_levels
 from lstm_compile.data.series.order import check_order
 from lstm_compile.data.series.series_table import (
@@ -42,6 +35,7 @@ from lstm_compile.data.series.series_table import (
     split_of,
 )
 from lstm_compile.data.series.stamp_reader import StampReader
+from lstm_compile.data.series.time_faults import TimeFaults
 from lstm_compile.data.tables.categories import most_frequent, read_categories
 from lstm_compile.data.tables.columns import JITTER, Progress, TableOptions
 from lstm_compile.data.tables.formats import open_files
@@ -53,7 +47,6 @@ from lstm_compile.data.tables.table import sorted_labels
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing, suggestion
 
-SATURDAY = 5
 MEND_CATEGORY = "write it in the cell, or take that of the row before with --gaps forward"
 
 
@@ -87,23 +80,25 @@ def read_series(
     rows = rows._replace(x=np.concatenate((rows.x, codes), 1))
     reading = _Reading(fspath(path), index, roles, clock, stamps, levels.subtracted, categories)
     check_values(reading.place, rows.x, roles.values + o.categories)
-    reading.check_steps(rows)
-    duplicates, refuse = roles.options.duplicates or "error", reading.refuse_time
-    merged = merge_duplicates(rows, duplicates, bool(roles.options.id), refuse)
+    faults = TimeFaults(index, str(o.time), clock, stamps)
+    faults.check_steps(rows)
+    duplicates, refuse = o.duplicates or "error", faults.refuse
+    merged = merge_duplicates(rows, duplicates, bool(o.id), refuse)
+    if not o.step:
+        faults.check_distances(merged)
     told = None if o.id else check_order(index, rows, merged, clock.step, refuse)
-    even, moved = snapped(merged, clock, _jitter(roles.options))
+    is_uneven = clock.may_be_months and not (trained or o.step)
+    even, moved = (merged, 0) if is_uneven else snapped(merged, clock, _jitter(o))
+    room = room_of(merged.ticks, clock.step, _jitter(o))
     grid, added = to_grid(even, clock, roles.gaps != "error", refuse)
     notes = (
         f"step: {clock.name}",
         *stamps.notes,
         *([told] if told else []),
-        *_note(
-            moved,
-            "stamps beside their step",
-            f"moved by less than {_jitter(roles.options):g} steps",
-        ),
+        *_note(moved, "stamps beside their step", f"moved by less than {room:.2g} steps"),
         *_note(len(rows.x) - len(merged.x), "duplicate rows", duplicates),
         *_note(added, "steps without a row", roles.gaps),
+        *faults.change_note(added + len(rows.x) - len(merged.x)),
         *levels.notes,
     )
     if not isinstance(split, Split):
@@ -140,7 +135,7 @@ def _clock(rows: GridRows, options: TableOptions, stamps: StampReader) -> Clock:
         return asked_clock(options.step, times.dtype.kind == "M", zone)
     is_next = rows.is_next & (times[1:] != times[:-1])
     clock = infer_clock(times, is_next, zone)
-    if clock.kind not in ("number", "fixed"):
+    if clock.kind not in ("number", "fixed") or clock.may_be_months:
         return clock
     ticks = clock.ticks(times)
     is_even = not whole_steps(np.diff(ticks)[is_next], clock.step, ticks)[1].any()
@@ -168,34 +163,6 @@ class _Reading:
     def trained(self) -> SeriesSchema | None:
         """Of a trained model."""
         return self.stamps.series
-
-    def refuse_time(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
-        """Raise for the time of a row of the table."""
-        times: Any = self.index.times
-        if self.clock.kind in ("fixed", "wall") and self.clock.step >= DAY:
-            are_weekdays = weekdays(self.clock.local(times)).max() < SATURDAY
-            if self.stamps.has_unknown_zone and mend != MEND_GAPS:
-                mend = f"name the zone that has equal days with --time-zone, or {mend}"
-            elif mend == MEND_GAPS and self.clock.step == DAY and are_weekdays and not self.trained:
-                mend = f"if rows are business days, say --step B; else {mend}"
-        self.index.refuse(row, str(self.roles.options.time), found, expected, mend)
-
-    def check_steps(self, rows: GridRows) -> None:
-        """Check that rows lie on steps, where steps are days of weeks or of months.
-
-        Raises:
-            InputError: a row lies between steps.
-        """
-        times: Any = self.index.times
-        if self.clock.kind in ("number", "fixed"):
-            return
-        for row in np.flatnonzero(self.clock.stamps(rows.ticks, self.clock.like(times)) != times)[
-            :1
-        ]:
-            shown = self.clock.local(times[row : row + 1])
-            found = f"{shown[0].astype('M8[s]')}, a {WEEKDAYS[weekdays(shown)[0]]}"
-            mend = "mend the stamp or drop the row"
-            self.refuse_time(int(row), found, self.clock.rule, mend)
 
     def table(self, rows: GridRows, split: Split, notes: tuple[str, ...]) -> SeriesTable:
         """Fill the gaps of rows at equal steps, and add calendar and indicator.
@@ -226,7 +193,7 @@ class _Reading:
             ticks=rows.ticks,
             clock=self.clock,
             stamp=stamp,
-            format=self.stamps.format,
+            format=self.stamps.format.of_numbers(times, self.clock.step),
             ids=tuple(ids) if options.id or len(ids) > 1 else None,
             id_type=self.index.files.type_of(options.id),
             statics=self._codes(info),

@@ -1,7 +1,7 @@
 """How the stamps of a table are written, to write others the same way. Loads no torch."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from lstm_compile.data.tables.periods import NUMBERS, to_numbers, to_periods
 from lstm_compile.data.tables.values import is_date, kind_of
 
 OFFSET = r"[T ]\d\d(?::\d\d(?::?\d\d(?:\.\d+)?)?)?(?P<offset>Z|[+-]\d\d:?(?:\d\d)?)$"
+MOST_DECIMALS = 13
+COARSEST = 0.1  # of a step: how far times may be moved as they are rounded
 _UNITS = {4: "Y", 7: "M", 10: "D", 13: "h", 16: "m", 19: "s"}  # by the length of an ISO stamp
 
 
@@ -25,12 +27,25 @@ class StampFormat:
         form: of dates that are not written as ISO 8601: of `NUMBERS` or `PERIODS`; else empty.
         type: the Arrow type of the column; None where the file has no types.
         sample: one of its cells, where they are text.
+        decimals: of numbers with fractions; None for all that they have.
     """
 
     zone: str = ""
     form: str = ""
     type: Any = None
     sample: str = ""
+    decimals: int | None = None
+
+    def of_numbers(self, numbers: NDArray[Any], step: float) -> "StampFormat":
+        """The format of such times, whose forecasts have as many decimals, or those of `step`."""
+        if numbers.dtype.kind != "f":
+            return self
+        is_single = self.type is not None and pa.types.is_float32(self.type)
+        decimals = decimals_of(numbers, np.float32 if is_single else np.float64)
+        if decimals is not None and 10**-decimals / 2 > COARSEST * step:
+            own = decimals_of(np.array([step]))
+            decimals = None if own is None else max(own, decimals)
+        return replace(self, decimals=decimals)
 
     def cells(self, stamps: NDArray[Any], as_text: bool = False) -> Any:
         """An Arrow array of stamps, moments in UTC or numbers, as the table writes them.
@@ -57,7 +72,7 @@ class StampFormat:
         return numbers.cast(pa.timestamp(unit, self.zone or None))
 
     def _numbers(self, numbers: NDArray[Any], as_text: bool) -> Any:
-        cells = pa.array(numbers)
+        cells = pa.array(numbers if self.decimals is None else np.round(numbers, self.decimals))
         if self.type is None or (as_text and is_date(self.type)):
             return cells
         if pa.types.is_time32(self.type):
@@ -92,6 +107,13 @@ class StampFormat:
         if offset[1:] and ":" not in offset:
             ends = [end.replace(":", "") for end in ends]
         return [text + end for text, end in zip(texts, ends, strict=True)]
+
+
+def decimals_of(numbers: NDArray[Any], kind: Any = np.float64) -> int | None:
+    """The most decimals of numbers that are stored as `kind`; None if they are rounded nowhere."""
+    stored = numbers.astype(kind)
+    fits = (d for d in range(MOST_DECIMALS) if (np.round(numbers, d).astype(kind) == stored).all())
+    return next(fits, None)
 
 
 def _fits(stamps: NDArray[Any], unit: str) -> bool:

@@ -10,9 +10,17 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lstm_compile.data.schema import SeriesSchema
+from lstm_compile.data.series.clock_changes import moments
 from lstm_compile.data.series.stamp_format import OFFSET, StampFormat
-from lstm_compile.data.series.zones import check_zone, to_local, to_utc
-from lstm_compile.data.tables.periods import NUMBERS, from_numbers, period_of
+from lstm_compile.data.series.zones import check_zone
+from lstm_compile.data.tables.periods import (
+    MEND_DATES,
+    NUMBERS,
+    OF_YEAR,
+    from_numbers,
+    period_of,
+    rival_of,
+)
 from lstm_compile.data.tables.values import CellError, is_date, kind_of, to_times
 from lstm_compile.errors import InputError
 from lstm_compile.formatting import listing
@@ -75,11 +83,10 @@ class StampReader:
     def finish(self, times: NDArray[Any], series: NDArray[Any]) -> NDArray[Any]:
         """The times of all rows in the order of the files: moments in UTC, or numbers.
 
-        `series` is the number of each row's series. Of two equal times that a clock shows twice,
-        as it goes back, the second row has the later one.
+        `series` is the number of each row's series.
 
         Raises:
-            CellError: a time that clocks skip, or a whole number that is no date among dates.
+            CellError: see `moments`; or a whole number that is no date among dates.
             InputError: a zone that is not known, or that does not fit the model.
         """
         times = times if times.dtype.kind == "M" else self._dates(times)
@@ -99,7 +106,7 @@ class StampReader:
             self.notes = (f"time zone: {self.zone}",)
         shown = shown or (self.zone or "UTC" if own else "")
         self.format = replace(self.format, zone=shown)
-        return times if own or not shown else _moments(times, series, shown)
+        return times if own or not shown else moments(times, series, shown)
 
     def _check_zone(self, has_zone: Any) -> None:
         """Find fault with stamps that have a zone where a model's have none, or the reverse."""
@@ -131,22 +138,38 @@ class StampReader:
         best = max(fits, key=lambda name: fits[name], default="")
         if fits.get("YYYYMM", 0) >= MOST_FIT:
             best = "YYYYMM"  # 13 is rather a wrong month than a week among twelve
-        is_count = (
-            best == "YYYY" and fits[best] < 1 and len(np.unique(np.diff(np.unique(whole)))) == 1
-        )
         is_known = bool(self.series and self.series.form in NUMBERS)
-        if not best or (not is_known and (fits[best] < MOST_FIT or is_count)):
+        if not best or not (is_known or self._are_dates(whole, best, fits[best])):
             return numbers
-        for row in np.flatnonzero(np.isnat(dates[best]))[:1]:
-            hint = (
-                "--step W takes weeks, --step 1 numbers"
-                if best == "YYYYMM"
-                else "--step 1 takes numbers"
-            )
-            expected = f"a date {best}, as in other rows ({hint})"
-            raise CellError(int(row), str(whole[row]), expected)
+        self._check_dates(whole, dates[best], best)
         self.format = replace(self.format, form=best)
         return dates[best]
+
+    def _are_dates(self, whole: NDArray[np.int64], name: str, fit: float) -> bool:
+        """Whether numbers, of which a share `fit` are dates of a form, are dates, and no count."""
+        values = np.unique(whole)
+        steps, counts = np.unique(np.diff(values), return_counts=True)
+        if fit < MOST_FIT or self.step or name not in ("YYYY", *OF_YEAR):
+            return fit >= MOST_FIT
+        if name == "YYYY" or not len(steps):
+            return fit == 1 or len(steps) > 1
+        size = 10 ** (NUMBERS[name] - 4)
+        years, places = np.divmod(values[~np.isnat(from_numbers(values, name))], size)
+        is_sure = len(np.unique(years)) > 1 or (name == "YYYYDDD" and fit == 1)
+        has_halves = name == "YYYYQ" and places.max() < 3  # it may be 20001, 20002, 20011
+        return is_sure and not has_halves and int(steps[counts.argmax()]) < size
+
+    def _check_dates(self, whole: NDArray[np.int64], dates: NDArray[Any], name: str) -> None:
+        """Find fault with numbers that are no dates, or rather dates of a form that is not read."""
+        if not self.series and not self.step and (rival := rival_of(whole, name)):
+            expected = f"a year of four digits, as these numbers look like dates {rival}"
+            raise CellError(
+                0, str(whole[0]), expected, f"{MEND_DATES}; if they are numbers, say --step 1"
+            )
+        for row in np.flatnonzero(np.isnat(dates))[:1]:
+            weeks = "--step W takes weeks, " if name == "YYYYMM" else ""
+            hint = "" if self.series else f" ({weeks}--step 1 takes numbers)"
+            raise CellError(int(row), str(whole[row]), f"a date {name}, as in other rows{hint}")
 
     def _forms(self, whole: NDArray[np.int64]) -> list[str]:
         """The forms that the most frequent count of digits allows."""
@@ -162,15 +185,3 @@ def _offsets(texts: Any) -> set[str]:
     """The offsets at the end of stamps; empty text where there is none."""
     found = pc.struct_field(pc.extract_regex(texts, OFFSET), "offset")
     return {each or "" for each in pc.unique(found).to_pylist()}
-
-
-def _moments(times: NDArray[Any], series: NDArray[Any], zone: str) -> NDArray[Any]:
-    """The moments in UTC of times that the clocks of `zone` show."""
-    first, last = to_utc(times, zone, "earliest"), to_utc(times, zone, "latest")
-    for row in np.flatnonzero(to_local(first, zone) != times)[:1]:
-        expected = f"a time that clocks in {zone} show; they skip this one as they go forward"
-        raise CellError(int(row), str(times[row]), expected)
-    order = np.lexsort((times, series))
-    is_again = np.zeros(len(times), bool)
-    is_again[order[1:]] = (times[order][1:] == times[order][:-1]) & (np.diff(series[order]) == 0)
-    return np.where(is_again, last, first)

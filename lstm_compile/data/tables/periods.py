@@ -18,10 +18,15 @@ PERIODS = {
 }
 # whole numbers by name, and their count of digits; the likely ones first
 NUMBERS = {
-    "YYYY": 4, "YYYYMM": 6, "YYYYWW": 6, "YYYYMMDD": 8,
+    "YYYY": 4, "YYYYQ": 5, "YYYYMM": 6, "YYYYWW": 6, "YYYYDDD": 7, "YYYYMMDD": 8,
     "YYYYMMDDHH": 10, "YYYYMMDDHHMM": 12, "YYYYMMDDHHMMSS": 14,
 }  # fmt: skip
+# forms with a year of two digits, which are not read, by those that their numbers may fit too
+RIVALS = {"YYYY": ("YYMM", "YYWW"), "YYYYMM": ("YYMMDD",), "YYYYWW": ("YYMMDD",)}
+MOST_DIGITS = 18
+MEND_DATES = "write dates as ISO 8601, like 2000-01-31"
 ANY_PERIOD = "|".join(re.sub(r"\?P<\w+>", "", pattern) for pattern in PERIODS.values())
+OF_YEAR = {"YYYYQ": ("M", 3, 1), "YYYYDDD": ("D", 1, 3)}  # a unit, how many, digits
 _PARTS = (("h", 24), ("m", 60), ("s", 60))
 Dates = NDArray[Any]  # datetime64[s]
 
@@ -78,6 +83,10 @@ def from_numbers(whole: NDArray[np.int64], name: str) -> Dates:
     start = (np.where(is_good, years, 2000) - 1970).astype("M8[Y]")
     if name == "YYYYWW":
         return _weeks(start, rest, is_good)
+    if name in OF_YEAR:
+        unit, size, _ = OF_YEAR[name]
+        dates = start.astype(f"M8[{unit}]") + size * (rest - 1)
+        return _where(is_good & (dates.astype("M8[Y]") == start), dates)
     count = (NUMBERS[name] - 4) // 2
     parts = [rest // 100 ** (count - 1 - index) % 100 for index in range(count)]
     month, day = [*parts[:2], *[np.ones_like(whole)] * 2][:2]
@@ -95,8 +104,58 @@ def to_numbers(shown: NDArray[Any], name: str) -> list[str]:
         return [
             f"{y:04}{w:02}" for y, w in zip(*map(np.ndarray.tolist, iso_weeks(shown)), strict=True)
         ]
+    if name in OF_YEAR:
+        years, (unit, size, width) = shown.astype("M8[Y]"), OF_YEAR[name]
+        places = shown.astype(f"M8[{unit}]") - years.astype(f"M8[{unit}]")
+        ends = (places.astype(np.int64) // size + 1).tolist()
+        return [f"{y}{n:0{width}}" for y, n in zip(years.astype(str), ends, strict=True)]
     texts = np.datetime_as_string(shown.astype("M8[s]")).tolist()
     return [re.sub(r"\D", "", text)[: NUMBERS[name]] for text in texts]
+
+
+def is_date_code(times: NDArray[Any], is_next: NDArray[np.bool_], step: float) -> NDArray[np.bool_]:
+    """Where numbers go on as dates do, like 2412, 2501; all False if they do not.
+
+    The distances that are not `step` are those from one hundred to the next (or thousand, ...), and
+    no place within a hundred is above 60. Or they are all those from one week of five days to the
+    next, as of days since 1900.
+
+    Args:
+        times: sorted within each series, (rows,).
+        is_next: whether a row belongs to the series of the row before, bool (rows - 1,).
+        step: the most frequent distance.
+    """
+    times = np.asarray(times, np.float64) + step * 1e-3
+    is_odd = is_next & (np.abs(np.diff(times) - step) > step / 2)
+    first = int(np.floor(np.log10(step))) + 1
+    blocks = [(10.0**power, 0.61, 0.0) for power in range(first, MOST_DIGITS)]
+    weekdays = range(7 if is_odd.sum() > 1 else 0)
+    blocks += [(7 * step, 5 / 7, times[0] + day * step) for day in weekdays]
+    for size, share, start in blocks if (is_next & ~is_odd).any() else []:
+        block, place = np.divmod(times - start, size)
+        if (place <= share * size).all() and ((is_next & (np.diff(block) > 0)) == is_odd).all():
+            return is_odd
+    return np.zeros(len(is_next), bool)
+
+
+def rival_of(whole: NDArray[np.int64], name: str) -> str:
+    """A form with a year of two digits that fits numbers better than `name`; else empty."""
+    for rival in RIVALS.get(name, ()):
+        dates = from_numbers(whole + 20 * 10 ** NUMBERS[name], "YY" + rival)
+        if np.isnat(dates).any():
+            continue
+        if _unevenness(dates, "YY" + rival) < _unevenness(from_numbers(whole, name), name):
+            return rival
+    return ""
+
+
+def _unevenness(dates: Dates, name: str) -> float:
+    """The share of distances that are not the most frequent one."""
+    unit = {"YYYY": "Y", "YYYYMM": "M"}.get(name, "D")
+    distances = np.diff(np.unique(dates.astype(f"M8[{unit}]")).astype(np.int64))
+    return 1 - float(np.unique(distances, return_counts=True)[1].max(initial=0)) / max(
+        1, len(distances)
+    )
 
 
 def iso_weeks(days: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

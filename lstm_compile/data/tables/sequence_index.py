@@ -78,7 +78,8 @@ def index_sequences(
         try:
             joined = stamps.finish(joined, codes)
         except CellError as error:
-            files.refuse(error.index, roles.time, error.found, error.expected, MEND_CELL)
+            mend = error.mend or MEND_CELL
+            files.refuse(error.index, roles.time, error.found, error.expected, mend)
         except InputError as error:
             raise InputError(f"{files.sources[0].path}, column {roles.time!r}: {error}") from error
     return _sorted(index, roles.time, codes, joined, stamps is not None)

@@ -213,10 +213,12 @@ class TableFiles:
         try:
             return convert(batch.cells[column])
         except CellError as error:
-            kind = self.sources[batch.file].kinds[column]
-            if kind == "other" or (kind == "date" and error.expected == "a number"):
+            kind, source = self.sources[batch.file].kinds[column], self.sources[batch.file]
+            if error.mend:
+                mend = error.mend
+            elif kind == "other" or (kind == "date" and error.expected == "a number"):
                 mend = "name another column, or write this one as text or numbers"
-            elif column in self.sources[batch.file].texts:
+            elif column in source.texts:
                 advice = comma_advice(str(batch.cells[column][error.index]))
                 mend = f"{advice}; else {mend}" if advice else mend
             self.refuse(batch.start + error.index, column, error.found, error.expected, mend)

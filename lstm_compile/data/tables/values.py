@@ -16,6 +16,7 @@ from lstm_compile.data.tables.periods import ANY_PERIOD, from_periods, period_of
 GAPS = ("", "na", "n/a", "#n/a", "null", "none", "nan", "?", "-")  # in text, in any case
 _MONTH = r"^\s*\d{4}-\d\d\s*$"
 _DATE = r"^\s*\d{4}-\d\d(-\d\d)?([T ]\d\d:\d\d(:\d\d(\.\d+)?)?)?(Z|[+-]\d\d:?(\d\d)?)?\s*$"
+_HOUR = r"^\s*\d{4}-\d\d-\d\d[T ]\d\d\s*$"
 _NUMBER = r"(?i)^\s*([-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|[-+]?inf(inity)?|nan|true|false)\s*$"
 # numbers as people write them: 1,5 and 1.234,5 and 1,234,567.8 and 1 234
 DECIMAL_COMMA = r"(?i)^\s*[-+]?(\d+,\d*|,\d+)(e[-+]?\d+)?\s*$"
@@ -27,6 +28,7 @@ _THOUSANDS = (
 )
 
 
+MEND_FORMAT = "write them as YYYY-MM-DD or YYYY-MM-DD HH:MM:SS"
 _NO_MARKS = "write the number without marks between thousands"
 
 
@@ -37,11 +39,12 @@ class CellError(Exception):
         index: its row in the array.
         found: its content, ready to print.
         expected: what the column should hold.
+        mend: how to mend it; empty for the usual way.
     """
 
-    def __init__(self, index: int, found: str, expected: str) -> None:
+    def __init__(self, index: int, found: str, expected: str, mend: str = "") -> None:
         super().__init__(f"found {found}, expected {expected}")
-        self.index, self.found, self.expected = index, found, expected
+        self.index, self.found, self.expected, self.mend = index, found, expected, mend
 
 
 def kind_of(kind: Any) -> Kind:
@@ -267,9 +270,20 @@ def _texts_to_times(cells: Any) -> NDArray[Any]:
             return _finite(np.asarray(cells.cast(kind).to_numpy(zero_copy_only=False)))
         except pa.ArrowException:
             continue
+    _check_format(cells)
     fits = [kind for kind in kinds if _casts(cells.slice(0, 1), kind)] or kinds[2:3]
     _cast(cells, fits[-1] if fits[-1] != kinds[0] else kinds[1], "a number or an ISO 8601 date")
     raise CellError(0, _shown(cells, 0), "numbers or ISO 8601 dates, one kind in all rows")
+
+
+def _check_format(cells: Any) -> None:
+    """Find fault with the format of times, if that of most of them is not known."""
+    known = f"{_DATE}|{_HOUR}|{ANY_PERIOD}|{_THOUSANDS}|{DECIMAL_COMMA}|{_NUMBER}"
+    is_known = pc.match_substring_regex(cells, known).to_numpy(zero_copy_only=False)
+    if is_known.sum() * 2 < len(cells):
+        row, rows = int(is_known.argmin()), "most" if is_known.any() else "all"
+        mend = f"{rows} rows are written like this: {MEND_FORMAT}"
+        raise CellError(row, _shown(cells, row), "a number or an ISO 8601 date", mend)
 
 
 def _periods(cells: Any, name: str) -> NDArray[Any]:

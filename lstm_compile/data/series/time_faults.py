@@ -1,0 +1,122 @@
+"""Finds fault with the times of series, and says how to mend it. Loads no torch."""
+
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from lstm_compile.data.series.clock import DAY, WEEKDAYS, Clock, usual_times, weekdays
+from lstm_compile.data.series.clock_changes import hour_lost_or_repeated
+from lstm_compile.data.series.find_clock import months_hint
+from lstm_compile.data.series.grid import MEND_GAPS, MEND_STEPS, GridRows
+from lstm_compile.data.series.stamp_reader import StampReader
+from lstm_compile.data.tables.periods import MEND_DATES, is_date_code
+from lstm_compile.data.tables.sequence_index import SequenceIndex
+
+SATURDAY = 5
+LEAST_DISTANCES = 3  # of a series that has a step of its own
+LONGEST = 1.2  # of the shortest distance: the median one of a series with a step of its own
+
+
+@dataclass(frozen=True)
+class TimeFaults:
+    """What messages about the times of a table need."""
+
+    index: SequenceIndex
+    column: str
+    clock: Clock
+    stamps: StampReader
+
+    def clock_change(self) -> str:
+        """When clocks seem to go forward or back, in a table without a zone; else empty."""
+        index, times = self.index, self.index.times
+        if times is None or self.stamps.zone or self.clock.kind != "fixed":
+            return ""
+        order = slice(None) if index.target_rows is None else index.target_rows
+        times, series = times[order], np.repeat(np.arange(len(index.ids)), index.lengths)[order]
+        row = hour_lost_or_repeated(times, series, int(self.clock.step))
+        return "" if row is None else str(times[row].astype("M8[s]"))
+
+    def change_note(self, changed: int) -> tuple[str, ...]:
+        """A note, if some of the `changed` rows may be there as clocks go forward or back."""
+        change = self.clock_change() if changed else ""
+        told = f"an hour is lost or repeated before {change}"
+        return (f"{told} (if clocks change: --time-zone)",) if change else ()
+
+    def refuse(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
+        """Raise for the time of a row of the table."""
+        series = int(np.searchsorted(self.index.lengths.cumsum(), row, "right"))
+        if self.clock.kind in ("fixed", "wall") and self.clock.step >= DAY:
+            mend = self._mend_days(series, mend)
+        elif change := self.clock_change():
+            advice = "train with" if self.stamps.series else "name their zone with"
+            mend = f"if clocks change before {change}, {advice} --time-zone; else {mend}"
+        if len(self.index.ids) > 1:
+            expected = f"{expected} in series {self.index.ids[series]!r}"
+            mend += ", or use a model for each step" if mend.endswith(MEND_STEPS) else ""
+        self.index.refuse(row, self.column, found, expected, mend)
+
+    def _mend_days(self, series: int, mend: str) -> str:
+        """How to mend steps of days or more, which may be business days, months, or of a zone."""
+        if mend == MEND_GAPS:
+            end, count = self.index.lengths[: series + 1].sum(), self.index.lengths[series]
+            times: Any = self.index.times
+            has_weekend = weekdays(self.clock.local(times[end - count : end])).max() >= SATURDAY
+            if self.clock.step != DAY or has_weekend or self.stamps.series:
+                return mend
+            alone = " in a run of this series alone" if len(self.index.ids) > 1 else ""
+            return f"if rows are business days, say --step B{alone}; else {mend}"
+        if mend == MEND_STEPS and not self.stamps.series:
+            mend = months_hint(self.clock.step / DAY) + mend
+        if self.stamps.has_unknown_zone:
+            return f"name the zone that has equal days with --time-zone, or {mend}"
+        return mend
+
+    def check_steps(self, rows: GridRows) -> None:
+        """Check that rows lie on steps, where steps are days of weeks or of months.
+
+        Raises:
+            InputError: a row lies between steps; it is one that differs from most rows.
+        """
+        times: Any = self.index.times
+        if self.clock.kind in ("number", "fixed"):
+            return
+        if (self.clock.stamps(rows.ticks, self.clock.like(times)) == times).all():
+            return
+        usual = usual_times(self.clock, times)
+        stamps = [self.clock.stamps(rows.ticks, like) for like in usual]
+        best = int(np.argmin([(each != times).sum() for each in stamps]))
+        for row in np.flatnonzero(stamps[best] != times)[:1]:
+            shown = self.clock.local(times[[row, int((stamps[best] == times).argmax())]])
+            found = f"{shown[0].astype('M8[s]')}, a {WEEKDAYS[weekdays(shown)[0]]}"
+            like = f", like {shown[1].astype('M8[s]')}" if (stamps[best] == times).any() else ""
+            mend = "mend the stamp or drop the row"
+            self.refuse(int(row), found, f"{self.clock.rule}{like}", mend)
+
+    def check_distances(self, rows: GridRows) -> None:
+        """Check that no step is inferred from numbers that are dates, or for longer steps.
+
+        The times of a series must differ.
+
+        Raises:
+            InputError: numbers that look like dates in a form that is not read, or a series whose
+                rows are days where the step is an hour.
+        """
+        clock, ticks = self.clock, rows.ticks
+        is_odd = clock.kind == "number" and is_date_code(ticks, rows.is_next, clock.step)
+        for row in np.flatnonzero(is_odd)[:1]:
+            found = f"{ticks[row + 1]:.15g} after {ticks[row]:.15g}"
+            expected = "numbers at equal steps, but these look like dates or times of day"
+            say = "train with" if self.stamps.series else "say"
+            mend = f"{MEND_DATES}; if they are numbers, {say} --step {clock.step:.15g}"
+            self.refuse(int(rows.table_rows[row + 1]), found, expected, mend)
+        ends = rows.lengths.cumsum()
+        for start, end in zip((ends - rows.lengths).tolist(), ends.tolist(), strict=True):
+            distances = np.diff(ticks[start:end])
+            if len(distances) < LEAST_DISTANCES:
+                continue
+            usual = float(np.median(distances))
+            if usual >= 1.5 * clock.step and usual <= LONGEST * distances.min():
+                found, expected = f"rows {clock.words(usual)} apart", f"the step of {clock.name}"
+                mend = "use a model for each step, or resample all series to one step first"
+                self.refuse(int(rows.table_rows[start + 1]), found, expected, mend)
