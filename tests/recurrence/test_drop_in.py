@@ -339,7 +339,6 @@ def test_lengths_of_any_whole_type(lengths):
         ([5, 6, 1], r"lengths must lie in \[0, 5\], .* got 1 to 6"),
         ([5, -1, 1], r"lengths must lie in \[0, 5\], .* got -1 to 5"),
     ],
-    ids=str,
 )
 def test_other_lengths_are_refused(lengths, message):
     with pytest.raises(InputError, match=message) as caught:
