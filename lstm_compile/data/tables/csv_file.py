@@ -21,6 +21,7 @@ from lstm_compile.data.tables.values import (
     DECIMAL_POINT,
     comma_to_point,
     kind_of,
+    kinds_of_texts,
     point_advice,
     type_of_text,
 )
@@ -154,8 +155,7 @@ def _separator_of(header: str, row: str) -> str:
 def _are_names(comment: str, below: str, separator: str) -> bool:
     """Whether a comment holds the names, like `# time,value` above the first row of values."""
     cells = below.split(separator)
-    kinds = {kind_of(type_of_text(pa.array([cell.strip()]))) for cell in cells}
-    return len(comment.split(separator)) == len(cells) > 1 and kinds != {"text"}
+    return len(comment.split(separator)) == len(cells) > 1 and {*kinds_of_texts(cells)} != {"text"}
 
 
 def _check_header(path: Path, names: list[str], types: list[Any], columns: list[Any]) -> None:
@@ -165,7 +165,7 @@ def _check_header(path: Path, names: list[str], types: list[Any], columns: list[
     index without a name.
     """
     pairs = [each for each in zip(names, types, columns, strict=True) if each[0].strip()]
-    kinds = [kind_of(type_of_text(pa.array([name]))) for name, _, _ in pairs]
+    kinds = kinds_of_texts([name for name, _, _ in pairs])
     of_kind = [
         kind == kind_of(below) and (kind != "text" or pc.is_in(pa.scalar(name), cells).as_py())
         for kind, (name, below, cells) in zip(kinds, pairs, strict=True)

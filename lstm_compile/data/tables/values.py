@@ -1,7 +1,7 @@
 """Cells of Arrow arrays as NumPy numbers, times and codes; an error names the wrong cell."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,15 +75,29 @@ def type_of_text(cells: Any) -> Any:
     filled = texts.filter(pc.invert(_is_gap(texts)))
     if len(texts) and not len(filled):
         return pa.string()
-    patterns = (_NUMBER, DECIMAL_COMMA, _THOUSANDS)
-    found = [
-        pc.match_substring_regex(filled, pattern)
-        for pattern in (*patterns, f"{_DATE}|{ANY_PERIOD}")
-    ]
-    if 2 * (pc.sum(pc.or_(found[0], pc.or_(*found[1:3]))).as_py() or 0) >= len(filled):
+    numbers, dates = _matches(filled)
+    if 2 * numbers.sum() >= len(filled):
         return pa.float64()
-    dates = pc.sum(found[3]).as_py()
-    return pa.timestamp("ns") if 2 * dates >= len(filled) else pa.string()
+    return pa.timestamp("ns") if 2 * dates.sum() >= len(filled) else pa.string()
+
+
+def kinds_of_texts(texts: Sequence[str]) -> list[Kind]:
+    """The kind of each text by itself; a gap is text."""
+    cells = pa.array(texts, pa.string())
+    numbers, dates = _matches(cells)
+    is_gap = _is_gap(cells).to_numpy(zero_copy_only=False)
+    kinds = np.where(numbers, "number", np.where(dates, "date", "text"))
+    return np.where(is_gap, "text", kinds).tolist()  # type: ignore[no-any-return]
+
+
+def _matches(texts: Any) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which texts are numbers, and which are dates."""
+    patterns = (f"{_NUMBER}|{DECIMAL_COMMA}|{_THOUSANDS}", f"{_DATE}|{ANY_PERIOD}")
+    number, date = (
+        pc.match_substring_regex(texts, pattern).to_numpy(zero_copy_only=False)
+        for pattern in patterns
+    )
+    return number, date
 
 
 def comma_to_point(cells: Any) -> Any:
