@@ -1,0 +1,157 @@
+"""A CUDA device that is not there: tensors with numbers on the CPU that say they are on `cuda`.
+
+Autograd of PyTorch's CPU build ends the process at a fake tensor on `cuda`. So this is another way:
+inside `PretendedCuda`, what is made on `cuda` or moved there is a tensor of a class of its own.
+All computes as on the CPU, so that results can be compared, and three things are watched:
+
+- tensors of both devices in one operation, which CUDA refuses (a scalar on the CPU it takes),
+- reads from the device by the host, each of which waits for the device: `reads` has their names,
+- calls of PyTorch's LSTM: `calls` has their arguments, as CUDA would get them.
+
+Nothing is known of kernels, streams, memory or speed.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import return_and_correct_aliasing
+
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+aten = torch.ops.aten
+# operators whose result has a shape that only the device knows, or that the host needs
+READS = (
+    aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero,
+    aten._unique2, aten.bincount, aten.repeat_interleave,
+)  # fmt: skip
+COPIES = (aten.copy_, aten._to_copy, aten.mkldnn_rnn_layer)  # take tensors of two devices
+TO_HOST = ("cpu", "numpy", "tolist", "__array__")
+
+
+class Pretended(Tensor):
+    """A tensor that says that it is on CUDA; `inner` has its numbers."""
+
+    inner: Tensor
+    device = property(lambda self: CUDA)  # type: ignore[assignment]
+    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Pretended":
+        made = Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(),
+            dtype=inner.dtype, device="cpu",
+        )  # fmt: skip
+        made.inner = inner
+        return made  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Pretended({self.inner})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        strangers, kwargs = list[Tensor](), kwargs or {}
+        plain_args, plain_kwargs = _unwrapped(args, strangers), _unwrapped(kwargs, strangers)
+        packet, aliases = _kind(func)
+        if strangers and packet not in COPIES and not _autograd_made_them():
+            shapes = [tuple(part.shape) for part in strangers]
+            raise RuntimeError(f"{func}: all tensors must be on one device; on the CPU: {shapes}")
+        if packet in READS or (packet is aten.index and _has_mask(args[1])):
+            _active[-1].reads.append(str(packet))
+        result = _wrapped(func(*plain_args, **plain_kwargs))
+        return return_and_correct_aliasing(func, args, kwargs, result) if aliases else result
+
+
+@cache
+def _kind(func: Any) -> tuple[Any, bool]:
+    """The operator without its overload, and whether its results share memory with arguments."""
+    return func.overloadpacket, any(part.alias_info for part in func._schema.arguments)
+
+
+def _has_mask(indices: Any) -> bool:
+    return any(index is not None and index.dtype == torch.bool for index in indices)
+
+
+def _autograd_made_them() -> bool:
+    """In the backward of an operator, which makes zeros of what has no gradient."""
+    node = torch._C._current_autograd_node()
+    return node is not None and not isinstance(node, torch.autograd.function.BackwardCFunction)
+
+
+def _unwrapped(value: Any, strangers: list[Tensor]) -> Any:
+    """An argument with the numbers of pretended tensors; others go to `strangers`."""
+    if isinstance(value, Tensor):
+        if isinstance(value, Pretended):
+            return value.inner
+        if value.dim():
+            strangers.append(value)
+        return value
+    if isinstance(value, list | tuple):
+        return [_unwrapped(part, strangers) for part in value]
+    if isinstance(value, dict):
+        return {name: _unwrapped(part, strangers) for name, part in value.items()}
+    return value
+
+
+def _wrapped(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return Pretended(value)
+    return type(value)(map(_wrapped, value)) if isinstance(value, list | tuple) else value
+
+
+_active: list["PretendedCuda"] = []
+
+
+class PretendedCuda(TorchFunctionMode):
+    """The context in which there is a CUDA device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads, self.calls = list[str](), list[tuple[Any, ...]]()
+
+    def __enter__(self) -> "PretendedCuda":
+        _active.append(self)
+        return super().__enter__()  # type: ignore[return-value]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        _active.remove(self)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if func is torch.lstm:
+            self.calls.append(args)
+        if name in TO_HOST and isinstance(args[0], Pretended):
+            self.reads.append(name)
+            return getattr(args[0].detach().inner, name)(*args[1:], **kwargs)
+        wanted = [_device_of(leaf) for leaf in (*args, *kwargs.values())]
+        wanted = [device for device in wanted if device is not None]
+        if not wanted:
+            return func(*args, **kwargs)
+        if name == "to" and wanted[0] == "cpu" and isinstance(args[0], Pretended):
+            self.reads.append(name)
+            args = (args[0].detach().inner, *args[1:])
+        args, kwargs = tuple(map(_on_cpu, args)), {k: _on_cpu(v) for k, v in kwargs.items()}
+        result = func(*args, **kwargs)
+        return self._moved(result) if wanted[0] == "cuda" else result
+
+    def _moved(self, result: Any) -> Any:
+        if isinstance(result, Tensor) and not isinstance(result, Pretended):
+            assert result.is_leaf, "a copy to the device must not need a gradient"
+            return Pretended(result.detach()).requires_grad_(result.requires_grad)
+        return result
+
+
+def _device_of(value: Any) -> str | None:
+    """The kind of device that an argument names."""
+    if isinstance(value, torch.device):
+        return value.type
+    if isinstance(value, str) and value.split(":")[0] in ("cpu", "cuda"):
+        return value.split(":")[0]
+    return None
+
+
+def _on_cpu(value: Any) -> Any:
+    return CPU if _device_of(value) == "cuda" else value
