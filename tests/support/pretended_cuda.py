@@ -8,11 +8,14 @@ All computes as on the CPU, so that results can be compared, and three things ar
 - reads from the device by the host, each of which waits for the device: `reads` has their names,
 - calls of PyTorch's LSTM: `calls` has their arguments, as CUDA would get them.
 
-Nothing is known of kernels, streams, memory or speed.
+Streams and events note their use in `events`. Nothing is known of kernels, memory or speed, and
+random numbers come from the generator of the CPU.
 """
 
-from functools import cache
+from contextlib import ExitStack, nullcontext
+from functools import cache, partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -26,7 +29,8 @@ READS = (
     aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten.is_nonzero,
     aten._unique2, aten.bincount, aten.repeat_interleave,
 )  # fmt: skip
-COPIES = (aten.copy_, aten._to_copy, aten.mkldnn_rnn_layer)  # take tensors of two devices
+# take tensors of two devices
+COPIES = (aten.copy_, aten._to_copy, aten.index, aten.mkldnn_rnn_layer, aten.lstm)
 TO_HOST = ("cpu", "numpy", "tolist", "__array__")
 
 
@@ -46,6 +50,9 @@ class Pretended(Tensor):
         )  # fmt: skip
         made.inner = inner
         return made  # type: ignore[no-any-return]
+
+    def record_stream(self, _: Any) -> None:
+        _active[-1].events.append("record_stream")
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Pretended({self.inner})"
@@ -71,7 +78,7 @@ def _kind(func: Any) -> tuple[Any, bool]:
 
 
 def _has_mask(indices: Any) -> bool:
-    return any(index is not None and index.dtype == torch.bool for index in indices)
+    return any(isinstance(part, Pretended) and part.dtype == torch.bool for part in indices)
 
 
 def _autograd_made_them() -> bool:
@@ -110,17 +117,40 @@ class PretendedCuda(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.reads, self.calls = list[str](), list[tuple[Any, ...]]()
+        self.events = list[str]()
+        self._patches = ExitStack()
 
     def __enter__(self) -> "PretendedCuda":
         _active.append(self)
+        # views of tensors of a class of one's own fail in inference mode
+        plain = mock.patch.object(torch, "inference_mode", _no_grad)
+        self._patches.enter_context(plain)
+        for name, stub in self._stubs().items():
+            self._patches.enter_context(mock.patch.object(torch.cuda, name, stub))
         return super().__enter__()  # type: ignore[return-value]
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self._patches.close()
         _active.remove(self)
+
+    def _stubs(self) -> dict[str, Any]:
+        return {
+            "get_rng_state": lambda *_: torch.get_rng_state(),
+            "set_rng_state": lambda *_: None,
+            "manual_seed": lambda *_: None,
+            "device": nullcontext,
+            "mem_get_info": lambda *_: (1 << 34, 1 << 34),
+            "Stream": partial(_Stream, self.events, "copying"),
+            "stream": nullcontext,
+            "current_stream": partial(_Stream, self.events, "working"),
+        }
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name == "pin_memory":
+            self.events.append(name)
+            return args[0]
         if func is torch.lstm:
             self.calls.append(args)
         if name in TO_HOST and isinstance(args[0], Pretended):
@@ -142,6 +172,21 @@ class PretendedCuda(TorchFunctionMode):
             assert result.is_leaf, "a copy to the device must not need a gradient"
             return Pretended(result.detach()).requires_grad_(result.requires_grad)
         return result
+
+
+def _no_grad(mode: bool = True) -> Any:
+    return torch.no_grad() if mode else nullcontext()
+
+
+class _Stream:
+    def __init__(self, events: list[str], name: str, *_: Any) -> None:
+        self._note = lambda what: events.append(f"{name} {what}")
+
+    def record_event(self) -> None:
+        self._note("record")
+
+    def wait_event(self, _: Any) -> None:
+        self._note("wait")
 
 
 def _device_of(value: Any) -> str | None:
