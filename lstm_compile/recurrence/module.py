@@ -165,7 +165,7 @@ class LSTM(nn.Module):
         x, lengths = pad_packed_sequence(by_length, batch_first=True)
         if hx is not None and order is not None:
             hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
-        output, state = self._run(backend, x, lengths.to(x.device), hx)
+        output, state = self._run(backend, x, lengths, hx)
         data = pack_padded_sequence(output, lengths, batch_first=True).data
         if inverse is not None:
             state = LSTMState(*(part.index_select(1, inverse) for part in state))

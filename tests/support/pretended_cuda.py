@@ -6,13 +6,15 @@ All computes as on the CPU, so that results can be compared, and three things ar
 
 - tensors of both devices in one operation, which CUDA refuses (a scalar on the CPU it takes),
 - reads from the device by the host, each of which waits for the device: `reads` has their names,
-- calls of PyTorch's LSTM: `calls` has their arguments, as CUDA would get them.
+- calls of PyTorch's LSTM: `calls` has their arguments, as CUDA would get them,
+- operators that ran there: `operators` has their names.
 
 Streams and events note their use in `events`. Nothing is known of kernels, memory or speed, and
 random numbers come from the generator of the CPU.
 """
 
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
 from unittest import mock
@@ -22,6 +24,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 
+from lstm_compile.recurrence import operator
+
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 aten = torch.ops.aten
 # operators whose result has a shape that only the device knows, or that the host needs
@@ -30,7 +34,12 @@ READS = (
     aten._unique2, aten.bincount, aten.repeat_interleave,
 )  # fmt: skip
 # take tensors of two devices
-COPIES = (aten.copy_, aten._to_copy, aten.index, aten.mkldnn_rnn_layer, aten.lstm)
+COPIES = (aten.copy_, aten._to_copy, aten.index, aten.mkldnn_rnn_layer, aten.lstm, aten._pack_padded_sequence)
+# this package's own, which run on the device too
+OWN = {
+    torch.ops.lstm_compile.recurrence: operator._operator,
+    torch.ops.lstm_compile.recurrence_backward: operator._operator_backward,
+}
 TO_HOST = ("cpu", "numpy", "tolist", "__array__")
 
 
@@ -62,12 +71,18 @@ class Pretended(Tensor):
         strangers, kwargs = list[Tensor](), kwargs or {}
         plain_args, plain_kwargs = _unwrapped(args, strangers), _unwrapped(kwargs, strangers)
         packet, aliases = _kind(func)
+        _active[-1].operators.add(str(packet))
+        if func.namespace == "lstm_compile":
+            with _active[-1].again(), torch._C._ForceDispatchKeyGuard(*_active[-1].keys):
+                return OWN[packet](*args)
         if strangers and packet not in COPIES and not _autograd_made_them():
             shapes = [tuple(part.shape) for part in strangers]
             raise RuntimeError(f"{func}: all tensors must be on one device; on the CPU: {shapes}")
         if packet in READS or (packet is aten.index and _has_mask(args[1])):
             _active[-1].reads.append(str(packet))
         result = _wrapped(func(*plain_args, **plain_kwargs))
+        if packet is aten._pack_padded_sequence:  # the sizes stay on the CPU
+            return result[0], result[1].inner
         return return_and_correct_aliasing(func, args, kwargs, result) if aliases else result
 
 
@@ -117,8 +132,12 @@ class PretendedCuda(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.reads, self.calls = list[str](), list[tuple[Any, ...]]()
-        self.events = list[str]()
+        self.events, self.operators = list[str](), set[str]()
         self._patches = ExitStack()
+        self.keys = (  # of PyTorch's dispatcher, as they are outside of operators
+            torch._C._dispatch_tls_local_include_set(),
+            torch._C._dispatch_tls_local_exclude_set(),
+        )
 
     def __enter__(self) -> "PretendedCuda":
         _active.append(self)
@@ -136,6 +155,7 @@ class PretendedCuda(TorchFunctionMode):
 
     def _stubs(self) -> dict[str, Any]:
         return {
+            "get_device_name": lambda *_: "pretended",
             "get_rng_state": lambda *_: torch.get_rng_state(),
             "set_rng_state": lambda *_: None,
             "manual_seed": lambda *_: None,
@@ -146,11 +166,27 @@ class PretendedCuda(TorchFunctionMode):
             "current_stream": partial(_Stream, self.events, "working"),
         }
 
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Watch inside of what is being called, where PyTorch puts this mode aside."""
+        TorchFunctionMode.__enter__(self)
+        try:
+            yield
+        finally:
+            TorchFunctionMode.__exit__(self, None, None, None)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name == "pin_memory":
             self.events.append(name)
             return args[0]
+        if func is torch.autograd.grad:  # functions of this package have backwards in Python
+            overrides = mock.patch.object(torch.autograd, "has_torch_function", lambda _: False)
+            with overrides, self.again():
+                return func(*args, **kwargs)
+        if name == "_pad_packed_sequence" and isinstance(args[0], Pretended):
+            padded, lengths = func(args[0].detach().inner, *args[1:], **kwargs)
+            return Pretended(padded), lengths
         if func is torch.lstm:
             self.calls.append(args)
         if name in TO_HOST and isinstance(args[0], Pretended):
