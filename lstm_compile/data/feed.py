@@ -51,15 +51,17 @@ def copied_ahead(groups: Iterable[list[Batch]], device: torch.device) -> Iterato
     stream, waiting = torch.cuda.Stream(device), None
     for group in groups:
         with torch.cuda.stream(stream):
-            copies = [
-                tree_map(partial(_copied, device=device), batch)._replace(lengths=batch.lengths)
-                for batch in group
-            ]
+            copies = [_copy(batch, device) for batch in group]
         if waiting is not None:
             yield _arrived(*waiting)
         waiting = copies, stream.record_event()
     if waiting is not None:
         yield _arrived(*waiting)
+
+
+def _copy(batch: Batch, device: torch.device) -> Batch:
+    parts = batch._asdict() | {"lengths": None}
+    return Batch(**tree_map(partial(_copied, device=device), parts) | {"lengths": batch.lengths})
 
 
 def _copied(part: Any, device: torch.device) -> Any:

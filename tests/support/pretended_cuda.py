@@ -184,6 +184,8 @@ class PretendedCuda(TorchFunctionMode):
             overrides = mock.patch.object(torch.autograd, "has_torch_function", lambda _: False)
             with overrides, self.again():
                 return func(*args, **kwargs)
+        if name == "new_tensor" and isinstance(args[0], Pretended):
+            return Pretended(func(args[0].inner, *args[1:], **kwargs))
         if name == "_pad_packed_sequence" and isinstance(args[0], Pretended):
             padded, lengths = func(args[0].detach().inner, *args[1:], **kwargs)
             return Pretended(padded), lengths
