@@ -76,8 +76,9 @@ def tf32(allowed: bool) -> Iterator[None]:
     where they differ, and both are restored.
     Source: https://docs.pytorch.org/docs/stable/notes/cuda.html, TensorFloat-32
     """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    places: Any = (matmul, torch.backends.mkldnn.matmul, cudnn.rnn, cudnn.conv)
+    backends: Any = torch.backends  # the stubs do not know the newer settings
+    cudnn = backends.cudnn
+    places = (backends.cuda.matmul, backends.mkldnn.matmul, cudnn.rnn, cudnn.conv)
     before = [place.fp32_precision for place in places]
     precision, in_cudnn = _or_none(torch.get_float32_matmul_precision), _or_none(_cudnn_tf32)
     torch.set_float32_matmul_precision("high" if allowed else "highest")

@@ -90,7 +90,9 @@ def forecast(
     if static is not None:
         entering = torch.cat([entering, static[:, None].expand(-1, steps.shape[1], -1)], -1)
     states, state = encode(params, config, entering, lengths, state, mode=mode)
-    pooled = pool(states, None if lengths is None else ends, config.pooling, params.get("pooling.weight"))
+    pooled = pool(
+        states, None if lengths is None else ends, config.pooling, params.get("pooling.weight")
+    )
     taken = (frame.location, frame.deviation.log())[: _taken(config)]
     summary = [part[:, 0] for part in taken]
     context = torch.cat([pooled, *summary, *([] if static is None else [static])], -1)

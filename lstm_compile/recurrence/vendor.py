@@ -187,7 +187,8 @@ def _call(
     train = dropout > 0 or torch.is_grad_enabled() or is_jit_tracing()
     options = [has_biases, num_layers, dropout, train, bidirectional]
     options += [True] if len(inputs) == 1 else []  # batch_first
-    y, h, c = torch.lstm(*inputs, (h0, c0), weights, *options)
+    run: Any = torch.lstm  # its stub knows no unpacked arguments
+    y, h, c = run(*inputs, (h0, c0), weights, *options)
     mark_kernels(y, 1 if on_cuda else directions)
     return y, h, c
 

@@ -34,13 +34,21 @@ READS = (
     aten._unique2, aten.bincount, aten.repeat_interleave,
 )  # fmt: skip
 # take tensors of two devices
-COPIES = (aten.copy_, aten._to_copy, aten.index, aten.mkldnn_rnn_layer, aten.lstm, aten._pack_padded_sequence)
+COPIES = (
+    aten.copy_,
+    aten._to_copy,
+    aten.index,
+    aten.mkldnn_rnn_layer,
+    aten.lstm,
+    aten._pack_padded_sequence,
+)
 # this package's own, which run on the device too
 OWN = {
     torch.ops.lstm_compile.recurrence: operator._operator,
     torch.ops.lstm_compile.recurrence_backward: operator._operator_backward,
 }
-TO_HOST = ("cpu", "numpy", "tolist", "__array__")
+# what PyTorch makes no single operator of
+BY_HAND = ("cpu", "numpy", "tolist", "__array__", "new_tensor", "_pad_packed_sequence")
 
 
 class Pretended(Tensor):
@@ -180,36 +188,50 @@ class PretendedCuda(TorchFunctionMode):
         if name == "pin_memory":
             self.events.append(name)
             return args[0]
-        if func is torch.autograd.grad:  # functions of this package have backwards in Python
-            overrides = mock.patch.object(torch.autograd, "has_torch_function", lambda _: False)
-            with overrides, self.again():
-                return func(*args, **kwargs)
-        if name == "new_tensor" and isinstance(args[0], Pretended):
-            return Pretended(func(args[0].inner, *args[1:], **kwargs))
-        if name == "_pad_packed_sequence" and isinstance(args[0], Pretended):
-            padded, lengths = func(args[0].detach().inner, *args[1:], **kwargs)
-            return Pretended(padded), lengths
         if func is torch.lstm:
             self.calls.append(args)
-        if name in TO_HOST and isinstance(args[0], Pretended):
-            self.reads.append(name)
-            return getattr(args[0].detach().inner, name)(*args[1:], **kwargs)
+        if func is torch.autograd.grad:  # functions of this package have backwards in Python
+            with mock.patch.object(torch.autograd, "has_torch_function", _never), self.again():
+                return func(*args, **kwargs)
+        if name in BY_HAND and isinstance(args[0], Pretended):
+            return getattr(self, f"_{name.strip('_')}")(func, *args, **kwargs)
         wanted = [_device_of(leaf) for leaf in (*args, *kwargs.values())]
         wanted = [device for device in wanted if device is not None]
         if not wanted:
             return func(*args, **kwargs)
-        if name == "to" and wanted[0] == "cpu" and isinstance(args[0], Pretended):
-            self.reads.append(name)
-            args = (args[0].detach().inner, *args[1:])
+        if name == "to" and wanted[0] == "cpu":
+            args = (self._read(name, args[0]), *args[1:])
         args, kwargs = tuple(map(_on_cpu, args)), {k: _on_cpu(v) for k, v in kwargs.items()}
         result = func(*args, **kwargs)
         return self._moved(result) if wanted[0] == "cuda" else result
+
+    def _read(self, name: str, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, Pretended):
+            return tensor
+        self.reads.append(name)
+        return tensor.detach().inner  # type: ignore[attr-defined, no-any-return]
+
+    def _to_host(self, func: Any, tensor: Tensor, *args: Any) -> Any:
+        return getattr(self._read(func.__name__, tensor), func.__name__)(*args)
+
+    _cpu = _numpy = _tolist = _array = _to_host
+
+    def _new_tensor(self, func: Any, tensor: Pretended, *args: Any, **kwargs: Any) -> Tensor:
+        return Pretended(func(tensor.inner, *args, **kwargs))
+
+    def _pad_packed_sequence(self, func: Any, packed: Pretended, *args: Any) -> Any:
+        padded, lengths = func(packed.detach().inner, *args)  # type: ignore[attr-defined]
+        return Pretended(padded), lengths
 
     def _moved(self, result: Any) -> Any:
         if isinstance(result, Tensor) and not isinstance(result, Pretended):
             assert result.is_leaf, "a copy to the device must not need a gradient"
             return Pretended(result.detach()).requires_grad_(result.requires_grad)
         return result
+
+
+def _never(_: Any) -> bool:
+    return False
 
 
 def _no_grad(mode: bool = True) -> Any:

@@ -61,7 +61,7 @@ def job(name, folder):
     made = {
         "classify": lambda: (two_classes(40), {}, replace(BRIEF, class_weight="balanced")),
         "classify with crops": lambda: (two_classes(40), {}, replace(crops, accumulate=2)),
-        "regress": lambda: (means(40, targets=2), {"pooling": "attention"}, replace(crops, ema=0.9)),
+        "regress": lambda: (means(40, targets=2), {"pooling": "max"}, replace(crops, ema=0.9)),
         "regress-steps": lambda: (labels("regress-steps"), {}, crops),
         "tag": lambda: (labels("tag"), {"bidirectional": False}, crops),
         "transformer": lambda: (two_classes(40), {"transformer_layers": 1, "heads": 2}, BRIEF),
