@@ -1,8 +1,8 @@
 """All that needs a GPU, step by step within a time limit: tests, models, backends, training.
 
 Each step runs in a process of its own, is ended when its time is over, and its result is written at
-once: to results.json, log.txt, junit-*.xml and, for people, summary.md. The exit code is that of the
-first step that failed.
+once: to results.json, log.txt, junit-*.xml and, for people, summary.md. The exit code is 1 if any
+step failed.
 
 python benchmarks/gpu.py [--device cuda|cpu] [--output FOLDER] [--seconds N] [--only STEP ...]
 """
@@ -191,18 +191,24 @@ def backends(steps: Steps, limit: float) -> list[dict[str, Any]]:
 
 
 def training(steps: Steps, limit: float) -> dict[str, Any]:
-    """Seconds an epoch of spoken digits, on the CPU and on the device."""
-    found = {}
-    for device in dict.fromkeys(["cpu", steps.device]):
+    """Seconds an epoch of spoken digits and of the guide program, on the device and on the CPU."""
+    found, end = dict[str, Any](), time.monotonic() + limit
+    for device in dict.fromkeys([steps.device, "cpu"]):
         folder = steps.folder / "runs" / f"speed-{device}"
         epochs = 1 if steps.rehearses else 4
         words = ["train", "spoken-digits", "--epochs", epochs, "--device", device, "--json"]
-        shown = json.loads(steps.run(*RUN, *words, "--output", folder, limit=limit / 2))
+        left = end - time.monotonic()
+        shown = json.loads(steps.run(*RUN, *words, "--output", folder, limit=left))
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         found[device] = {
             "seconds": shown.get("seconds"),
             "epochs": [json.loads(line).get("seconds") for line in lines],
         }
+        guide = [sys.executable, "benchmarks/guide.py", "--rounds", 1, "--device", device]
+        shown = json.loads(steps.run(*guide, limit=end - time.monotonic()))
+        found[device]["guide"] = {kind: shown[kind]["seconds"] for kind in ("cold", "warm")}
+        steps.results["training"] = found
+        steps.write()
     return found
 
 
