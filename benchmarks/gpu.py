@@ -175,14 +175,15 @@ def models(steps: Steps, limit: float) -> dict[str, Any]:
 def backends(steps: Steps, limit: float) -> list[dict[str, Any]]:
     """The cases of `bench` in every precision, beside cuDNN padded and packed."""
     end, found = time.monotonic() + limit, list[dict[str, Any]]()
-    seconds = 0.5 if steps.rehearses else 3.0
+    seconds = 0.5 if steps.rehearses else 1.0  # a case has three precisions and two modes
+    backend = [f"--backend={name}" for name in ("padded", "packed", "vendor", "compiled", "auto")]
     for case in REHEARSAL if steps.rehearses else CASES:
         flags = [f"--{k}" if v is True else f"--{k}={v}" for k, v in case.items()]
         if end - time.monotonic() < 20 * seconds:
             break
         shown = steps.run(
-            *RUN, "bench", *flags, f"--seconds={seconds}", "--device", steps.device, "--json",
-            limit=end - time.monotonic(),
+            *RUN, "bench", *flags, *backend, f"--seconds={seconds}", "--device", steps.device,
+            "--json", limit=end - time.monotonic(),
         )  # fmt: skip
         found.append({"case": case, **json.loads(shown)})
         steps.results["backends"] = found
