@@ -205,8 +205,9 @@ def training(steps: Steps, limit: float) -> dict[str, Any]:
             "seconds": shown.get("seconds"),
             "epochs": [json.loads(line).get("seconds") for line in lines],
         }
-        guide = [sys.executable, "benchmarks/guide.py", "--rounds", 1, "--device", device]
-        shown = json.loads(steps.run(*guide, limit=end - time.monotonic()))
+        guide = [sys.executable, "benchmarks/guide.py", "--rounds", 1, "--threads", 1]
+        left = end - time.monotonic()
+        shown = json.loads(steps.run(*guide, "--device", device, limit=left))
         found[device]["guide"] = {kind: shown[kind]["seconds"] for kind in ("cold", "warm")}
         steps.results["training"] = found
         steps.write()
