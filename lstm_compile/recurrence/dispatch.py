@@ -71,7 +71,7 @@ def run_layers(call: Call) -> Outputs:
     with _without_autocast(call.x.device.type):
         if is_jit_tracing():  # sizes are tensors, and there are no lengths
             return _dense(call, call.x.shape[1], call.x.shape[1])
-        if call.x.is_cpu:
+        if call.x.is_cpu and not torch.compiler.is_compiling():
             check_threads()
         if call.backend == "reference":
             return _by_steps(call)
