@@ -4,7 +4,7 @@
 squared error of a linear head on the last step. Cold: the time of a fresh process that does it all,
 imports and compiling counted. Warm: its second half of epochs. The two take turns.
 
-python benchmarks/guide.py [--rounds N] [--threads N] [--output FILE]
+python benchmarks/guide.py [--rounds N] [--threads N] [--device NAME] [--output FILE]
 """
 
 import argparse
@@ -23,7 +23,7 @@ BATCH, EPOCHS, RATE = 32, 50, 1e-3
 PLAIN, PACKAGE = "nn.LSTM", "lstm_compile"
 
 
-def plain(epochs: int, threads: int) -> list[float]:
+def plain(epochs: int, threads: int, device: str) -> list[float]:
     """The program as tutorials write it; when each epoch ended."""
     import torch
     from torch import nn
@@ -42,9 +42,10 @@ def plain(epochs: int, threads: int) -> list[float]:
     if threads:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
-    x, y = torch.randn(SEQUENCES, TIME, FEATURES), torch.randn(SEQUENCES, 1)
+    x, y = (torch.randn(SEQUENCES, *size) for size in ((TIME, FEATURES), (1,)))
+    x, y = x.to(device), y.to(device)
     loader = DataLoader(TensorDataset(x, y), batch_size=BATCH, shuffle=True)
-    model = Model()
+    model = Model().to(device)
     optimizer, measure = torch.optim.Adam(model.parameters(), lr=RATE), nn.MSELoss()
     ends = []
     for _ in range(epochs):
@@ -60,7 +61,7 @@ def plain(epochs: int, threads: int) -> list[float]:
     return ends
 
 
-def package(epochs: int, threads: int) -> list[float]:
+def package(epochs: int, threads: int, device: str) -> list[float]:
     """The same work through this package; when each epoch ended."""
     import torch
 
@@ -78,7 +79,8 @@ def package(epochs: int, threads: int) -> list[float]:
         schedule="constant", warmup=0.0, clip_norm=0.0, threads=threads,
     )  # fmt: skip
     ends = list[float]()
-    params, data = init_params(config, seed=0), from_padded(x, y)
+    data = from_padded(x, y).to(device)
+    params = {name: value.to(device) for name, value in init_params(config, seed=0).items()}
     fit(params, config, training, data, on_epoch=lambda *_: ends.append(time.perf_counter()))
     return ends
 
@@ -86,17 +88,18 @@ def package(epochs: int, threads: int) -> list[float]:
 PROGRAMS = {PLAIN: plain, PACKAGE: package}
 
 
-def run(name: str, threads: int) -> dict[str, float]:
+def run(name: str, threads: int, device: str) -> dict[str, float]:
     """One fresh process that does the whole work: its seconds, and those of an epoch once warm."""
     began = time.perf_counter()
     command = [sys.executable, __file__, "--one", name, "--threads", str(threads)]
+    command += ["--device", device]
     done = subprocess.run(command, check=True, capture_output=True)
     return {"cold": time.perf_counter() - began, "warm": json.loads(done.stdout)}
 
 
-def warm(program: Callable[[int, int], list[float]], threads: int) -> float:
+def warm(program: Callable[[int, int, str], list[float]], threads: int, device: str) -> float:
     """Seconds of an epoch, over the second half of them."""
-    ends = program(EPOCHS, threads)
+    ends = program(EPOCHS, threads, device)
     half = EPOCHS // 2
     return (ends[-1] - ends[half - 1]) / (EPOCHS - half)
 
@@ -117,16 +120,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="0: what each takes by itself")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--output")
     parser.add_argument("--one", choices=PROGRAMS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(warm(PROGRAMS[options.one], options.threads))
+        print(warm(PROGRAMS[options.one], options.threads, options.device))
         return
     runs: dict[str, list[dict[str, float]]] = {PLAIN: [], PACKAGE: []}
     for index in range(options.rounds):
         for name in (PLAIN, PACKAGE) if index % 2 else (PACKAGE, PLAIN):
-            runs[name].append(run(name, options.threads))
+            runs[name].append(run(name, options.threads, options.device))
     result: dict[str, Any] = {kind: compare(runs, kind) for kind in ("cold", "warm")}
     import torch
 

@@ -1,13 +1,16 @@
 """Where the work runs, and how: the device, CPU threads, precision and memory."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from importlib import metadata
+from typing import Any, TypeVar
 
 import torch
 
 from lstm_compile.errors import InputError
+
+Setting = TypeVar("Setting")
 
 # In a step of the recurrence with fewer floating-point operations, threads wait for each other
 # longer than they work; on a busy machine nearly all of the time is waiting.
@@ -67,15 +70,42 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
-    """Allow TF32 in CUDA's matrix products and in cuDNN, or not; by default cuDNN uses it."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before, matmul.allow_tf32 = matmul.allow_tf32, allowed
-    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    """Allow TF32 in matrix products and in cuDNN, or not; by default cuDNN uses it.
+
+    PyTorch has older and newer settings for this. Both are set, as it raises errors at some reads
+    where they differ, and both are restored.
+    Source: https://docs.pytorch.org/docs/stable/notes/cuda.html, TensorFloat-32
+    """
+    backends: Any = torch.backends  # the stubs do not know the newer settings
+    cudnn = backends.cudnn
+    places = (backends.cuda.matmul, backends.mkldnn.matmul, cudnn.rnn, cudnn.conv)
+    before = [place.fp32_precision for place in places]
+    precision, in_cudnn = _or_none(torch.get_float32_matmul_precision), _or_none(_cudnn_tf32)
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    cudnn.allow_tf32 = allowed
+    cudnn.rnn.fp32_precision = cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
     try:
-        with cudnn.flags(**kept, allow_tf32=allowed):
-            yield
+        yield
     finally:
-        matmul.allow_tf32 = before
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        if in_cudnn is not None:
+            cudnn.allow_tf32 = in_cudnn
+        for place, value in zip(places, before, strict=True):
+            if place.fp32_precision != value:
+                place.fp32_precision = value
+
+
+def _cudnn_tf32() -> bool:
+    return torch.backends.cudnn.allow_tf32
+
+
+def _or_none(read: Callable[[], Setting]) -> Setting | None:
+    """An older setting, None where newer ones differ from it."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
 
 
 def keep_freed_memory() -> None:

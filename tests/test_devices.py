@@ -1,5 +1,6 @@
 """Devices and threads of a run."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from training_cases import QUICK
 
 from lstm_compile import ModelConfig
-from lstm_compile.devices import cpu_threads, find_device, fitting_threads
+from lstm_compile.devices import cpu_threads, find_device, fitting_threads, tf32
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.calibrate import fastest_threads
 from lstm_compile.training.backend import threads_of
@@ -54,3 +55,69 @@ def test_threads_are_given_back():
     with cpu_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
+
+
+def precisions():
+    """All settings of TF32 that can be read; where a program mixes them, some cannot."""
+    found = {"conv": CUDNN.conv.fp32_precision, "rnn": CUDNN.rnn.fp32_precision}
+    found |= {"matmul": MATMUL.fp32_precision, "cpu": torch.backends.mkldnn.matmul.fp32_precision}
+    for name, read in (
+        ("cudnn", lambda: CUDNN.allow_tf32),
+        ("cuda", lambda: MATMUL.allow_tf32),
+        ("precision", torch.get_float32_matmul_precision),
+    ):
+        with suppress(RuntimeError):
+            found[name] = read()
+    return found
+
+
+@pytest.fixture
+def _settings_are_given_back():
+    yield
+    torch.backends.fp32_precision = torch.backends.cudnn.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    CUDNN.allow_tf32 = True
+    MATMUL.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"CUDNN.allow_tf32": False},
+        {"MATMUL.allow_tf32": True},
+        {"CUDNN.rnn.fp32_precision": "ieee"},  # the newer settings alone
+        {"MATMUL.fp32_precision": "tf32"},
+        {"torch.backends.fp32_precision": "tf32"},
+        {"precision": "medium"},
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("_settings_are_given_back")
+def test_tf32_is_set_everywhere_and_given_back(settings, allowed):
+    for name, value in settings.items():
+        if name == "precision":
+            torch.set_float32_matmul_precision(value)
+        else:
+            exec(f"{name} = {value!r}")
+    before = precisions()
+    with tf32(allowed):
+        inside = precisions()
+    after = precisions()
+    wanted = "tf32" if allowed else "ieee"
+    assert inside["cudnn"] == inside["cuda"] == allowed
+    assert inside["rnn"] == inside["conv"] == inside["matmul"] == wanted
+    assert inside["precision"] == ("high" if allowed else "highest")
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.usefixtures("_settings_are_given_back")
+def test_tf32_is_given_back_after_an_error():
+    before = precisions()
+    with pytest.raises(ValueError, match="stop"), tf32(True):
+        raise ValueError("stop")
+    assert precisions() == before

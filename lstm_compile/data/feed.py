@@ -31,9 +31,11 @@ def feed(
 def gather_rows(data: Examples, lengths: Tensor, indices: Tensor) -> Batch:
     """The batch at `indices`, int64 on the CPU; `lengths` are the data's, on the CPU too.
 
-    Known there, the longest need not be asked of the device, which would wait for it.
+    So are the batch's: nothing need be asked of the device, which would have to be waited for.
     """
-    return data.gather(indices.to(data.x.device), time=max(1, int(lengths[indices].max())))
+    own = lengths[indices]
+    batch = data.gather(indices.to(data.x.device), time=max(1, int(own.max())))
+    return batch._replace(lengths=own)
 
 
 def within_reach(data: Examples, device: torch.device) -> Examples:
@@ -45,16 +47,21 @@ def within_reach(data: Examples, device: torch.device) -> Examples:
 
 
 def copied_ahead(groups: Iterable[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
-    """Each group on a CUDA device; the next one is under way while the caller works."""
+    """Each group on a CUDA device, but for the lengths; the next is under way meanwhile."""
     stream, waiting = torch.cuda.Stream(device), None
     for group in groups:
         with torch.cuda.stream(stream):
-            copies = [tree_map(partial(_copied, device=device), batch) for batch in group]
+            copies = [_copy(batch, device) for batch in group]
         if waiting is not None:
             yield _arrived(*waiting)
         waiting = copies, stream.record_event()
     if waiting is not None:
         yield _arrived(*waiting)
+
+
+def _copy(batch: Batch, device: torch.device) -> Batch:
+    parts = batch._asdict() | {"lengths": None}
+    return Batch(**tree_map(partial(_copied, device=device), parts) | {"lengths": batch.lengths})
 
 
 def _copied(part: Any, device: torch.device) -> Any:
@@ -68,6 +75,6 @@ def _arrived(group: list[Batch], event: torch.cuda.Event) -> list[Batch]:
     working.wait_event(event)
     for batch in group:
         for part in tree_leaves(batch):
-            if isinstance(part, Tensor):
+            if isinstance(part, Tensor) and part is not batch.lengths:
                 part.record_stream(working)  # else its memory could be reused while it is read
     return group

@@ -66,11 +66,10 @@ def carried(state: LSTMState | None, fresh: Tensor | None) -> LSTMState | None:
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch of tokens on the device of a model; `lengths` stay on the CPU."""
+    """A batch of tokens on the device of a model; `lengths` and `resets` stay on the CPU."""
     if device.type == "cpu":
         return batch
-    resets = None if batch.resets is None else batch.resets.to(device)
-    return batch._replace(x=batch.x.to(device), y=batch.y.to(device), resets=resets)
+    return batch._replace(x=batch.x.to(device), y=batch.y.to(device))
 
 
 def _pairs(corpus: Corpus) -> np.ndarray:

@@ -20,7 +20,8 @@ class Batch(NamedTuple):
 
     # float32 (batch, time, features), or int64 tokens (batch, time); exactly 0 in the padding
     x: Tensor
-    lengths: Tensor  # int64 (batch,), valid steps of each
+    # int64 (batch,), valid steps of each; on the CPU beside data on a device, none is waited for
+    lengths: Tensor
     # int64 (batch,), int64 (batch, time) with `IGNORED` in the padding, float32 (batch, targets),
     # or (batch, time or horizon, targets) with NaN in the padding and where a value is unknown
     y: Tensor

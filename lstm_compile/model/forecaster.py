@@ -77,9 +77,10 @@ def forecast(
         (batch, steps_out, targets), or (batch, steps_out, targets, quantiles), rising in its last
         dimension; and the LSTM's final state.
     """
-    ends = lengths
-    if ends is None:
+    if lengths is None:
         ends = x.new_full((x.shape[0],), x.shape[1], dtype=torch.int64)
+    else:
+        ends = lengths.to(x.device)
     steps, frame = enter(params, config, x, ends, given)
     static = given.static
     if static is not None and mode.training:
@@ -89,7 +90,9 @@ def forecast(
     if static is not None:
         entering = torch.cat([entering, static[:, None].expand(-1, steps.shape[1], -1)], -1)
     states, state = encode(params, config, entering, lengths, state, mode=mode)
-    pooled = pool(states, lengths, config.pooling, params.get("pooling.weight"))
+    pooled = pool(
+        states, None if lengths is None else ends, config.pooling, params.get("pooling.weight")
+    )
     taken = (frame.location, frame.deviation.log())[: _taken(config)]
     summary = [part[:, 0] for part in taken]
     context = torch.cat([pooled, *summary, *([] if static is None else [static])], -1)
@@ -178,5 +181,5 @@ def roll_out(step: Step, config: ModelConfig, x: Tensor, lengths: Tensor, given:
         parts.append(y)
         row = torch.cat([y[:, 0], *([] if now is None else [now[:, 0]])], 1)
         # the feature that remains is the indicator of gaps
-        x[rows, lengths + ahead] = pad(row, (0, x.shape[2] - row.shape[1]))
+        x[rows, lengths.to(x.device) + ahead] = pad(row, (0, x.shape[2] - row.shape[1]))
     return torch.cat(parts, 1)

@@ -71,7 +71,7 @@ def run_layers(call: Call) -> Outputs:
     with _without_autocast(call.x.device.type):
         if is_jit_tracing():  # sizes are tensors, and there are no lengths
             return _dense(call, call.x.shape[1], call.x.shape[1])
-        if call.x.is_cpu:
+        if call.x.is_cpu and not torch.compiler.is_compiling():
             check_threads()
         if call.backend == "reference":
             return _by_steps(call)
@@ -156,12 +156,19 @@ def _by_chunks(call: Call, rows: Rows, chunk: int) -> Outputs:
 
 
 def _by_vendor(call: Call, rows: Rows, training: bool) -> Outputs:
-    """The vendor's kernel: one call for the stack, one call a layer, or one call a span of time."""
+    """The vendor's kernel: one call for the stack, one call a layer, or one call a span of time.
+
+    cuDNN takes rows of different lengths, and a call of any size: there is always one.
+    """
     (batch, time), longest, (_, states, hidden_size) = rows.shape, rows.longest, call.h0.shape
-    input_size, is_cut = call.x.shape[2], states > batch
+    input_size, is_cut, on_cuda = call.x.shape[2], states > batch, call.x.device.type == "cuda"
     if rows.shortest == longest and not is_cut:
-        if not training or vendor.fits_one_call(batch, longest, hidden_size):
+        if not training or on_cuda or vendor.fits_one_call(batch, longest, hidden_size):
             return _dense(call, time, longest)
+    elif on_cuda:
+        layout = pack_rows(rows, lambda active: [(step, 1) for step in range(len(active))])
+        y, h, c = vendor.run_packed(layout, call)
+        return layout.unpack(y), h, c
     elif not is_cut and vendor.keeps_ended_rows(rows, input_size, hidden_size, training=training):
         return _in_layout(call, whole_rows(rows, [(0, longest)]), vendor.run_layer)
     cut = partial(vendor.spans_of, input_size=input_size, hidden_size=hidden_size)
@@ -172,7 +179,7 @@ def _dense(call: Call, time: int, longest: int) -> Outputs:
     """Rows of one length in one call of the vendor's kernel."""
     x = call.x if longest == time else call.x[:, :longest]
     alone = tuple(call.backwards) == (True,)
-    y, h, c = vendor.run_dense(call, x.flip(1) if alone else x)
+    y, h, c = vendor.run_stack_at_once(call, x.flip(1) if alone else x)
     y = y.flip(1) if alone else y
     return y if longest == time else pad(y, (0, 0, 0, time - longest)), h, c
 

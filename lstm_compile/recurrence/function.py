@@ -90,7 +90,11 @@ def lstm(
     call = Call(layers, x, lengths, resets, h0, c0, backwards, dropout, backend, chunk)
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     plain = not traced and not is_abstract(x)
-    y, h, c = run_layers(call) if plain else run_stack(call, _by_operator(call))
+    if plain:
+        y, h, c = run_layers(call)
+    else:  # each operator would read lengths on a device again
+        call = call._replace(lengths=_on_host(lengths), resets=_on_host(resets))
+        y, h, c = run_stack(call, _by_operator(call))
     return y, LSTMState(h, c)
 
 
@@ -103,6 +107,10 @@ def _by_operator(call: Call) -> RunLayer:
         return recurrence(inputs)
 
     return run
+
+
+def _on_host(part: Tensor | None) -> Tensor | None:
+    return part if part is None or part.device.type in ("cpu", "meta") else part.cpu()
 
 
 def _refuse_tracing(name: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._triton import has_triton  # not there after `import torch` alone
 
 
 def compile_for(function: FunctionType, *key: Any) -> Callable[..., Any]:
@@ -161,8 +162,7 @@ def can_compile(device_type: str) -> bool:
 
     Warns once if it does not.
     """
-    has_triton = device_type != "cuda" or torch.utils._triton.has_triton()
-    if missing := not (compiler() and has_triton):
+    if missing := not (compiler() and (device_type != "cuda" or has_triton())):
         warnings.warn(
             "no C++ compiler (or, on CUDA, no Triton) was found: backend='compiled' runs as "
             "backend='vendor'; install g++ or set CXX",

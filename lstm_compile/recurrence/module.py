@@ -189,7 +189,7 @@ class LSTM(nn.Module):
         if hx is not None and order is not None:
             check_state(hx, "state")
             hx = (hx[0].index_select(1, order), hx[1].index_select(1, order))
-        output, state = self._run(backend, x, lengths.to(x.device), hx)
+        output, state = self._run(backend, x, lengths, hx)
         data = pack_padded_sequence(output, lengths, batch_first=True).data
         if inverse is not None:
             state = LSTMState(*(part.index_select(1, inverse) for part in state))

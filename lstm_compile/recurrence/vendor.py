@@ -23,7 +23,8 @@ SATURATED = 1e4
 CALL_STEPS = 50
 CALL_PRODUCTS = 3e6
 
-# The gates of one call in training, in numbers: beyond this size, what the kernel keeps thrashes.
+# The gates of one call in training on the CPU, in numbers: beyond this size, what the kernel keeps
+# thrashes the caches.
 LARGEST_CALL = 1 << 22
 # What ordering the rows of a batch costs, in calls of the kernel.
 ORDERING_CALLS = 3.0
@@ -69,11 +70,49 @@ def fits_one_call(batch: int, time: int, hidden_size: int) -> bool:
     return batch * time * 4 * hidden_size <= LARGEST_CALL
 
 
-def run_dense(call: Call, x: Tensor) -> Outputs:
-    """A whole stack in one call, over `x` in place of `call.x`: rows of one length, at least 1."""
+def run_stack_at_once(call: Call, *inputs: Tensor) -> Outputs:
+    """A whole stack in one call, over `inputs` in place of `call.x`.
+
+    They are x (batch, time, input_size) of rows of one length, at least 1; or, packed, x (steps,
+    input_size) and the number of rows at each step, int64 on the CPU, which cuDNN takes.
+
+    On CUDA a stack with dropout takes one call a layer. cuDNN's own dropout keeps random numbers
+    that cannot be saved, so that a resumed training would draw others.
+    """
+    if call.dropout and call.x.device.type == "cuda":
+        return _layer_by_layer(call, *inputs)
     layers, sizes = call.layers, (len(call.layers), len(call.layers[0]) == 2)
     flat = [weight for layer in layers for one in layer for weight in one.flat()]
-    return _call(flat, x, call.h0, call.c0, *sizes, call.dropout, batch_first=True)
+    return _call(flat, inputs, call.h0, call.c0, *sizes, call.dropout)
+
+
+def _layer_by_layer(call: Call, x: Tensor, *sizes: Tensor) -> Outputs:
+    directions, states = len(call.layers[0]), []
+    for depth, layer in enumerate(call.layers):
+        x = torch.nn.functional.dropout(x, call.dropout) if depth else x
+        rows = slice(depth * directions, (depth + 1) * directions)
+        h0, c0 = call.h0[rows], call.c0[rows]
+        alone = call._replace(layers=[layer], h0=h0, c0=c0, dropout=0.0)
+        x, *state = run_stack_at_once(alone, x, *sizes)
+        states.append(state)
+    h, c = zip(*states, strict=True)
+    return x, torch.cat(h), torch.cat(c)
+
+
+def run_packed(layout: Layout, call: Call) -> Outputs:
+    """A whole stack in one call of cuDNN, over packed rows; each span of `layout` is one step.
+
+    Returns the output (steps, num_directions * hidden_size), and the states in the batch's order.
+    """
+    active = layout.spans[0].rows  # rows without a step keep their state
+    sizes = torch.tensor([span.rows for span in layout.spans], device="cpu")
+    h0, c0 = layout.arrange(call.h0), layout.arrange(call.c0)
+    alone, x = tuple(call.backwards) == (True,), layout.pack(call.x)
+    x = layout.reverse(x) if alone else x
+    at_once = call._replace(h0=h0[:, :active], c0=c0[:, :active])
+    y, *state = run_stack_at_once(at_once, x, sizes)
+    h, c = (torch.cat([new, old[:, active:]], 1) for new, old in zip(state, (h0, c0), strict=True))
+    return layout.reverse(y) if alone else y, layout.restore(h), layout.restore(c)
 
 
 def run_layer(layout: Layout, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
@@ -113,8 +152,8 @@ def _freezing_column(hidden_size: int, dtype: torch.dtype, device: torch.device)
 def _layer(weights: list[Tensor], x: Tensor, h0: Tensor, c0: Tensor) -> Outputs:
     """One layer and direction over x (steps, rows, width) from h0 and c0 (rows, H)."""
     if not _is_onednns(weights, x):
-        y, h, c = _call(weights, x, h0[None], c0[None], 1, False, 0.0, batch_first=False)
-        return y, h[0], c[0]
+        y, h, c = _call(weights, (x.transpose(0, 1),), h0[None], c0[None], 1, False, 0.0)
+        return y.transpose(0, 1), h[0], c[0]
     # the call that torch.lstm ends in, without its overhead
     tensors = (tensor.contiguous() for tensor in (x, *weights, h0, c0))
     hidden, train = h0.shape[1], torch.is_grad_enabled()
@@ -132,35 +171,38 @@ def _is_onednns(weights: list[Tensor], x: Tensor) -> bool:
 
 def _call(
     weights: list[Tensor],
-    x: Tensor,
+    inputs: tuple[Tensor, ...],
     h0: Tensor,
     c0: Tensor,
     num_layers: int,
     bidirectional: bool,
     dropout: float,
-    *,
-    batch_first: bool,
 ) -> Outputs:
-    if x.device.type == "cuda":
-        weights = _one_buffer(weights)
-    directions = num_layers * (2 if bidirectional else 1)
+    """PyTorch's own LSTM over x (batch, time, features), or over packed x and its sizes."""
+    on_cuda, directions = h0.device.type == "cuda", num_layers * (2 if bidirectional else 1)
+    if on_cuda:  # cuDNN refuses a state that is not contiguous
+        weights, h0, c0 = _one_buffer(weights), h0.contiguous(), c0.contiguous()
     has_biases = len(weights) == 4 * directions
     # a traced program keeps the flag, and may be trained later
     train = dropout > 0 or torch.is_grad_enabled() or is_jit_tracing()
-    y, h, c = torch.lstm(
-        x, (h0, c0), weights, has_biases, num_layers, dropout, train, bidirectional, batch_first
-    )
-    mark_kernels(y, directions)
+    options = [has_biases, num_layers, dropout, train, bidirectional]
+    options += [True] if len(inputs) == 1 else []  # batch_first
+    run: Any = torch.lstm  # its stub knows no unpacked arguments
+    y, h, c = run(*inputs, (h0, c0), weights, *options)
+    mark_kernels(y, 1 if on_cuda else directions)
     return y, h, c
 
 
 def _one_buffer(weights: list[Tensor]) -> list[Tensor]:
     """Views of one contiguous buffer in cuDNN's own layout, so that it need not copy and warn.
 
-    All weight matrices come first, in the order of layers and directions, then all biases.
+    All weight matrices come first, in the order of layers and directions, then all biases. Without
+    biases there is room for them, which cuDNN reads as zeros.
     """
     ordered = sorted(range(len(weights)), key=lambda index: weights[index].dim() == 1)
-    flat = torch.cat([weights[index].reshape(-1) for index in ordered])
-    parts = flat.split([weights[index].numel() for index in ordered])
-    by_index = dict(zip(ordered, parts, strict=True))
+    parts = [weights[index].reshape(-1) for index in ordered]
+    if all(weight.dim() > 1 for weight in weights):  # each matrix has as many rows as its bias
+        parts.append(weights[0].new_zeros(sum(map(len, weights))))
+    views = torch.cat(parts).split([len(part) for part in parts])
+    by_index = dict(zip(ordered, views, strict=False))
     return [by_index[index].view(weight.shape) for index, weight in enumerate(weights)]

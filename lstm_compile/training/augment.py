@@ -33,17 +33,17 @@ def crop_time(batch: Batch, largest: float, generator: Generator) -> Batch:
     """
     rows, time = batch.x.shape[:2]
     draws = torch.rand(2, rows, dtype=torch.float64, generator=generator, device="cpu").to(
-        batch.x.device
+        batch.lengths.device
     )
     most = (batch.lengths.double() * largest).long().minimum((batch.lengths - 1).clamp(min=0))
     cut = _up_to(most, draws[0])
-    start, lengths = _up_to(cut, draws[1]), batch.lengths - cut
+    start, lengths = _up_to(cut, draws[1]).to(batch.x.device), batch.lengths - cut
     steps = torch.arange(time, device=batch.x.device)
     index = (start[:, None] + steps).clamp(max=time - 1)
     x = batch.x.gather(1, _across(index, batch.x))
     if batch.y.dim() == 2 + batch.y.is_floating_point():  # a label a step
         y = batch.y.gather(1, _across(index, batch.y))
-        is_padding = _across(steps >= lengths[:, None], y)
+        is_padding = _across(steps >= lengths[:, None].to(y.device), y)
         batch = batch._replace(y=y.masked_fill(is_padding, ignored(y)))
     return _padded(batch._replace(lengths=lengths), x)
 
@@ -75,7 +75,7 @@ def _up_to(most: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _padded(batch: Batch, x: Tensor) -> Batch:
-    is_padding = torch.arange(x.shape[1], device=x.device) >= batch.lengths[:, None]
+    is_padding = torch.arange(x.shape[1], device=x.device) >= batch.lengths[:, None].to(x.device)
     return batch._replace(x=x.masked_fill(_across(is_padding, x), 0))
 
 
