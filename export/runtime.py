@@ -1038,11 +1038,14 @@ def _ids(stream_ids: Any) -> list[Hashable]:
     """The ids of streams, each once."""
     names = _list(stream_ids, "stream ids")
     try:
-        if len(set(names)) == len(names):
-            return names
+        is_once = len(set(names)) == len(names)
     except TypeError as error:
         raise ModelError(f"stream ids must be texts or numbers ({error})") from error
-    raise ModelError("a stream is named twice; give it one chunk a call")
+    if any(name is None or name != name for name in names):
+        raise ModelError("stream ids must be texts or numbers, got None or NaN")
+    if not is_once:
+        raise ModelError("a stream is named twice; give it one chunk a call")
+    return names
 
 
 def open_streams(source: str | PathLike[str] | bytes, threads: int = 1) -> Streams:

@@ -88,8 +88,8 @@ def inspect_series(path: str, options: TableOptions) -> dict[str, Any]:
 def _series_table(path: str, options: TableOptions) -> "SeriesTable":
     from lstm_compile.data.series.reader import read_series  # loads pyarrow
 
-    gaps, duplicates = options.gaps or "forward", options.duplicates or "last"
-    return read_series(path, replace(options, gaps=gaps, duplicates=duplicates))
+    # rows of several series must not become one, so equal times are an error, as in training
+    return read_series(path, replace(options, gaps=options.gaps or "forward"))
 
 
 def _described_series(path: str, table: "SeriesTable") -> dict[str, Any]:

@@ -242,8 +242,9 @@ def _typed(ids: Any, kind: Any) -> Any:
     import pyarrow
 
     texts = pyarrow.array(ids, pyarrow.string())
+    is_plain = kind is None or "string_view" in str(kind)  # no format writes string views
     try:
-        return texts if kind is None else texts.cast(kind)
+        return texts if is_plain else texts.cast(kind)
     except pyarrow.ArrowException:
         return texts
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lstm_compile.data.schema import Categories, Schema, Vocabulary, numbered
+from lstm_compile.data.tables.precision import check_columns_rounding
 from lstm_compile.errors import InputError
 from lstm_compile.model.batch import Batch
 from lstm_compile.recurrence.lengths import check_lengths, valid_mask
@@ -174,17 +175,25 @@ def from_padded(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Sequence
     _check_padded(x, y)
     check_lengths(lengths, len(x), x.shape[1])
     count = x.new_full((len(x),), x.shape[1], dtype=torch.int64) if lengths is None else lengths
-    steps = x[valid_mask(count, x.shape[1]).to(x.device)].float()
+    exact = x[valid_mask(count, x.shape[1]).to(x.device)]
+    steps = exact.float()
     if not bool(steps.isfinite().all()):
         raise InputError(
             "x must be finite in every valid step, as float32 too; fill gaps before training"
         )
     offsets = torch.nn.functional.pad(count.cumsum(0), (1, 0)).to(x.device)
     features = numbered("feature", x.shape[2])
+    _check_rounding("x", features, exact)
     if y.is_floating_point():
+        _check_rounding("y", numbered("target", y.shape[1]), y)
         return Sequences(steps, offsets, y.float(), features, (), numbered("target", y.shape[1]))
     classes = tuple(map(str, range(int(y.max()) + 1)))
     return Sequences(steps, offsets, y, features, classes, ())
+
+
+def _check_rounding(place: str, names: tuple[str, ...], columns: Tensor) -> None:
+    if columns.dtype == torch.float64:
+        check_columns_rounding(place, names, columns.numpy(force=True))
 
 
 def _check_padded(x: Tensor, y: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from cli_cases import assert_refused, invoke, snapshot
 from series_cases import SMALL, hours, read, waves, windows_of, write
 
-from lstm_compile import ModelConfig
+from lstm_compile import ModelConfig, from_padded
 from lstm_compile.data.readers import read_sequences
 from lstm_compile.data.tables.precision import level_to_subtract
 from lstm_compile.errors import InputError
@@ -50,10 +50,53 @@ def test_a_level_is_subtracted_before_float32(tmp_path):
     assert f"y is kept as y - {level:.15g}" in table.roles.description
 
 
-def test_what_cannot_be_kept_is_told(tmp_path):
+def test_what_cannot_be_kept_is_refused(tmp_path):
     wide = np.concatenate([np.arange(100.0), 4e9 + np.arange(100.0)])
-    table = read(series(tmp_path / "t.csv", wide))
-    assert "most changes of y are lost, as float32 rounds it to 256" in table.roles.description
+    expected = "from 0 to 4000000099, which float32 rounds to steps of 256.*rows of another level"
+    with pytest.raises(InputError, match=expected):
+        read(series(tmp_path / "t.csv", wide))
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        1e15 + 100 * np.sin(np.arange(COUNT)),
+        5_000_000_000_000_000 + np.random.default_rng(0).integers(0, 120, COUNT).cumsum(),
+        np.rint(2**53 + 40 * np.sin(np.arange(COUNT))),
+        1e12 + 0.01 * np.sin(np.arange(COUNT)),
+        1e9 + 1e-5 * np.sin(np.arange(COUNT)),
+    ],
+)
+def test_changes_that_float64_holds_are_kept(tmp_path, y):
+    table = read(series(tmp_path / "t.csv", y))
+    (level,) = table.info.subtracted
+    change = np.abs(np.diff(y)).mean()
+    np.testing.assert_allclose(table.x[:, 0], y - level, rtol=0, atol=0.01 * change)
+
+
+def test_numbers_that_are_apart_but_for_a_few_are_refused(tmp_path):
+    ids, kind = np.repeat(np.arange(60), 4), np.repeat(np.arange(60) % 2, 4)
+    columns = {"id": ids, "x": np.where(ids < 2, 0, 1e9 + 2 * kind), "label": kind}
+    path = tmp_path / "t.csv"
+    with pytest.raises(InputError, match="'x': found numbers from 1000000000 to 1000000002"):
+        read_sequences(write(path, columns))
+    columns["x"] -= 1e9
+    assert len(read_sequences(write(path, columns))) == 60
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.random.default_rng(0).uniform(0, 1e9, 240),
+        1.6e9 + 64 * np.arange(240),
+        1 + 1e-6 * np.arange(240),
+        100 + 1e-14 * np.arange(240),
+        np.exp(np.random.default_rng(0).normal(0, 9, 240)),
+    ],
+)
+def test_numbers_that_float32_keeps_apart_are_read(tmp_path, x):
+    columns = {"id": np.repeat(np.arange(60), 4), "x": x, "label": np.repeat(np.arange(60) % 2, 4)}
+    assert len(read_sequences(write(tmp_path / "t.csv", columns))) == 60
 
 
 def test_each_series_is_judged_by_itself(tmp_path):
@@ -167,3 +210,12 @@ def test_a_model_reads_a_narrow_part_of_what_it_was_trained_on(tmp_path):
 def test_schemas_without_levels_are_written_as_before(tmp_path):
     table = read(series(tmp_path / "t.csv", waves(COUNT)))
     assert "subtracted" not in json.loads(table.schema.to_json())["series"]
+
+
+def test_tensors_are_checked_too():
+    x, y = torch.ones(6, 2, 1).double(), 1e9 + torch.arange(6).double()[:, None]
+    with pytest.raises(InputError, match=r"y, column 'target_0': .* rounds to steps of 64"):
+        from_padded(x, y)
+    with pytest.raises(InputError, match=r"x, column 'feature_0': .* rounds to steps of 64"):
+        from_padded(x * y[..., None], y - 1e9)
+    assert len(from_padded(x, y - 1e9)) == 6

@@ -39,9 +39,6 @@ def subtract_levels(
     for name, x in columns.items():
         rounding = Rounding.of(x - levels[name], rows.lengths)
         _check(rounding, name, x, levels[name], rows, index, is_new=not trained)
-        if rounding.is_lost.any():
-            step = rounding.step[rounding.is_lost].max()
-            notes.append(f"most changes of {name} are lost, as float32 rounds it to {step:g}")
     subtracted = tuple(levels.values()) if any(levels.values()) else ()
     x = rows.x - subtracted if subtracted else rows.x
     return rows._replace(x=x.astype(np.float32)), Levels(subtracted, tuple(notes))
@@ -58,22 +55,27 @@ def _check(
     is_new: bool,
 ) -> None:
     """Refuse the first series whose changes float32 rounds away."""
-    if not rounding.is_wrong.any():
+    is_wrong = rounding.is_wrong | rounding.is_lost
+    if not is_wrong.any():
         return
-    series = int(rounding.is_wrong.argmax())
+    series = int(is_wrong.argmax())
     start = int(rows.lengths[:series].sum())
     own = x[start : start + rows.lengths[series]]
     kept = f", kept as {name} - {level:.15g}" if level else ""
-    one = f"series {index.ids[series]!r}: " if len(index.ids) > 1 else ""
-    mend = (
-        f"leave series of other levels out, or subtract {np.nanmedian(own):.15g} from this one, "
-        "in later data too, and add it to its forecasts"
-        if is_new
-        else "train a model on data of this level"
-    )
+    is_one = len(index.ids) == 1
+    one = "" if is_one else f"series {index.ids[series]!r}: "
+    if not is_new:
+        mend = "train a model on data of this level"
+    elif is_one:
+        mend = "leave out the rows of another level"
+    else:
+        mend = (
+            f"leave series of other levels out, or subtract {np.nanmedian(own):.15g} from this "
+            "one, in later data too, and add it to its forecasts"
+        )
     raise InputError(
         f"{index.files.sources[0].path}, column {name!r}: {one}found numbers from "
         f"{np.nanmin(own):.15g} to {np.nanmax(own):.15g}{kept}, which float32 rounds to steps of "
-        f"{rounding.step[series]:g}, expected finer steps, as they change by "
-        f"{rounding.change[series]:g} from row to row; {mend}"
+        f"{rounding.step[series]:g}, expected finer steps, as most change by less from row to row; "
+        f"{mend}"
     )

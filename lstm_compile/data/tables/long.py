@@ -18,7 +18,7 @@ from lstm_compile.data.tables.categories import read_categories
 from lstm_compile.data.tables.columns import Missing, Progress, ReadRequest
 from lstm_compile.data.tables.formats import open_files
 from lstm_compile.data.tables.labels import kind_of_labels, sequence_labels, step_labels
-from lstm_compile.data.tables.precision import check_rounding
+from lstm_compile.data.tables.precision import check_columns_rounding, sample
 from lstm_compile.data.tables.roles import Roles, infer_roles
 from lstm_compile.data.tables.sequence_index import SequenceIndex, index_sequences
 from lstm_compile.data.tables.source import RowBatch, TableFiles
@@ -51,10 +51,10 @@ def read_long(request: ReadRequest) -> Table:
         )
     files, roles = open_table(request)
     index = index_sequences(files, roles, kind_of_labels(request))
-    x, ranges = read_features(index, roles, request.progress)
+    x, exact = read_features(index, roles, request.progress)
     if request.schema is None:
-        for name, low, high in zip(roles.features, *ranges.tolist(), strict=True):
-            check_rounding(str(request.path), name, low, high, ", or leave it out with --features")
+        mend = ", or leave it out with --features"
+        check_columns_rounding(str(request.path), roles.features, exact, mend)
     if roles.missing != "error":
         means = request.options.means or column_means(x, roles.missing)
         filler = GapFiller(str(request.path), roles.features, roles.missing, means)
@@ -133,25 +133,23 @@ def check_columns(files: TableFiles, roles: Roles) -> None:
 
 def read_features(
     index: SequenceIndex, roles: Roles, progress: Progress | None, dtype: Any = np.float32
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The feature columns in the table's order, `dtype` (rows, features), and their ranges.
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The feature columns in the table's order, `dtype` (rows, features), and some before rounding.
 
-    Missing values are NaN or infinite, unless `roles.missing` is `error`. The ranges, float64 (2,
-    features), are the smallest and the largest finite number of each column before rounding.
+    Missing values are NaN or infinite, unless `roles.missing` is `error`. The second array, (some
+    rows, features), has some of the rows in the type that they have in the files.
 
     Raises:
         InputError: a cell that is no number, or a file that changed since its first pass.
     """
     x = np.empty((int(index.lengths.sum()), len(roles.features)), dtype)
-    ranges = np.array([[np.inf], [-np.inf]]).repeat(len(roles.features), 1)
+    exact = list[NDArray[Any]]()
     for batch in index.files.reread(roles.features, progress, as_numbers=True):
         rows: Any = slice(batch.start, batch.start + batch.size)
         block = feature_block(index.files, roles, batch)
         x[rows if index.target_rows is None else index.target_rows[rows]] = block
-        is_finite = np.isfinite(block)
-        ranges[0] = np.minimum(ranges[0], block.min(0, initial=np.inf, where=is_finite))
-        ranges[1] = np.maximum(ranges[1], block.max(0, initial=-np.inf, where=is_finite))
-    return x, ranges
+        exact.append(sample(block, len(x), batch.start))
+    return x, np.concatenate(exact or [x])
 
 
 def feature_block(files: TableFiles, roles: Roles, batch: RowBatch) -> NDArray[Any]:

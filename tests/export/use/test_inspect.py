@@ -117,6 +117,9 @@ def test_a_table_of_several_series(here):
     command = "lstm-compile train t.csv --task forecast --id store --target sales"
     assert lines[-1] == f"next        {command}"
     assert inspect("t.csv", *columns, "--task", "forecast")[0] == found
+    alone = invoke("inspect", "t.csv", "--target", "sales", "--task", "forecast")
+    assert (alone.exit_code, alone.stdout) == (2, "")
+    assert "name the column of the series with --id" in alone.stderr
     (here / "n.csv").write_text("\n".join(["unique_id,ds,y", *rows]))
     assert inspect("n.csv")[0]["targets"] == ["y"]
     refused = invoke("inspect", "t.csv", *columns, "--task", "lm")

@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
@@ -250,6 +251,16 @@ def test_write_predictions_names_its_columns(here):
     found = Predictions("regress", schema, ["p"], np.array([[0.1]], np.float32))
     assert write_predictions(here / "out.CSV", found) == ["id", "speed"]
     assert (here / "out.CSV").read_text().splitlines()[1] == '"p",0.1'
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.dictionary(pa.int8(), pa.string_view())])
+def test_ids_of_types_that_no_file_has_are_written_as_text(here, suffix, kind):
+    schema, values = Schema(("a",), (), ("speed",)), np.ones((1, 1), np.float32)
+    found = Predictions("regress", schema, ["p"], values, id_column=("id", kind))
+    write_predictions(here / f"out.{suffix}", found)
+    read = pyarrow.csv.read_csv if suffix == "csv" else pyarrow.parquet.read_table
+    assert read(here / f"out.{suffix}")["id"].to_pylist() == ["p"]
 
 
 # ---- what is printed

@@ -284,6 +284,8 @@ def test_streams_warm_up_with_a_step_at_least(streams):
         (["a"], np.full((1, 2, 3), np.nan, np.float32), "x must be finite"),
         (["a", "a"], steps(3, batch=2), "a stream is named twice"),
         ([["a"]], steps(3), "stream ids must be texts or numbers"),
+        ([None], steps(3), "stream ids must be texts or numbers, got None or NaN"),
+        ([float("nan")], steps(3), "stream ids must be texts or numbers, got None or NaN"),
         (["a"], np.ma.zeros((1, 2, 3), np.float32), "x: masked values would be read as numbers"),
         (["a"], [[[1.0, 2.0, 3.0], [1.0]]], r"the chunk of stream 'a': not one array"),
         (["a"], 7, "x must be a list, got 7"),
