@@ -1,5 +1,6 @@
 """Finds fault with the times of series, and says how to mend it. Loads no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ class TimeFaults:
     column: str
     clock: Clock
     stamps: StampReader
+    jitter: Callable[[], float | None] = lambda: None  # `--jitter` that brings rows to steps
 
     def clock_change(self) -> str:
         """When clocks seem to go forward or back, in a table without a zone; else empty."""
@@ -51,9 +53,13 @@ class TimeFaults:
         elif change := self.clock_change():
             advice = "train with" if self.stamps.series else "name their zone with"
             mend = f"if clocks change before {change}, {advice} --time-zone; else {mend}"
+        elif mend == MEND_STEPS and (jitter := self.jitter()):
+            mend = f"{mend}, or let --jitter {jitter:g} move them"
         if len(self.index.ids) > 1:
             expected = f"{expected} in series {self.index.ids[series]!r}"
-            mend += ", or use a model for each step" if mend.endswith(MEND_STEPS) else ""
+            mend += (
+                ", or use a model for each step" if mend.endswith((MEND_STEPS, "move them")) else ""
+            )
         self.index.refuse(row, self.column, found, expected, mend)
 
     def _mend_days(self, series: int, mend: str) -> str:

@@ -297,3 +297,57 @@ def test_a_format_of_most_rows_is_told(tmp_path):
         time_table(tmp_path / "b.csv", rows)
     with pytest.raises(InputError, match="if the comma is the decimal mark, add"):
         time_table(tmp_path / "c.csv", [f'"{i},5"' for i in range(20)])
+
+
+# ---- stamps and whole numbers that are rounded to their own resolution
+
+
+def pictures(rate, unit, count=120 + AHEAD):
+    """Stamps as a camera of `rate` pictures a second writes them."""
+    offsets = [round(i * 1e9 / rate) for i in range(count)]
+    return (pd.Timestamp("2020-01-01") + pd.to_timedelta(offsets, unit="ns")).round(unit)
+
+
+@pytest.mark.parametrize("jitter", [None, 0.05])
+@pytest.mark.parametrize("unit", ["ms", "us"])
+@pytest.mark.parametrize("rate", [24, 30, 30 / 1.001, 60, 7])
+def test_rounded_stamps_are_read_as_rounded_numbers_are(tmp_path, rate, unit, jitter):
+    stamps = pictures(rate, unit)
+    table = time_table(tmp_path / "t.csv", stamps[:-AHEAD].map(str), jitter=jitter)
+    assert [pd.Timestamp(each) for each in next_stamps(table, AHEAD)] == list(stamps[-AHEAD:])
+    time_table(tmp_path / "b.csv", stamps[40:-AHEAD].map(str))
+    again = read_series(str(tmp_path / "b.csv"), TableOptions(time="when"), schema=table.schema)
+    assert [pd.Timestamp(each) for each in next_stamps(again, AHEAD)] == list(stamps[-AHEAD:])
+
+
+@pytest.mark.parametrize("start", [0, 1_577_836_800_000])
+def test_rounded_milliseconds_as_whole_numbers(tmp_path, start):
+    times = [start + round(i * 1000 / 30) for i in range(120 + AHEAD)]
+    assert next_stamps(time_table(tmp_path / "t.csv", times[:-AHEAD]), AHEAD) == times[-AHEAD:]
+
+
+def test_a_wrong_whole_second_is_not_rounding(tmp_path):
+    seconds = np.arange(60) * 10
+    seconds[5] += 1
+    for rows in (seconds, np.datetime64("2020-01-01", "s") + seconds):
+        with pytest.raises(InputError, match="row 6, .* found a time 11 "):
+            time_table(tmp_path / "t.csv", rows)
+
+
+@pytest.mark.parametrize(("share", "enough"), [(0.04, "0.05"), (0.09, "0.1"), (0.18, "0.2")])
+def test_an_unsteady_clock_names_the_likely_step_and_jitter(tmp_path, share, enough):
+    noise = np.random.default_rng(0).uniform(-share, share, 120)
+    offsets = pd.to_timedelta(np.round((np.arange(120) + noise) * 0.1, 6), unit="s")
+    rows = [str(each) for each in pd.Timestamp("2020-01-01") + offsets]
+    message = f"expected whole steps of 100 milliseconds; bring .*, or let --jitter {enough} move"
+    with pytest.raises(InputError, match=message):
+        time_table(tmp_path / "t.csv", rows)
+    table = time_table(tmp_path / "t.csv", rows, jitter=float(enough))  # the advice
+    assert pd.Timestamp(next_stamps(table, 1)[0]) == pd.Timestamp("2020-01-01 00:00:12")
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0.1, 1600000010.5), (0.3, 1600000031.5)])
+def test_moved_numbers_have_no_digits_of_rounding(tmp_path, step, expected):
+    noise = np.random.default_rng(0).uniform(-1e-5, 1e-5, 105)
+    table = time_table(tmp_path / "t.csv", 1.6e9 + step * np.arange(105) + noise)
+    assert next_stamps(table, 1) == [expected]
