@@ -137,8 +137,8 @@ def _even(tick: Any, step: float, unit: float) -> Iterator[Any]:
     """The multiples of the step, and of rounder numbers or units of time, next to a tick."""
     if isinstance(tick, float | np.floating):
         yield np.rint(tick / step) * step
-        parts = (10**digits for digits in range(STEP_DECIMALS) if is_multiple(step, 10**-digits))
-        yield from (np.rint(tick * each) / each for each in parts)
+        digits = (each for each in range(STEP_DECIMALS) if is_multiple(step, 10**-each))
+        yield from (np.rint(tick * 10**each) / 10**each for each in digits)
         return
     tick, parts = int(tick), max(1, round(SECOND / step))
     if abs(parts * step - SECOND) < parts:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lstm_compile.data.schema import SeriesSchema
 from lstm_compile.data.series.clock_changes import moments
 from lstm_compile.data.series.stamp_format import OFFSET, StampFormat
-from lstm_compile.data.series.zones import check_zone
+from lstm_compile.data.series.zones import check_zone, is_offset, to_local
 from lstm_compile.data.tables.periods import (
     MEND_DATES,
     NUMBERS,
@@ -96,6 +96,8 @@ class StampReader:
             return times
         own = sorted({check_zone(each) for each in self._zones if each})
         shown = check_zone(self.asked) if self.asked else own[0] if len(own) == 1 else ""
+        if self.series and len(own) == 1 and self._is_elsewhere(times, own[0], shown):
+            shown = own[0]
         self._check_zone(shown or own)
         self.zone = (self.series.zone or "") if self.series else shown or ("UTC" if own else "")
         self.has_unknown_zone = self.zone == "UTC" and not self.asked
@@ -103,10 +105,32 @@ class StampReader:
             found = f"time zone: UTC, as the stamps have several offsets ({listing(own)})"
             self.notes = (f"{found}; --time-zone names one",)
         elif self.zone:
-            self.notes = (f"time zone: {self.zone}",)
+            self.notes = (f"time zone: {self.zone}{self._shift_note(own)}",)
         shown = shown or (self.zone or "UTC" if own else "")
         self.format = replace(self.format, zone=shown)
         return times if own or not shown else moments(times, series, shown)
+
+    def _is_elsewhere(self, times: NDArray[Any], own: str, zone: str) -> bool:
+        """Whether the one zone of stamps is another one than the zone of a model's training."""
+        is_stored = zone == (self.series.zone if self.series else "")
+        if not is_stored or own == "UTC" or not is_offset(own):
+            return is_stored
+        return bool((to_local(times, own) != to_local(times, zone)).any())
+
+    def _shift_note(self, own: list[str]) -> str:
+        """What to tell where stamps have another offset than those of the training."""
+        if (
+            not self.series
+            or self.asked
+            or not own
+            or own == [self.zone]
+            or not is_offset(self.zone)
+        ):
+            return ""
+        return (
+            f", as in training, but these stamps have {listing(own)}, and hours and days are counted "
+            f"at {self.zone} (if clocks change, train with --time-zone)"
+        )
 
     def _check_zone(self, has_zone: Any) -> None:
         """Find fault with stamps that have a zone where a model's have none, or the reverse."""

@@ -330,7 +330,7 @@ def test_a_wrong_whole_second_is_not_rounding(tmp_path):
     seconds = np.arange(60) * 10
     seconds[5] += 1
     for rows in (seconds, np.datetime64("2020-01-01", "s") + seconds):
-        with pytest.raises(InputError, match="row 6, .* found a time 11 "):
+        with pytest.raises(InputError, match=r"row 6, .* found a time 11 "):
             time_table(tmp_path / "t.csv", rows)
 
 
