@@ -119,17 +119,12 @@ class StampReader:
 
     def _shift_note(self, own: list[str]) -> str:
         """What to tell where stamps have another offset than those of the training."""
-        if (
-            not self.series
-            or self.asked
-            or not own
-            or own == [self.zone]
-            or not is_offset(self.zone)
-        ):
+        is_same = not self.series or not own or own == [self.zone]
+        if is_same or self.asked or not is_offset(self.zone):
             return ""
         return (
-            f", as in training, but these stamps have {listing(own)}, and hours and days are counted "
-            f"at {self.zone} (if clocks change, train with --time-zone)"
+            f", as in training, but these stamps have {listing(own)}, and hours and days are "
+            f"counted at {self.zone} (if clocks change, train with --time-zone)"
         )
 
     def _check_zone(self, has_zone: Any) -> None:
