@@ -291,6 +291,14 @@ def _counted(count: float, unit: str) -> str:
     return f"{count:.10g} {unit}{'' if count == 1 else 's'}"
 
 
+def step_of(week: str) -> str:
+    """The `--step` of a week: `B`, `Mon-Sat` or `Mon,Wed`."""
+    first, to, last = _days_of(week).partition(" to ")
+    if week == BUSINESS or not to:
+        return "B" if to else ",".join(day[:3] for day in first.split(", "))
+    return f"{first[:3]}-{last[:3]}"
+
+
 def _days_of(week: str) -> str:
     """The days of a week in words: `Monday to Friday`."""
     start = next((i for i in range(7) if week[i] == "1" and week[i - 1] == "0"), 0)

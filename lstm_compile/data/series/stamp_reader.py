@@ -55,6 +55,11 @@ class StampReader:
     _type: Any = None  # of the column
     _zones: set[str] = field(default_factory=set)
 
+    @property
+    def has_offsets(self) -> bool:
+        """Whether the stamps have a zone of their own."""
+        return bool(self._zones - {""})
+
     def read(self, cells: Any) -> NDArray[Any]:
         """The times of cells; see `values.to_times`.
 
