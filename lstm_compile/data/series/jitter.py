@@ -83,8 +83,13 @@ def room_of(ticks: Ticks, step: float, jitter: float) -> float:
 
 
 def enough_jitter(rows: GridRows, clock: Clock) -> float | None:
-    """The `--jitter` with which the rows lie on steps; None if none does it."""
-    return next((each for each in TRIED if snapped(rows, clock, each)[1]), None)
+    """The `--jitter` with which the rows lie on steps; None if none does it.
+
+    With too small a one, one row that is off moves all others.
+    """
+    moved = {each: count for each in TRIED if (count := snapped(rows, clock, each)[1])}
+    least = min(moved.values(), default=0)
+    return next((each for each, count in moved.items() if count <= 2 * least), None)
 
 
 def snapped(rows: GridRows, clock: Clock, jitter: float) -> tuple[GridRows, int]:

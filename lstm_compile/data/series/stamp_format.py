@@ -16,6 +16,7 @@ from lstm_compile.data.tables.values import is_date, kind_of
 
 OFFSET = r"[T ]\d\d(?::\d\d(?::?\d\d(?:\.\d+)?)?)?(?P<offset>Z|[+-]\d\d:?(?:\d\d)?)$"
 MOST_DECIMALS = 13
+LARGEST_WHOLE = 2**53  # of the whole numbers that float64 holds
 DATE_DECIMALS = 9  # of a second
 COARSEST = 0.1  # of a step: how far times may be moved as they are rounded
 _UNITS = {4: "Y", 7: "M", 10: "D", 13: "h", 16: "m", 19: "s"}  # by the length of an ISO stamp
@@ -85,7 +86,11 @@ class StampFormat:
         return numbers.cast(pa.timestamp(unit, self.zone or None))
 
     def _numbers(self, numbers: NDArray[Any], as_text: bool) -> Any:
-        cells = pa.array(numbers if self.decimals is None else np.round(numbers, self.decimals))
+        numbers = numbers if self.decimals is None else np.round(numbers, self.decimals)
+        is_whole = self.decimals is not None and self.decimals <= 0
+        if is_whole and np.abs(numbers).max(initial=0) < LARGEST_WHOLE:
+            numbers = numbers.astype(np.int64)  # text would have an exponent
+        cells = pa.array(numbers)
         if self.type is None or (as_text and is_date(self.type)):
             return cells
         if pa.types.is_time32(self.type):

@@ -325,7 +325,8 @@ def test_rounded_stamps_are_read_as_rounded_numbers_are(tmp_path, rate, unit, ji
 @pytest.mark.parametrize("start", [0, 1_577_836_800_000])
 def test_rounded_milliseconds_as_whole_numbers(tmp_path, start):
     times = [start + round(i * 1000 / 30) for i in range(120 + AHEAD)]
-    assert next_stamps(time_table(tmp_path / "t.csv", times[:-AHEAD]), AHEAD) == times[-AHEAD:]
+    found = next_stamps(time_table(tmp_path / "t.csv", times[:-AHEAD]), AHEAD)
+    assert list(map(str, found)) == list(map(str, times[-AHEAD:]))
 
 
 def test_a_wrong_whole_second_is_not_rounding(tmp_path):
@@ -346,6 +347,15 @@ def test_an_unsteady_clock_names_the_likely_step_and_jitter(tmp_path, share, eno
         time_table(tmp_path / "t.csv", rows)
     table = time_table(tmp_path / "t.csv", rows, jitter=float(enough))  # the advice
     assert pd.Timestamp(next_stamps(table, 1)[0]) == pd.Timestamp("2020-01-01 00:00:12")
+
+
+def test_jitter_for_one_row_leaves_the_others(tmp_path):
+    stamps = hours(60).astype("M8[m]")
+    stamps[20] += np.timedelta64(5, "m")
+    with pytest.raises(InputError, match=r"bring .* first, or let --jitter 0\.1 move them"):
+        time_table(tmp_path / "t.csv", stamps)
+    table = time_table(tmp_path / "t.csv", stamps, jitter=0.1)  # the advice
+    np.testing.assert_array_equal(table.stamps(table.ticks), hours(60))
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0.1, 1600000010.5), (0.3, 1600000031.5)])
