@@ -377,6 +377,9 @@ def test_offsets_of_the_zone_and_a_zone_that_is_named_stay(tmp_path):
     schema = table_of(tmp_path, LOCAL.map(str), time_zone="Europe/Berlin").schema
     again = for_model(tmp_path, autumn[:-AHEAD].map(str), schema, "Europe/Berlin")
     assert ahead_of(again).to_pylist() == list(autumn[-AHEAD:].map(str))
+    york = dates("h", "2023-11-04", tz="America/New_York").map(str)  # of two offsets, the last
+    again = for_model(tmp_path, york[:-AHEAD], schema, "Europe/Berlin")
+    assert ahead_of(again).to_pylist() == list(york[-AHEAD:])
     away = autumn.tz_convert("Asia/Tokyo").map(str)
     named = for_model(tmp_path, autumn[:-AHEAD].map(str), schema, "Asia/Tokyo")
     assert ahead_of(named).to_pylist() == list(away[-AHEAD:])
