@@ -1,5 +1,7 @@
 """Time columns as people have them: zones, calendars, whole numbers, unsteady clocks."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -334,3 +336,60 @@ def test_equal_rows_from_the_last_to_the_first(tmp_path):
     stamps = np.repeat(hours(8)[::-1], 9)
     table = table_of(tmp_path, stamps, duplicates="mean")
     assert len(table.x) == 8
+
+
+# ---- forecasts are written as the file given to a model writes its stamps
+
+
+def for_model(tmp_path, stamps, schema, zone=None, name="b.csv"):
+    frame = pd.DataFrame({"when": stamps, "y": range(len(stamps))})
+    path = tmp_path / name
+    frame.to_csv(path, index=False) if name.endswith("csv") else frame.to_parquet(path)
+    options = TableOptions(time="when", time_zone=zone)
+    return read_series(str(path), options, schema=schema)
+
+
+@pytest.mark.parametrize("asked", [None, "Europe/Berlin"])  # it is kept with the model
+@pytest.mark.parametrize("end", ["-04:00", "-0400", "Z", "+00:00", "+05:30", "+02:00"])
+def test_the_offset_of_a_file_comes_back(tmp_path, asked, end):
+    summer = dates("h", "2023-04-01", tz="Europe/Berlin")
+    rows = summer if asked else summer.tz_convert("UTC")
+    trained = table_of(tmp_path, rows.map(str), time_zone=asked)
+    shift = pd.Timestamp(f"2023-04-01T00:00{end}").tz
+    texts = [each.strftime("%Y-%m-%d %H:%M:%S") + end for each in summer.tz_convert(shift)]
+    again = for_model(tmp_path, texts[:-AHEAD], trained.schema, asked)
+    assert ahead_of(again).to_pylist() == texts[-AHEAD:]
+    np.testing.assert_array_equal(again.x[:, 1:], trained.x[:-AHEAD, 1:])  # the calendar
+
+
+def test_the_zone_of_a_typed_file_comes_back(tmp_path):
+    summer = dates("h", "2023-04-01", tz="Europe/Berlin")
+    schema = table_of(tmp_path, summer.map(str), time_zone="Europe/Berlin").schema
+    for zone in ("UTC", "America/New_York", "Europe/Paris"):
+        stamps = summer.tz_convert(zone)
+        again = for_model(tmp_path, stamps[:-AHEAD], schema, "Europe/Berlin", "b.parquet")
+        found = ahead_of(again, as_text=False)
+        assert (found.type.tz, found.to_pylist()) == (zone, list(stamps[-AHEAD:]))
+
+
+def test_offsets_of_the_zone_and_a_zone_that_is_named_stay(tmp_path):
+    autumn = dates("h", "2023-10-27 14:00", tz="Europe/Berlin")  # clocks go back in the forecast
+    schema = table_of(tmp_path, LOCAL.map(str), time_zone="Europe/Berlin").schema
+    again = for_model(tmp_path, autumn[:-AHEAD].map(str), schema, "Europe/Berlin")
+    assert ahead_of(again).to_pylist() == list(autumn[-AHEAD:].map(str))
+    york = dates("h", "2023-11-04", tz="America/New_York").map(str)  # of two offsets, the last
+    again = for_model(tmp_path, york[:-AHEAD], schema, "Europe/Berlin")
+    assert ahead_of(again).to_pylist() == list(york[-AHEAD:])
+    away = autumn.tz_convert("Asia/Tokyo").map(str)
+    named = for_model(tmp_path, autumn[:-AHEAD].map(str), schema, "Asia/Tokyo")
+    assert ahead_of(named).to_pylist() == list(away[-AHEAD:])
+
+
+@pytest.mark.parametrize(("winter", "summer"), [("+01:00", "+02:00"), ("+00:00", "+01:00")])
+def test_another_offset_than_in_training_is_told(tmp_path, winter, summer):
+    schema = table_of(tmp_path, [f"{each}{winter}" for each in dates("h")]).schema
+    rows = [f"{each}{summer}" for each in dates("h", "2020-07-01")]
+    told = r"these stamps have \+0.:00, and hours .* \(if clocks change, train with --time-zone\)"
+    assert re.search(told, for_model(tmp_path, rows, schema).roles.description)
+    same = for_model(tmp_path, [f"{each}{winter}" for each in dates("h")], schema)
+    assert "--time-zone" not in same.roles.description

@@ -24,6 +24,7 @@ UNITS = {
     "day": DAY, "hour": HOUR, "minute": HOUR // 60, "second": HOUR // 3600,
     "millisecond": 1_000_000, "microsecond": 1000, "nanosecond": 1,
 }  # fmt: skip
+STEP_DECIMALS = 7
 CLOSE = 1e-6  # of a step: the largest error of fractional times
 MOST_TRIED = 8  # days and times of day, to find what most rows have
 DAYS_OF_WEEK, WEEKS_OF_YEAR, MONTHS_OF_YEAR = 7, 52, 12
@@ -241,13 +242,17 @@ def whole_steps(
 def on_parts(ticks: Ticks, step: float, close: float) -> Ticks:
     """Ticks of a step that is one part of 1, like 1/12, where they are such parts but rounded.
 
-    Of other steps, and where one is more than `close` steps off, they stay as they are.
+    Those of a step with few decimals, like 0.3, are rounded to these. Of other steps, and where one
+    is more than `close` steps off (or the last bits of such a number), they stay as they are.
     """
-    parts = round(1 / step)
-    if ticks.dtype.kind != "f" or not parts or not isclose(step * parts, 1, rel_tol=1e-15):
+    parts = max(1, round(1 / step))
+    if not isclose(step * parts, 1, rel_tol=1e-15):
+        parts = next((10**d for d in range(STEP_DECIMALS) if round(step, d) == step), 0)
+    if ticks.dtype.kind != "f" or not parts or not len(ticks):
         return ticks
     found = np.rint(ticks * parts) / parts
-    return found if (np.abs(found - ticks) <= close * step).all() else ticks
+    room = max(close * step, 4 * float(np.spacing(np.abs(ticks).max())))
+    return found if (np.abs(found - ticks) <= room).all() else ticks
 
 
 def calendar_columns(stamps: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.float32]:
@@ -284,6 +289,14 @@ def _day_and_time(shown: NDArray[Any]) -> tuple[Any, Any]:
 
 def _counted(count: float, unit: str) -> str:
     return f"{count:.10g} {unit}{'' if count == 1 else 's'}"
+
+
+def step_of(week: str) -> str:
+    """The `--step` of a week: `B`, `Mon-Sat` or `Mon,Wed`."""
+    first, to, last = _days_of(week).partition(" to ")
+    if week == BUSINESS or not to:
+        return "B" if to else ",".join(day[:3] for day in first.split(", "))
+    return f"{first[:3]}-{last[:3]}"
 
 
 def _days_of(week: str) -> str:

@@ -1,6 +1,7 @@
 """The clock of a table: inferred from its rows, or asked for with `--step`. Loads no torch."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -116,11 +117,15 @@ def asked_clock(step: str, is_date: bool, zone: str = "") -> Clock:
     return clock
 
 
-def months_hint(days: float) -> str:
-    """What to try where rows are so many days apart: `if rows are quarters, say --step QS`."""
+def months_hint(days: float, fits: Callable[[str], bool]) -> str:
+    """What to try where rows are so many days apart: `if rows are quarters, say --step QS`.
+
+    `fits` says whether most rows lie on a step.
+    """
     for name, step, low, high in MONTHLY_STEPS:
         if low <= days <= high:
-            return f"if rows are {name}, say --step {step}; else "
+            say = f"say --step {step}" if fits(step) else "write each as the first day of its month"
+            return f"if rows are {name}, {say}; else "
     return ""
 
 

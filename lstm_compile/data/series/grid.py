@@ -6,11 +6,15 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from lstm_compile.data.series.clock import Clock, Ticks, whole_steps
+from lstm_compile.data.series.clock import DAY, Clock, Ticks, whole_steps
 from lstm_compile.data.tables.columns import Duplicates
 from lstm_compile.errors import InputError
 
 MEND_GAPS = "fill gaps with --gaps forward, linear or indicate"
+MEND_MANY = (
+    "if nights or weekends have no rows, count the rows: name a column of whole numbers with "
+    f"--time; else {MEND_GAPS}"
+)
 MEND_STEPS = "bring the rows to equal steps first"
 MOST_STEPS = 20  # for each row of a series; with more missing steps a stamp must be wrong
 Floats = NDArray[np.float32]
@@ -105,6 +109,13 @@ def to_grid(rows: GridRows, clock: Clock, may_fill: bool, refuse: Refuse) -> tup
         count = f"steps missing in all: {missing}"
         found = f"a time {steps[worst]} steps after the row before ({count})"
         mend = "mend the stamp or drop the row" if may_fill else MEND_GAPS
+        if (
+            not may_fill
+            and clock.kind == "fixed"
+            and clock.step < DAY
+            and 4 * missing > len(rows.x)
+        ):
+            mend = MEND_MANY
         refuse(int(rows.table_rows[worst + 1]), found, f"one step of {clock.name}", mend)
     place = np.concatenate(([0], steps.cumsum()))
     x = np.full((place[-1] + 1, rows.x.shape[1]), np.nan, np.float32)

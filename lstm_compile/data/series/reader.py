@@ -20,7 +20,7 @@ from lstm_compile.data.series.grid import (
     merge_duplicates,
     to_grid,
 )
-from lstm_compile.data.series.jitter import room_of, snapped, steady_step
+from lstm_compile.data.series.jitter import TRIED, enough_jitter, room_of, snapped, steady_step
 from lstm_compile.data.series.levels import subtract_levels
 from lstm_compile.data.series.order import check_order
 from lstm_compile.data.series.series_table import (
@@ -90,7 +90,8 @@ def read_series(
     is_uneven = clock.may_be_months and not (trained or o.step)
     even, moved = (merged, 0) if is_uneven else snapped(merged, clock, _jitter(o))
     room = room_of(merged.ticks, clock.step, _jitter(o))
-    grid, added = to_grid(even, clock, roles.gaps != "error", refuse)
+    faults = replace(faults, jitter=partial(enough_jitter, merged, clock))
+    grid, added = to_grid(even, clock, roles.gaps != "error", faults.refuse)
     notes = (
         f"step: {clock.name}",
         *stamps.notes,
@@ -138,9 +139,14 @@ def _clock(rows: GridRows, options: TableOptions, stamps: StampReader) -> Clock:
     if clock.kind not in ("number", "fixed") or clock.may_be_months:
         return clock
     ticks = clock.ticks(times)
-    is_even = not whole_steps(np.diff(ticks)[is_next], clock.step, ticks)[1].any()
-    step = None if is_even else steady_step(ticks, is_next, _jitter(options))
-    return replace(clock, step=step) if step else clock
+    is_broken = whole_steps(np.diff(ticks)[is_next], clock.step, ticks)[1]
+    if not is_broken.any():
+        return clock
+    ticks = ticks.astype(np.float64) if clock.kind == "number" else ticks
+    # the second finds a step for a message
+    jitters = (_jitter(options), TRIED[-1] if is_broken.mean() > 0.5 else 0)
+    step = next(filter(None, (steady_step(ticks, is_next, each) for each in jitters)), clock.step)
+    return replace(clock, step=step if clock.kind == "number" else max(1, round(step)))
 
 
 def _note(count: int, what: str, how: str) -> tuple[str, ...]:
@@ -193,7 +199,7 @@ class _Reading:
             ticks=rows.ticks,
             clock=self.clock,
             stamp=stamp,
-            format=self.stamps.format.of_numbers(times, self.clock.step),
+            format=self.stamps.format.of_times(times, self.clock),
             ids=tuple(ids) if options.id or len(ids) > 1 else None,
             id_type=self.index.files.type_of(options.id),
             statics=self._codes(info),

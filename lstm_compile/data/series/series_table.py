@@ -225,8 +225,8 @@ def _quantile(ordered: NDArray[Any], share: float, end: float) -> float:
     return end if place >= len(ordered) else float(ordered[max(0, place)])
 
 
-def _check_end(table: SeriesTable, end: float) -> None:
-    if end >= np.iinfo(np.int64).max:
+def _check_end(table: SeriesTable, is_beyond: bool) -> None:
+    if is_beyond:
         raise InputError(
             f"{table.place}: the forecast would reach beyond the year {LAST_YEAR}, which times in "
             "nanoseconds do not; take a smaller --horizon, or bring the stamps nearer"
@@ -254,8 +254,12 @@ def look_ahead(table: SeriesTable, horizon: int) -> Ahead:
     info, steps = table.info, np.arange(1, horizon + 1)
     last = table.starts + table.history - 1
     if table.clock.kind in ("fixed", "wall"):
-        _check_end(table, float(table.ticks[last].max()) + horizon * info.step)
+        end = float(table.ticks[last].max()) + horizon * info.step
+        _check_end(table, end >= np.iinfo(np.int64).max)
     ticks = (table.ticks[last][:, None] + steps * info.step).astype(table.ticks.dtype)
+    if table.clock.kind != "number":
+        latest = table.stamps(ticks.max().reshape(1))[0]
+        _check_end(table, latest >= np.datetime64(str(LAST_YEAR + 1)))
     stamps = table.stamps(ticks.ravel()) if info.calendar else ticks.ravel()
     calendar = calendar_columns(stamps, info.calendar).reshape(*ticks.shape, -1)
     if not info.known:

@@ -2,18 +2,22 @@
 
 import re
 from dataclasses import dataclass, replace
+from math import isclose
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lstm_compile.data.series.clock import Clock
 from lstm_compile.data.series.zones import offset_text, to_local
 from lstm_compile.data.tables.periods import NUMBERS, to_numbers, to_periods
 from lstm_compile.data.tables.values import is_date, kind_of
 
 OFFSET = r"[T ]\d\d(?::\d\d(?::?\d\d(?:\.\d+)?)?)?(?P<offset>Z|[+-]\d\d:?(?:\d\d)?)$"
 MOST_DECIMALS = 13
+LARGEST_WHOLE = 2**53  # of the whole numbers that float64 holds
+DATE_DECIMALS = 9  # of a second
 COARSEST = 0.1  # of a step: how far times may be moved as they are rounded
 _UNITS = {4: "Y", 7: "M", 10: "D", 13: "h", 16: "m", 19: "s"}  # by the length of an ISO stamp
 
@@ -27,7 +31,8 @@ class StampFormat:
         form: of dates that are not written as ISO 8601: of `NUMBERS` or `PERIODS`; else empty.
         type: the Arrow type of the column; None where the file has no types.
         sample: one of its cells, where they are text.
-        decimals: of numbers with fractions; None for all that they have.
+        decimals: of numbers with fractions, and of the seconds of dates; None for all that they
+            have.
     """
 
     zone: str = ""
@@ -36,10 +41,15 @@ class StampFormat:
     sample: str = ""
     decimals: int | None = None
 
-    def of_numbers(self, numbers: NDArray[Any], step: float) -> "StampFormat":
-        """The format of such times, whose forecasts have as many decimals, or those of `step`."""
-        if numbers.dtype.kind != "f":
+    def of_times(self, times: NDArray[Any], clock: Clock) -> "StampFormat":
+        """The format of such times, whose forecasts have as many decimals, or those of a step."""
+        if clock.kind not in ("number", "fixed"):
             return self
+        numbers, step = clock.ticks(times), clock.step
+        if numbers.dtype.kind != "f":
+            unit, most = rounding_of(numbers), DATE_DECIMALS if clock.kind == "fixed" else 0
+            is_rounded = not is_multiple(step, unit) and unit / 2 <= COARSEST * step
+            return replace(self, decimals=most - round(np.log10(unit)) if is_rounded else None)
         is_single = self.type is not None and pa.types.is_float32(self.type)
         decimals = decimals_of(numbers, np.float32 if is_single else np.float64)
         if decimals is not None and 10**-decimals / 2 > COARSEST * step:
@@ -55,6 +65,10 @@ class StampFormat:
         is_text = self.type is not None and kind_of(self.type) == "text"
         if stamps.dtype.kind != "M":  # times of day and durations are numbers to the model
             return self._numbers(stamps, as_text)
+        if self.decimals is not None:
+            unit = 10 ** (DATE_DECIMALS - self.decimals)
+            numbers = stamps.astype("M8[ns]").astype(np.int64) + unit // 2
+            stamps = (numbers // unit * unit).astype("M8[ns]")
         shown = to_local(stamps, self.zone)
         if self.form in NUMBERS:
             cells = pa.array(to_numbers(shown, self.form))
@@ -72,7 +86,11 @@ class StampFormat:
         return numbers.cast(pa.timestamp(unit, self.zone or None))
 
     def _numbers(self, numbers: NDArray[Any], as_text: bool) -> Any:
-        cells = pa.array(numbers if self.decimals is None else np.round(numbers, self.decimals))
+        numbers = numbers if self.decimals is None else np.round(numbers, self.decimals)
+        is_whole = self.decimals is not None and self.decimals <= 0
+        if is_whole and np.abs(numbers).max(initial=0) < LARGEST_WHOLE:
+            numbers = numbers.astype(np.int64)  # text would have an exponent
+        cells = pa.array(numbers)
         if self.type is None or (as_text and is_date(self.type)):
             return cells
         if pa.types.is_time32(self.type):
@@ -114,6 +132,21 @@ def decimals_of(numbers: NDArray[Any], kind: Any = np.float64) -> int | None:
     stored = numbers.astype(kind)
     fits = (d for d in range(MOST_DECIMALS) if (np.round(numbers, d).astype(kind) == stored).all())
     return next(fits, None)
+
+
+def rounding_of(ticks: NDArray[Any]) -> float:
+    """The power of ten, up to 1e9, that numbers or nanoseconds are multiples of."""
+    if ticks.dtype.kind == "f":
+        decimals = decimals_of(ticks)
+        least = float(np.spacing(np.abs(ticks).max(initial=1)))
+        return least if decimals is None else 10.0**-decimals
+    powers = (10**digits for digits in range(DATE_DECIMALS, 0, -1))
+    return next((power for power in powers if not (ticks % power).any()), 1)
+
+
+def is_multiple(step: float, unit: float) -> bool:
+    """Whether a step is a whole number of units."""
+    return isclose(step / unit, round(step / unit), rel_tol=1e-9)
 
 
 def _fits(stamps: NDArray[Any], unit: str) -> bool:

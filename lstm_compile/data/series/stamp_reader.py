@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lstm_compile.data.schema import SeriesSchema
 from lstm_compile.data.series.clock_changes import moments
 from lstm_compile.data.series.stamp_format import OFFSET, StampFormat
-from lstm_compile.data.series.zones import check_zone
+from lstm_compile.data.series.zones import check_zone, is_offset, offset_text
 from lstm_compile.data.tables.periods import (
     MEND_DATES,
     NUMBERS,
@@ -53,7 +53,13 @@ class StampReader:
     has_unknown_zone: bool = False
     notes: tuple[str, ...] = ()
     _type: Any = None  # of the column
+    _last: str = ""  # the offset of the last stamp
     _zones: set[str] = field(default_factory=set)
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether the stamps have a zone of their own."""
+        return bool(self._zones - {""})
 
     def read(self, cells: Any) -> NDArray[Any]:
         """The times of cells; see `values.to_times`.
@@ -72,6 +78,8 @@ class StampReader:
                 self.format = replace(self.format, sample=sample, form=period_of(sample))
         if times.dtype.kind != "M":
             return times
+        if texts is not None and (match := re.search(OFFSET, str(texts[-1]).strip())):
+            self._last = match["offset"]
         zones = _offsets(texts) if texts is not None else {getattr(cells.type, "tz", None) or ""}
         form = period_of(str(texts[0]).strip()) if texts is not None else ""
         self._zones |= zones
@@ -96,6 +104,8 @@ class StampReader:
             return times
         own = sorted({check_zone(each) for each in self._zones if each})
         shown = check_zone(self.asked) if self.asked else own[0] if len(own) == 1 else ""
+        if self.series and own and self._is_elsewhere(times, own, shown):
+            shown = own[0] if len(own) == 1 else check_zone(self._last)
         self._check_zone(shown or own)
         self.zone = (self.series.zone or "") if self.series else shown or ("UTC" if own else "")
         self.has_unknown_zone = self.zone == "UTC" and not self.asked
@@ -103,10 +113,27 @@ class StampReader:
             found = f"time zone: UTC, as the stamps have several offsets ({listing(own)})"
             self.notes = (f"{found}; --time-zone names one",)
         elif self.zone:
-            self.notes = (f"time zone: {self.zone}",)
+            self.notes = (f"time zone: {self.zone}{self._shift_note(own)}",)
         shown = shown or (self.zone or "UTC" if own else "")
         self.format = replace(self.format, zone=shown)
         return times if own or not shown else moments(times, series, shown)
+
+    def _is_elsewhere(self, times: NDArray[Any], own: list[str], zone: str) -> bool:
+        """Whether stamps have other zones than the zone of a model's training has offsets."""
+        is_stored = zone == (self.series.zone if self.series else "")
+        if not is_stored or own == ["UTC"] or not all(map(is_offset, own)):
+            return is_stored
+        return {check_zone(each) for each in set(offset_text(times, zone))} != set(own)
+
+    def _shift_note(self, own: list[str]) -> str:
+        """What to tell where stamps have another offset than those of the training."""
+        is_same = not self.series or not own or own == [self.zone]
+        if is_same or self.asked or not is_offset(self.zone):
+            return ""
+        return (
+            f", as in training, but these stamps have {listing(own)}, and hours and days are "
+            f"counted at {self.zone} (if clocks change, train with --time-zone)"
+        )
 
     def _check_zone(self, has_zone: Any) -> None:
         """Find fault with stamps that have a zone where a model's have none, or the reverse."""

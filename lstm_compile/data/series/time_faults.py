@@ -1,19 +1,31 @@
 """Finds fault with the times of series, and says how to mend it. Loads no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
-from lstm_compile.data.series.clock import DAY, WEEKDAYS, Clock, usual_times, weekdays
+from lstm_compile.data.series.clock import (
+    BUSINESS,
+    DAY,
+    WEEKDAYS,
+    Clock,
+    step_of,
+    usual_times,
+    weekdays,
+)
 from lstm_compile.data.series.clock_changes import hour_lost_or_repeated
-from lstm_compile.data.series.find_clock import months_hint
+from lstm_compile.data.series.find_clock import asked_clock, infer_clock, months_hint
 from lstm_compile.data.series.grid import MEND_GAPS, MEND_STEPS, GridRows
 from lstm_compile.data.series.stamp_reader import StampReader
+from lstm_compile.data.series.zones import offset_text
 from lstm_compile.data.tables.periods import MEND_DATES, is_date_code
 from lstm_compile.data.tables.sequence_index import SequenceIndex
 
 SATURDAY = 5
+MOST = 0.8  # of the rows: the others are wrong
+MEND_MONTHS = "write each as the first day of its month"
 LEAST_DISTANCES = 3  # of a series that has a step of its own
 LONGEST = 1.2  # of the shortest distance: the median one of a series with a step of its own
 
@@ -26,6 +38,7 @@ class TimeFaults:
     column: str
     clock: Clock
     stamps: StampReader
+    jitter: Callable[[], float | None] = lambda: None  # `--jitter` that brings rows to steps
 
     def clock_change(self) -> str:
         """When clocks seem to go forward or back, in a table without a zone; else empty."""
@@ -46,14 +59,21 @@ class TimeFaults:
     def refuse(self, row: int, found: str, expected: str, mend: str) -> NoReturn:
         """Raise for the time of a row of the table."""
         series = int(np.searchsorted(self.index.lengths.cumsum(), row, "right"))
-        if self.clock.kind in ("fixed", "wall") and self.clock.step >= DAY:
+        is_day = self.clock.kind in ("fixed", "wall") and self.clock.step >= DAY
+        if is_day or self.clock.kind == "weekdays":
             mend = self._mend_days(series, mend)
+        elif offset := self._unchanged(row):
+            mend = f"if these clocks never change, say --time-zone UTC or {offset}; else {mend}"
         elif change := self.clock_change():
             advice = "train with" if self.stamps.series else "name their zone with"
             mend = f"if clocks change before {change}, {advice} --time-zone; else {mend}"
+        elif mend == MEND_STEPS and (jitter := self.jitter()):
+            mend = f"{mend}, or let --jitter {jitter:g} move them"
         if len(self.index.ids) > 1:
             expected = f"{expected} in series {self.index.ids[series]!r}"
-            mend += ", or use a model for each step" if mend.endswith(MEND_STEPS) else ""
+            mend += (
+                ", or use a model for each step" if mend.endswith((MEND_STEPS, "move them")) else ""
+            )
         self.index.refuse(row, self.column, found, expected, mend)
 
     def _mend_days(self, series: int, mend: str) -> str:
@@ -61,16 +81,47 @@ class TimeFaults:
         if mend == MEND_GAPS:
             end, count = self.index.lengths[: series + 1].sum(), self.index.lengths[series]
             times: Any = self.index.times
-            has_weekend = weekdays(self.clock.local(times[end - count : end])).max() >= SATURDAY
-            if self.clock.step != DAY or has_weekend or self.stamps.series:
+            week = self._own_week(times[end - count : end])
+            if week in ("", self.clock.week) or self.clock.step not in (1, DAY):
                 return mend
+            days = "business days" if week == BUSINESS else step_of(week)
             alone = " in a run of this series alone" if len(self.index.ids) > 1 else ""
-            return f"if rows are business days, say --step B{alone}; else {mend}"
+            return f"if rows are {days}, say --step {step_of(week)}{alone}; else {mend}"
         if mend == MEND_STEPS and not self.stamps.series:
-            mend = months_hint(self.clock.step / DAY) + mend
-        if self.stamps.has_unknown_zone:
+            mend = months_hint(self.clock.step / DAY, self._fits) + mend
+        if mend.endswith(MEND_STEPS) and self.stamps.has_unknown_zone:
             return f"name the zone that has equal days with --time-zone, or {mend}"
         return mend
+
+    def _own_week(self, times: Any) -> str:
+        """The days of the week that one series has, if these may be its step; else empty."""
+        if self.stamps.series or self.clock.kind == "wall":
+            return ""
+        if weekdays(self.clock.local(times)).max() < SATURDAY:
+            return BUSINESS
+        is_next = np.ones(len(times) - 1, bool)
+        return infer_clock(times, is_next, self.clock.zone).week if len(times) > 1 else ""
+
+    def _fits(self, step: str) -> bool:
+        """Whether most rows lie on the `--step` of months."""
+        times: Any = self.index.times
+        clock = asked_clock(step, True, self.clock.zone)
+        ticks = clock.ticks(times)
+        likes = usual_times(clock, times)
+        shares = [float((clock.stamps(ticks, each) == times).mean()) for each in likes]
+        return max(shares) >= MOST
+
+    def _unchanged(self, row: int) -> str:
+        """The offset of clocks that seem to stay as clocks of the zone go back; else empty."""
+        times, zone = self.index.times, self.stamps.asked
+        if times is None or not row or not zone or self.stamps.has_offsets:
+            return ""
+        shown = self.clock.local(times[row - 1 : row + 1])
+        steps = [
+            int(np.diff(each.astype("M8[ns]")).item()) for each in (times[row - 1 : row + 1], shown)
+        ]
+        is_even = self.clock.kind == "fixed" and steps[1] == self.clock.step != steps[0]
+        return offset_text(times[row : row + 1], zone)[0] if is_even else ""
 
     def check_steps(self, rows: GridRows) -> None:
         """Check that rows lie on steps, where steps are days of weeks or of months.
@@ -91,6 +142,10 @@ class TimeFaults:
             found = f"{shown[0].astype('M8[s]')}, a {WEEKDAYS[weekdays(shown)[0]]}"
             like = f", like {shown[1].astype('M8[s]')}" if (stamps[best] == times).any() else ""
             mend = "mend the stamp or drop the row"
+            if self.clock.is_monthly and (stamps[best] == times).mean() < MOST:
+                mend = MEND_MONTHS
+                if self.stamps.has_unknown_zone:
+                    mend = f"name the zone that has equal months with --time-zone, or {mend}"
             self.refuse(int(row), found, f"{self.clock.rule}{like}", mend)
 
     def check_distances(self, rows: GridRows) -> None:

@@ -93,6 +93,11 @@ def offset_text(moments: Moments, zone: str) -> list[str]:
     return [words[each] for each in minutes.tolist()]
 
 
+def is_offset(zone: str) -> bool:
+    """Whether a zone is an offset that never changes."""
+    return _seconds(zone) is not None
+
+
 def _seconds(zone: str) -> int | None:
     """The seconds of a fixed offset; None for a zone whose clocks may change."""
     if zone in ("", "UTC"):

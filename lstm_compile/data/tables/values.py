@@ -29,6 +29,12 @@ _THOUSANDS = (
 
 
 MEND_FORMAT = "write them as YYYY-MM-DD or YYYY-MM-DD HH:MM:SS"
+MEND_YEARS = (
+    "drop the rows of other years, or count the rows: name a column of whole numbers with --time"
+)
+MEND_OFFSET = "write the offset in all rows or in none (then --time-zone names the zone)"
+_YEARS = f"a date from {FIRST_YEAR} to {LAST_YEAR}"
+_OFFSET = r"(?<=[T ]\d\d:\d\d)(:\d\d(\.\d+)?)?(?P<offset>Z|[+-]\d\d:?(\d\d)?)$"
 _NO_MARKS = "write the number without marks between thousands"
 
 
@@ -207,8 +213,7 @@ def _within_nanoseconds(times: NDArray[Any], cells: Any) -> NDArray[Any]:
     """Dates that int64 counts in nanoseconds; earlier and later ones would become others."""
     years = times.astype("M8[Y]").astype(np.int64) + 1970
     for index in np.flatnonzero((years < FIRST_YEAR) | (years > LAST_YEAR))[:1]:
-        expected = f"a date from {FIRST_YEAR} to {LAST_YEAR}"
-        raise CellError(int(index), _shown(cells, int(index)), expected)
+        raise CellError(int(index), _shown(cells, int(index)), _YEARS, MEND_YEARS)
     return times
 
 
@@ -281,13 +286,34 @@ def _texts_to_times(cells: Any) -> NDArray[Any]:
     kinds = [pa.int64(), pa.float64(), pa.timestamp("ns"), pa.timestamp("ns", "UTC")]
     for kind in kinds:
         try:
-            return _finite(np.asarray(cells.cast(kind).to_numpy(zero_copy_only=False)))
+            times = _finite(np.asarray(cells.cast(kind).to_numpy(zero_copy_only=False)))
+            return _within_nanoseconds(times, cells) if times.dtype.kind == "M" else times
         except pa.ArrowException:
             continue
     _check_format(cells)
     fits = [kind for kind in kinds if _casts(cells.slice(0, 1), kind)] or kinds[2:3]
-    _cast(cells, fits[-1] if fits[-1] != kinds[0] else kinds[1], "a number or an ISO 8601 date")
+    kind = fits[-1] if fits[-1] != kinds[0] else kinds[1]
+    if pa.types.is_timestamp(kind) and not _casts(cells, kind):
+        _check_date(cells, _first_bad(cells, kind))
+    _cast(cells, kind, "a number or an ISO 8601 date")
     raise CellError(0, _shown(cells, 0), "numbers or ISO 8601 dates, one kind in all rows")
+
+
+def _check_date(cells: Any, index: int) -> None:
+    """Find fault with a cell that is an ISO 8601 date, but too early or late, or of another kind.
+
+    The first cell shows whether stamps have an offset.
+    """
+    first, text = str(cells[0]), str(cells[index])
+    if not re.search(f"{_DATE}|{_HOUR}", text):
+        return
+    if not FIRST_YEAR <= int(text[:4]) <= LAST_YEAR:
+        raise CellError(index, _shown(cells, index), _YEARS, MEND_YEARS)
+    offset, own = (re.search(_OFFSET, each) for each in (first, text))
+    if bool(offset) != bool(own):
+        word = f"an offset like {offset['offset']}" if offset else "no offset"
+        expected, mend = f"a stamp with {word}, as in the first row", MEND_OFFSET
+        raise CellError(index, _shown(cells, index), expected, mend)
 
 
 def _check_format(cells: Any) -> None:

@@ -1,5 +1,7 @@
 """Times as people write them: rounded numbers, dates as numbers, other formats, mixed steps."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -297,3 +299,154 @@ def test_a_format_of_most_rows_is_told(tmp_path):
         time_table(tmp_path / "b.csv", rows)
     with pytest.raises(InputError, match="if the comma is the decimal mark, add"):
         time_table(tmp_path / "c.csv", [f'"{i},5"' for i in range(20)])
+
+
+# ---- stamps and whole numbers that are rounded to their own resolution
+
+
+def pictures(rate, unit, count=120 + AHEAD):
+    """Stamps as a camera of `rate` pictures a second writes them."""
+    offsets = [round(i * 1e9 / rate) for i in range(count)]
+    return (pd.Timestamp("2020-01-01") + pd.to_timedelta(offsets, unit="ns")).round(unit)
+
+
+@pytest.mark.parametrize("jitter", [None, 0.05])
+@pytest.mark.parametrize("unit", ["ms", "us"])
+@pytest.mark.parametrize("rate", [24, 30, 30 / 1.001, 60, 7])
+def test_rounded_stamps_are_read_as_rounded_numbers_are(tmp_path, rate, unit, jitter):
+    stamps = pictures(rate, unit)
+    table = time_table(tmp_path / "t.csv", stamps[:-AHEAD].map(str), jitter=jitter)
+    assert [pd.Timestamp(each) for each in next_stamps(table, AHEAD)] == list(stamps[-AHEAD:])
+    time_table(tmp_path / "b.csv", stamps[40:-AHEAD].map(str))
+    again = read_series(str(tmp_path / "b.csv"), TableOptions(time="when"), schema=table.schema)
+    assert [pd.Timestamp(each) for each in next_stamps(again, AHEAD)] == list(stamps[-AHEAD:])
+
+
+@pytest.mark.parametrize("start", [0, 1_577_836_800_000])
+def test_rounded_milliseconds_as_whole_numbers(tmp_path, start):
+    times = [start + round(i * 1000 / 30) for i in range(120 + AHEAD)]
+    found = next_stamps(time_table(tmp_path / "t.csv", times[:-AHEAD]), AHEAD)
+    assert list(map(str, found)) == list(map(str, times[-AHEAD:]))
+
+
+def test_a_wrong_whole_second_is_not_rounding(tmp_path):
+    seconds = np.arange(60) * 10
+    seconds[5] += 1
+    for rows in (seconds, np.datetime64("2020-01-01", "s") + seconds):
+        with pytest.raises(InputError, match=r"row 6, .* found a time 11 "):
+            time_table(tmp_path / "t.csv", rows)
+
+
+@pytest.mark.parametrize(("share", "enough"), [(0.04, "0.05"), (0.09, "0.1"), (0.18, "0.2")])
+def test_an_unsteady_clock_names_the_likely_step_and_jitter(tmp_path, share, enough):
+    noise = np.random.default_rng(0).uniform(-share, share, 120)
+    offsets = pd.to_timedelta(np.round((np.arange(120) + noise) * 0.1, 6), unit="s")
+    rows = [str(each) for each in pd.Timestamp("2020-01-01") + offsets]
+    message = f"expected whole steps of 100 milliseconds; bring .*, or let --jitter {enough} move"
+    with pytest.raises(InputError, match=message):
+        time_table(tmp_path / "t.csv", rows)
+    table = time_table(tmp_path / "t.csv", rows, jitter=float(enough))  # the advice
+    assert pd.Timestamp(next_stamps(table, 1)[0]) == pd.Timestamp("2020-01-01 00:00:12")
+
+
+def test_jitter_for_one_row_leaves_the_others(tmp_path):
+    stamps = hours(60).astype("M8[m]")
+    stamps[20] += np.timedelta64(5, "m")
+    with pytest.raises(InputError, match=r"bring .* first, or let --jitter 0\.1 move them"):
+        time_table(tmp_path / "t.csv", stamps)
+    table = time_table(tmp_path / "t.csv", stamps, jitter=0.1)  # the advice
+    np.testing.assert_array_equal(table.stamps(table.ticks), hours(60))
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0.1, 1600000010.5), (0.3, 1600000031.5)])
+def test_moved_numbers_have_no_digits_of_rounding(tmp_path, step, expected):
+    noise = np.random.default_rng(0).uniform(-1e-5, 1e-5, 105)
+    table = time_table(tmp_path / "t.csv", 1.6e9 + step * np.arange(105) + noise)
+    assert next_stamps(table, 1) == [expected]
+
+
+# ---- what messages about times advise
+
+
+@pytest.mark.parametrize("old", ["1600-01-01", "1650-01-15", "2263-01-01", "2262-04-12T00", "2262"])
+def test_years_that_are_not_read_are_told(tmp_path, old):
+    rows = [*pd.date_range("2000-01-01", periods=20).astype(str), old + "-01" * (len(old) == 4)]
+    with pytest.raises(InputError, match=r"row 21, .* expected a date from 1678 to 2261; drop the"):
+        time_table(tmp_path / "t.csv", rows)
+
+
+@pytest.mark.parametrize("frequency", ["YS", "MS", "B", "D", "h"])
+def test_no_forecast_is_later_than_what_is_read(tmp_path, frequency):
+    rows = pd.date_range(end="2261-12-31 23:00", periods=60, freq=frequency).astype(str)
+    with pytest.raises(InputError, match="would reach beyond the year 2261"):
+        next_stamps(time_table(tmp_path / "t.csv", rows), 20)
+    assert next_stamps(time_table(tmp_path / "t.csv", rows[:-2]), 2) == list(rows[-2:])
+
+
+@pytest.mark.parametrize(
+    ("end", "odd", "expected"),
+    [
+        ("+01:00", "", r"an offset like \+01:00"),
+        ("Z", "", "an offset like Z"),
+        ("", "-05", "no of"),
+    ],
+)
+def test_a_row_without_the_offset_of_others_is_told(tmp_path, end, odd, expected):
+    rows = [f"2023-03-26 {hour:02}:00:00{end if hour != 7 else odd}" for hour in range(20)]
+    message = f"row 8, .* expected a stamp with {expected}.*; write the offset in all rows or in no"
+    with pytest.raises(InputError, match=message):
+        time_table(tmp_path / "t.csv", rows)
+
+
+FRIDAYS = pd.date_range("2000-01-01", periods=60, freq="WOM-3FRI").astype(str)
+
+
+def test_months_on_other_days_are_written_as_first_days(tmp_path):
+    message = "write each as the first day of its month"
+    for step in (None, "MS"):
+        with pytest.raises(InputError, match=message) as raised:
+            time_table(tmp_path / "t.csv", FRIDAYS, step=step)
+        assert not re.search("drop the row|--step MS", str(raised.value))
+    firsts = time_table(tmp_path / "t.csv", [f"{each[:7]}-01" for each in FRIDAYS])  # the advice
+    assert next_stamps(firsts, 1) == ["2005-01-01"]
+
+
+def test_months_of_a_zone_name_the_zone(tmp_path):
+    rows = pd.date_range("2010-01-01", periods=60, freq="MS", tz="America/New_York").map(str)
+    for step in (None, "MS"):
+        with pytest.raises(
+            InputError, match=r"; name the zone that has equal .* with --time-zone,"
+        ):
+            time_table(tmp_path / "t.csv", rows, step=step)
+    table = time_table(tmp_path / "t.csv", rows, time_zone="America/New_York")
+    assert next_stamps(table, 1) == ["2015-01-01 00:00:00-05:00"]
+
+
+def test_hours_of_trading_may_be_counted(tmp_path):
+    rows = pd.date_range("2024-01-01", periods=1000, freq="h")
+    rows = rows[(rows.day_of_week < 5) & (rows.hour >= 9) & (rows.hour <= 16)]
+    message = "if nights or weekends have no rows, count the rows: name a column of whole numbers"
+    with pytest.raises(InputError, match=message):
+        time_table(tmp_path / "t.csv", rows)
+    assert next_stamps(time_table(tmp_path / "t.csv", range(len(rows))), 1) == [len(rows)]
+
+
+@pytest.mark.parametrize(("first", "second", "step"), [(7, 6, "Mon-Sat"), (6, 5, "B"), (7, 5, "B")])
+def test_a_series_of_fewer_days_names_its_step(tmp_path, first, second, step):
+    days = pd.date_range("2024-01-01", periods=90)
+    rows = [days[days.day_of_week < each] for each in (first, second)]
+    with pytest.raises(InputError, match=f"say --step {step} in a run of this series alone; else"):
+        two(tmp_path / "t.csv", *rows)
+    assert len(time_table(tmp_path / "t.csv", rows[1], step=step).x) == len(rows[1])  # the advice
+
+
+@pytest.mark.parametrize("step", ["15min", "1h"])
+def test_clocks_that_never_change_name_utc_in_autumn(tmp_path, step):
+    rows = pd.date_range("2022-10-28", periods=400, freq=step)
+    message = r"; if these clocks never change, say --time-zone UTC or \+01:00; else fill gaps"
+    with pytest.raises(InputError, match=message):
+        time_table(tmp_path / "t.csv", rows, time_zone="Europe/Berlin")
+    for zone in ("UTC", "+01:00"):
+        assert len(time_table(tmp_path / "t.csv", rows, time_zone=zone).x) == 400
+    with pytest.raises(InputError, match=r"(hour|minutes); fill gaps with"):
+        time_table(tmp_path / "t.csv", rows.delete(5), time_zone="Europe/Berlin")
