@@ -52,7 +52,9 @@ def test_a_level_is_subtracted_before_float32(tmp_path):
 
 def test_what_cannot_be_kept_is_refused(tmp_path):
     wide = np.concatenate([np.arange(100.0), 4e9 + np.arange(100.0)])
-    expected = "from 0 to 4000000099, which float32 rounds to steps of 256.*rows of another level"
+    expected = (
+        "from 0 to 4000000099, which float32 rounds to steps of up to 256.*rows of another level"
+    )
     with pytest.raises(InputError, match=expected):
         read(series(tmp_path / "t.csv", wide))
 
@@ -72,6 +74,23 @@ def test_changes_that_float64_holds_are_kept(tmp_path, y):
     (level,) = table.info.subtracted
     change = np.abs(np.diff(y)).mean()
     np.testing.assert_allclose(table.x[:, 0], y - level, rtol=0, atol=0.01 * change)
+
+
+def test_one_number_of_another_level_costs_the_others_nothing(tmp_path):
+    y = 5 * np.sin(np.arange(COUNT))
+    y[100] = 9e9
+    table = read(series(tmp_path / "low.csv", y))
+    assert not table.info.subtracted
+    np.testing.assert_array_equal(table.x[:, 0], y.astype(np.float32))
+    y += 1e9
+    table = read(series(tmp_path / "high.csv", y))
+    (level,) = table.info.subtracted
+    np.testing.assert_allclose(
+        np.delete(table.x[:, 0].astype(float) + level, 100), np.delete(y, 100), atol=1e-6
+    )
+    y = 1e9 + 5 * np.sin(np.arange(COUNT)) + 1e9 * (np.arange(COUNT) > 150)
+    with pytest.raises(InputError, match="leave out the rows of another level"):
+        read(series(tmp_path / "both.csv", y))
 
 
 def test_numbers_that_are_apart_but_for_a_few_are_refused(tmp_path):
@@ -109,7 +128,9 @@ def test_each_series_is_judged_by_itself(tmp_path):
 
     (level,) = table_of(1e6 * np.sin(np.arange(COUNT))).info.subtracted
     assert level == pytest.approx(1e9)
-    expected = r"column 'y': series 'e': found numbers from 99999.* steps of 64.*subtract 1000000"
+    expected = (
+        r"column 'y': series 'e': found numbers from 99999.* steps of up to 64.*subtract 1000000"
+    )
     with pytest.raises(InputError, match=expected):
         table_of(5 * np.sin(np.arange(COUNT)))
     columns["id"], columns["time"] = columns["id"][:-COUNT], columns["time"][:-COUNT]

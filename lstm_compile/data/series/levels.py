@@ -55,10 +55,9 @@ def _check(
     is_new: bool,
 ) -> None:
     """Refuse the first series whose changes float32 rounds away."""
-    is_wrong = rounding.is_wrong | rounding.is_lost
-    if not is_wrong.any():
+    if not rounding.is_wrong.any():
         return
-    series = int(is_wrong.argmax())
+    series = int(rounding.is_wrong.argmax())
     start = int(rows.lengths[:series].sum())
     own = x[start : start + rows.lengths[series]]
     kept = f", kept as {name} - {level:.15g}" if level else ""
@@ -76,6 +75,7 @@ def _check(
     raise InputError(
         f"{index.files.sources[0].path}, column {name!r}: {one}found numbers from "
         f"{np.nanmin(own):.15g} to {np.nanmax(own):.15g}{kept}, which float32 rounds to steps of "
-        f"{rounding.step[series]:g}, expected finer steps, as most change by less from row to row; "
+        f"up to {spacing(own[np.isfinite(own)] - level):g}, expected finer steps, as they change "
+        f"by less from row to row; "
         f"{mend}"
     )

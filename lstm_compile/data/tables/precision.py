@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 
 from lstm_compile.errors import InputError
 
-COARSE = 0.02  # of a change from row to row: a larger rounding distorts it
-TOO_COARSE = 0.5  # of the mean change: a larger rounding makes figures of the series wrong
+COARSE = 0.02  # of a change from row to row: a larger step distorts it
+TOO_COARSE = 0.5  # of the mean change: a larger step makes figures of the series wrong
 NOISE = 4  # distances of neighbours in float64: smaller changes are its rounding
 TINY = float(np.finfo(np.float32).tiny)  # smaller numbers are as good as 0
 FEW = 20  # numbers that remain of those that are merged
-MERGED = 0.1  # of the numbers of a column
+MERGED = 0.1  # of the numbers of a column, or of the changes of a series
 SAMPLED = 20_000  # rows
-GAIN = 4  # how much finer the numbers must become to be worth subtracting a level
 
 Floats64 = NDArray[np.float64]
 
@@ -69,39 +68,37 @@ def _noise(numbers: Floats64, largest: Floats64) -> Floats64:
 
 
 class Rounding(NamedTuple):
-    """What float32 leaves of the changes from row to row in each of several series."""
+    """What rounding to float32 does to the changes from row to row of several series.
 
-    step: Floats64  # float64 (series,), the distance of neighbours at the largest number
-    change: Floats64  # float64 (series,), the mean size of the changes that are not 0; NaN without
+    float64 (series,) each. Numbers are rounded in steps that grow with their size.
+    """
 
-    # bool (series,), whether most changes are smaller than the step, and than the step over COARSE
-    is_lost: NDArray[np.bool_]
-    is_coarse: NDArray[np.bool_]
+    step: Floats64  # the mean step of the numbers that change
+    change: Floats64  # the mean size of a change; NaN without any
+    lost: Floats64  # the share of the changes that are smaller than their step
+    coarse: Floats64  # likewise, than their step over COARSE
 
     @property
     def is_wrong(self) -> NDArray[np.bool_]:
         """Whether figures of a series would be wrong, bool (series,)."""
-        return self.step > TOO_COARSE * self.change
+        return (self.step > TOO_COARSE * self.change) | (self.lost > MERGED)
 
     @classmethod
     def of(cls, values: Floats64, lengths: NDArray[np.int64]) -> "Rounding":
         """That of float64 `values` (rows,), NaN where there is none, in series of `lengths`."""
         series, count = np.repeat(np.arange(len(lengths)), lengths), len(lengths)
-        largest = np.zeros(count)
-        np.maximum.at(largest, series, np.nan_to_num(np.abs(values)))
-        with np.errstate(over="ignore"):
-            step = np.spacing(largest.astype(np.float32)).astype(np.float64)
-        sizes = np.abs(np.diff(values))
-        is_change = (series[1:] == series[:-1]) & (sizes > _noise(values, largest)[series[1:]])
-        sizes, of = sizes[is_change], series[1:][is_change]
-        changes = np.bincount(of, minlength=count)
-        with np.errstate(invalid="ignore"):
-            change = np.bincount(of, sizes, count) / changes
-        lost, coarse = (
-            np.bincount(of, sizes < share * step[of], count) * 2 > changes
-            for share in (1, 1 / COARSE)
-        )
-        return cls(step, change, lost, coarse)
+        sizes, larger = np.abs(np.diff(values)), np.abs(values)
+        larger = np.maximum(larger[1:], larger[:-1])
+        is_change = (series[1:] == series[:-1]) & (sizes > _noise(values, larger))
+        sizes, larger, of = sizes[is_change], larger[is_change], series[1:][is_change]
+        with np.errstate(over="ignore", invalid="ignore"):
+            steps = np.spacing(larger.astype(np.float32)).astype(np.float64)
+            changes = np.bincount(of, minlength=count)
+            means = [
+                np.bincount(of, each, count) / changes
+                for each in (steps, sizes, sizes < steps, sizes < steps / COARSE)
+            ]
+        return cls(*means)
 
 
 def level_to_subtract(values: Floats64, lengths: NDArray[np.int64]) -> float:
@@ -111,12 +108,13 @@ def level_to_subtract(values: Floats64, lengths: NDArray[np.int64]) -> float:
         values: float64 (rows,), NaN where there is none.
         lengths: int64 (series,), the rows of each series.
     """
-    coarse = values[np.repeat(Rounding.of(values, lengths).is_coarse, lengths)]
+    before = Rounding.of(values, lengths)
+    is_coarse = before.coarse > MERGED
+    coarse = values[np.repeat(is_coarse, lengths)]
     coarse = coarse[np.isfinite(coarse)]
     if not len(coarse):
         return 0.0
     level = float(np.sort(coarse)[len(coarse) // 2])
-    if GAIN * spacing(coarse - level) > spacing(coarse):
-        return 0.0
-    before, after = (Rounding.of(x, lengths).is_wrong for x in (values, values - level))
-    return 0.0 if (after & ~before).any() else level
+    after = Rounding.of(values - level, lengths)
+    gains = (after.coarse > MERGED).sum() < is_coarse.sum()
+    return level if gains and not (after.is_wrong & ~before.is_wrong).any() else 0.0
