@@ -81,19 +81,30 @@ def tf32(allowed: bool) -> Iterator[None]:
     places = (backends.cuda.matmul, backends.mkldnn.matmul, cudnn.rnn, cudnn.conv)
     before = [place.fp32_precision for place in places]
     precision, in_cudnn = _or_none(torch.get_float32_matmul_precision), _or_none(_cudnn_tf32)
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    cudnn.allow_tf32 = allowed
-    cudnn.rnn.fp32_precision = cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
+    with _thawed():
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        cudnn.allow_tf32 = allowed
+        cudnn.rnn.fp32_precision = cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
     try:
         yield
     finally:
-        if precision is not None:
-            torch.set_float32_matmul_precision(precision)
-        if in_cudnn is not None:
-            cudnn.allow_tf32 = in_cudnn
-        for place, value in zip(places, before, strict=True):
-            if place.fp32_precision != value:
-                place.fp32_precision = value
+        with _thawed():
+            if precision is not None:
+                torch.set_float32_matmul_precision(precision)
+            if in_cudnn is not None:
+                cudnn.allow_tf32 = in_cudnn
+            for place, value in zip(places, before, strict=True):
+                if place.fp32_precision != value:
+                    place.fp32_precision = value
+
+
+def _thawed() -> AbstractContextManager[Any]:
+    """Settings that `torch.backends.disable_global_flags()` froze may be changed within.
+
+    PyTorch's own context managers do the same; torch.testing's helpers freeze the settings.
+    """
+    thaw = vars(torch.backends).get("__allow_nonbracketed_mutation", nullcontext)
+    return thaw()  # type: ignore[no-any-return]
 
 
 def _cudnn_tf32() -> bool:

@@ -1,5 +1,7 @@
 """Devices and threads of a run."""
 
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 
@@ -116,6 +118,19 @@ def test_tf32_is_set_everywhere_and_given_back(settings, allowed):
 
 
 @pytest.mark.usefixtures("_settings_are_given_back")
+def test_frozen_settings_are_given_back_too():
+    code = """
+import torch
+from lstm_compile.devices import tf32
+torch.backends.disable_global_flags()
+before = torch.backends.cudnn.allow_tf32
+with tf32(not before):
+    assert torch.backends.cudnn.allow_tf32 is not before
+assert torch.backends.cudnn.allow_tf32 is before and torch.backends.flags_frozen()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_tf32_is_given_back_after_an_error():
     before = precisions()
     with pytest.raises(ValueError, match="stop"), tf32(True):
