@@ -103,7 +103,7 @@ def _thawed() -> AbstractContextManager[Any]:
 
     PyTorch's own context managers do the same; torch.testing's helpers freeze the settings.
     """
-    thaw = vars(torch.backends).get("__allow_nonbracketed_mutation", nullcontext)
+    thaw = getattr(torch.backends, "__allow_nonbracketed_mutation", nullcontext)
     return thaw()  # type: ignore[no-any-return]
 
 
