@@ -104,7 +104,7 @@ def _thawed() -> AbstractContextManager[Any]:
     PyTorch's own context managers do the same; torch.testing's helpers freeze the settings.
     """
     thaw = getattr(torch.backends, "__allow_nonbracketed_mutation", nullcontext)
-    return thaw()  # type: ignore[no-any-return]
+    return thaw()
 
 
 def _cudnn_tf32() -> bool:
