@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from cases import BACKENDS, compiled_alone
+from drop_in_cases import HIDDEN, INPUT, pair
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, prune
@@ -28,17 +29,8 @@ from lstm_compile.recurrence import vendor
 from lstm_compile.training.warm_start import initial_params
 
 EAGER = ("reference", "vendor", "compiled")
-BATCH, TIME, INPUT, HIDDEN = 3, 5, 4, 6
+BATCH, TIME = 3, 5
 LENGTHS = (5, 2, 0)
-
-
-def pair(**options):
-    """nn.LSTM and LSTM with the same weights."""
-    torch.manual_seed(0)
-    theirs = nn.LSTM(INPUT, HIDDEN, batch_first=True, **options)
-    ours = LSTM(INPUT, HIDDEN, batch_first=True, chunk=2, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
 
 
 def inputs(batch=BATCH, time=TIME):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cases import compiled_alone
+from drop_in_cases import HIDDEN, INPUT, pair
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, stack_module_state, vmap
@@ -26,17 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from lstm_compile import LSTM
 from lstm_compile.errors import InputError
 
-INPUT, HIDDEN = 4, 6
 DOCS = (Path(__file__).parents[2] / "docs" / "drop-in.md").read_text(encoding="utf-8")
-
-
-def pair(**options):
-    """nn.LSTM and LSTM with the same weights."""
-    torch.manual_seed(0)
-    theirs = nn.LSTM(INPUT, HIDDEN, batch_first=True, **options)
-    ours = LSTM(INPUT, HIDDEN, batch_first=True, chunk=2, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
 
 
 def inputs(*shape, dtype=torch.float32):
