@@ -8,17 +8,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 SEEDS = range(5)
 
 
-def train(data: str, seed: int) -> dict[str, object]:
+def train(data: str, seed: int, *flags: str) -> dict[str, Any]:
     """One run of the command line in a folder of its own; what its --json prints."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "lstm_compile", "train", data]
-        options = ["--seed", str(seed), "--output", f"{folder}/run", "--json"]
+        options = ["--seed", str(seed), "--output", f"{folder}/run", "--json", *flags]
         result = subprocess.run([*command, *options], check=True, capture_output=True)
-    return json.loads(result.stdout)
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
 
 
 def main(names: list[str]) -> None:

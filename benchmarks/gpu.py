@@ -1,4 +1,4 @@
-"""All that needs a GPU, step by step within a time limit: tests, models, backends, training.
+"""All that needs a GPU, step by step within a time limit: tests, models, speed, other cells.
 
 Each step runs in a process of its own, is ended when its time is over, and its result is written at
 once: to results.json, log.txt, junit-*.xml and, for people, summary.md. The exit code is 1 if any
@@ -23,7 +23,13 @@ from xml.etree import ElementTree
 
 LIMIT, REHEARSAL_LIMIT = 530.0, 840.0  # seconds for everything, on a GPU and on a CPU
 GRACE = 10.0  # seconds to end in, when time is over
-SHARES = {"tests": 0.3, "models": 0.25, "backends": 0.28, "training": 0.17}  # of the limit
+SHARES = {
+    "tests": 0.28,
+    "models": 0.23,
+    "backends": 0.25,
+    "training": 0.14,
+    "cells": 0.1,
+}  # of the limit
 RUN = [sys.executable, "-m", "lstm_compile"]
 # the most important first; what does not fit the time is left out
 CASES = [
@@ -34,6 +40,7 @@ CASES = [
     {"batch": 64, "time": 256, "input": 64, "hidden": 1024, "lengths": "full"},
     {"batch": 256, "time": 64, "input": 64, "hidden": 512, "layers": 2, "bidirectional": True},
 ]
+CELLS = ("layernorm-lstm", "gru", "slstm", "peephole-lstm")
 REHEARSAL = [{"batch": 8, "time": 8, "input": 4, "hidden": 8}]
 TEXT = "".join(f"{number} bottles, and {number + 1} more. " for number in range(2000))
 
@@ -191,6 +198,25 @@ def backends(steps: Steps, limit: float) -> list[dict[str, Any]]:
     return found
 
 
+def cells(steps: Steps, limit: float) -> list[dict[str, Any]]:
+    """Training steps of other cells, compiled, beside their eager loop and cuDNN."""
+    end, found = time.monotonic() + limit, list[dict[str, Any]]()
+    size = (
+        REHEARSAL[0] if steps.rehearses else {"batch": 64, "time": 128, "input": 64, "hidden": 256}
+    )
+    flags = [f"--{name}={value}" for name, value in size.items()]
+    backend = [f"--backend={name}" for name in ("padded", "compiled", "reference", "auto")]
+    for cell in CELLS[:1] if steps.rehearses else CELLS:
+        shown = steps.run(
+            *RUN, "bench", f"--cell={cell}", *flags, *backend, "--mode=training", "--seconds=2",
+            "--device", steps.device, "--json", limit=end - time.monotonic(),
+        )  # fmt: skip
+        found.append({"case": {"cell": cell, **size}, **json.loads(shown)})
+        steps.results["cells"] = found
+        steps.write()
+    return found
+
+
 def training(steps: Steps, limit: float) -> dict[str, Any]:
     """Seconds an epoch of spoken digits and of the guide program, on the device and on the CPU."""
     found, end = dict[str, Any](), time.monotonic() + limit
@@ -226,13 +252,30 @@ def summary(results: dict[str, Any]) -> Iterator[str]:
         yield "\n## Tests\n"
         yield from (line for item in found.items() for line in of_tests(*item))
     if found := results.get("models"):
-        yield "\n## Models\n\n| data | seconds | parity | metrics |\n|---|---|---|---|"
-        for name, row in found.items():
-            yield f"| {name} | {row['seconds']} | {row['parity']} | {json.dumps(row['metrics'])} |"
+        yield from of_models(found)
     if found := results.get("backends"):
         yield from ratios(found)
+    if found := results.get("cells"):
+        yield from of_cells(found)
     if found := results.get("training"):
         yield f"\n## Training\n\n{json.dumps(found)}"
+
+
+def of_models(found: dict[str, Any]) -> Iterator[str]:
+    """How the models of each kind of data came out."""
+    yield "\n## Models\n\n| data | seconds | parity | metrics |\n|---|---|---|---|"
+    for name, row in found.items():
+        yield f"| {name} | {row['seconds']} | {row['parity']} | {json.dumps(row['metrics'])} |"
+
+
+def of_cells(found: list[dict[str, Any]]) -> Iterator[str]:
+    """Times of training steps, and what they are of cuDNN's padded one."""
+    yield "\n## Cells\n\n| cell | backend | ms | of padded |\n|---|---|---|---|"
+    for row in (row for each in found for row in each["rows"]):
+        shown = (
+            f"{row['backend']} | {row['median_ms']:.2f} | {row['ratios'].get('padded', 0.0):.2f}"
+        )
+        yield f"| {row['case']['cell']} | {shown} |"
 
 
 def of_tests(kind: str, row: dict[str, Any]) -> Iterator[str]:
@@ -273,6 +316,7 @@ def main() -> int:
     steps.results["machine"], errors = machine(), dict[str, str]()
     known: dict[str, Callable[[Steps, float], Any]] = {
         "tests": tests, "models": models, "backends": backends, "training": training,
+        "cells": cells,
     }  # fmt: skip
     for name in asked.only:
         began = time.monotonic()

@@ -8,7 +8,14 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import OF_TRAINING, PATH, flags_of, json_option, values_of
+from lstm_compile.cli.options import (
+    OF_TRAINING,
+    PATH,
+    cell_option,
+    flags_of,
+    json_option,
+    values_of,
+)
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.model.run_folder import MODEL_FILE
 
@@ -20,6 +27,7 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @click.argument("model", required=False, type=PATH, metavar="[RUN|MODEL]")
 @click.argument("data", required=False)
+@cell_option
 @json_option
 @click.option(
     "--stride", type=click.IntRange(1), default=1, show_default=True,

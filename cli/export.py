@@ -8,7 +8,7 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import PATH, json_option
+from lstm_compile.cli.options import PATH, cell_option, json_option
 
 if TYPE_CHECKING:
     from lstm_compile.export.write.int8 import Int8Report
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     help="In the streaming file: LSTM operators, or plain operators for one step.",
 )  # fmt: skip
 @click.option("--output", "path", type=PATH, help="File to write  [beside the model]")
+@cell_option
 @json_option
 def command(run: Path | None, onnx: bool, path: Path | None, as_json: bool, **form: Any) -> None:
     """Export RUN: a run folder or a .safetensors file. Without RUN the newest run is taken.

@@ -7,7 +7,7 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import PATH, json_option
+from lstm_compile.cli.options import PATH, cell_option, json_option
 
 
 @click.command(cls=Command)
@@ -32,6 +32,7 @@ from lstm_compile.cli.options import PATH, json_option
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same text."
 )
 @click.option("--stop", default="", help="Stop after this text.")
+@cell_option
 @json_option
 def command(
     model: Path | None,

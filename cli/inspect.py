@@ -176,7 +176,8 @@ def _model(source: str, found: dict[str, Any], _: TableOptions) -> Iterator[Line
 
 def _next(path: Path, found: dict[str, Any]) -> str:
     if found["kind"] == "run":
-        return output.command("export", path, "--onnx")
+        is_own = found["config"].get("cell_sha256")
+        return output.command("export", path, "--onnx", *["--cell FILE.py:NAME"] * bool(is_own))
     streams = "h" in found.get("inputs", {})
     if streams and find_task(found["task"]).is_text:
         return output.command("generate", path)
@@ -199,7 +200,8 @@ def _shape(config: dict[str, Any]) -> str:
     blocks = ""
     if "transformer_layers" in config:
         blocks = f", {config['transformer_layers']} Transformer blocks of {config['heads']} heads"
-    return f"{layers}, {directions}{blocks}{pooling}"
+    cell = f", cell {config['cell']}" if "cell" in config else ""
+    return f"{layers}, {directions}{cell}{blocks}{pooling}"
 
 
 def _scaling(config: dict[str, Any]) -> str:

@@ -4,12 +4,15 @@ import csv
 import tomllib
 from collections.abc import Callable
 from dataclasses import Field
+from functools import wraps
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import click
 
+from lstm_compile.cli.output import CELL
+from lstm_compile.config import names_file
 from lstm_compile.errors import InputError
 from lstm_compile.model.run_folder import CONFIG_FILE
 from lstm_compile.tasks import TASKS, stepwise
@@ -70,7 +73,20 @@ def values_of(cls: type, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def given_of(ctx: click.Context, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings that a flag or a config file gave, by section of such a file."""
+    """The settings that a flag or a config file gave, by section of such a file.
+
+    The cell's file that `--cell` names is read, and its name stands for it.
+
+    Raises:
+        InputError: a file that gives no cell, or a config file that names one.
+    """
+    if is_given(ctx, "cell") and names_file(options["cell"]):
+        if ctx.get_parameter_source("cell") != click.core.ParameterSource.COMMANDLINE:
+            raise InputError(
+                f"cell {options['cell']!r}: a file is run only if the command line names it; give "
+                "--cell FILE.py:NAME there"
+            )
+        options["cell"] = use_cell(options["cell"])
     return {
         title: {n: value for n, value in values_of(cls, options).items() if is_given(ctx, n)}
         for title, cls in SECTIONS.items()
@@ -142,6 +158,17 @@ def refuse_others(ctx: click.Context, *allowed: str) -> None:
         )
 
 
+def check_cell_of_run(ctx: click.Context, run: Path, cell: str) -> None:
+    """Refuse a `--cell` that is not the one of a run that is resumed.
+
+    Raises:
+        InputError: names both.
+    """
+    of_run = (ctx.default_map or {}).get("cell", "lstm")
+    if cell != of_run:
+        raise InputError(f"{run}: a run with cell {of_run!r}, --cell gives {cell!r}; give its own")
+
+
 def task_option(function: Function) -> Function:
     """A decorator that gives a command `--task`, and `--per-step`, which changes its value."""
     per_step = click.option(
@@ -153,6 +180,35 @@ def task_option(function: Function) -> Function:
         help="What to learn.  [default: what fits the data]",
     )  # fmt: skip
     return task(per_step(function))
+
+
+def use_cell(spec: str) -> str:
+    """Make the cell that `--cell` names known; its name. The file that it may name is run.
+
+    Raises:
+        InputError: no such cell, or a file that gives none.
+    """
+    from lstm_compile.recurrence.cell_file import read_cell
+
+    if names_file(spec):
+        click.get_current_context().meta[CELL] = spec
+    return read_cell(spec).name
+
+
+def cell_option(function: Function) -> Function:
+    """A decorator that gives a command `--cell`, which makes the cell of a model known."""
+
+    @wraps(function)
+    def with_cell(*arguments: Any, cell: str | None, **options: Any) -> Any:
+        if cell is not None:
+            use_cell(cell)
+        return function(*arguments, **options)
+
+    option = click.option(
+        "--cell", metavar="FILE.py:NAME",
+        help="The cell of your own that the model was trained with.",
+    )  # fmt: skip
+    return cast(Function, option(with_cell))
 
 
 config_option = click.option(
@@ -182,8 +238,11 @@ def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
     known = [field.name for field in tunable_fields(SECTIONS[title])]
     if unknown := sorted(set(values) - set(known)):
         raise click.BadParameter(f"{path}: unknown keys {unknown} in [{title}]; known are {known}")
+    checked = dict(values)
+    if not isinstance(checked.pop("cell", ""), str):  # which cells there are shows later
+        raise click.BadParameter(f"{path}: [{title}] cell must be a name, got {values['cell']!r}")
     try:
-        CHECKS[title](**values)  # click alone would read 3.7 as 3 and true as 1
+        CHECKS[title](**checked)  # click alone would read 3.7 as 3 and true as 1
     except InputError as error:
         raise click.BadParameter(f"{path}: [{title}] {error}") from error
     return dict(values)

@@ -1,16 +1,19 @@
 """Output for people: tables on a terminal, plain lines in a pipe; JSON on request."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from lstm_compile.files import to_json
-from lstm_compile.formatting import baselines, columns, command, metric, metrics, result, size
+from lstm_compile.formatting import baselines, columns, metric, metrics, result, size
+from lstm_compile.formatting import command as plain_command
 
 if TYPE_CHECKING:
     from lstm_compile.export.proof.parity_report import ParityReport
@@ -19,6 +22,16 @@ __all__ = [
     "baselines", "columns", "command", "console", "lines", "metric", "metrics", "parity",
     "print_json", "reading", "result", "size",
 ]  # fmt: skip
+
+CELL = "lstm_compile.cell"  # in a context's `meta`: the cell's file as --cell named it
+NEEDS_CELL = ("export", "verify", "train", "train --resume")  # next commands that read a model
+
+
+def command(name: str, path: Path, *more: str) -> str:
+    """A command of this program to paste into a shell, with the `--cell` of this one."""
+    cell = click.get_current_context().meta.get(CELL)
+    flag = ("--cell", shlex.quote(cell)) if cell and name in NEEDS_CELL else ()
+    return plain_command(name, path, *more, *flag)
 
 
 def console(json_wanted: bool) -> Console:

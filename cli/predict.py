@@ -8,7 +8,7 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import OF_TRAINING, PATH, flags_of, json_option
+from lstm_compile.cli.options import OF_TRAINING, PATH, cell_option, flags_of, json_option
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.tasks import find_task
 
@@ -25,6 +25,7 @@ SHOWN = 6  # how many columns a line names at most
     "--output", "path", type=PATH, required=True,
     help="The .csv or .parquet file to write; an existing file is replaced.",
 )  # fmt: skip
+@cell_option
 @json_option
 @flags_of(TableOptions, "target", *OF_TRAINING)
 def command(model: Path, data: str, path: Path, as_json: bool, **options: Any) -> None:

@@ -12,6 +12,7 @@ from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal
 from lstm_compile.cli.options import (
     PATH,
+    check_cell_of_run,
     config_option,
     given_of,
     read_run,
@@ -64,9 +65,12 @@ def command(
     the lowest validation loss, and the last state, from which --resume continues.
     """
     if resume:
-        refuse_others(ctx, "resume", "as_json", "debug")
+        refuse_others(ctx, "resume", "cell", "as_json", "debug")
     out = output.console(as_json)
-    task, model, training, table = resolve(data, task, **given_of(ctx, options))
+    given = given_of(ctx, options)
+    if resume:
+        check_cell_of_run(ctx, resume, options["cell"])
+    task, model, training, table = resolve(data, task, **given)
     with ExitStack() as work:
         from lstm_compile.recurrence.cache import use_local_cache
         from lstm_compile.training import report

@@ -75,10 +75,11 @@ def command(
 
     require_optuna()
     use_local_cache()
-    plan = plan_of(
-        data, read_space(space_file) if space_file else None, task=task, metric=metric,
-        test=test, **given_of(ctx, options),
-    )  # fmt: skip
+    given = given_of(ctx, options)
+    space = read_space(space_file) if space_file else None
+    if "cell" in (space or {}):  # then --cell only says what a name in the space stands for
+        given["model"].pop("cell", None)
+    plan = plan_of(data, space, task=task, metric=metric, test=test, **given)
     folder = folder or STUDIES / Path(plain_name(data)).stem
     _begin(out, plan, folder)
     names = ("trials", "pruner", "storage", "heartbeat", "seed")

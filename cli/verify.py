@@ -6,7 +6,7 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, Failure
-from lstm_compile.cli.options import PATH, json_option
+from lstm_compile.cli.options import PATH, cell_option, json_option
 
 
 @click.command(cls=Command)
@@ -16,6 +16,7 @@ from lstm_compile.cli.options import PATH, json_option
     "--runtimes", "everywhere", is_flag=True,
     help="Compare every installed runtime, each in its own process.",
 )  # fmt: skip
+@cell_option
 @json_option
 def command(run: Path | None, path: Path | None, everywhere: bool, as_json: bool) -> None:
     """Compare RUN (without it the newest run) with its ONNX file.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lstm_compile.export.write.onnx import ExportReport as ExportReport
     from lstm_compile.export.write.onnx import export_onnx as export_onnx
     from lstm_compile.export.write.streaming import export_streaming as export_streaming
-    from lstm_compile.export.write.translation import translation_table as translation_table
+    from lstm_compile.export.write.tables import translation_table as translation_table
 
 _HOMES = {
     "ExportReport": "write.onnx",
@@ -22,7 +22,7 @@ _HOMES = {
     "export_int8": "write.int8",
     "export_onnx": "write.onnx",
     "export_streaming": "write.streaming",
-    "translation_table": "write.translation",
+    "translation_table": "write.tables",
     "verify_onnx": "proof.parity",
 }
 

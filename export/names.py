@@ -20,8 +20,7 @@ KNOWN_FUTURE = "known_future"  # float32 [batch, horizon, known], in the user's 
 STATIC = "static"  # int64 [batch, statics], codes of categories
 SERIES_LOCATION = "series_location"  # float32 [batch, levels], of each target and past covariate
 SERIES_SCALE = "series_scale"  # float32 [batch, levels], above 0
-STATE = ("h", "c")  # float32 [layers, batch, hidden], of the streaming file
-NEXT_STATE = ("h_next", "c_next")
+NEXT = "_next"  # of the streaming file: output `h_next` is the input `h` of the next call
 BATCH = "batch"
 TIME = "time"
 
@@ -78,12 +77,18 @@ def inputs_of(config: ModelConfig) -> Tensors:
 def streaming_inputs_of(config: ModelConfig) -> Tensors:
     """Every input of its streaming file."""
     (first, kind), _, *given = inputs_of(config).items()
-    return {first: kind, **dict.fromkeys(STATE, ("float32", state_of(config))), **dict(given)}
+    return {first: kind, **state_of(config), **dict(given)}
 
 
-def state_of(config: ModelConfig) -> Shape:
-    """Shape of `h` and of `c`."""
-    return [config.num_layers * config.num_directions, BATCH, config.hidden_size]
+def state_of(config: ModelConfig) -> Tensors:
+    """The parts of the state in a streaming file, such as `h` and `c` of an LSTM."""
+    layers = config.num_layers * config.num_directions
+    return {name: ("float32", [layers, BATCH, size]) for name, size in config.state_parts.items()}
+
+
+def next_state_of(config: ModelConfig) -> Tensors:
+    """The outputs that hold the state after a call."""
+    return {f"{name}{NEXT}": kind for name, kind in state_of(config).items()}
 
 
 def output_of(config: ModelConfig) -> tuple[str, Shape]:

@@ -55,7 +55,7 @@ MOST_THREADS = 1024
 BYTES = 256  # tokens of the vocabulary `byte`
 BYTES_LIKE = (bytes, bytearray, memoryview)
 STATE_KEY = "state"  # in the metadata of a streaming file
-STATE, NEXT_STATE = ("h", "c"), ("h_next", "c_next")
+NEXT = "_next"  # output `h_next` is the input `h` of the next call
 CONSTANT = 1e-6  # a deviation below this share of the mean is a rounding error
 KINDS = "biuf"  # NumPy's letters for the types that are converted to float32
 SHOWN = 12  # how many names an error lists at most
@@ -676,7 +676,8 @@ def check_graph(data: bytes) -> None:
     """Refuse a file with parts that no file of lstm_compile has, and that a hostile file could use.
 
     Such parts are tensors in other files (their path may be any), tensors that are smaller than
-    they say, graphs inside nodes (a loop may never end), functions, and operators of other domains.
+    they say, functions, operators of other domains, and graphs inside nodes, as a loop may never
+    end; but a Scan ends with its input, so it may have a body, without graphs in that.
     onnxruntime itself checks the rest.
 
     Raises:
@@ -691,14 +692,20 @@ def check_graph(data: bytes) -> None:
             _check_tensor(part) if kind == "tensor" else _check_node(part)
 
 
-def _check_node(node: memoryview) -> None:
+def _check_node(node: memoryview, in_body: bool = False) -> None:
     last = {"operator": b"", "domain": b""}  # the last one counts where a field is given twice
+    bodies: list[memoryview] = []
     for name, value in _walk(node, NODE, *last, "attribute"):
         if name in last:
             last[name] = bytes(value)
-        else:
-            for _, tensor in _walk(value, ATTRIBUTE, "tensor"):
-                _check_tensor(tensor)
+            continue
+        for kind, part in _walk(value, ATTRIBUTE, "tensor", "graph"):
+            _check_tensor(part) if kind == "tensor" else bodies.append(part)
+    if bodies and (in_body or last["operator"] != b"Scan"):
+        raise ModelError("a graph has graph, which is refused; export it again")
+    for body in bodies:
+        for kind, part in _walk(body, GRAPH, "node", "tensor"):
+            _check_tensor(part) if kind == "tensor" else _check_node(part, in_body=True)
     if last["domain"] not in DOMAINS and tuple(last.values()) != QUANTISED:
         raise ModelError("an operator is of another domain; export it again")
 
@@ -837,15 +844,19 @@ class Streams(ExportedFile):
         super().__init__(**vars(file))
         inputs = {value.name: value.shape for value in file.session.get_inputs()}
         self._first = TOKENS if TOKENS in inputs else INPUT
-        if surplus := [*inputs.keys() - {self._first, *STATE}]:
+        self._parts = tuple(_state_sizes(file.metadata))
+        if surplus := [*inputs.keys() - {self._first, *self._parts}]:
             raise ModelError(f"streams take no {', '.join(surplus)}: run the file by its `session`")
         self._row, self._one_step = tuple(inputs[self._first][2:]), inputs[self._first][1] == 1
         self._dtype = np.dtype(np.int64 if self._first == TOKENS else np.float32)
-        self._layers, _, self._hidden = inputs[STATE[0]]
-        if not isinstance(self._layers, int):
-            raise ModelError(f"h must have its number of layers, found {inputs[STATE[0]]}")
-        self._initial = np.zeros((2, self._layers, self._hidden), np.float32)
-        self._states: dict[Hashable, Floats] = {}  # h and c, as `_initial`; replaced, not changed
+        shapes = [inputs[part] for part in self._parts]
+        if not isinstance(shapes[0][0], int) or any(s[0] != shapes[0][0] for s in shapes):
+            raise ModelError(f"the state must have its number of layers, found {shapes}")
+        self._layers, self._sizes = shapes[0][0], [shape[-1] for shape in shapes]
+        self._cuts = np.cumsum(self._sizes)[:-1]
+        self._initial = np.zeros((self._layers, sum(self._sizes)), np.float32)
+        # all parts side by side, as `_initial`; replaced, not changed
+        self._states: dict[Hashable, Floats] = {}
         self._busy: set[Hashable] = set()
         self._idle = Condition()  # is notified when streams are no longer busy
 
@@ -904,7 +915,8 @@ class Streams(ExportedFile):
         """A copy of the states of streams that have begun; None means all of them.
 
         Returns:
-            `ids`, a list, and `h` and `c`, float32 (layers, streams, hidden).
+            `ids`, a list, and the parts of the state by name, such as `h` and `c`, float32
+            (layers, streams, size).
 
         Raises:
             ModelError: a stream that has not begun.
@@ -916,8 +928,9 @@ class Streams(ExportedFile):
             for name in names:
                 if name not in self._states:
                     raise ModelError(f"stream {name!r} has not begun; push its first chunk")
-            h, c = self._gathered(names)
-        return {"ids": names, "h": h.copy(), "c": c.copy()}
+            parts = self._gathered(names)
+        copies = (part.copy() for part in parts)
+        return {"ids": names, **dict(zip(self._parts, copies, strict=True))}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Set streams to the states of a snapshot, whether they have begun or not.
@@ -925,11 +938,14 @@ class Streams(ExportedFile):
         Raises:
             ModelError: the snapshot does not fit this file.
         """
-        if not isinstance(snapshot, Mapping) or not {"ids", *STATE} <= snapshot.keys():
-            raise ModelError("a snapshot has `ids`, `h` and `c`; take one with `snapshot`")
-        names, parts = _ids(snapshot["ids"]), [_array(snapshot[part], part) for part in STATE]
-        expected = (self._layers, len(names), self._hidden)
-        for part in parts:
+        wanted = ["ids", *self._parts]
+        if not isinstance(snapshot, Mapping) or not {*wanted} <= snapshot.keys():
+            *most, last = (f"`{name}`" for name in wanted)
+            has = f"{', '.join(most)} and {last}"
+            raise ModelError(f"a snapshot has {has}; take one with `snapshot`")
+        names, parts = _ids(snapshot["ids"]), [_array(snapshot[p], p) for p in self._parts]
+        for part, size in zip(parts, self._sizes, strict=True):
+            expected = (self._layers, len(names), size)
             if part.shape != expected or part.dtype != np.float32:
                 raise ModelError(
                     f"a snapshot of {len(names)} streams has float32 {expected}, found "
@@ -938,7 +954,7 @@ class Streams(ExportedFile):
             if not np.isfinite(part).all():
                 raise ModelError("a snapshot must be finite: other values would stay in the state")
         with self._held(set(names)):
-            self._scatter(names, *parts)
+            self._scatter(names, parts)
 
     def warm_up(self, batch: int = 1, time: int = 1) -> float:
         """As `ExportedFile.warm_up`; no stream begins."""
@@ -993,38 +1009,35 @@ class Streams(ExportedFile):
                 self._run(x, *self._gathered(group))
                 for group, (_, x) in zip(members, groups, strict=True)
             ]
-            for answer, h, c in found:
-                for part in (answer, h.swapaxes(0, 1), c.swapaxes(0, 1)):
+            for answer, *state in found:
+                for part in (answer, *(part.swapaxes(0, 1) for part in state)):
                     finite(part, "stream")
-            for group, (_, h, c) in zip(members, found, strict=True):
-                self._scatter(group, h, c)
-        return [answer for answer, _, _ in found]
+            for group, (_, *state) in zip(members, found, strict=True):
+                self._scatter(group, state)
+        return [answer for answer, *_ in found]
 
-    def _gathered(self, names: Sequence[Hashable]) -> tuple[Floats, Floats]:
-        """H and c of streams, (layers, streams, hidden) each."""
-        if len(names) == 1:
-            h, c = self._states.get(names[0], self._initial)
-            return h[:, None], c[:, None]
-        empty = self._initial[:0]
-        states = np.concatenate([empty, *[self._states.get(n, self._initial) for n in names]])
-        by_stream = states.reshape(len(names), *self._initial.shape)
-        h, c = np.ascontiguousarray(by_stream.transpose(1, 2, 0, 3))
-        return h, c
+    def _gathered(self, names: Sequence[Hashable]) -> list[Floats]:
+        """The parts of the state of streams, (layers, streams, size) each."""
+        states = [self._states.get(name, self._initial) for name in names]
+        side_by_side = np.stack(states, 1) if states else self._initial[:, None][:, :0]
+        return np.split(side_by_side, self._cuts, -1)
 
-    def _scatter(self, names: Sequence[Hashable], h: Floats, c: Floats) -> None:
-        by_stream = np.ascontiguousarray(np.array((h, c)).transpose(2, 0, 1, 3))
-        for name, state in zip(names, by_stream, strict=True):
-            self._states[name] = state.copy()  # a view would keep all others in memory
+    def _scatter(self, names: Sequence[Hashable], state: Sequence[Floats]) -> None:
+        side_by_side = np.concatenate(state, -1)
+        for row, name in enumerate(names):
+            # a view would keep all others in memory
+            self._states[name] = side_by_side[:, row].copy()
 
-    def _run(self, x: Floats, h: Floats, c: Floats) -> tuple[Floats, Floats, Floats]:
+    def _run(self, x: Floats, *state: Floats) -> list[Floats]:
         answers, size = [], 1 if self._one_step else x.shape[1]
         for start in range(0, x.shape[1], size):
-            part = x[:, start : start + size]
-            answer, h, c = _run(self.session, {self._first: part, STATE[0]: h, STATE[1]: c})
+            given = dict(zip(self._parts, state, strict=True))
+            found = _run(self.session, {self._first: x[:, start : start + size], **given})
+            answer, state = found[0], (*found[1:],)
             answers.append(answer)
         if len(answers) == 1 or not self.stepwise:
-            return answers[-1], h, c
-        return np.concatenate(answers, 1), h, c
+            return [answers[-1], *state]
+        return [np.concatenate(answers, 1), *state]
 
 
 def _is_number(text: str) -> bool:
@@ -1228,8 +1241,8 @@ def _expected_interface(file: ExportedFile) -> dict[str, Tensor]:
         first = {TOKENS: ("tensor(int64)", 2, _fixed(shape) if is_streaming else None)}
     expected = first | {answer: ("tensor(float)", 2 + file.stepwise, schema.outputs)}
     if is_streaming:
-        state = ("tensor(float)", 3, _size(from_json(metadata, "config"), "hidden_size"))
-        expected |= dict.fromkeys((*STATE, *NEXT_STATE), state)
+        for part, size in _state_sizes(metadata).items():
+            expected |= dict.fromkeys((part, f"{part}{NEXT}"), ("tensor(float)", 3, size))
     else:
         expected[LENGTHS] = ("tensor(int64)", 1, None)
     if schema.series is not None:
@@ -1243,6 +1256,7 @@ def _forecast_interface(metadata: Mapping[str, str], answer: str) -> dict[str, T
     levels = targets + _size(config, "past_size")
     for name in ("horizon", "context"):
         _size(config, name)
+    first = 2 if STATE_KEY not in metadata else 1 + len(_state_sizes(metadata))
     try:
         quantiles = len(config["quantiles"])
         known: dict[str, Tensor] = {
@@ -1253,11 +1267,24 @@ def _forecast_interface(metadata: Mapping[str, str], answer: str) -> dict[str, T
         }
         if config["decoder"] not in DECODERS:
             raise ValueError
-        further = inputs[2:] if STATE_KEY not in metadata else inputs[3:]
         rank, last = (4, quantiles) if quantiles else (3, targets)
-        return {**{name: known[name] for name in further}, answer: ("tensor(float)", rank, last)}
+        return {
+            **{name: known[name] for name in inputs[first:]},
+            answer: ("tensor(float)", rank, last),
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError("metadata `config` or `inputs` are damaged; export it again") from error
+
+
+def _state_sizes(metadata: Mapping[str, str]) -> dict[str, int]:
+    """The size of each part of the state; without `cell_parts` those of an LSTM."""
+    config = from_json(metadata, "config")
+    parts = config.get("cell_parts") or [[part, config.get("hidden_size")] for part in "hc"]
+    try:
+        sizes = {str(part): {"size": size} for part, size in parts}
+    except (TypeError, ValueError) as error:
+        raise ModelError("metadata `config`: cell_parts is damaged; export it again") from error
+    return {part: _size(size, "size") for part, size in sizes.items()}
 
 
 def _size(config: Mapping[str, Any], name: str) -> int:

@@ -16,18 +16,26 @@ if TYPE_CHECKING:
     from lstm_compile.model.checkpoint import save_model as save_model
     from lstm_compile.model.model import forward as forward
     from lstm_compile.model.model import init_params as init_params
+    from lstm_compile.recurrence.any_cell import Cell as Cell
+    from lstm_compile.recurrence.any_cell import register_cell as register_cell
     from lstm_compile.recurrence.autotune import explain_backend as explain_backend
     from lstm_compile.recurrence.calibrate import calibrate as calibrate
     from lstm_compile.recurrence.cell import LSTMState as LSTMState
     from lstm_compile.recurrence.function import lstm as lstm
+    from lstm_compile.recurrence.module import GRU as GRU
     from lstm_compile.recurrence.module import LSTM as LSTM
+    from lstm_compile.recurrence.module import Recurrent as Recurrent
+    from lstm_compile.recurrence.recurrent import recurrent as recurrent
     from lstm_compile.training.loop import fit as fit
     from lstm_compile.training.settings import TrainingConfig as TrainingConfig
 
 _HOMES = {
+    "Cell": "recurrence.any_cell",
+    "GRU": "recurrence.module",
     "LSTM": "recurrence.module",
     "LSTMState": "recurrence.cell",
     "ModelConfig": "config",
+    "Recurrent": "recurrence.module",
     "TrainingConfig": "training.settings",
     "calibrate": "recurrence.calibrate",
     "explain_backend": "recurrence.autotune",
@@ -37,6 +45,8 @@ _HOMES = {
     "init_params": "model.model",
     "load_model": "model.checkpoint",
     "lstm": "recurrence.function",
+    "recurrent": "recurrence.recurrent",
+    "register_cell": "recurrence.any_cell",
     "save_model": "model.checkpoint",
 }
 

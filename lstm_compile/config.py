@@ -19,13 +19,18 @@ Scaling = Literal["none", "standard", "minmax", "series", "last", "mean", "revin
 TargetScaling = Literal["none", "standard", "minmax"]
 Decoder = Literal["direct", "recursive"]
 Backend = Literal["auto", "reference", "compiled", "vendor"]  # what computes the recurrence
+# the recurrent cells that ship; each is a module of `lstm_compile.recurrence.cells`
+CELLS = ("lstm", "gru", "layernorm-lstm", "peephole-lstm", "slstm")
 WINDOW_SCALINGS = ("last", "mean", "revin")  # of each window, after `standard` of each feature
 
 SERIES_SIZES = ("past_size", "known_size", "static_sizes")
 CATEGORY_FIELDS = ("category_sizes", "has_other")
-# what the data decide
+REGULARISERS = ("input_dropout", "hidden_dropout", "zoneout", "weight_drop")
+CELL_FIELDS = ("cell", "cell_parts", "cell_sha256")
+# what the data and the cell decide
 DERIVED = (
-    *("task", "input_size", "output_size", "vocabulary_size"), *SERIES_SIZES, *CATEGORY_FIELDS
+    *("task", "input_size", "output_size", "vocabulary_size"), *SERIES_SIZES, *CATEGORY_FIELDS,
+    *CELL_FIELDS[1:],
 )  # fmt: skip
 MAX_SIZE = 1 << 16
 MAX_LAYERS = 64
@@ -65,12 +70,26 @@ class ModelConfig:
     input_size: int
     output_size: int  # number of classes, targets or tokens
     hidden_size: int = option(64, "Width of one layer's state.", 1, MAX_SIZE)
+    cell: str = option(
+        "lstm", f"Recurrent cell: {', '.join(CELLS)}; as a flag also FILE.py:NAME, your own."
+    )
     num_layers: int = option(2, "Stacked layers.", 1, MAX_LAYERS)
     bidirectional: bool = option(True, "Read each sequence in both directions.")
     bias: bool = option(True, "Give the LSTM its bias vectors.")
     # of a dropout: the probability of dropping a value, in training
     dropout: float = option(0.4, "Dropout between layers and in Transformer blocks.", 0.0, 1.0)
     head_dropout: float = option(0.4, "Dropout before the linear head.", 0.0, 1.0)
+    # see `lstm_compile.recurrence.regularise.Regularisers`
+    input_dropout: float = option(
+        0.0, "Dropout of each layer's input, one mask a sequence (Gal and Ghahramani).", 0.0, 1.0
+    )
+    hidden_dropout: float = option(
+        0.0, "Dropout of the state that W_hh reads, one mask a sequence.", 0.0, 1.0
+    )
+    zoneout: float = option(
+        0.0, "Probability that a value of the state stays as it was, at each step.", 0.0, 1.0
+    )
+    weight_drop: float = option(0.0, "Dropout of the weights W_hh, one mask a batch.", 0.0, 1.0)
     # `last` valid step, `mean`, `max`, `attention` (learned scores), or `dot-attention` (scores are
     # dot products with the last valid step)
     pooling: Pooling = option("attention", "How the steps become one vector.", only="is_pooled")
@@ -129,9 +148,13 @@ class ModelConfig:
     # number of codes of each column of categories: the last features
     category_sizes: tuple[int, ...] = ()
     has_other: bool = False  # whether their code 0 stands for categories that training has not seen
+    # the name and size of each part of the cell's state, () for `lstm`; filled in if it is empty
+    cell_parts: tuple[tuple[str, int], ...] = ()
+    # sha256 of the text of the cell's file; empty for a cell that ships or that Python registered
+    cell_sha256: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("quantiles", "static_sizes", "category_sizes"):
+        for name in ("quantiles", "static_sizes", "category_sizes", "cell_parts"):
             object.__setattr__(self, name, as_tuple(getattr(self, name)))
         task = self.traits
         validate(self)
@@ -139,6 +162,7 @@ class ModelConfig:
             _check_range(name, getattr(self, name), 1, MAX_SIZE)
         check_tasks(self, self.task)
         self._check_tokens()
+        self._settle_cell()
         self._settle_heads()
         if self.scaling in ("series", *WINDOW_SCALINGS) and not task.is_series:
             known = " or ".join(tasks_with(is_series=True))
@@ -166,6 +190,28 @@ class ModelConfig:
                 f"tie needs embedding_size = hidden_size, got {self.embedding_size} and "
                 f"{self.hidden_size}"
             )
+
+    def _settle_cell(self) -> None:
+        if self.cell == "lstm":
+            if self.cell_parts or self.cell_sha256:
+                raise InputError("cell_parts and cell_sha256 are for other cells than lstm")
+            return
+        if not self.bias:
+            raise InputError(
+                f"bias is for cell lstm, and cell {self.cell!r} says itself what it has; leave "
+                "--no-bias out"
+            )
+        # a new model, or of another size; that of a file has its parts, and needs no code
+        if not self.cell_parts or self.cell_parts[0][1] != self.hidden_size:
+            from lstm_compile.recurrence.cell_file import parts_and_sha256
+
+            parts, sha256 = parts_and_sha256(self.cell, self.hidden_size)
+            object.__setattr__(self, "cell_parts", tuple(parts.items()))
+            object.__setattr__(self, "cell_sha256", sha256)
+        if len(self.state_parts) != len(self.cell_parts):
+            raise InputError(f"cell_parts must have different names, got {self.cell_parts}")
+        for name, size in self.cell_parts:
+            _check_range(f"size of the cell's part {name!r}", size, 1, MAX_SIZE)
 
     def _settle_heads(self) -> None:
         if self.heads and not self.transformer_layers:
@@ -207,9 +253,19 @@ class ModelConfig:
         return tuple(names)
 
     @property
+    def state_parts(self) -> dict[str, int]:
+        """The name and size of each part of the state of one layer and direction."""
+        return dict(self.cell_parts) or dict.fromkeys(("h", "c"), self.hidden_size)
+
+    @property
     def num_directions(self) -> int:
         """1, or 2 for a bidirectional model."""
         return 2 if self.bidirectional else 1
+
+    @property
+    def changes_step(self) -> bool:
+        """Whether training runs another step than that of the cell."""
+        return self.zoneout > 0 or self.hidden_dropout > 0
 
     @property
     def width(self) -> int:
@@ -222,7 +278,9 @@ class ModelConfig:
         others |= set() if self.traits.is_series else set(SERIES_SIZES)
         others |= set() if self.vocabulary_size else {"vocabulary_size", "embedding_size"}
         others |= set() if self.category_sizes or self.has_other else set(CATEGORY_FIELDS)
+        others |= set(CELL_FIELDS) if self.cell == "lstm" else set()
         others |= set() if self.transformer_layers else {"transformer_layers", "heads"}
+        others |= {name for name in REGULARISERS if not getattr(self, name)}
         return {name: value for name, value in asdict(self).items() if name not in others}
 
     def to_json(self) -> str:
@@ -239,9 +297,16 @@ class ModelConfig:
         return cls(**checked_keys(cls, text))
 
 
+def names_file(cell: str) -> bool:
+    """Whether a value of `--cell` is `FILE.py:NAME` and not the name of a cell."""
+    return ":" in cell or cell.endswith(".py")
+
+
 def as_tuple(value: Any) -> Any:
-    """A list, as JSON and TOML have them, as a tuple; anything else unchanged."""
-    return tuple(value) if isinstance(value, list) else value
+    """A list, as JSON and TOML have them, as a tuple, its items too; anything else unchanged."""
+    if not isinstance(value, list):
+        return value
+    return tuple(tuple(item) if isinstance(item, list) else item for item in value)
 
 
 def checked_keys(cls: type, text: str) -> dict[str, Any]:
@@ -300,8 +365,11 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if get_origin(hint) is tuple:
         if not isinstance(value, tuple):
             raise InputError(f"{name} must be a list, got {value!r}")
-        for item in value:
-            _check_type(name, item, choices[0])
+        each = choices[:1] * len(value) if choices[-1] is Ellipsis else choices
+        if len(each) != len(value):
+            raise InputError(f"{name} must be a list of {len(each)}, got {value!r}")
+        for item, kind in zip(value, each, strict=True):
+            _check_type(name, item, kind)
         return
     accepted = (int, float) if hint is float else (hint,)
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):

@@ -225,9 +225,17 @@ def test_export_imports_nothing_of_training_and_tuning():
             assert room_of(module) not in ("training", "tuning"), f"{path}: {module}"
 
 
-def test_the_configuration_reads_the_table_of_tasks_alone():
+def test_the_configuration_reads_the_tables_of_tasks_and_cells_alone():
     found = {m for m in imported(ROOT / "lstm_compile/config.py") if m.startswith("lstm_compile")}
-    assert found == {"lstm_compile.errors", "lstm_compile.files", "lstm_compile.tasks"}
+    tables = {"lstm_compile.tasks", "lstm_compile.recurrence.cell_file"}
+    assert found == {"lstm_compile.errors", "lstm_compile.files", *tables}
+
+
+def test_the_config_of_a_model_loads_no_torch_unless_a_new_cell_is_asked_for():
+    sizes = "task='classify', input_size=2, output_size=2"
+    code = f"from lstm_compile import ModelConfig\nModelConfig({sizes})\n"
+    code += f"ModelConfig({sizes}, cell='mine', cell_parts=(('h', 64),)).state_parts"
+    assert "torch" not in modules_after(code)
 
 
 def test_using_a_model_loads_no_tables_no_training_and_no_evaluation():
@@ -270,6 +278,7 @@ def test_arguments_that_travel_together_are_a_value():
         "lstm_compile/recurrence/derivatives.py:forward",
         "lstm_compile/recurrence/function.py:lstm",
         "lstm_compile/recurrence/module.py:__init__",
+        "lstm_compile/recurrence/recurrent.py:recurrent",
         "lstm_compile/training/loop.py:fit",
         "lstm_compile/training/step.py:train_step",
     }

@@ -19,11 +19,11 @@ from lstm_compile.export.runtime import Inputs, open_session
 from lstm_compile.model.batch import Given
 from lstm_compile.model.checkpoint import Model, to_device
 from lstm_compile.model.model import predict_on
-from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.recurrence.any_cell import find_cell
 from lstm_compile.recurrence.inductor import can_compile
 
 Array = npt.NDArray[Any]
-Answers = tuple[Array, ...]  # the answers; of a streaming file also h and c after them
+Answers = tuple[Array, ...]  # the answers; of a streaming file also the state after them
 Engine = Callable[[Inputs], Answers]
 
 # a short chunk compiles fast; the arithmetic of a longer one is the same
@@ -84,7 +84,11 @@ def engine_of(name: str, model: Model, file: OnnxFile) -> Iterator[Engine]:
         with closing(IsolatedRuntime(name, file.data, *tensors)) as isolated:
             yield lambda inputs: tuple(isolated(inputs))
     else:
-        yield torch_engine(model, "compiled" if name.startswith("compiled") else "vendor", device)
+        yield (
+            torch_engine(model, "compiled", device)
+            if name.startswith("compiled")
+            else eager_engine(model, device)
+        )
 
 
 def onnxruntime_engine(data: bytes, device: str = "cpu") -> Engine:
@@ -100,6 +104,12 @@ def reference(model: Model) -> Engine:
     return torch_engine(model._replace(params=params), "reference")
 
 
+def eager_engine(model: Model, device: str = "cpu") -> Engine:
+    """Eager PyTorch: the vendor's kernel, or the plain loop of a cell that has none."""
+    has_kernel = model.config.cell == "lstm" or "vendor" in find_cell(model.config.cell).kernels
+    return torch_engine(model, "vendor" if has_kernel else "reference", device)
+
+
 def torch_engine(model: Model, backend: Backend, device: str = "cpu") -> Engine:
     """A backend of this package; inputs that hold a state get the state after them too."""
     params = to_device(model.params, device)
@@ -111,13 +121,13 @@ def torch_engine(model: Model, backend: Backend, device: str = "cpu") -> Engine:
             value = torch.from_numpy(np.ascontiguousarray(array))
             tensors[name] = value.to(some) if value.is_floating_point() else value.to(device)
         x, lengths = tensors.pop(next(iter(inputs))), tensors.pop(names.LENGTHS, None)
-        before = [tensors.pop(name) for name in names.STATE if name in tensors]
-        state = LSTMState(*before) if before else None
+        parts = model.config.state_parts if names.LENGTHS not in inputs else ()
+        state = tuple(tensors.pop(name) for name in parts if name in tensors) or None
         with torch.no_grad(), tf32(False):
             result, after = predict_on(
                 params, model.config, x, lengths, state,
                 given=Given(**tensors), backend=backend, chunk=CHUNK,
             )  # fmt: skip
-        return tuple(part.cpu().numpy() for part in (result, *(after if before else ())))
+        return tuple(part.cpu().numpy() for part in (result, *(after if state else ())))
 
     return answer

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from lstm_compile.export import names
+from lstm_compile.export.proof.engines import torch_engine
 from lstm_compile.export.runtime import Inputs, Lengths
 from lstm_compile.model.checkpoint import Model
 
@@ -12,7 +13,8 @@ Kind = Literal["full", "mixed", "zero", "one", "junk"]
 
 BATCHES = (1, 3, 32)
 TIMES = (1, 2, 17, 61)
-SEED, STREAM_SEED = 20_240_229, 20_240_301
+SEED = 20_240_229
+WARMING = 5  # steps before a random state
 JUNK = 12_345.0
 LARGEST = 10.0  # of the logarithm of a target; larger targets are not realistic
 
@@ -25,6 +27,7 @@ CUTS = {  # a single step shows the initial state, which a model may forget with
     "steps": [1] * STEPS,
     "chunks": list(UNEVEN) * (STEPS // sum(UNEVEN)),
 }
+LED_CUTS = {"steps": [1] * STEPS, "tens": [10] * (STEPS // 10)}
 
 
 class ParityCase(NamedTuple):
@@ -48,17 +51,18 @@ class Feeding(NamedTuple):
     cut: str
     sizes: list[int]  # steps of each call
     state: str  # "zero" or "random"
+    led: bool = False  # whether each call begins from the state of the model in float64
 
     def __str__(self) -> str:
-        return f"{self.cut} {self.state}"
+        return f"{self.cut} {self.state}{' led' * self.led}"
 
 
-def feedings(one_step: bool) -> list[Feeding]:
+def feedings(one_step: bool, led: bool = False) -> list[Feeding]:
     """Every way to feed a file; for a file that takes one step a call, those with single steps."""
     return [
-        Feeding(cut, sizes, state)
+        Feeding(cut, sizes, state, led)
         for state in ("zero", "random")
-        for cut, sizes in CUTS.items()
+        for cut, sizes in (LED_CUTS if led else CUTS).items()
         if set(sizes) == {1} or not one_step
     ]
 
@@ -102,10 +106,15 @@ def random_stream(model: Model, feeding: Feeding) -> Inputs:
     batch = STREAM_BATCH
     inputs = random_inputs(ParityCase(batch, sum(feeding.sizes), "full"), model)
     del inputs[names.LENGTHS]
-    random = np.random.default_rng(STREAM_SEED)
-    shape = [size if isinstance(size, int) else batch for size in names.state_of(model.config)]
-    state = random.standard_normal((2, *shape)) * (feeding.state == "random")
-    return inputs | dict(zip(names.STATE, np.tanh(state).astype(np.float32), strict=True))
+    layers = model.config.num_layers * model.config.num_directions
+    parts = model.config.state_parts.items()
+    state: Inputs = {name: np.zeros((layers, batch, size), np.float32) for name, size in parts}
+    if feeding.state == "random":  # one that a cell can reach: its parts may depend on each other
+        earlier = random_inputs(ParityCase(batch, WARMING, "full"), model)
+        del earlier[names.LENGTHS]
+        _, *after = torch_engine(model, "reference")({**earlier, **state})
+        state = dict(zip(state, after, strict=True))
+    return inputs | state
 
 
 def _values(model: Model, random: np.random.Generator, shape: tuple[int, ...]) -> Any:

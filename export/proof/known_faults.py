@@ -30,6 +30,16 @@ def concerning(graph: GraphProto) -> list[Known]:
     return [row for row in TABLE if row.concerns(graph)]
 
 
+def unloadable(graph: GraphProto) -> dict[str, Known]:
+    """The faults for which a runtime does not load a graph, by its name in `runtimes.RUNTIMES`."""
+    return {
+        each.replace(" ", "").lower(): row
+        for row in concerning(graph)
+        for each in row.runtime.split(", ")
+        if row.happens == NOT_LOADED
+    }
+
+
 def markdown() -> str:
     """The table as the README has it."""
     head = ("runtime", "seen in", "node or attribute", "what happens", "what to do")
@@ -55,6 +65,7 @@ def _starts_at_zero(graph: GraphProto) -> bool:
     return makes(graph) and inputs.isdisjoint(("h", "c"))
 
 
+_peepholes = _has("LSTM", where=lambda node: _has_input(node, 7))
 _given_lengths = _has("LSTM", where=lambda node: _has_input(node, 4))
 _without_initial_states = _has("LSTM", where=lambda node: not _has_input(node, 5))
 _unnamed_results = _has("LSTM", where=lambda node: len([*filter(None, node.output)]) < 3)
@@ -64,6 +75,29 @@ _batch_first = _has(
 _max_of_one = _has("Max", "Min", where=lambda node: len(node.input) == 1)
 _default_value_left_out = _has("ConstantOfShape", where=lambda node: not node.attribute)
 
+
+def _bodies(graph: GraphProto) -> list[GraphProto]:
+    """The bodies of the Scans."""
+    scans = [node for node in graph.node if node.op_type == "Scan"]
+    return [each.g for node in scans for each in node.attribute if each.name == "body"]
+
+
+def _repeats_results(graph: GraphProto) -> bool:
+    results = [[value.name for value in body.output] for body in _bodies(graph)]
+    return any(len({*names}) < len(names) for names in results)
+
+
+def _reads_results(graph: GraphProto) -> bool:
+    bodies = _bodies(graph)
+    return any(b.output[-1].name in n.input for b in bodies if b.output for n in b.node)
+
+
+def _reads_computed(graph: GraphProto) -> bool:
+    computed = {name for node in graph.node for name in node.output}
+    return any(not computed.isdisjoint(n.input) for body in _bodies(graph) for n in body.node)
+
+
+NOT_LOADED = "does not load"
 SILENT = "rows of different lengths are answered wrongly without an error"
 PORTABLE = "export with --profile portable"
 LENGTHS = "LSTM with sequence_lens"
@@ -77,7 +111,7 @@ TABLE: tuple[Known, ...] = (
         "OpenCV", "5.0.0.93", LENGTHS, "refused without initial states, wrong with them",
         PORTABLE, _given_lengths,
     ),
-    Known("tract", "0.23.9", LENGTHS, "does not load", PORTABLE, _given_lengths),
+    Known("tract", "0.23.9", LENGTHS, NOT_LOADED, PORTABLE, _given_lengths),
     Known(
         "IREE", "3.13.0", "LSTM from zero states, dynamic batch and time",
         "takes a wrong initial cell state: wrong answers without an error",
@@ -102,11 +136,11 @@ TABLE: tuple[Known, ...] = (
         _has("GatherND"),
     ),
     Known(
-        "all but ONNX Runtime", "any", "DynamicQuantizeLSTM", "does not load",
+        "all but ONNX Runtime", "any", "DynamicQuantizeLSTM", NOT_LOADED,
         "export without --int8", _has("DynamicQuantizeLSTM"),
     ),
     Known(
-        "ncnn, TVM", "0.27 (TVM)", "LSTM", "does not load", "export --streaming --cells plain",
+        "ncnn, TVM", "0.27 (TVM)", "LSTM", NOT_LOADED, "export --streaming --cells plain",
         _has("LSTM"),
     ),
     Known(
@@ -123,7 +157,7 @@ TABLE: tuple[Known, ...] = (
     ),
     Known(
         "tract, MNN, OpenCV", "0.23.9, 3.6.1, 5.0.0.93", "ConstantOfShape without value",
-        "does not load", "write the default value out", _default_value_left_out,
+        NOT_LOADED, "write the default value out", _default_value_left_out,
     ),
     Known(
         "ONNX Runtime, OpenVINO", "1.32, 2026.4.1", "LSTM with layout 1",
@@ -135,7 +169,34 @@ TABLE: tuple[Known, ...] = (
         _has("ReverseSequence"),
     ),
     Known(
-        "ONNX Runtime", "1.32", "Loop, Scan", "6 to 20 times slower than LSTM nodes",
+        "ONNX Runtime", "1.32", "Loop, Scan", "2 to 20 times slower than LSTM nodes",
         "use LSTM nodes", _has("Loop", "Scan"),
+    ),
+    Known(
+        "OpenVINO, IREE, OpenCV", "2026.4.1, 3.13.0, 5.0.0.93", "LSTM with P (peepholes)",
+        "ignores P: wrong answers without an error", PORTABLE, _peepholes,
+    ),
+    Known("MNN", "3.6.1", "LSTM with P (peepholes)", NOT_LOADED, PORTABLE, _peepholes),
+    Known(
+        "OpenCV, MNN", "5.0.0.93, 3.6.1", "Scan", NOT_LOADED,
+        "export --streaming --cells plain", _has("Scan"),
+    ),
+    Known(
+        "IREE", "3.13.0", "GRU or Scan, dynamic batch and time",
+        "cannot be compiled; answers of a wrong shape",
+        "set batch and time to numbers before the import, one module a size", _has("GRU", "Scan"),
+    ),
+    Known(
+        "OpenVINO", "2026.4.1", "Scan whose body reads what is computed outside", NOT_LOADED,
+        "fold it into a constant, or compute it inside", _reads_computed,
+    ),
+    Known(
+        "ONNX Runtime", "1.32", "Scan whose body gives one value twice",
+        "wrong answers without an error", "let each result be a node of its own",
+        _repeats_results,
+    ),
+    Known(
+        "tract", "0.23.9", "Scan whose body reads what it gives for each step", NOT_LOADED,
+        "let that be a node of its own", _reads_results,
     ),
 )  # fmt: skip

@@ -75,8 +75,8 @@ def is_streaming(path: str | Path) -> bool:
 def _interface(model: ModelProto) -> Interface:
     inputs = {value.name: _described(value) for value in model.graph.input}
     outputs = {value.name: _described(value) for value in model.graph.output}
-    streams = set(names.STATE) <= set(inputs)
-    more, needed = (names.NEXT_STATE, names.STATE) if streams else ((), (names.LENGTHS,))
+    parts = tuple(name for name in inputs if f"{name}{names.NEXT}" in outputs)
+    more, needed = tuple(f"{name}{names.NEXT}" for name in parts), parts or (names.LENGTHS,)
     known = [find_task(name) for name in TASKS]
     said = next((prop.value for prop in model.metadata_props if prop.key == "task"), "")
     fitting = [task for task in known if set(outputs) == {task.output, *more}]
@@ -92,7 +92,7 @@ def _interface(model: ModelProto) -> Interface:
     task, tensors = fitting[0], {**inputs, **outputs}
     rank = max(3, len(outputs[task.output][1])) if task.is_series else 2 + task.per_step
     expected = {task.output: ("float32", rank), **dict.fromkeys((*needed, *more), ("float32", 3))}
-    expected |= {} if streams else {names.LENGTHS: ("int64", 1)}
+    expected |= {} if parts else {names.LENGTHS: ("int64", 1)}
     expected[first] = ("float32", 3) if first == names.INPUT else ("int64", 2)
     for name, (element, rank) in expected.items():
         kind, shape = tensors[name]

@@ -119,14 +119,19 @@ def _mnn_variable(value: npt.NDArray[Any]) -> Any:
 
 
 def open_iree(file: File) -> Run:
-    """IREE, compiled for this processor; a file with lengths again for each batch and time.
+    """IREE, compiled for this processor; some files again for each batch and time.
 
-    With open sizes IREE takes another tensor for the initial cell state.
+    With open sizes IREE takes another tensor for the initial cell state of an LSTM that begins from
+    zeros, as in files with lengths, and has no GRU and no Scan.
     """
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(file.path).graph.node}
+    is_sized = "lengths" in file.inputs or not kinds.isdisjoint(("GRU", "Scan"))
     sized: dict[tuple[int, ...], Run] = {}
 
     def run(inputs: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        sizes = inputs[file.inputs[0]].shape[:2] if "lengths" in inputs else ()
+        sizes = inputs[file.inputs[0]].shape[:2] if is_sized else ()
         if sizes not in sized:
             sized[sizes] = _compiled(file, sizes)
         return sized[sizes](inputs)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lstm_compile.export import names
-from lstm_compile.export.proof.engines import Array, torch_engine
+from lstm_compile.export.proof.engines import Array, eager_engine
 from lstm_compile.export.proof.inputs import Feeding, ParityCase, random_inputs, random_stream
 from lstm_compile.export.proof.parity import answer_units, rounding, tolerance
 from lstm_compile.model.checkpoint import Model
@@ -32,7 +32,7 @@ def selftest(model: Model, allowed: float = TOLERANCE) -> str:
     `answer_units`. Models of very many features get fewer cases. The file's metadata hold the
     digest of this text.
     """
-    engine, features = torch_engine(model, "vendor"), model.config.input_size
+    engine, features = eager_engine(model), model.config.input_size
     totals = accumulate(case.batch * case.time * features for case in CASES)
     fitting = [case for case, total in zip(CASES, totals, strict=True) if total <= VALUES]
     inputs = [random_inputs(case, model, PADDING) for case in fitting or CASES[:1]]
@@ -51,9 +51,9 @@ def selftest(model: Model, allowed: float = TOLERANCE) -> str:
 def streaming_selftest(model: Model, one_step: bool) -> str:
     """The same for a streaming file: calls in order, and the state before and after them.
 
-    Each case has `h` and `c` before its first call, `calls` with `x` (or `tokens`) and the answers
-    `expected`, and `h_next` and `c_next` after its last call. Other inputs of the file stand beside
-    `h`, and are the same in every call.
+    Each case has the state (for an LSTM `h` and `c`) before its first call, `calls` with `x` (or
+    `tokens`) and the answers `expected`, and the state (`h_next` and `c_next`) after its last call.
+    Other inputs of the file stand beside the state, and are the same in every call.
     """
     cases = [
         _stream(model, Feeding(cut, [1] * sum(sizes) if one_step else sizes, state))
@@ -64,7 +64,7 @@ def streaming_selftest(model: Model, one_step: bool) -> str:
         "interface_version": names.INTERFACE_VERSION,
         "inputs": list(names.streaming_inputs_of(model.config)),
         "output": model.config.traits.output,
-        "state": dict(zip(names.STATE, names.NEXT_STATE, strict=True)),
+        "state": {name: f"{name}{names.NEXT}" for name in model.config.state_parts},
         "tolerance": _tolerances(model, expected, TOLERANCE),
         "state_tolerance": TOLERANCE,
         "cases": cases,
@@ -73,17 +73,17 @@ def streaming_selftest(model: Model, one_step: bool) -> str:
 
 
 def _stream(model: Model, feeding: Feeding) -> dict[str, Any]:
-    engine, inputs = torch_engine(model, "vendor"), random_stream(model, feeding)
+    engine, inputs = eager_engine(model), random_stream(model, feeding)
     first, others = next(iter(inputs)), dict(inputs)
     steps, calls = others.pop(first), []
     before = {name: _shortest(value) for name, value in others.items()}
     for end, size in zip(np.cumsum(feeding.sizes), feeding.sizes, strict=True):
         chunk = steps[:, end - size : end]
         answer, *state = engine({first: chunk, **others})
-        others |= dict(zip(names.STATE, state, strict=True))
+        others |= dict(zip(model.config.state_parts, state, strict=True))
         calls.append({first: _shortest(chunk), "expected": _shortest(answer)})
-    after = zip(names.NEXT_STATE, names.STATE, strict=True)
-    return {**before, "calls": calls, **{name: _shortest(others[now]) for name, now in after}}
+    after = {f"{name}{names.NEXT}": _shortest(others[name]) for name in model.config.state_parts}
+    return {**before, "calls": calls, **after}
 
 
 def _tolerances(model: Model, expected: list[Any], allowed: float) -> Any:

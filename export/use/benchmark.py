@@ -12,9 +12,10 @@ from lstm_compile.bench.measure import run_bench as run_torch_bench
 from lstm_compile.bench.problem import CONTESTANTS, Contestant, Forward, Problem
 from lstm_compile.export.names import BATCH, INPUT, LENGTHS, TIME
 from lstm_compile.export.runtime import open_session
-from lstm_compile.export.write.graph import simplify, translated
-from lstm_compile.export.write.translation import translation_table
-from lstm_compile.recurrence.function import lstm
+from lstm_compile.export.write.graph import simplify
+from lstm_compile.export.write.tables import translation_table
+from lstm_compile.export.write.tracing import translated
+from lstm_compile.recurrence.stack_module import StackModule
 
 
 def run_bench(
@@ -29,11 +30,11 @@ def run_bench(
 
 
 def onnxruntime_forward(problem: Problem) -> Forward:
-    """The LSTM stack alone in the portable form, with lengths as an input.
+    """The stack alone in the portable form, with lengths as an input.
 
     ONNX Runtime gets as many threads as torch has; inputs and outputs are NumPy arrays.
     """
-    session = open_session(_portable(problem.module), threads=torch.get_num_threads())
+    session = open_session(_portable(problem.own), threads=torch.get_num_threads())
     inputs = {INPUT: problem.x.numpy(), LENGTHS: problem.host_lengths.numpy()}
     return lambda: session.run(None, inputs)[0]
 
@@ -42,15 +43,16 @@ ALL: Mapping[str, Contestant] = {**CONTESTANTS, "onnxruntime": onnxruntime_forwa
 
 
 class _Stack(nn.Module):
-    def __init__(self, module: nn.LSTM) -> None:
+    def __init__(self, module: StackModule) -> None:
         super().__init__()
-        self.lstm = module
+        self.stack = module
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return lstm(dict(self.lstm.named_parameters()), x, lengths, backend="vendor")[0]
+        output: Tensor = self.stack(x, lengths=lengths)[0]
+        return output
 
 
-def _portable(module: nn.LSTM) -> bytes:
+def _portable(module: StackModule) -> bytes:
     # sizes of 2 or more: torch.export takes a size of 1 for a constant
     example = (
         torch.zeros(3, 5, module.input_size, device="cpu"),

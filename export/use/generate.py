@@ -145,19 +145,18 @@ def _by_state(model: TorchModel) -> Logits:
     import torch
 
     from lstm_compile.model.model import forward
-    from lstm_compile.recurrence.cell import LSTMState
 
-    states: dict[int, LSTMState] = {}
+    states: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def logits(tokens: Any, rows: Sequence[int]) -> Any:
         x, before = torch.from_numpy(tokens), None
         if all(row in states for row in rows):
             parts = zip(*(states[row] for row in rows), strict=True)
-            before = LSTMState(*(torch.cat(part, 1) for part in parts))
+            before = tuple(torch.cat(part, 1) for part in parts)
         with torch.inference_mode():
             found, after = forward(model.params, model.config, x, None, before)
         for index, row in enumerate(rows):
-            states[row] = LSTMState(*(part[:, index : index + 1] for part in after))
+            states[row] = tuple(part[:, index : index + 1] for part in after)
         return found[:, -1].numpy()
 
     return logits

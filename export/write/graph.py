@@ -4,32 +4,28 @@ The passes compute everything once, and weights never. The file has opset 17, re
 metadata.
 """
 
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
-import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper
 from onnxscript.optimizer import fold_constants
-from torch import Tensor, nn
 
 from lstm_compile.errors import RunError
 from lstm_compile.export.names import IR_VERSION, OPSET_VERSION, PRODUCER
 from lstm_compile.export.write.sequence_lens import merge_directions
-from lstm_compile.export.write.translation import Table
+from lstm_compile.export.write.tracing import OPSET
 
 NO_LIMIT = 1 << 62
-TRACED_OPSET = 18  # the lowest that torch.onnx writes by itself
 AXES_BECAME_AN_INPUT = ("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd")
 GREW_AN_INPUT = {"Pad": 3}  # how many inputs opset 17 knows; with these the meaning is the same
-LSTM_OPERANDS = {1: "weight_ih", 2: "weight_hh", 3: "bias"}
-LSTM_RESULTS = ("y", "h", "c")
+LSTM_OPERANDS = {1: "weight_ih", 2: "weight_hh", 3: "bias", 7: "peephole"}
+LSTM_RESULTS = {"LSTM": ("y", "h", "c"), "GRU": ("y", "h")}
+LAYERS = (*LSTM_RESULTS, "Scan")  # what runs a layer
 
 
 class Shown(NamedTuple):
@@ -39,41 +35,7 @@ class Shown(NamedTuple):
     outputs: list[onnx.ValueInfoProto]
     weights: Mapping[str, str]  # new names of initializers by their present names
     reshaped: Mapping[bytes, str]  # names of initializers that folding has reshaped, by their bytes
-    layers: list[str]  # a name for each LSTM node in order, such as `l0_reverse`
-
-
-def translated(
-    program: nn.Module, inputs: tuple[Tensor, ...], shapes: tuple[Any, ...], table: Table
-) -> Any:
-    """The graph of a program as torch.onnx makes it, for `graph.simplify`.
-
-    `inputs` are examples; `shapes` are the dynamic axes of each, as torch.export takes them.
-    """
-    with quiet("torch.onnx"), warnings.catch_warnings():  # "torchvision is not installed"
-        warnings.filterwarnings("ignore", ".*LeafSpec", FutureWarning)
-        result = torch.onnx.export(
-            torch.export.export(program.eval(), inputs, dynamic_shapes=shapes),
-            dynamo=True,
-            verbose=False,
-            optimize=False,
-            external_data=False,
-            opset_version=TRACED_OPSET,
-            custom_translation_table=dict(table),
-        )
-    assert result is not None
-    return result.model
-
-
-@contextmanager
-def quiet(library: str | None) -> Iterator[None]:
-    """Hold back the log of a library below errors; None is the root logger."""
-    logger = logging.getLogger(library)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    layers: list[str]  # a name for each node that runs a layer, in order, such as `l0_reverse`
 
 
 def simplify(model: ir.Model, weights: Collection[str], merge: bool = False) -> ModelProto:
@@ -93,7 +55,9 @@ def simplify(model: ir.Model, weights: Collection[str], merge: bool = False) -> 
         passes.IdentityEliminationPass(),
         passes.RemoveUnusedNodesPass(),
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(),
     )(model)
+    _write_out_defaults(model.graph)
     _share_constants(model.graph, weights)
     ir.passes.Sequential(
         passes.CommonSubexpressionEliminationPass(),
@@ -125,6 +89,13 @@ def _remove_identities(graph: ir.Graph) -> None:
             ir.convenience.replace_all_uses_with(node.outputs[0], value)
 
 
+def _write_out_defaults(graph: ir.Graph) -> None:
+    """Give each ConstantOfShape its value: tract, MNN and OpenCV need it."""
+    for node in graph.all_nodes():
+        if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.zeros(1, np.float32)))
+
+
 def _same_size_in_inputs(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, int] | None:
     """The graph input, and its axis, with the one dynamic size that a Shape node reads."""
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
@@ -141,7 +112,7 @@ def _same_size_in_inputs(graph: ir.Graph, node: ir.Node) -> tuple[ir.Value, int]
 
 
 def _share_constants(graph: ir.Graph, weights: Collection[str]) -> None:
-    operands = {value for node in graph if node.op_type == "LSTM" for value in node.inputs}
+    operands = {value for node in graph if node.op_type in LSTM_RESULTS for value in node.inputs}
     known: dict[Any, ir.Value] = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
@@ -162,15 +133,15 @@ def to_portable(model: ModelProto, shown: Shown, metadata: Mapping[str, str]) ->
         RunError: opset 17 has no such operator.
     """
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        _lower(node, tensors)
     graph = model.graph
+    for node in _all_nodes(graph):
+        _lower(node, tensors)
     names = _node_names(graph.node, shown.layers) | dict(shown.weights)
     values = zip((*graph.input, *graph.output), (*shown.inputs, *shown.outputs), strict=True)
     names |= {old.name: new.name for old, new in values}
     names |= _constant_names(graph, names, shown.reshaped)
     nodes = [_renamed(node, names) for node in graph.node]
-    used = {name for node in nodes for name in node.input}
+    used = {name for node in nodes for name in _read(node)}
     weights = [
         numpy_helper.from_array(numpy_helper.to_array(tensor), names[name])
         for name, tensor in tensors.items()
@@ -186,6 +157,23 @@ def to_portable(model: ModelProto, shown: Shown, metadata: Mapping[str, str]) ->
     return result
 
 
+def _body(node: NodeProto) -> GraphProto | None:
+    """The graph inside a Scan."""
+    return next((each.g for each in node.attribute if each.name == "body"), None)
+
+
+def _all_nodes(graph: GraphProto) -> list[NodeProto]:
+    """The nodes of a graph, and those in the bodies of its Scans."""
+    bodies = [body for node in graph.node if (body := _body(node)) is not None]
+    return [*graph.node, *(node for body in bodies for node in body.node)]
+
+
+def _read(node: NodeProto) -> list[str]:
+    """The names that a node reads, in its body too."""
+    body = _body(node)
+    return [*node.input, *(name for inner in (body.node if body else ()) for name in inner.input)]
+
+
 def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
     """Change `node` to its form in opset 17."""
     if node.op_type in AXES_BECAME_AN_INPUT and len(node.input) == 2:
@@ -193,6 +181,11 @@ def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
         kept = [attribute for attribute in node.attribute if attribute.name == "keepdims"]
         del node.attribute[:]
         node.attribute.extend([*kept, helper.make_attribute("axes", axes)])
+        return
+    if node.op_type == "Split":  # opset 17 counts the outputs itself
+        kept = [attribute for attribute in node.attribute if attribute.name == "axis"]
+        del node.attribute[:]
+        node.attribute.extend(kept)
         return
     is_old = len(node.input) <= GREW_AN_INPUT.get(node.op_type, 0) or _is_unchanged(node.op_type)
     if node.domain or not is_old:
@@ -205,7 +198,7 @@ def _lower(node: NodeProto, constants: Mapping[str, TensorProto]) -> None:
 def _is_unchanged(op_type: str) -> bool:
     if not defs.has(op_type, OPSET_VERSION):
         return False
-    old, new = (defs.get_schema(op_type, version) for version in (OPSET_VERSION, TRACED_OPSET))
+    old, new = (defs.get_schema(op_type, version) for version in (OPSET_VERSION, OPSET))
     return bool(old.since_version == new.since_version)
 
 
@@ -214,30 +207,43 @@ def _node_names(nodes: Sequence[NodeProto], layers: Sequence[str]) -> dict[str, 
     names: dict[str, str] = {}
     counts, remaining = Counter[str](), iter(layers)
     for node in nodes:
-        if node.op_type == "LSTM":
-            names |= _name_lstm(node, next(remaining))
+        if node.op_type in LAYERS:
+            names |= _name_layer(node, next(remaining))
         else:
             node.name = _numbered(node.op_type.lower(), counts)
-            (value,) = node.output
-            names[value] = node.name
+            names |= dict(zip(node.output, _results(node), strict=True))
     return names
 
 
-def _name_lstm(node: NodeProto, layer: str) -> dict[str, str]:
-    node.name = f"lstm.{layer}"
-    results = [f"{node.name}.{what}" for what in LSTM_RESULTS]
+def _results(node: NodeProto) -> list[str]:
+    """Names for what a node gives."""
+    return [node.name, *(f"{node.name}.{i}" for i in range(1, len(node.output)))]
+
+
+def _name_layer(node: NodeProto, layer: str) -> dict[str, str]:
+    kind = node.op_type.lower()
+    node.name = f"{kind}.{layer}"
+    parts = LSTM_RESULTS.get(node.op_type) or _scan_results(len(node.output))
+    results = [f"{node.name}.{what}" for what in parts]
     # passes remove unused results, but some runtimes need a name for all three
     present = [*node.output, *results[len(node.output) :]]
     node.output[:] = [old or new for old, new in zip(present, results, strict=True)]
-    operands = {node.input[i]: f"lstm.{what}_{layer}" for i, what in LSTM_OPERANDS.items()}
-    return operands | dict(zip(node.output, results, strict=True))
+    found = dict(zip(node.output, results, strict=True))
+    if node.op_type in LSTM_RESULTS:
+        operands = [(i, what) for i, what in LSTM_OPERANDS.items() if i < len(node.input)]
+        found |= {node.input[i]: f"{kind}.{what}_{layer}" for i, what in operands}
+    return found
+
+
+def _scan_results(count: int) -> list[str]:
+    return [*(f"state_{part}" for part in range(count - 1)), "y"]
 
 
 def _constant_names(
     graph: GraphProto, names: Mapping[str, str], reshaped: Mapping[bytes, str]
 ) -> dict[str, str]:
     counts, found = Counter[str](), dict[str, str]()
-    used = {name for node in graph.node for name in node.input}
+    used = {name for node in graph.node for name in _read(node)}
     # a weight of one row has the bytes of its transpose, and both may stand in the graph
     taken = {names[name] for name in used if name in names}
     for tensor in graph.initializer:
@@ -259,5 +265,22 @@ def _renamed(node: NodeProto, names: Mapping[str, str]) -> NodeProto:
     inputs = [names[name] if name else "" for name in node.input]
     outputs = [names[name] for name in node.output]
     result = helper.make_node(node.op_type, inputs, outputs, name=node.name)
-    result.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
+    body = _body(node)
+    attributes = [each for each in node.attribute if each.name != "body"]
+    if body is not None:
+        attributes.append(helper.make_attribute("body", _renamed_body(body, node.name, names)))
+    result.attribute.extend(sorted(attributes, key=lambda attribute: attribute.name))
     return result
+
+
+def _renamed_body(body: GraphProto, prefix: str, outer: Mapping[str, str]) -> GraphProto:
+    """The body of a Scan; its names begin with the name of the Scan."""
+    counts = Counter[str]()
+    names = {value.name: f"{prefix}.given_{i}" for i, value in enumerate(body.input)}
+    for node in body.node:
+        node.name = f"{prefix}.{_numbered(node.op_type.lower(), counts)}"
+        names |= dict(zip(node.output, _results(node), strict=True))
+    nodes = [_renamed(node, {**outer, **names}) for node in body.node]
+    for value in (*body.input, *body.output):
+        value.name = names[value.name]
+    return helper.make_graph(nodes, prefix, body.input, body.output)

@@ -18,8 +18,8 @@ from lstm_compile.export import names
 from lstm_compile.export.proof.parity import INT8_TOLERANCE, measured_error
 from lstm_compile.export.proof.selftest import selftest
 from lstm_compile.export.use.evaluate_file import evaluate_file
-from lstm_compile.export.write.graph import quiet
 from lstm_compile.export.write.onnx import ExportReport, checked, to_onnx, write_proven
+from lstm_compile.export.write.tracing import quiet
 from lstm_compile.model.checkpoint import Model
 
 
@@ -54,6 +54,11 @@ def export_int8(source: str | Path, path: str | Path, data: str | None = None) -
             written.
     """
     job = checked(source, path)
+    if job.model.config.cell != "lstm":
+        raise InputError(
+            f"int8 weights are for cell lstm, the model's is {job.model.config.cell!r}; export "
+            "without --int8"
+        )
     example = selftest(job.model, INT8_TOLERANCE)
     plain = to_onnx(job.model, "ort", example, finite=True)
     quantized, error = quantize(job.model, plain)

@@ -21,9 +21,10 @@ from lstm_compile.export.proof.known_faults import Known, concerning
 from lstm_compile.export.proof.parity import verify_onnx
 from lstm_compile.export.proof.parity_report import ParityReport
 from lstm_compile.export.proof.selftest import selftest
-from lstm_compile.export.write.graph import Shown, simplify, to_portable, translated
-from lstm_compile.export.write.sequence_lens import ort_table
-from lstm_compile.export.write.translation import Table, model_table
+from lstm_compile.export.write.graph import Shown, simplify, to_portable
+from lstm_compile.export.write.tables import model_table, ort_table
+from lstm_compile.export.write.tracing import translated
+from lstm_compile.export.write.translation import Table
 from lstm_compile.files import write_atomically
 from lstm_compile.model.batch import Given
 from lstm_compile.model.checkpoint import Model, load_model
@@ -161,7 +162,7 @@ def to_onnx(
         program=_Whole(model),
         metadata=metadata(model, example or selftest(model), profile),
         table=model_table() if profile == "portable" else ort_table(finite),
-        merged=profile == "ort" and model.config.bidirectional,
+        merged=profile == "ort" and model.config.bidirectional and model.config.cell == "lstm",
     )
     return build(model, form)
 
@@ -190,7 +191,7 @@ def build(model: Model, form: Form) -> onnx.ModelProto:
 
 
 def layer_names(config: ModelConfig, merged: bool = False) -> list[str]:
-    """A name for each LSTM node in the order of computation: `l0`, `l0_reverse`, `l1` ..."""
+    """A name for each layer and direction in order: `l0`, `l0_reverse`, `l1` ..."""
     suffixes = ("", "_reverse")[: 1 if merged else config.num_directions]
     return [f"l{layer}{suffix}" for layer in range(config.num_layers) for suffix in suffixes]
 
@@ -231,6 +232,8 @@ def _bytes_of(tensor: Tensor) -> bytes:
 class Program(nn.Module):
     """A model with its tensors as buffers, as torch.export needs them."""
 
+    named = 2  # arguments of `forward` with a name; the others are one tuple
+
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.config = model.config
@@ -268,7 +271,7 @@ def _translate(form: Form) -> Any:
         dynamic[name] = {axis: dims[size] for axis, size in enumerate(shape) if size in dims}
     if names.LENGTHS in inputs:
         inputs[names.LENGTHS] = torch.tensor([5, 2, 0], device="cpu")
-    named = len(inputs) - len(form.program.config.given)  # the others are one tuple, `given`
+    named = form.program.named
     first, more = tuple(dynamic.values())[:named], tuple(dynamic.values())[named:]
     shapes = (*first, more) if more else first
     return translated(form.program, tuple(inputs.values()), shapes, form.table)

@@ -11,17 +11,9 @@ from onnx import TensorProto
 from onnxscript import opset17 as op
 
 from lstm_compile.export.write import translation
-from lstm_compile.export.write.translation import RECURRENCE, Outputs, Table, Value, ints, is_zeros
+from lstm_compile.export.write.translation import OperatorCall, Outputs, Value, ints, is_zeros
 
 BATCH_FIRST = (2, 0, 1, 3)  # order of axes for Y (time, directions, batch, H)
-
-
-def ort_table(finite: bool = False) -> Table:
-    """As `model_table`, for ONNX Runtime alone.
-
-    `finite` puts zeros into the padding: an int8 node takes its scale from all that it reads.
-    """
-    return {**translation.model_table(), RECURRENCE: finite_recurrence if finite else recurrence}
 
 
 def recurrence(*inputs: Value) -> Outputs:
@@ -30,7 +22,8 @@ def recurrence(*inputs: Value) -> Outputs:
     Raises:
         InputError: the module is not in float32, or it uses resets.
     """
-    call = translation.checked(*inputs)
+    call = OperatorCall(*inputs)
+    translation.check_call(call.x, call.resets)
     weights = translation.node_weights(call)
     h0, c0 = (
         None if is_zeros(state) else translation.initial_state(state, call.x)

@@ -18,6 +18,7 @@ from lstm_compile.errors import InputError
 from lstm_compile.export import names
 from lstm_compile.export.proof.selftest import streaming_selftest
 from lstm_compile.export.write import translation
+from lstm_compile.export.write.cell_nodes import ANY_CELL
 from lstm_compile.export.write.onnx import (
     ExportReport,
     Form,
@@ -27,10 +28,12 @@ from lstm_compile.export.write.onnx import (
     metadata,
     write_proven,
 )
+from lstm_compile.export.write.scan import one_step
+from lstm_compile.export.write.tables import model_table
 from lstm_compile.export.write.translation import OperatorCall, Outputs, Value, ints
 from lstm_compile.model.checkpoint import Model
 from lstm_compile.model.model import predict_on
-from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.recurrence.cell_operator import CellInputs
 
 Cells = Literal["node", "plain"]
 NODE: Cells = "node"
@@ -47,8 +50,8 @@ def export_streaming(
     Args:
         model: the model, or the path of its run folder or safetensors file.
         path: the file to write; an earlier one is replaced.
-        cells: `node` for one LSTM operator a layer, or `plain` for MatMul, Sigmoid and Tanh, which
-            runtimes without an LSTM operator load; this file takes one step a call.
+        cells: `node` for one operator a layer, such as LSTM, or `plain` for MatMul, Sigmoid and
+            Tanh, which runtimes without such operators load; this file takes one step a call.
         runtimes: which to compare, as in `verify_onnx`.
 
     Raises:
@@ -81,6 +84,19 @@ def _check_streamable(config: ModelConfig) -> None:
         reason = "season reads steps long past; train with --season 0"
     if reason:
         raise InputError(f"this model cannot run step by step: {reason}")
+    _check_names(config)
+
+
+def _check_names(config: ModelConfig) -> None:
+    """Refuse a cell whose parts have the names of other inputs or outputs."""
+    parts, after = names.state_of(config), names.next_state_of(config)
+    taken = {*names.inputs_of(config), config.traits.output, *after}
+    clashing = sorted(taken.intersection(parts) | {config.traits.output}.intersection(after))
+    if clashing:
+        raise InputError(
+            f"cell {config.cell!r}: its state has parts named {', '.join(parts)}, but "
+            f"{', '.join(clashing)} names another tensor of a streaming file; rename that part"
+        )
 
 
 def to_streaming(model: Model, cells: Cells = NODE, example: str | None = None) -> onnx.ModelProto:
@@ -94,13 +110,14 @@ def to_streaming(model: Model, cells: Cells = NODE, example: str | None = None) 
     config = model.config
     _check_streamable(config)
     output, shape = names.output_of(config)
-    inputs, table = names.streaming_inputs_of(config), translation.model_table()
+    inputs, table = names.streaming_inputs_of(config), model_table()
     if cells == "plain":
-        shape, table[translation.RECURRENCE] = _one_step(shape), _plain_cell
+        table |= {translation.RECURRENCE: _plain_cell, ANY_CELL: plain_any_cell}
+        shape = _one_step(shape)
         inputs = {name: (kind, _one_step(sizes)) for name, (kind, sizes) in inputs.items()}
     form = Form(
         inputs=inputs,
-        outputs={output: shape, **dict.fromkeys(names.NEXT_STATE, names.state_of(config))},
+        outputs={output: shape, **{n: s for n, (_, s) in names.next_state_of(config).items()}},
         program=_Stepwise(model),
         metadata=_metadata(model, cells, example),
         table=table,
@@ -116,13 +133,13 @@ def _metadata(model: Model, cells: Cells, example: str | None) -> dict[str, str]
     """As for the sequence file; also which output feeds which input, and its initial value."""
     example = example or streaming_selftest(model, cells == "plain")
     state = {
-        name: {"from": after, "shape": names.state_of(model.config), "initial": 0.0}
-        for name, after in zip(names.STATE, names.NEXT_STATE, strict=True)
+        name: {"from": f"{name}{names.NEXT}", "shape": shape, "initial": 0.0}
+        for name, (_, shape) in names.state_of(model.config).items()
     }
     return {
         **metadata(model, example),
         "inputs": json.dumps(list(names.streaming_inputs_of(model.config))),
-        "outputs": json.dumps([model.config.traits.output, *names.NEXT_STATE]),
+        "outputs": json.dumps([model.config.traits.output, *names.next_state_of(model.config)]),
         names.STATE_KEY: json.dumps({"cells": cells, "tensors": state}),
     }
 
@@ -130,13 +147,18 @@ def _metadata(model: Model, cells: Cells, example: str | None) -> dict[str, str]
 class _Stepwise(Program):
     """`predict` of a chunk of valid steps, from a state."""
 
-    def forward(
-        self, x: Tensor, h: Tensor, c: Tensor, *given: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        answer, state = predict_on(
-            self.params, self.config, x, None, LSTMState(h, c), given=self.given(given)
-        )
-        return answer, *state
+    named = 1
+
+    def forward(self, x: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        parts = len(self.config.state_parts)
+        state, given = others[:parts], self.given(others[parts:])
+        answer, after = predict_on(self.params, self.config, x, None, state, given=given)
+        return answer, *after
+
+
+def plain_any_cell(*inputs: Value) -> list[Value]:
+    """One step of one layer of any cell, the operations of the cell itself."""
+    return one_step(CellInputs(*inputs))
 
 
 def _plain_cell(*inputs: Value) -> Outputs:

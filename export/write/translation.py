@@ -9,7 +9,7 @@ README lists.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,8 @@ import torch
 from onnx import TensorProto, numpy_helper
 from onnxscript import opset17 as op
 
-import lstm_compile.model.window_scaling
-import lstm_compile.recurrence.operator  # noqa: F401 (both define operators)
+import lstm_compile.recurrence.operator  # noqa: F401 (it defines an operator)
 from lstm_compile.errors import InputError
-from lstm_compile.export.names import RIGHT_IN, Profile
 from lstm_compile.recurrence.vendor import SATURATED
 
 # A tensor of the graph under construction: onnxscript and torch.onnx have no common public type.
@@ -31,8 +29,8 @@ RECURRENCE = torch.ops.lstm_compile.recurrence.default
 
 # ONNX orders the gates i, o, f, c; torch orders them i, f, g, o, and its g is ONNX's c.
 GATES = [0, 3, 1, 2]
+PEEPHOLES = [0, 2, 1]  # ONNX orders them i, o, f
 FLAG = 2.0  # marks padding; as large as usual inputs, and a power of 2, so that products are exact
-LOWEST = float(np.finfo(np.float32).min)
 NOT_FOR_INT8 = (
     "an LSTM that takes lengths and an initial state and returns its cell state has a weight of "
     f"{SATURATED:.0f} in this file: weights of 8 bits would be useless; to quantise it for ONNX "
@@ -56,6 +54,7 @@ class OperatorCall(NamedTuple):
     reverse: bool
     backend: str  # how torch computes; nodes do not depend on it
     chunk: int  # likewise
+    peepholes: Value = None  # (3 * hidden_size), in the order i, f, o
 
 
 class Weights(NamedTuple):
@@ -65,6 +64,7 @@ class Weights(NamedTuple):
     weight_hh: Value  # (1, 4 * hidden_size, hidden_size)
     biases: Value  # (1, 8 * hidden_size), of the input and of the state
     hidden_size: int
+    peepholes: Value = None  # (1, 3 * hidden_size), in the order i, o, f
 
 
 class RowHelpers(NamedTuple):
@@ -75,43 +75,17 @@ class RowHelpers(NamedTuple):
     reversal: Value  # (batch, time, 1) int64, the step to read in order to reverse a row
 
 
-def translation_table(profile: Profile = "portable") -> Table:
-    """What torch.onnx needs in order to export modules that call `lstm_compile.lstm`.
-
-    Pass it as `torch.onnx.export(..., dynamo=True, custom_translation_table=translation_table())`.
-    Outputs and final states are those of `lstm_compile.lstm`, for any lengths. Profile `ort` is for
-    ONNX Runtime alone: it is faster there, and its weights can always be quantised.
-
-    Raises:
-        InputError: no such profile.
-    """
-    if profile not in RIGHT_IN:
-        raise InputError(f"profile must be one of {', '.join(RIGHT_IN)}; got {profile!r}")
-    translate = recurrence
-    if profile == "ort":
-        from lstm_compile.export.write.sequence_lens import finite_recurrence as translate
-    return {RECURRENCE: translate, torch.ops.lstm_compile.last_steps.default: last_steps}
-
-
-def model_table() -> Table:
-    """`translation_table`, and the other operators of this package's models."""
-    return {
-        **translation_table(),
-        torch.ops.aten.scaled_dot_product_attention.default: attention,
-        torch.ops.aten.gelu.default: gelu,
-    }
-
-
 def recurrence(*inputs: Value) -> Outputs:
     """One layer and direction: the arguments of `OperatorCall` in order.
 
     Raises:
         InputError: the module is not in float32, or it uses resets.
     """
-    call = checked(*inputs)
+    call = OperatorCall(*inputs)
+    check_call(call.x, call.resets)
     if call.lengths is None:
         return _without_lengths(call)
-    rows, reads_c = _rows(call.x, call.lengths), _reads_cell_state(call.weight_hh)
+    rows, reads_c = row_helpers(call.x, call.lengths), _reads_cell_state(call.weight_hh)
     if reads_c and is_zeros(call.h0) and is_zeros(call.c0):
         return _padding_first(call, rows)
     x, weights = call.x, node_weights(call)
@@ -122,77 +96,43 @@ def recurrence(*inputs: Value) -> Outputs:
         y, c = _frozen(x, rows, weights, (initial_h, initial_c))
     else:
         y, _, c = lstm_node(x, weights, initial_h, initial_c)
-    h = _last_valid(y, rows, op.Squeeze(initial_h, ints(0)))
+    h = last_valid(y, rows, op.Squeeze(initial_h, ints(0)))
     y = op.GatherND(y, rows.reversal, batch_dims=1) if call.reverse else y
     return op.Where(rows.valid, y, zero()), h, op.Squeeze(c, ints(0))
 
 
-def checked(*inputs: Value) -> OperatorCall:
-    """The operator's arguments, if there are nodes for them.
+def check_call(x: Value, resets: Value) -> None:
+    """Refuse a call that has no nodes.
 
     Raises:
         InputError: the module is not in float32, or it uses resets; says what to do.
     """
-    call = OperatorCall(*inputs)
-    if call.resets is not None:
+    if resets is not None:
         raise InputError(
             "resets have no form in ONNX, where a row begins once: export the module without them, "
             "and give each sequence as a row of its own, or step by step (export --streaming) from "
             "the initial state where one begins"
         )
-    dtype = call.x.dtype
+    dtype = x.dtype
     if dtype is not None and int(dtype) != TensorProto.FLOAT:
         raise InputError(f"ONNX export takes float32 modules, got {dtype}; use module.float()")
-    return call
-
-
-def last_steps(x: Value, lengths: Value, size: int) -> Value:
-    """The last `size` valid steps of each row, as `window_scaling.last_steps` gives them."""
-    # a step of zeros in front stands for missing steps: IREE 3.13 cannot compile a Where here
-    padded = op.Pad(x, ints(0, 1, 0, 0, 0, 0))
-    wanted = op.Constant(value=numpy_helper.from_array(np.arange(1 - size, 1)))
-    step = op.Max(op.Add(op.Unsqueeze(lengths, ints(1)), wanted), ints(0))
-    return op.GatherND(padded, op.Unsqueeze(step, ints(2)), batch_dims=1)
-
-
-def attention(query: Value, key: Value, value: Value, mask: Value = None) -> Value:
-    """Scaled dot-product attention, (batch, heads, time, size) each, as Transformer blocks call it.
-
-    `mask` (bool) leaves each query at least one key, so a finite number replaces minus infinity.
-    """
-    scale = op.Constant(value_float=int(query.shape[3]) ** -0.5)
-    scores = op.MatMul(op.Mul(query, scale), op.Transpose(key, perm=[0, 1, 3, 2]))
-    if mask is not None:
-        scores = op.Where(mask, scores, op.Constant(value_float=LOWEST))
-    return op.MatMul(op.Softmax(scores, axis=-1), value)
-
-
-def gelu(x: Value, approximate: str = "none") -> Value:
-    """GELU in a form on which OpenCV does not crash, as it does on the usual one.
-
-    Raises:
-        InputError: the module uses the approximation.
-    """
-    if approximate != "none":
-        raise InputError(f"ONNX export takes gelu as it is, not approximate={approximate!r}")
-    half = op.Constant(value_float=0.5)
-    error = op.Erf(op.Mul(x, op.Constant(value_float=0.5**0.5)))
-    return op.Mul(x, op.Add(op.Mul(error, half), half))
 
 
 def _without_lengths(call: OperatorCall) -> Outputs:
     weights, x = node_weights(call), call.x
     h0, c0 = (initial_state(state, x) for state in (call.h0, call.c0))
-    y, h, c = lstm_node(_flip(x) if call.reverse else x, weights, h0, c0)
-    return _flip(y) if call.reverse else y, op.Squeeze(h, ints(0)), op.Squeeze(c, ints(0))
+    y, h, c = lstm_node(flip(x) if call.reverse else x, weights, h0, c0)
+    return flip(y) if call.reverse else y, op.Squeeze(h, ints(0)), op.Squeeze(c, ints(0))
 
 
-def _flip(x: Value) -> Value:
-    last = op.Sub(_time(x), op.Constant(value_int=1))
+def flip(x: Value) -> Value:
+    """All steps in reverse."""
+    last = op.Sub(op.Squeeze(time_of(x)), op.Constant(value_int=1))
     return op.Gather(x, op.Sub(last, steps(x)), axis=1)
 
 
-def _rows(x: Value, lengths: Value) -> RowHelpers:
+def row_helpers(x: Value, lengths: Value) -> RowHelpers:
+    """Masks and indices of a padded batch."""
     step, column = steps(x), op.Unsqueeze(lengths, ints(1))
     valid = op.Less(step, column)
     mirrored = op.Sub(op.Sub(column, op.Constant(value_int=1)), step)
@@ -200,13 +140,14 @@ def _rows(x: Value, lengths: Value) -> RowHelpers:
     return RowHelpers(column, op.Unsqueeze(valid, ints(2)), op.Unsqueeze(reversal, ints(2)))
 
 
-def _time(x: Value) -> Value:
-    return op.Squeeze(op.Shape(x, start=1, end=2))
+def time_of(x: Value) -> Value:
+    """The number of steps of x (batch, time, ...), int64 (1,)."""
+    return op.Shape(x, start=1, end=2)
 
 
 def steps(x: Value) -> Value:
     """The numbers of the steps, int64 (time,)."""
-    return op.Range(op.Constant(value_int=0), _time(x), op.Constant(value_int=1))
+    return op.Range(op.Constant(value_int=0), op.Squeeze(time_of(x)), op.Constant(value_int=1))
 
 
 def lstm_node(
@@ -218,8 +159,9 @@ def lstm_node(
     direction: str = "forward",
 ) -> Outputs:
     """The LSTM node: y (batch, time, H), h and c (1, batch, H)."""
-    *tensors, hidden_size = weights
-    operands = (op.Transpose(x, perm=[1, 0, 2]), *tensors, sequence_lens, initial_h, initial_c)
+    *tensors, hidden_size, peepholes = weights
+    operands = [op.Transpose(x, perm=[1, 0, 2]), *tensors, sequence_lens, initial_h, initial_c]
+    operands += [] if peepholes is None else [peepholes]
     y, h, c = op.LSTM(*operands, direction=direction, hidden_size=hidden_size)
     return op.Transpose(op.Squeeze(y, ints(1)), perm=[1, 0, 2]), h, c
 
@@ -227,17 +169,20 @@ def lstm_node(
 def node_weights(call: OperatorCall) -> Weights:
     """The weights of the LSTM node, from those of torch."""
     gates, hidden_size = (int(size) for size in call.weight_hh.shape)
-    no_bias: Value = op.Constant(value=_zeros(1, gates))
-    one_bias: Value = no_bias if is_zeros(call.bias) else _reorder(call.bias)  # the sum of two
+    no_bias: Value = op.Constant(value=zeros(1, gates))
+    # the sum of two
+    one_bias: Value = no_bias if is_zeros(call.bias) else reordered(call.bias, GATES)
     both_biases = op.Concat(one_bias, no_bias, axis=1)
-    return Weights(_reorder(call.weight_ih), _reorder(call.weight_hh), both_biases, hidden_size)
+    weight_ih, weight_hh = reordered(call.weight_ih, GATES), reordered(call.weight_hh, GATES)
+    peepholes = None if call.peepholes is None else reordered(call.peepholes, PEEPHOLES)
+    return Weights(weight_ih, weight_hh, both_biases, hidden_size, peepholes)
 
 
-def _reorder(weight: Value) -> Value:
-    """`weight` (4H, ...) as (1, 4H, ...) in ONNX's order of gates."""
-    gates, *others = (int(size) for size in weight.shape)
-    blocks = op.Reshape(weight, ints(1, 4, gates // 4, *others))
-    return op.Reshape(op.Gather(blocks, ints(*GATES), axis=1), ints(1, gates, *others))
+def reordered(weight: Value, order: Sequence[int]) -> Value:
+    """`weight` (gates * H, ...) as (1, gates * H, ...) with its gates in another order."""
+    size, *others = (int(size) for size in weight.shape)
+    blocks = op.Reshape(weight, ints(1, len(order), size // len(order), *others))
+    return op.Reshape(op.Gather(blocks, ints(*order), axis=1), ints(1, size, *others))
 
 
 def _padding_first(call: OperatorCall, rows: RowHelpers) -> Outputs:
@@ -256,8 +201,8 @@ def _padding_first(call: OperatorCall, rows: RowHelpers) -> Outputs:
         flag: Value = op.Cast(op.Not(rows.valid), to=TensorProto.FLOAT)
         x = op.Concat(x, op.Mul(flag, op.Constant(value_float=FLAG)), axis=2)
         weights = _without_bias(call, weights)
-    y, h, c = lstm_node(_flip(x), weights, initial_h, initial_c)
-    y = _flip(y)
+    y, h, c = lstm_node(flip(x), weights, initial_h, initial_c)
+    y = flip(y)
     y = y if call.reverse else op.GatherND(y, rows.reversal, batch_dims=1)
     return op.Where(rows.valid, y, zero()), op.Squeeze(h, ints(0)), op.Squeeze(c, ints(0))
 
@@ -267,7 +212,7 @@ def _without_bias(call: OperatorCall, weights: Weights) -> Weights:
     hidden_size = weights.hidden_size
     bias: Value = op.Slice(call.bias, ints(2 * hidden_size), ints(3 * hidden_size), ints(0))
     share: Value = op.Mul(bias, op.Constant(value_float=-1 / FLAG))
-    others: Value = op.Constant(value=_zeros(3 * hidden_size))
+    others: Value = op.Constant(value=zeros(3 * hidden_size))
     column: Value = op.Concat(others, share, axis=0)
     column = op.Unsqueeze(column, ints(0, 2))
     return weights._replace(weight_ih=op.Concat(weights.weight_ih, column, axis=2))
@@ -293,7 +238,8 @@ def _frozen(
     return y, op.Where(has_steps, c, initial[1])
 
 
-def _last_valid(y: Value, rows: RowHelpers, initial_h: Value) -> Value:
+def last_valid(y: Value, rows: RowHelpers, initial_h: Value) -> Value:
+    """The last valid step of y (batch, time, H), or the initial state (batch, H)."""
     last = op.Max(op.Sub(rows.lengths, op.Constant(value_int=1)), op.Constant(value_int=0))
     picked = op.GatherND(y, last, batch_dims=1)
     return op.Where(op.Less(op.Constant(value_int=0), rows.lengths), picked, initial_h)
@@ -306,7 +252,7 @@ def initial_state(state: Value, batched: Value) -> Value:
     batch = op.Shape(batched, start=0, end=1)
     shape = op.Concat(ints(1), batch, ints(int(state.shape[1])), axis=0)
     # the default value is written out: tract, MNN and OpenCV need it
-    return op.ConstantOfShape(shape, value=_zeros(1))
+    return op.ConstantOfShape(shape, value=zeros(1))
 
 
 def is_zeros(value: Value) -> bool:
@@ -318,7 +264,10 @@ def is_zeros(value: Value) -> bool:
 
 
 def _reads_cell_state(weight_hh: Value) -> bool:
-    """Whether the program reads c of any call with these weights; True where that is unknown."""
+    """Whether the program reads the final cell state of any call with this weight.
+
+    True where that is unknown.
+    """
     producer = weight_hh.producer()
     traced = (weight_hh if producer is None else producer).meta.get("node")
     calls = [user for user in getattr(traced, "users", ()) if user.target is RECURRENCE]
@@ -330,7 +279,8 @@ def ints(*values: int) -> Value:
     return op.Constant(value_ints=list(values))
 
 
-def _zeros(*shape: int) -> TensorProto:
+def zeros(*shape: int) -> TensorProto:
+    """A float32 tensor of zeros."""
     return numpy_helper.from_array(np.zeros(shape, np.float32))
 
 

@@ -28,7 +28,7 @@ LARGEST_SEED = (1 << 63) - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One LSTM and one batch; each field with a help text is a flag of `bench`.
+    """One stack and one batch; each field with a help text is a flag of `bench`.
 
     Raises:
         InputError: a value is of the wrong type or out of range.
@@ -40,6 +40,8 @@ class Case:
     hidden: int = option(128, "Its width of one layer's state.", 1, LARGEST)
     layers: int = option(1, "Its stacked layers.", 1, 64)
     bidirectional: bool = option(False, "Whether it reads in both directions.")
+    # the rival is nn.GRU for `gru`, nn.LSTM for all others
+    cell: str = option("lstm", "Its cell: a name, or FILE.py:NAME for one of your own.")
     # `uniform` is 1 to time, the longest row made full
     lengths: str = option("uniform", "Its lengths: uniform, full, or a file with one a line.")
     # `fp32` (TF32 off), `tf32` (CUDA) or `bf16` (autocast; weights stay in fp32)
@@ -53,7 +55,8 @@ class Case:
         """All of it in one short line, `B32 T64 D32 H128 L1 forward uniform fp32`."""
         direction = "both" if self.bidirectional else "forward"
         sizes = f"B{self.batch} T{self.time} D{self.input} H{self.hidden} L{self.layers}"
-        return f"{sizes} {direction} {Path(self.lengths).name} {self.precision}"
+        cell = "" if self.cell == "lstm" else f"{self.cell} "
+        return f"{cell}{sizes} {direction} {Path(self.lengths).name} {self.precision}"
 
     @property
     def recurrent_steps(self) -> int:

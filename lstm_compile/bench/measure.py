@@ -21,6 +21,7 @@ from lstm_compile.bench.problem import (
 from lstm_compile.bench.timing import interleave
 from lstm_compile.devices import cpu_threads, find_device, tf32
 from lstm_compile.errors import InputError
+from lstm_compile.recurrence.cell_file import read_cell
 from lstm_compile.recurrence.inductor import can_compile
 
 ONNXRUNTIME = ("inference", "cpu", "fp32")
@@ -93,6 +94,8 @@ class _Job:
             return "measured in inference only, in fp32 on the CPU"
         if name == "compiled" and not can_compile(kind):
             return "no C++ compiler (or, on CUDA, no Triton); install g++ or set CXX"
+        if name == "vendor" and "vendor" not in read_cell(case.cell).kernels:
+            return f"no vendor has a kernel of cell {case.cell}"
         if name == "reference" and case.recurrent_steps > REFERENCE_STEPS and not self.by_name:
             return (
                 f"a plain loop: only where time x layers x directions is at most {REFERENCE_STEPS},"

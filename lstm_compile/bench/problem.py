@@ -15,8 +15,10 @@ from lstm_compile.config import Backend
 from lstm_compile.devices import autocast
 from lstm_compile.recurrence.autotune import explain_backend
 from lstm_compile.recurrence.calibrate import calibrate
+from lstm_compile.recurrence.cell_file import read_cell
 from lstm_compile.recurrence.inductor import can_compile
 from lstm_compile.recurrence.lengths import extremes, valid_mask
+from lstm_compile.recurrence.module import GRU, LSTM, Recurrent
 
 Forward = Callable[[], Any]  # gives the output (batch, time, features)
 Step = Callable[[], object]  # what is timed
@@ -26,19 +28,22 @@ RIVALS = ("padded", "packed")
 
 
 class Problem(NamedTuple):
-    """One LSTM with nn.LSTM's own weights, and one batch; all on one device."""
+    """One stack, its rival of torch.nn, and one batch; all on one device.
+
+    An LSTM has nn.LSTM's own weights, and a GRU those of nn.GRU.
+    """
 
     case: Case
-    module: nn.LSTM
+    module: nn.LSTM | nn.GRU  # the rival
+    own: LSTM | GRU | Recurrent
     x: Tensor  # (batch, time, input), zeros in the padding
     lengths: Tensor | None  # (batch,) int64, None where all are full
     host_lengths: Tensor  # (batch,) int64 on the CPU, for packing
     mask: Tensor | None  # (batch, time, 1) bool
 
-    @property
-    def params(self) -> dict[str, Tensor]:
-        """nn.LSTM's parameters under its own names."""
-        return dict(self.module.named_parameters())
+    def params(self, name: str = "") -> dict[str, Tensor]:
+        """The parameters of a contestant; those of the stack that is measured if it has no name."""
+        return dict((self.module if name in RIVALS else self.own).named_parameters())
 
     def autocast(self) -> AbstractContextManager[object]:
         """What a forward runs in."""
@@ -59,20 +64,33 @@ def build(case: Case, device: torch.device, mode: Mode, seed: int) -> Problem:
     x = torch.randn(case.batch, case.time, case.input, generator=generator, device="cpu")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = nn.LSTM(
-            case.input, case.hidden, case.layers,
-            batch_first=True, bidirectional=case.bidirectional,
-        )  # fmt: skip
-    module = module.to(device).train(mode == "training")
+        module, own = _modules(case)
+    module, own = (each.to(device).train(mode == "training") for each in (module, own))
     mask = valid_mask(host, case.time)[..., None]
     x = torch.where(mask, x, 0.0).to(device)
     if case.lengths == "full":
-        return Problem(case, module, x, None, host, None)
-    return Problem(case, module, x, host.to(device), host, mask.to(device))
+        return Problem(case, module, own, x, None, host, None)
+    return Problem(case, module, own, x, host.to(device), host, mask.to(device))
+
+
+def _modules(case: Case) -> tuple[Any, Any]:
+    """The rival and the stack that is measured, of one seed."""
+    sizes: Any = case.input, case.hidden, case.layers
+    options: dict[str, Any] = {"batch_first": True, "bidirectional": case.bidirectional}
+    rival = nn.GRU if case.cell == "gru" else nn.LSTM
+    module = rival(*sizes, **options)
+    if case.cell not in ("lstm", "gru"):
+        return module, Recurrent(read_cell(case.cell), *sizes, **options)
+    own = (GRU if case.cell == "gru" else LSTM)(*sizes, **options)
+    own.load_state_dict(module.state_dict())
+    return module, own
 
 
 def _backend(problem: Problem, name: Backend) -> Forward:
-    params = problem.params  # gathering them takes longer than a short step may
+    if problem.case.cell != "lstm":
+        own, x, lengths = problem.own, problem.x, problem.lengths
+        return lambda: own(x, lengths=lengths, backend=name)[0]
+    params = problem.params()  # gathering them takes longer than a short step may
     return lambda: lstm_compile.lstm(params, problem.x, problem.lengths, backend=name)[0]
 
 
@@ -106,7 +124,7 @@ def step_of(contestant: Contestant, name: str, problem: Problem, mode: Mode) -> 
     The loss is the sum of squares over valid steps. nn.LSTM over padded rows needs a mask for it;
     the others give zeros in the padding.
     """
-    forward, params = contestant(problem), list(problem.params.values())
+    forward, params = contestant(problem), list(problem.params(name).values())
     mask = problem.mask if name == "padded" else None
 
     def infer() -> object:
@@ -123,7 +141,12 @@ def step_of(contestant: Contestant, name: str, problem: Problem, mode: Mode) -> 
 
 
 def calibrated(problem: Problem, mode: Mode) -> str:
-    """Calibrate `auto` for this case; returns what it then takes and why, in one line."""
+    """Calibrate `auto` for this case; returns what it then takes and why, in one line.
+
+    Only an LSTM has a choice to make.
+    """
+    if problem.case.cell != "lstm":
+        return ""
     case, device, training = problem.case, problem.x.device, mode == "training"
     least, longest = extremes(problem.host_lengths)
     if can_compile(device.type):
@@ -134,6 +157,6 @@ def calibrated(problem: Problem, mode: Mode) -> str:
         )  # fmt: skip
     with problem.autocast():
         choice = explain_backend(
-            problem.params, case.batch, case.time, problem.host_lengths, training=training
+            problem.params(), case.batch, case.time, problem.host_lengths, training=training
         )
     return str(choice)

@@ -18,7 +18,6 @@ from torch import Tensor
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.sequences import IGNORED
 from lstm_compile.model.batch import Batch
-from lstm_compile.recurrence.cell import LSTMState
 
 
 class Chunk(NamedTuple):
@@ -57,12 +56,12 @@ def steps_of(corpus: Corpus, lanes: int, time: int) -> int:
     return max(1, -(-int(np.diff(_edges(corpus, lanes)).max()) // time))
 
 
-def carried(state: LSTMState | None, fresh: Tensor | None) -> LSTMState | None:
+def carried(state: tuple[Tensor, ...] | None, fresh: Tensor | None) -> tuple[Tensor, ...] | None:
     """The state at the begin of a chunk: `state`, with zeros in the `fresh` lanes."""
     if state is None or fresh is None:
         return None
-    keep = ~fresh.to(state.h.device)[:, None]
-    return LSTMState(*(torch.where(keep, part, 0.0) for part in state))
+    keep = ~fresh.to(state[0].device)[:, None]
+    return tuple(torch.where(keep, part, 0.0) for part in state)
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:

@@ -16,6 +16,7 @@ from lstm_compile.files import from_json, write_atomically
 from lstm_compile.model.header import FORMAT, open_archive, with_short_header
 from lstm_compile.model.model import Params, param_shapes
 from lstm_compile.model.run_folder import MODEL_FILE, own_file
+from lstm_compile.recurrence.cell_file import cell_of
 
 FORMAT_VERSION = "1"
 
@@ -63,11 +64,12 @@ def save_model(
 def load_model(path: str | Path) -> Model:
     """Read a model from its file or run folder.
 
-    The header is checked against the config before a tensor is read; nothing is unpickled.
+    The header is checked against the config before a tensor is read; nothing is unpickled, and no
+    code is run: a cell of one's own must be known already, see `register_cell`.
 
     Raises:
-        InputError: no such file, not a safetensors file, not one of this package, or tensors that
-            do not fit the config; the message names each.
+        InputError: no such file, not a safetensors file, not one of this package, a cell that
+            is not known here, or tensors that do not fit the config; the message names each.
     """
     with open_archive(model_file(path), "pt") as archive:
         return _read(archive)
@@ -76,6 +78,7 @@ def load_model(path: str | Path) -> Model:
 def _read(archive: Any) -> Model:
     metadata = _checked_metadata(archive.metadata() or {})
     config = ModelConfig.from_json(metadata["config"])
+    cell_of(config)
     slices = {name: archive.get_slice(name) for name in archive.keys()}  # noqa: SIM118
     _check_shapes({name: tuple(part.get_shape()) for name, part in slices.items()}, config)
     for name, part in slices.items():

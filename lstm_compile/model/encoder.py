@@ -1,4 +1,4 @@
-"""The encoder of a sequence: the LSTM stack, and Transformer blocks after it if there are any.
+"""The encoder of a sequence: recurrent layers, and Transformer blocks after them if there are any.
 
 A block is self-attention and a feed-forward network, pre-norm. With x (batch, time, width) and a
 layer norm in front of each branch, it is
@@ -15,17 +15,21 @@ equation 34 (rotary positions).
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout, gelu, layer_norm, linear, scaled_dot_product_attention
 
-from lstm_compile.config import Backend, ModelConfig
-from lstm_compile.recurrence.cell import LSTMState
+from lstm_compile.config import REGULARISERS, Backend, ModelConfig
+from lstm_compile.recurrence.cell_file import cell_of
+from lstm_compile.recurrence.cell_trial import fill, shapes_of
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK
+from lstm_compile.recurrence.recurrent import recurrent
+from lstm_compile.recurrence.regularise import NONE, Regularisers
+from lstm_compile.recurrence.regularised_lstm import regularised_lstm
 from lstm_compile.recurrence.stack import under, weight_shapes
 
 EXPANSION = 4  # width of the feed-forward network, divided by that of the block
@@ -45,20 +49,41 @@ class Mode(NamedTuple):
 
 def encoder_shapes(config: ModelConfig, entering: int) -> dict[str, tuple[int, ...]]:
     """The name and shape of every tensor of stack and blocks; `entering` is their input size."""
-    sizes = entering, config.hidden_size, config.num_layers
-    stack = weight_shapes(*sizes, bidirectional=config.bidirectional, bias=config.bias)
-    shapes = {f"lstm.{name}": shape for name, shape in stack.items()}
+    shapes = _stack_shapes(config, entering)
     for index in range(config.transformer_layers):
         block = block_shapes(config.width).items()
         shapes |= {f"transformer.{index}.{name}": shape for name, shape in block}
     return shapes
 
 
-def initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def _stack_shapes(config: ModelConfig, entering: int) -> dict[str, tuple[int, ...]]:
+    """Those of `lstm` are called `lstm.NAME`, those of other cells `cell.NAME`."""
+    if config.cell == "lstm":
+        sizes = entering, config.hidden_size, config.num_layers
+        stack = weight_shapes(*sizes, bidirectional=config.bidirectional, bias=config.bias)
+        return {f"lstm.{name}": shape for name, shape in stack.items()}
+    cell, suffixes = cell_of(config), ("", "_reverse")[: config.num_directions]
+    return {
+        f"cell.{name}_l{layer}{suffix}": shape
+        for layer in range(config.num_layers)
+        for suffix in suffixes
+        for name, shape in shapes_of(
+            cell, config.width if layer else entering, config.hidden_size
+        ).items()
+    }
+
+
+def initial(
+    name: str, shape: tuple[int, ...], config: ModelConfig, generator: torch.Generator
+) -> Tensor:
     """A fresh tensor with a name of `encoder_shapes`; see `init_params`."""
     if name.startswith("transformer."):
         return initial_of_block(name, shape, generator)
     tensor = torch.zeros(shape, dtype=torch.float32, device="cpu")
+    if name.startswith("cell."):
+        own = name.removeprefix("cell.").removesuffix("_reverse").rpartition("_l")[0]
+        fill(cell_of(config), own, tensor, generator)
+        return tensor
     if ".bias_ih_" in name:
         tensor.chunk(4)[1].fill_(1.0)
     for gate in tensor.chunk(4) if tensor.dim() == 2 else ():
@@ -74,24 +99,31 @@ def encode(
     config: ModelConfig,
     x: Tensor,
     lengths: Tensor | None = None,
-    state: LSTMState | None = None,
+    state: tuple[Tensor, ...] | None = None,
     resets: Tensor | None = None,
     mode: Mode = Mode(),  # noqa: B008 (it cannot change)
-) -> tuple[Tensor, LSTMState]:
-    """Run the LSTM stack and the Transformer blocks over padded sequences.
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Run the recurrent stack and the Transformer blocks over padded sequences.
 
     `x` is (batch, time, width of the first layer), with any number in the padding; the others are
     as in `lstm_compile.forward`. Blocks see the steps of `x` alone, and none from before a reset;
     earlier steps reach them through `state` only.
 
     Returns:
-        (batch, time, config.width), exactly 0 at t >= length; and the LSTM stack's final state.
+        (batch, time, config.width), exactly 0 at t >= length; and the final state of the stack.
     """
-    zeros = None if state is None else LSTMState(*map(torch.zeros_like, state))
-    steps, state = lstm(
-        under(params, "lstm."), x, lengths, state, resets=resets, reset_state=zeros,
-        dropout=config.dropout, **mode._asdict(),
-    )  # fmt: skip
+    zeros = None if state is None else tuple(map(torch.zeros_like, state))
+    given: dict[str, Any] = {"resets": resets, "reset_state": zeros, "state": state}
+    given |= {"dropout": config.dropout, **mode._asdict()}
+    regularise = Regularisers(*[getattr(config, name) for name in REGULARISERS])
+    regularise = regularise.in_effect(training=mode.training)
+    if regularise != NONE:
+        given["regularise"] = regularise
+    if config.cell == "lstm":
+        run = lstm if regularise == NONE else regularised_lstm
+        steps, state = run(under(params, "lstm."), x, lengths, **given)
+    else:
+        steps, state = recurrent(config.cell, under(params, "cell."), x, lengths, **given)
     if config.transformer_layers:
         lengths, resets = (None if t is None else t.to(steps.device) for t in (lengths, resets))
         steps = transform(

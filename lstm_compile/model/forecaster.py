@@ -29,7 +29,6 @@ from lstm_compile.model.embeddings import (
 from lstm_compile.model.encoder import Mode, encode
 from lstm_compile.model.pooling import pool
 from lstm_compile.model.window_scaling import enter, last_steps, leave, scaled_known
-from lstm_compile.recurrence.cell import LSTMState
 
 STEP_SIZE = 16  # size of the vector d_h
 Step = Callable[[Tensor, Tensor, Given], Tensor]  # x, lengths, given -> (batch, 1, targets)
@@ -68,9 +67,9 @@ def forecast(
     x: Tensor,
     lengths: Tensor | None,
     given: Given,
-    state: LSTMState | None = None,
+    state: tuple[Tensor, ...] | None = None,
     mode: Mode = Mode(),  # noqa: B008 (it cannot change)
-) -> tuple[Tensor, LSTMState]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Forecast windows, both in the user's units; arguments as in `lstm_compile.forward`.
 
     Returns:

@@ -3,7 +3,8 @@
 Transformer blocks may stand between the LSTM stack and pooling. If every step has an answer, there
 is no pooling: the head reads every step. Forecasts are made by `lstm_compile.model.forecaster`.
 
-The keys are those of the saved file: `lstm.weight_ih_l0` ..., `transformer.0.norm1.weight` ...,
+The keys are those of the saved file: `lstm.weight_ih_l0` ... (of another cell
+`cell.NAME_l0` ...), `transformer.0.norm1.weight` ...,
 `head.weight`, `head.bias`, `pooling.weight` for learned attention, `scaler.shift`, `scaler.scale`,
 and the same of `target_scaler` for regression.
 """
@@ -23,7 +24,6 @@ from lstm_compile.model.encoder import Mode, encode, encoder_shapes, initial
 from lstm_compile.model.forecaster import decoder_shapes, forecast, input_size, roll_out
 from lstm_compile.model.pooling import pool
 from lstm_compile.model.scaling import Scaler
-from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.recurrence.lengths import valid_mask, zero_padding
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK
 from lstm_compile.tasks import tasks_with
@@ -31,7 +31,7 @@ from lstm_compile.tasks import tasks_with
 Params = dict[str, Tensor]
 NOTHING = Given()
 FROZEN = ("scaler.", "target_scaler.")
-ENCODER = ("lstm.",)
+ENCODER = ("lstm.", "cell.")
 DENSE = ("head.", "decoder.", "embedding.", "categories.")
 
 
@@ -65,12 +65,17 @@ def init_params(config: ModelConfig, seed: int) -> Params:
     `encoder.initial_of_block` says.
     """
     generator = torch.Generator().manual_seed(seed)
-    return {name: _initial(name, shape, generator) for name, shape in param_shapes(config).items()}
+    return {
+        name: _initial(name, shape, config, generator)
+        for name, shape in param_shapes(config).items()
+    }
 
 
-def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    if name.startswith(("lstm.", "transformer.")):
-        return initial(name, shape, generator)
+def _initial(
+    name: str, shape: tuple[int, ...], config: ModelConfig, generator: torch.Generator
+) -> Tensor:
+    if name.startswith((*ENCODER, "transformer.")):
+        return initial(name, shape, config, generator)
     if name.endswith("scaler.scale"):
         return torch.ones(shape, dtype=torch.float32, device="cpu")
     tensor = torch.zeros(shape, dtype=torch.float32, device="cpu")
@@ -82,7 +87,7 @@ def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> T
 def trainable(params: Mapping[str, Tensor], freeze: str = "none") -> Params:
     """The parameters that training changes; scalers are not among them.
 
-    If `freeze` is `encoder`, the LSTM stack is left out too; pooling and head remain.
+    If `freeze` is `encoder`, the recurrent stack is left out too; pooling and head remain.
     """
     fixed = FROZEN + ENCODER if freeze == "encoder" else FROZEN
     return {name: value for name, value in params.items() if not name.startswith(fixed)}
@@ -101,14 +106,14 @@ def forward(
     config: ModelConfig,
     x: Tensor,
     lengths: Tensor | None = None,
-    state: LSTMState | None = None,
+    state: tuple[Tensor, ...] | None = None,
     *,
     resets: Tensor | None = None,
     given: Given = NOTHING,
     training: bool = False,
     backend: Backend = "auto",
     chunk: int = DEFAULT_CHUNK,
-) -> tuple[Tensor, LSTMState]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Run the model on padded sequences in the user's own units.
 
     Args:
@@ -116,7 +121,8 @@ def forward(
         config: the architecture.
         x: (batch, time, input_size), or int64 tokens (batch, time) for a model with a vocabulary.
         lengths: (batch,) int64, or None if every step is valid; on the CPU no device waits for it.
-        state: initial state of the LSTM stack, zeros if None.
+        state: initial state of the recurrent stack, one tensor (num_layers * num_directions, batch,
+            size) for each of `config.state_parts`, as (h, c) of an LSTM; zeros if None.
         resets: (batch, time) bool: the state is set to zeros before these steps; only for tasks
             with an answer for each step. None: never.
         given: for `forecast`, the inputs that `config.given` names.
@@ -198,9 +204,9 @@ def predict_on(
     config: ModelConfig,
     x: Tensor,
     lengths: Tensor | None = None,
-    state: LSTMState | None = None,
+    state: tuple[Tensor, ...] | None = None,
     **options: Any,
-) -> tuple[Tensor, LSTMState]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The answer of `predict` from an initial state, and the final state."""
     prediction, state = forward(params, config, x, lengths, state, **options)
     if config.traits.has_classes:

@@ -95,7 +95,7 @@ class _Chunks(torch.autograd.Function):
 def _forward(layout: Layout, inputs: LayerInputs, tape: Tape | None) -> Outputs:
     """Output (packed, H), h and c (rows, H); a `tape` takes what `_backward` needs."""
     x, outputs = inputs.x, list[Tensor]()
-    with _plain_mode(x.device.type):
+    with plain_mode(x.device.type):
         run = _graph(infer_chunk if tape is None else record_chunk, layout, inputs.weight_hh)
         weight_hh = inputs.weight_hh.detach().contiguous()
         c0 = inputs.c0.to(accumulator(inputs.c0.dtype))
@@ -137,7 +137,7 @@ def _backward(
     """Gradients of `inputs` from those of the outputs; that of x is None without `of_x`."""
     weight_hh, dtype, spans = inputs.weight_hh, inputs.x.dtype, layout.spans
     grad_y, *grad_state = gradients
-    with _plain_mode(inputs.x.device.type):
+    with plain_mode(inputs.x.device.type):
         sums = _Sums(spans, inputs, y, of_x=of_x)
         final = [part.to(accumulator(dtype)).contiguous() for part in grad_state]
         state = [part[:0] for part in final]
@@ -150,18 +150,18 @@ def _backward(
             first = number * chunk
             steps, *state = run(
                 list(upstream[number].unbind()),
-                *_with_joining(state, final, spans[number].rows),
+                *with_joining(state, final, spans[number].rows),
                 list(masks[number].unbind()),
                 tape.gates[first : first + chunk],
                 tape.cells[first + number : first + number + chunk + 1],
                 transposed,
             )
             sums.add(number, steps)
-        grad_h0, grad_c0 = _with_joining(state, final, len(final[0]))
+        grad_h0, grad_c0 = with_joining(state, final, len(final[0]))
         return *sums.total(), grad_h0.to(dtype), grad_c0.to(dtype)
 
 
-def _with_joining(state: list[Tensor], final: list[Tensor], rows: int) -> list[Tensor]:
+def with_joining(state: list[Tensor], final: list[Tensor], rows: int) -> list[Tensor]:
     """Gradients of the state of the first `rows`; rows that end here join with their `final`."""
     begin = len(state[0])
     if begin == rows:
@@ -222,7 +222,7 @@ class _Sums:
 
 
 @contextmanager
-def _plain_mode(device_type: str) -> Iterator[None]:
+def plain_mode(device_type: str) -> Iterator[None]:
     """The one global mode under which chunks run, as they were compiled for it."""
     with (
         torch.inference_mode(mode=False),

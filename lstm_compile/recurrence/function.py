@@ -69,31 +69,32 @@ def lstm(
         InputError: parameters, shapes, dtypes, lengths or resets that do not fit together.
     """
     layers = read_layers(params)
-    _check_input(layers, x)
+    _check_width(layers[0][0].weight_ih, x)
+    check_input(layers[0][0].weight_ih, x)
     if lengths is not None:
-        _refuse_tracing("lengths")
+        refuse_tracing("lengths")
         lengths = as_lengths(lengths, x)
     h0, c0 = _initial_state(layers, x, state)
     if resets is not None:
-        _refuse_tracing("resets")
+        refuse_tracing("resets")
         check_resets(resets, x.shape[0], x.shape[1], bidirectional=len(layers[0]) == 2)
         check_numbers("resets", resets, x)
         again = state if reset_state is None else reset_state
         reset_h, reset_c = _initial_state(layers, x, again, "reset_state")
         h0, c0 = both_states(h0, reset_h), both_states(c0, reset_c)
-    if dtype := _autocast_dtype(x):
+    if dtype := autocast_dtype(x):
         x, h0, c0 = x.to(dtype), h0.to(dtype), c0.to(dtype)
         layers = [[one.to(dtype) for one in layer] for layer in layers]
     dropout = dropout if training else 0.0
     check_options(backend, chunk)
     backwards = (False, True)[: len(layers[0])]
-    call = Call(layers, x, lengths, resets, h0, c0, backwards, dropout, backend, chunk)
+    call = Call(layers, x, lengths, resets, (h0, c0), backwards, dropout, backend, chunk)
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     plain = not traced and not is_abstract(x)
     if plain:
         y, h, c = run_layers(call)
     else:  # each operator would read lengths on a device again
-        call = call._replace(lengths=_on_host(lengths), resets=_on_host(resets))
+        call = call._replace(lengths=on_host(lengths), resets=on_host(resets))
         y, h, c = run_stack(call, _by_operator(call))
     return y, LSTMState(h, c)
 
@@ -109,11 +110,12 @@ def _by_operator(call: Call) -> RunLayer:
     return run
 
 
-def _on_host(part: Tensor | None) -> Tensor | None:
+def on_host(part: Tensor | None) -> Tensor | None:
+    """The same numbers on the CPU, or without numbers on meta."""
     return part if part is None or part.device.type in ("cpu", "meta") else part.cpu()
 
 
-def _refuse_tracing(name: str) -> None:
+def refuse_tracing(name: str) -> None:
     """Refuse what torch.jit.trace would take for a constant: the values of the example."""
     if not torch.compiler.is_compiling() and is_jit_tracing():
         raise InputError(
@@ -123,19 +125,28 @@ def _refuse_tracing(name: str) -> None:
         )
 
 
-def _check_input(layers: list[list[Direction]], x: Tensor) -> None:
+def check_input(weight: Tensor, x: Tensor) -> None:
+    """Refuse an input that is no dense (batch, time, features), or not as the weights are.
+
+    Raises:
+        InputError: another layout, number of dimensions, dtype or device.
+    """
     if not isinstance(x, Tensor) or x.layout is not torch.strided:
         found = x.layout if isinstance(x, Tensor) else type(x).__name__
         raise InputError(f"x must be a dense tensor, got {found}")
-    weight_ih = layers[0][0].weight_ih
-    if x.dim() != 3 or x.shape[-1] != weight_ih.shape[1]:
+    if x.dim() != 3:
+        raise InputError(f"x must have shape (batch, time, features), got {tuple(x.shape)}")
+    if x.dtype != weight.dtype and autocast_dtype(x) is None:
+        raise InputError(f"x is {x.dtype} but the weights are {weight.dtype}; convert one")
+    if x.device != weight.device:
+        raise InputError(f"x is on {x.device} but the weights are on {weight.device}")
+
+
+def _check_width(weight_ih: Tensor, x: Tensor) -> None:
+    if isinstance(x, Tensor) and (x.dim() != 3 or x.shape[-1] != weight_ih.shape[1]):
         raise InputError(
             f"x must have shape (batch, time, {weight_ih.shape[1]}), got {tuple(x.shape)}"
         )
-    if x.dtype != weight_ih.dtype and _autocast_dtype(x) is None:
-        raise InputError(f"x is {x.dtype} but the weights are {weight_ih.dtype}; convert one")
-    if x.device != weight_ih.device:
-        raise InputError(f"x is on {x.device} but the weights are on {weight_ih.device}")
 
 
 def _initial_state(
@@ -160,7 +171,7 @@ def _initial_state(
     return LSTMState(h.to(x.dtype), c.to(x.dtype))
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype autocast asks for, None where it is off; float64 stays as it is, as in PyTorch."""
     if x.is_meta or x.dtype == torch.float64 or not torch.is_autocast_enabled(x.device.type):
         return None

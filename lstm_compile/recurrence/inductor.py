@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from threading import Lock, Thread
+from time import perf_counter
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import Graph, GraphModule
 from torch.utils._triton import has_triton  # not there after `import torch` alone
 
 
@@ -31,6 +33,7 @@ def has_compiled(function: Callable[..., Any], *key: Any) -> bool:
 
 
 _RAN: set[Any] = set()
+GRAPH_SECONDS: list[float] = []  # what each graph of `compile_graph` took
 
 
 @cache
@@ -107,6 +110,20 @@ class _Graph:
             [outputs[each] for each in at] if isinstance(at, list) else outputs[at]
             for at in self.targets
         )
+
+
+def compile_graph(graph: Graph, examples: Sequence[Tensor]) -> Callable[..., Any]:
+    """A graph of operators as a compiled function from tensors to a sequence of tensors.
+
+    `examples` of its inputs are fake tensors, contiguous as the inputs must be. Dynamo has no part
+    in it.
+    """
+    from torch._inductor.compile_fx import compile_fx
+
+    began = perf_counter()
+    run: Any = compile_fx(GraphModule(torch.nn.Module(), graph), list(examples))
+    GRAPH_SECONDS.append(perf_counter() - began)
+    return run  # type: ignore[no-any-return]
 
 
 @cache

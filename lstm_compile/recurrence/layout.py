@@ -83,19 +83,19 @@ class Layout(ABC):
 class CarriedState:
     """The state as it goes from span to span; the state of rows that have ended is set aside."""
 
-    def __init__(self, h: Tensor, c: Tensor) -> None:
-        self.state = [h, c]  # each (rows, H)
+    def __init__(self, *state: Tensor) -> None:
+        self.state = list(state)  # each (rows, size)
         self.ended: list[list[Tensor]] = []
 
     def active(self, rows: int) -> list[Tensor]:
-        """The h and c of the first `rows`, which go on."""
+        """The state of the first `rows`, which go on."""
         if len(self.state[0]) > rows:
             self.ended.append([part[rows:] for part in self.state])
             self.state = [part[:rows] for part in self.state]
         return self.state
 
     def final(self) -> list[Tensor]:
-        """The h and c of all rows, in packed order."""
+        """The state of all rows, in packed order."""
         if not self.ended:
             return self.state
         return [torch.cat(parts) for parts in zip(self.state, *reversed(self.ended), strict=True)]

@@ -3,13 +3,12 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lstm_compile.errors import InputError
-from lstm_compile.recurrence.cell import Outputs
 
 _KEY = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh)_l(\d+)(_reverse)?")
 
@@ -127,8 +126,9 @@ def _get(params: Mapping[str, Tensor], key: str, shape: tuple[int, ...] | None =
     return params[key]
 
 
-# x, weights, h0, c0 and whether the direction reads from the end; h0 and c0 (rows, hidden_size)
-RunLayer = Callable[[Tensor, Direction, Tensor, Tensor, bool], Outputs]
+# x, weights, the parts of the state (rows, size) and whether the direction reads from the end ->
+# output and the parts of the final state
+RunLayer = Callable[..., Sequence[Tensor]]
 
 
 class Call(NamedTuple):
@@ -138,10 +138,9 @@ class Call(NamedTuple):
     x: Tensor  # (batch, time, input_size)
     lengths: Tensor | None  # (batch,) int64 on any device; None: every step is valid
     resets: Tensor | None  # (batch, time) bool on any device; only for one direction
-    # (num_layers * num_directions, batch, hidden_size); with resets twice the batch, as
-    # `recurrence.resets.both_states` gives them
-    h0: Tensor
-    c0: Tensor  # likewise
+    # h and c, each (num_layers * num_directions, batch, hidden_size); with resets twice the batch,
+    # as `recurrence.resets.both_states` gives them
+    state: Sequence[Tensor]
     backwards: Sequence[bool]  # for each direction of a layer: whether it reads from the end
     dropout: float  # probability of dropping a value between layers
     backend: str  # `reference`, `compiled`, `vendor` or `auto`
@@ -149,7 +148,7 @@ class Call(NamedTuple):
 
     def tensors(self) -> Iterator[Tensor]:
         """All that derivatives may be asked of: x, the initial state and the weights."""
-        yield from (self.x, self.h0, self.c0)
+        yield from (self.x, *self.state)
         for layer in self.layers:
             for weights in layer:
                 yield from weights.tensors()
@@ -160,12 +159,14 @@ def is_jit_tracing() -> bool:
     return torch._C._get_tracing_state() is not None
 
 
-def run_stack(call: Call, run: RunLayer) -> Outputs:
+def run_stack(call: Any, run: RunLayer) -> tuple[Tensor, ...]:
     """Layer after layer, its directions side by side, each of them computed by `run`.
+
+    `call` is a `Call`, or has its `layers`, `x`, `state`, `backwards` and `dropout`.
 
     Returns:
         output with num_directions * hidden_size features, otherwise shaped as `call.x`, and the
-        final state, each (num_layers * num_directions, batch, hidden_size).
+        parts of the final state, each (num_layers * num_directions, batch, size).
     """
     x = call.x
     states: list[list[Tensor]] = []
@@ -174,10 +175,24 @@ def run_stack(call: Call, run: RunLayer) -> Outputs:
             x = torch.nn.functional.dropout(x, call.dropout)
         outputs = []
         for weights, backward in zip(layer, call.backwards, strict=True):
-            row = len(states)
-            y, *state = run(x, weights, call.h0[row], call.c0[row], backward)
+            own = [part[len(states)] for part in call.state]
+            y, *state = run(x, weights, *own, backward)
             outputs.append(y)
             states.append(state)
         x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
-    h, c = zip(*states, strict=True)
-    return x, torch.stack(h), torch.stack(c)
+    return x, *(torch.stack(list(part)) for part in zip(*states, strict=True))
+
+
+def both_ways(
+    run: Callable[..., Sequence[Tensor]], reverse: Callable[[Tensor], Tensor]
+) -> RunLayer:
+    """`run`, which goes forward in time, for either direction."""
+
+    def run_direction(x: Tensor, weights: Any, *state_and_backward: Any) -> Sequence[Tensor]:
+        *state, backward = state_and_backward
+        if not backward:
+            return run(x, weights, *state)
+        y, *final = run(reverse(x), weights, *state)
+        return reverse(y), *final
+
+    return run_direction

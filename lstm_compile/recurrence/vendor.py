@@ -1,6 +1,6 @@
 """Backend `vendor`: oneDNN or cuDNN through PyTorch's own LSTM operator, on dense rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -70,8 +70,8 @@ def fits_one_call(batch: int, time: int, hidden_size: int) -> bool:
     return batch * time * 4 * hidden_size <= LARGEST_CALL
 
 
-def run_stack_at_once(call: Call, *inputs: Tensor) -> Outputs:
-    """A whole stack in one call, over `inputs` in place of `call.x`.
+def run_stack_at_once(call: Call, state: Sequence[Tensor], *inputs: Tensor) -> Sequence[Tensor]:
+    """A whole stack in one call from `state`, over `inputs` in place of `call.x`.
 
     They are x (batch, time, input_size) of rows of one length, at least 1; or, packed, x (steps,
     input_size) and the number of rows at each step, int64 on the CPU, which cuDNN takes.
@@ -80,39 +80,29 @@ def run_stack_at_once(call: Call, *inputs: Tensor) -> Outputs:
     that cannot be saved, so that a resumed training would draw others.
     """
     if call.dropout and call.x.device.type == "cuda":
-        return _layer_by_layer(call, *inputs)
+        return layer_by_layer(run_stack_at_once, call, state, *inputs)
     layers, sizes = call.layers, (len(call.layers), len(call.layers[0]) == 2)
     flat = [weight for layer in layers for one in layer for weight in one.flat()]
-    return _call(flat, inputs, call.h0, call.c0, *sizes, call.dropout)
+    h0, c0 = state
+    return _call(flat, inputs, h0, c0, *sizes, call.dropout)
 
 
-def _layer_by_layer(call: Call, x: Tensor, *sizes: Tensor) -> Outputs:
+def layer_by_layer(
+    run: Callable[..., Sequence[Tensor]],
+    call: Any,
+    state: Sequence[Tensor],
+    x: Tensor,
+    *sizes: Tensor,
+) -> Sequence[Tensor]:
+    """`run`, such as `run_stack_at_once`, one layer after the other, with dropout between them."""
     directions, states = len(call.layers[0]), []
     for depth, layer in enumerate(call.layers):
         x = torch.nn.functional.dropout(x, call.dropout) if depth else x
         rows = slice(depth * directions, (depth + 1) * directions)
-        h0, c0 = call.h0[rows], call.c0[rows]
-        alone = call._replace(layers=[layer], h0=h0, c0=c0, dropout=0.0)
-        x, *state = run_stack_at_once(alone, x, *sizes)
-        states.append(state)
-    h, c = zip(*states, strict=True)
-    return x, torch.cat(h), torch.cat(c)
-
-
-def run_packed(layout: Layout, call: Call) -> Outputs:
-    """A whole stack in one call of cuDNN, over packed rows; each span of `layout` is one step.
-
-    Returns the output (steps, num_directions * hidden_size), and the states in the batch's order.
-    """
-    active = layout.spans[0].rows  # rows without a step keep their state
-    sizes = torch.tensor([span.rows for span in layout.spans], device="cpu")
-    h0, c0 = layout.arrange(call.h0), layout.arrange(call.c0)
-    alone, x = tuple(call.backwards) == (True,), layout.pack(call.x)
-    x = layout.reverse(x) if alone else x
-    at_once = call._replace(h0=h0[:, :active], c0=c0[:, :active])
-    y, *state = run_stack_at_once(at_once, x, sizes)
-    h, c = (torch.cat([new, old[:, active:]], 1) for new, old in zip(state, (h0, c0), strict=True))
-    return layout.reverse(y) if alone else y, layout.restore(h), layout.restore(c)
+        alone = call._replace(layers=[layer], dropout=0.0)
+        x, *after = run(alone, [part[rows] for part in state], x, *sizes)
+        states.append(after)
+    return x, *(torch.cat(part) for part in zip(*states, strict=True))
 
 
 def run_layer(layout: Layout, x: Tensor, weights: Direction, h0: Tensor, c0: Tensor) -> Outputs:
@@ -181,7 +171,7 @@ def _call(
     """PyTorch's own LSTM over x (batch, time, features), or over packed x and its sizes."""
     on_cuda, directions = h0.device.type == "cuda", num_layers * (2 if bidirectional else 1)
     if on_cuda:  # cuDNN refuses a state that is not contiguous
-        weights, h0, c0 = _one_buffer(weights), h0.contiguous(), c0.contiguous()
+        weights, h0, c0 = one_buffer(weights), h0.contiguous(), c0.contiguous()
     has_biases = len(weights) == 4 * directions
     # a traced program keeps the flag, and may be trained later
     train = dropout > 0 or torch.is_grad_enabled() or is_jit_tracing()
@@ -193,7 +183,7 @@ def _call(
     return y, h, c
 
 
-def _one_buffer(weights: list[Tensor]) -> list[Tensor]:
+def one_buffer(weights: list[Tensor]) -> list[Tensor]:
     """Views of one contiguous buffer in cuDNN's own layout, so that it need not copy and warn.
 
     All weight matrices come first, in the order of layers and directions, then all biases. Without

@@ -5,11 +5,12 @@ from math import ceil
 
 import torch
 
-from lstm_compile.config import ModelConfig
+from lstm_compile.config import Backend, ModelConfig
 from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.stream import Stream
 from lstm_compile.devices import cpu_threads, fitting_threads
+from lstm_compile.recurrence.any_cell import find_cell
 from lstm_compile.recurrence.autotune import CLEARLY, Workload
 from lstm_compile.recurrence.calibrate import calibrate, fastest_threads, vendor_seconds
 from lstm_compile.recurrence.inductor import can_compile
@@ -39,12 +40,26 @@ def settle(
 ) -> tuple[TrainingConfig, str]:
     """`training` with the final number of threads and backend, and a line about that backend."""
     training, why = replace(training, threads=threads_of(config, training)), "as asked for"
-    if not isinstance(train, Corpus):
+    is_own = config.cell != "lstm" or config.changes_step
+    if is_own and training.backend == "auto":
+        backend, why = backend_of_cell(config, device)
+        training = replace(training, backend=backend)
+    elif not isinstance(train, Corpus):
         with cpu_threads(training.threads):
             training, why = settle_backend(config, training, train, device)
     elif training.backend == "auto":
         training, why = replace(training, backend="vendor"), "all rows of text have the same length"
     return training, f"{training.backend}, {why}"
+
+
+def backend_of_cell(config: ModelConfig, device: torch.device) -> tuple[Backend, str]:
+    """The backend that `auto` means for another cell or step than that of `lstm`, and why."""
+    if "vendor" in find_cell(config.cell).kernels and not config.changes_step:
+        return "vendor", f"which has a kernel of cell {config.cell}"
+    if can_compile(device.type):
+        what = " with zoneout or hidden_dropout" * config.changes_step
+        return "compiled", f"no vendor has a kernel of cell {config.cell}{what}"
+    return "reference", "there is no compiler here"
 
 
 def settle_backend(

@@ -22,7 +22,6 @@ from lstm_compile.data.stream import Stream
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.embeddings import codes_kept
 from lstm_compile.model.model import scaler_of
-from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.tasks.losses import row_weight
 from lstm_compile.training.augment import augment
 from lstm_compile.training.epoch_batches import InMemory, Streamed, blank_batch
@@ -141,7 +140,7 @@ def _take_step(
     """The state after one step; its loss, and whether loss and gradients were finite."""
     config, training, processes = context.config, context.training, context.processes
     lanes, before = processes.every_nth(training.batch_size), carried(state.carried, given.restarts)
-    own = before and LSTMState(*(part[:, lanes] for part in before))
+    own = before and tuple(part[:, lanes] for part in before)
     batch, *more = given.batches
     rate = context.learning_rate(state.optimizer.step, factor)
     with torch.autograd.set_detect_anomaly(training.detect_anomaly):
@@ -168,13 +167,13 @@ def _take_step(
 
 
 def _carried_state(
-    context: TrainingContext, result: StepResult, before: LSTMState | None
-) -> LSTMState:
+    context: TrainingContext, result: StepResult, before: tuple[Tensor, ...] | None
+) -> tuple[Tensor, ...]:
     """The state that the next chunk begins from; a skipped step leaves it as it was."""
     found = context.processes.gather_states(result.state, context.training.batch_size)
-    before = before or LSTMState(*(torch.zeros_like(part) for part in found))
+    before = before or tuple(torch.zeros_like(part) for part in found)
     pairs = zip(found, before, strict=True)
-    return LSTMState(*(torch.where(result.is_finite, *pair) for pair in pairs))
+    return tuple(torch.where(result.is_finite, *pair) for pair in pairs)
 
 
 def _place(

@@ -59,6 +59,11 @@ def prepare(request: JobRequest, *, output: Path | None = None, resume: bool = F
     data = request.data
     output, resume = _of_first(lambda: _run_to_resume(data, output, resume=resume))
     job, training, saved = plan_job(request), request.training, None
+    if _of_first(job.config.to_json) != job.config.to_json():
+        raise InputError(
+            f"{data}: this process has another model than the first, by its data or by the file "
+            "of its cell; give all processes the same files"
+        )
     if resume and output:
         saved = _of_first(partial(saved_in, output, job))
     if saved:

@@ -14,7 +14,6 @@ from torch import Tensor, distributed
 
 from lstm_compile.errors import RunError
 from lstm_compile.model.model import Params
-from lstm_compile.recurrence.cell import LSTMState
 
 
 class ProcessGroup(NamedTuple):
@@ -61,13 +60,15 @@ class ProcessGroup(NamedTuple):
         """The part of `count` rows or lanes for this process: one in `size`."""
         return slice(self.rank, count, self.size)
 
-    def gather_states(self, state: LSTMState, count: int) -> LSTMState:
+    def gather_states(self, state: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
         """The states of all `count` lanes, each from the process that has it."""
         if self.size == 1:
             return state
-        whole = state.h.new_zeros(2, state.h.shape[0], count, state.h.shape[2])
-        whole[:, :, self.every_nth(count)] = torch.stack(state)
-        return LSTMState(*self.sum(whole))
+        own = torch.cat(state, -1)
+        whole = own.new_zeros(own.shape[0], count, own.shape[2])
+        whole[:, self.every_nth(count)] = own
+        parts = self.sum(whole).split([part.shape[2] for part in state], -1)
+        return tuple(part.contiguous() for part in parts)
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, the same in each; `value` is changed."""

@@ -11,6 +11,7 @@ from lstm_compile.files import write_atomically
 from lstm_compile.formatting import SHOWN_NAMES, listing
 from lstm_compile.model.header import count_parameters
 from lstm_compile.model.run_folder import REPORT_FILE
+from lstm_compile.recurrence.cell_file import flag_of
 from lstm_compile.training.config_file import table_of
 from lstm_compile.training.defaults import complete, resolve
 from lstm_compile.training.html_pages import line_chart, render_page
@@ -61,10 +62,11 @@ def describe_end(job: Job, outcome: Outcome) -> Lines:
 
 def next_commands(job: Job, outcome: Outcome) -> Lines:
     """The commands that a person may want next."""
-    resume = ("resume", formatting.command("train --resume", job.folder))
+    cell = flag_of(job.config.cell)
+    resume = ("resume", formatting.command("train --resume", job.folder, *cell))
     return [
         *([resume] if outcome.fit.stopped == "interrupt" else []),
-        ("next", formatting.command("export", job.folder, "--onnx")),
+        ("next", formatting.command("export", job.folder, "--onnx", *cell)),
     ]
 
 

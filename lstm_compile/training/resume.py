@@ -15,13 +15,13 @@ from lstm_compile.errors import InputError
 from lstm_compile.files import from_json, write_atomically
 from lstm_compile.model.header import open_archive
 from lstm_compile.model.model import Params, param_shapes, trainable
-from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.training.settings import TrainingConfig, parse_interval
 from lstm_compile.training.state import Epoch, Progress, TrainState
 from lstm_compile.training.step import AdamState
 
 FORMAT = "lstm_compile_state"
 FORMAT_VERSION = "1"
+LSTM_PARTS = ("h", "c")
 CHOSEN_BY_RUN = {"backend": "auto", "threads": 0}  # these values leave the choice to the run
 REMEDY = (
     "it cannot be resumed from; start a new run; --init takes the weights that can still be read"
@@ -74,12 +74,14 @@ class ProgressSaver:
 
 
 def save_progress(path: Path, progress: Progress, run_info: Mapping[str, Any]) -> None:
-    """Write one file, whole or not at all; `run_info` are values that JSON can hold.
+    """Write one file, whole or not at all; `run_info` is what `run_files.run_info` gives.
 
     Raises:
         InputError: the file cannot be written.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in _tensors(progress)}
+    parts = dict(run_info["config"].get("cell_parts", ())) or LSTM_PARTS
+    found = _tensors(progress, parts)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in found}
     texts = {"about": json.dumps(dict(run_info)), "progress": json.dumps(_numbers(progress))}
     kind = {"format": FORMAT, "format_version": FORMAT_VERSION}
     metadata = {**kind, **texts, "sha256": _digest(tensors, texts)}
@@ -115,7 +117,7 @@ def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> SavedR
         run_info, numbers = (from_json(text, name) for name, text in texts.items())
         _check_settings(run_info, config, training)
         _check_shapes(tensors, config, training)
-        return SavedRun(_progress(tensors, numbers), run_info)
+        return SavedRun(_progress(tensors, numbers, config), run_info)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
@@ -127,6 +129,7 @@ def _check_settings(
 ) -> None:
     """Refuse settings that differ from those of the file: they would make another training."""
     now = settings_of(config, training)
+    _check_cell(run_info["config"], now["config"])
     for title, values in now.items():
         for name, value in values.items():
             before = run_info[title].get(name)
@@ -135,6 +138,21 @@ def _check_settings(
                     f"written with {name} {before!r}, config.toml and the data say {value!r}; "
                     "put it back, or start a new run"
                 )
+
+
+def _check_cell(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    names = [values.get("cell", "lstm") for values in (before, now)]
+    texts = [values.get("cell_sha256", "") for values in (before, now)]
+    if names[0] != names[1]:
+        raise InputError(
+            f"written with cell {names[0]!r}, found {names[1]!r}; resume with the same --cell, or "
+            "start a new run"
+        )
+    if texts[0] != texts[1]:
+        raise InputError(
+            f"the file of cell {names[0]!r} has another text now (sha256 {texts[1][:12]}..., then "
+            f"{texts[0][:12]}...); resume with --cell and the same file, or start a new run"
+        )
 
 
 def settings_of(config: ModelConfig, training: TrainingConfig) -> dict[str, dict[str, Any]]:
@@ -161,7 +179,7 @@ def _check_shapes(tensors: Params, config: ModelConfig, training: TrainingConfig
         raise InputError(f"damaged: {', '.join(wrong[:4])} missing or of another shape; {REMEDY}")
 
 
-def _tensors(progress: Progress) -> list[tuple[str, Tensor]]:
+def _tensors(progress: Progress, parts: Iterable[str]) -> list[tuple[str, Tensor]]:
     state = progress.state
     groups = {
         "params": state.params,
@@ -169,7 +187,7 @@ def _tensors(progress: Progress) -> list[tuple[str, Tensor]]:
         "square": state.optimizer.square,
         "average": state.average,
         "best": progress.best,
-        "carried": {} if state.carried is None else state.carried._asdict(),
+        "carried": dict(zip(parts, state.carried or (), strict=bool(state.carried))),
         "random": {str(index): value for index, value in enumerate(state.random)},
     }
     found = [(f"{kind}.{name}", v) for kind, values in groups.items() for name, v in values.items()]
@@ -189,18 +207,18 @@ def _numbers(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _progress(tensors: Params, numbers: Mapping[str, Any]) -> Progress:
+def _progress(tensors: Params, numbers: Mapping[str, Any], config: ModelConfig) -> Progress:
     def group(kind: str, names: Iterable[str] = numbers["names"]) -> Params:
         whole = [(name, f"{kind}.{name}") for name in names]
         return {name: tensors[key] for name, key in whole if key in tensors}
 
-    carried = group("carried", LSTMState._fields)
+    carried = group("carried", config.state_parts)
     random = group("random", map(str, range(2)))
     state = TrainState(
         group("params"),
         AdamState(int(numbers["step"]), group("mean"), group("square")),
         group("average"),
-        LSTMState(**carried) if carried else None,
+        tuple(carried.values()) or None,
         int(numbers["epoch"]),
         int(numbers["position"]),
         tensors["order"],

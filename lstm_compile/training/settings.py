@@ -94,7 +94,7 @@ class TrainingConfig:
     )  # fmt: skip
     init: str = option("", "Run folder or model file whose weights training starts from.")
     freeze: Literal["none", "encoder"] = option(
-        "none", "Part that keeps the weights of --init; encoder: the LSTM and its scaler."
+        "none", "Part that keeps the weights of --init; encoder: the recurrent layers and scaler."
     )
     refit: bool = option(
         False, "After training, train again on validation data too, up to the best epoch."

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from lstm_compile.model.model import Params, trainable
-from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.tasks.metrics import Metrics
 from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.step import AdamState, init_adam
@@ -19,7 +18,7 @@ class TrainState(NamedTuple):
     params: Params  # what the next step starts from
     optimizer: AdamState
     average: Params  # of the learned parameters over all steps; empty without `ema`
-    carried: LSTMState | None  # of every lane, for task `lm`; None at the start of a text
+    carried: tuple[Tensor, ...] | None  # of every lane, for task `lm`; None at the start of a text
     epoch: int  # that the next step belongs to, from 1
     position: int  # how many steps of that epoch are done
     order: Tensor  # uint8, the generator of batches before it drew those of `epoch`

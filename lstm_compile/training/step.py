@@ -11,7 +11,6 @@ from lstm_compile.config import ModelConfig
 from lstm_compile.devices import autocast
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import Params, forward, trainable
-from lstm_compile.recurrence.cell import LSTMState
 from lstm_compile.tasks.losses import row_weight, training_loss
 from lstm_compile.training.processes import ALONE, ProcessGroup
 from lstm_compile.training.settings import TrainingConfig
@@ -31,14 +30,14 @@ class AdamState(NamedTuple):
 class StepResult(NamedTuple):
     """What a step gives: new parameters, new optimizer state, the loss before the step.
 
-    `state` is the LSTM stack's after the last of the step's batches, without gradients. If loss or
-    gradients are not finite, `is_finite` is False and `params` are those before the step.
+    `state` is that of the recurrent stack after the last of the step's batches, without gradients.
+    If loss or gradients are not finite, `is_finite` is False, and `params` are those of before.
     """
 
     params: Params
     optimizer: AdamState
     loss: Tensor
-    state: LSTMState
+    state: tuple[Tensor, ...]
     is_finite: Tensor
 
 
@@ -57,7 +56,7 @@ def train_step(
     training: TrainingConfig,
     class_weights: Tensor | None = None,
     more: Sequence[Batch] = (),
-    state: LSTMState | None = None,
+    state: tuple[Tensor, ...] | None = None,
     processes: ProcessGroup = ALONE,
     is_spare: bool = False,
 ) -> StepResult:
@@ -91,7 +90,7 @@ def train_step(
         updated, optimizer = adam_update(
             leaves, gradients, optimizer, learning_rate, training, skip=~is_finite
         )
-    after = LSTMState(*(part.detach() for part in after))
+    after = tuple(part.detach() for part in after)
     return StepResult({**params, **updated}, optimizer, loss, after, is_finite)
 
 
@@ -110,11 +109,11 @@ def _weights(batches: Sequence[Batch], class_weights: Tensor | None) -> list[Ten
 def _loss(
     params: Params,
     batch: Batch,
-    state: LSTMState | None,
+    state: tuple[Tensor, ...] | None,
     config: ModelConfig,
     training: TrainingConfig,
     class_weights: Tensor | None,
-) -> tuple[Tensor, LSTMState]:
+) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The training loss of one batch and the state after it.
 
     Only the forward pass has the precision of `training`, the rest that of the weights.

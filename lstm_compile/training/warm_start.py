@@ -65,10 +65,10 @@ def warm_start(source: str, config: ModelConfig, schema: Schema, freeze: str = "
     head and the target scaler need the same classes or targets, the Transformer blocks the same
     number of heads, and the scaler the same features and kind of scaling. A scaler that fits is
     taken and not fitted anew, as the encoder has learned with it. `freeze` `encoder` requires every
-    tensor of the LSTM stack.
+    tensor of the recurrent stack.
 
     Raises:
-        InputError: no such model, no tensor of its LSTM fits, or a tensor to freeze does not.
+        InputError: no such model, no tensor of its recurrent stack fits, or one to freeze does not.
     """
     model = load_model(source)
     expected = param_shapes(config)
@@ -96,6 +96,7 @@ def _barred(model: Model, config: ModelConfig, schema: Schema) -> tuple[str, ...
         "embedding.": names.vocabulary == schema.vocabulary,
         "head.": names.vocabulary == schema.vocabulary and outputs == new,
         "target_scaler.": outputs == new,
+        "cell.": old.cell == config.cell,
         "transformer.": old.heads == config.heads,
     }
     return tuple(start for start, same in is_same.items() if not same)
@@ -109,7 +110,8 @@ def _check_encoder(
     if len(lacking) == len(encoder) or (lacking and freeze == "encoder"):
         which = f"to freeze the encoder all of it must fit, but {', '.join(lacking)} do not"
         if len(lacking) == len(encoder):
-            which = "no tensor of its LSTM fits"
+            name = "LSTM" if old.cell == "lstm" else f"cell {old.cell!r}"
+            which = f"no tensor of its {name} fits"
         raise InputError(
             f"{source}: {which} this model: it has {_sizes(old)}; this one {_sizes(new)}; "
             "give both the same sizes"
@@ -120,5 +122,5 @@ def _sizes(config: ModelConfig) -> str:
     return (
         f"{config.input_size} features, --hidden-size {config.hidden_size}, --num-layers "
         f"{config.num_layers}, {'' if config.bidirectional else 'not '}bidirectional, "
-        f"{'' if config.bias else 'no '}bias"
+        f"{'' if config.bias else 'no '}bias, cell {config.cell}"
     )

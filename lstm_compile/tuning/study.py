@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from filelock import FileLock
 
+from lstm_compile.config import CELLS
 from lstm_compile.errors import InputError, RunError, reason
 from lstm_compile.files import write_atomically
 from lstm_compile.model.run_folder import REPORT_FILE as REPORT_FILE
@@ -62,7 +63,18 @@ class StudyPlan(NamedTuple):
     def to_json(self) -> str:
         """The plan as text; processes of a study must have the same."""
         space = {name: asdict(part) for name, part in self.space.items()}
-        return json.dumps({**self._asdict(), "space": space}, sort_keys=True)
+        own = {"cells": self._own_cells()} if self._own_cells() else {}
+        return json.dumps({**self._asdict(), "space": space, **own}, sort_keys=True)
+
+    def _own_cells(self) -> dict[str, str]:
+        """The sha256 of each cell from a file that is tried, by its name."""
+        tried = self.space.get("cell")
+        names = list(tried.values) if isinstance(tried, OneOf) else [self.model.get("cell", "lstm")]
+        if set(names) <= set(CELLS):
+            return {}
+        from lstm_compile.recurrence.cell_file import sha256_of
+
+        return {name: sha256_of(name) for name in names if sha256_of(name)}
 
 
 class Tuned(NamedTuple):

@@ -185,7 +185,8 @@ def test_building_a_case_leaves_the_random_state_alone():
     first, second = (build(TINY, torch.device("cpu"), "inference", seed=1) for _ in range(2))
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first.x, second.x)
-    assert all(torch.equal(first.params[name], second.params[name]) for name in first.params)
+    ours, others = first.params(), second.params()
+    assert all(torch.equal(ours[name], others[name]) for name in ours)
 
 
 def test_the_choice_of_auto_is_measured_and_explained(monkeypatch):
@@ -560,4 +561,6 @@ def test_what_runs_on_a_gpu_is_rehearsed_on_the_cpu(tmp_path):
     assert all(row["parity"] for row in found["models"].values())
     assert {*found["models"]} == {"spoken-digits", "airline", "text"}
     page = (tmp_path / "summary.md").read_text()
-    assert all(f"## {name}" in page for name in ("Tests", "Models", "Backends", "Training"))
+    assert all(
+        f"## {name}" in page for name in ("Tests", "Models", "Backends", "Training", "Cells")
+    )

@@ -81,16 +81,16 @@ OPTIONS = {
     ],
     "doctor": ["--json", "--debug"],
     "evaluate": [
-        *("model", "data", "--json", "--stride", "--plot"),
+        *("model", "data", "--cell", "--json", "--stride", "--plot"),
         *(*TABLE, *FILLED, *WRITTEN, "--debug"),
     ],
     "export": [
         *("run", "--onnx", "--profile", "--int8", "--data", "--streaming", "--cells", "--output"),
-        *("--json", "--debug"),
+        *("--cell", "--json", "--debug"),
     ],
     "generate": [
         *("model", "--prompt", "--length", "--temperature", "--top-k", "--top-p", "--seed"),
-        *("--stop", "--json", "--debug"),
+        *("--stop", "--cell", "--json", "--debug"),
     ],
     "inspect": [
         "source",
@@ -111,6 +111,7 @@ OPTIONS = {
         "model",
         "data",
         "--output",
+        "--cell",
         "--json",
         "--id",
         "--time",
@@ -131,6 +132,7 @@ OPTIONS = {
         "--resume",
         "--json",
         "--hidden-size",
+        "--cell",
         "--num-layers",
         "--bidirectional/--no-bidirectional",
         "--bias/--no-bias",
@@ -192,7 +194,7 @@ OPTIONS = {
         *SERIES,
         "--debug",
     ],
-    "verify": ["run", "--onnx", "--runtimes", "--json", "--debug"],
+    "verify": ["run", "--onnx", "--runtimes", "--cell", "--json", "--debug"],
 }
 OPTIONS["config"] = [
     *("data", "--task", "--per-step", "--test", "--config", "--json"),

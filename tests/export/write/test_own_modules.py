@@ -1,11 +1,13 @@
 """Modules of one's own that hold an `LSTM` and return its state: exported, asked and quantised."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from lstm_compile import LSTM
+from lstm_compile import GRU, LSTM, Recurrent
 from lstm_compile.errors import InputError
 from lstm_compile.export import translation_table
 from lstm_compile.export.proof.runtimes import RUNTIMES, IsolatedRuntime
@@ -15,6 +17,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*axis name. batch:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*different number of inputs:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:Exporting a model to ONNX with a batch_size:UserWarning"),
@@ -136,3 +139,50 @@ def test_weights_of_eight_bits_are_as_good_as_those_of_nn_lstm(profile, tmp_path
 def test_there_is_no_other_profile():
     with pytest.raises(InputError, match="profile must be one of portable, ort; got 'onnx'"):
         translation_table("onnx")
+
+
+class OwnCell(nn.Module):
+    """Output and state of a GRU or of any other cell."""
+
+    def __init__(self, cell, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        kind = GRU if cell == "gru" else partial(Recurrent, cell)
+        self.layers = kind(8, 32, **options)
+        self.is_gru = cell == "gru"
+
+    def forward(self, x, lengths, *state):
+        given = (state[0] if self.is_gru else state) if state else None
+        output, after = self.layers(x, given, lengths)
+        return output, *([after] if self.is_gru else after)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("has_lengths", [True, False])
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("cell", ["gru", "peephole-lstm", "slstm"])
+def test_modules_of_any_cell_export(cell, given, has_lengths, batch_first):
+    module = OwnCell(cell, batch_first=batch_first, bidirectional=has_lengths).eval()
+    layers, parts = 1 + has_lengths, {"gru": 1, "peephole-lstm": 2, "slstm": 4}[cell]
+    batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
+
+    def inputs(rows, steps, lengths):
+        x = torch.randn(rows, steps, 8)
+        state = [torch.rand(layers, rows, 32) for _ in range(parts * given)]
+        return (x if batch_first else x.transpose(0, 1), lengths if has_lengths else None, *state)
+
+    axes = {0: batch, 1: time} if batch_first else {0: time, 1: batch}
+    dynamic = axes, {0: batch} if has_lengths else None, [{1: batch}] * (parts * given)
+    program = torch.onnx.export(
+        module,
+        inputs(3, 5, torch.tensor([5, 2, 0])),
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=(dynamic[0], dynamic[1], tuple(dynamic[2])),
+        custom_translation_table=translation_table(),
+    )
+    feed = inputs(4, 20, torch.tensor([20, 7, 1, 0]))
+    arrays = [value.numpy() for value in feed if value is not None]
+    (found,) = ask(program.model_proto, "onnxruntime", [arrays])
+    for one, other in zip(found, module(*feed), strict=True):
+        np.testing.assert_allclose(one, other.detach().numpy(), atol=1e-5)
