@@ -76,6 +76,7 @@ def test_compiled_chunks_are_the_loop(name, form):
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_ones_own_cell_compiles():
     expected, found = run_both(coupled(), layers=1, directions=2, resets=None)
     for a, b in zip(expected, found, strict=True):

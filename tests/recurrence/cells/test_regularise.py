@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from cell_cases import SHIPPED, STEPS, coupled, make
-from marks import slow
 
 from lstm_compile.errors import InputError
 from lstm_compile.recurrence.any_cell import find_cell
@@ -131,8 +130,11 @@ def results(cell, backend, form):
     return [y, *final, *torch.autograd.grad(loss, leaves)]
 
 
-@pytest.mark.parametrize("name", [*(slow(name) for name in SHIPPED), "coupled"])
-@pytest.mark.parametrize("form", ["both ways", slow("resets")])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("lstm", "both ways"), ("gru", "resets"), ("slstm", "resets"), ("coupled", "both ways")],
+)
 def test_both_backends_draw_the_same(name, form):
     cell = coupled() if name == "coupled" else name
     expected, found = (results(cell, backend, form) for backend in ("reference", "compiled"))
