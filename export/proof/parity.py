@@ -52,6 +52,7 @@ class Question(NamedTuple):
     inputs: Inputs
     expected: Answers
     tolerance: float  # in units of `answer_units`; states are compared as they are
+    steps: int = 1  # a state may be rounded at each of them
 
 
 def verify_onnx(
@@ -173,7 +174,8 @@ def _led_comparison(
 
     def compare_one(name: str, engine: Engine) -> Iterator[Comparison]:
         for way, calls, expected in questions:
-            question = Question(str(way), {}, expected, tolerance(way.sizes[0]))
+            steps = way.sizes[0]
+            question = Question(str(way), {}, expected, tolerance(steps), steps)
             answer = partial(_answers_to, engine, calls)
             yield compare(name, answer, question, model)[0]
 
@@ -268,9 +270,12 @@ def compare(
     if found != wanted:
         return replace(row, error=f"shapes {found}, expected {wanted}"), ()
     units = (answer_units(model, question.expected[0]), *[1.0] * len(model.config.state_parts))
+    roundings = 1, *[question.steps] * len(model.config.state_parts)
     differences = [
-        (np.maximum(np.abs(answer - expected) - rounding(expected), 0.0) / unit).max()
-        for answer, expected, unit in zip(answers, question.expected, units, strict=False)
+        (np.maximum(np.abs(answer - expected) - count * rounding(expected), 0.0) / unit).max()
+        for answer, expected, unit, count in zip(
+            answers, question.expected, units, roundings, strict=False
+        )
     ]
     return replace(row, difference=float(np.max(differences))), answers  # NaN stays NaN
 

@@ -18,14 +18,7 @@ from lstm_compile.recurrence.compiled import plain_mode, with_joining
 from lstm_compile.recurrence.first_order import differentiates, once, refuse, refuse_batched
 from lstm_compile.recurrence.inductor import compile_graph
 from lstm_compile.recurrence.layout import CarriedState, Layout, Span, joined
-from lstm_compile.recurrence.step_graph import (
-    ROWS,
-    Part,
-    Stages,
-    backward_stages,
-    fake,
-    forward_stages,
-)
+from lstm_compile.recurrence.step_graph import ROWS, Part, fake, step_graph
 
 aten = torch.ops.aten
 Values = dict[Node, Tensor]
@@ -40,85 +33,81 @@ class Chunks:
         self, cell: Cell, params: Mapping[str, Tensor], rows: Sequence[Tensor], steps: int
     ) -> None:
         self.steps, self.parts = steps, len(rows) - 2
-        self.forward = forward_stages(cell, params, rows)
-        self.backward = backward_stages(cell, params, rows)
-        inputs = self.backward.inputs[len(params) :]
-        self.rows, (self.grad_output, *self.grad_state) = inputs[: len(rows)], inputs[len(rows) :]
-        within, after = self.backward.parts[2:]
+        self.graph = graph = step_graph(cell, params, rows)
+        share_and_valid, (_, *grad_after) = graph.rows[:2], graph.gradients
+        _, forward, within, after = graph.train
+        # what the gradients need of the forward pass, step by step
+        self.kept = [
+            node
+            for node in dict.fromkeys([*within.rows, *after.rows])
+            if node in forward.outputs or node in graph.rows[2:]
+        ]
         # what is known of all steps before the gradients go from step to step, and what they leave
-        self.known = [node for node in within.rows if node not in self.grad_state]
-        left = [*after.rows, *self.backward.outputs[self.parts :]]
-        self.left = [n for n in dict.fromkeys(left) if n in (*within.outputs, *self.grad_state)]
+        self.known = [node for node in within.rows if node not in grad_after]
+        left = dict.fromkeys([*after.rows, *graph.grad_inputs])
+        self.left = [node for node in left if node in (*within.outputs, *grad_after)]
+        self.given = [*share_and_valid, graph.gradients[0]]
 
-    def fixed(self, stages: Stages, params: Sequence[Tensor]) -> Values:
+    def fixed(self, parts: Sequence[Part], params: Sequence[Tensor]) -> Values:
         """The parameters, and what is computed from them alone."""
-        values = dict(zip(stages.inputs, params, strict=False))
-        run = self._fixed_forward if stages is self.forward else self._fixed_backward
-        return values | _run(stages.parts[0], values, run)
+        values = dict(zip(self.graph.params, params, strict=True))
+        run = self._fixed_to_train if parts is self.graph.train else self._fixed_to_infer
+        return values | _run(parts[0], values, run)
 
     @cached_property
-    def _fixed_forward(self) -> Run:
-        return _plain(self.forward.parts[0])
+    def _fixed_to_infer(self) -> Run:
+        return _plain(self.graph.infer[0])
 
     @cached_property
-    def _fixed_backward(self) -> Run:
-        return _plain(self.backward.parts[0])
+    def _fixed_to_train(self) -> Run:
+        return _plain(self.graph.train[0])
 
     @cached_property
     def infer(self) -> Run:
-        """K steps: shares, masks, state, fixed -> outputs of all steps, state after the last."""
-        return self._forward_chunk(is_recorded=False)
+        """K steps: share, valid, state, fixed -> outputs of all steps, state after the last."""
+        return self._forward_chunk(self.graph.infer[1], [])
 
     @cached_property
     def record(self) -> Run:
-        """The same, and between them the state after all steps, part by part."""
-        return self._forward_chunk(is_recorded=True)
+        """The same, and between them `kept` of all steps."""
+        return self._forward_chunk(self.graph.train[1], self.kept)
 
-    def _forward_chunk(self, *, is_recorded: bool) -> Run:
-        stages, part, builder = self.forward, self.forward.parts[1], Builder()
-        share, valid, *state = stages.inputs[-2 - self.parts :]
+    def _forward_chunk(self, part: Part, kept: Sequence[Node]) -> Run:
+        builder, (share, valid, *state) = Builder(), self.graph.rows
         steps, values = builder.steps([share, valid], self.steps), builder.inputs(state)
-        fixed = builder.inputs(part.fixed, has_rows=False)
-        outputs, states = [], []
+        fixed, found = builder.inputs(part.fixed, has_rows=False), []
+        output, *new = self.graph.answers
         for one in steps:
-            answers = part.copy_into(builder.graph, fixed | one | values)
-            output, *new = (answers[node] for node in stages.outputs)
-            values = dict(zip(state, new, strict=True))
-            outputs.append(output)
-            states.append(new)
-        columns = [builder.joined(column) for column in zip(*states, strict=True)]
-        recorded = columns if is_recorded else []
-        return builder.compiled([builder.joined(outputs), *recorded, *states[-1]])
+            answers = one | values | part.copy_into(builder.graph, fixed | one | values)
+            found.append([answers[node] for node in (output, *kept)])
+            values = {before: answers[after] for before, after in zip(state, new, strict=True)}
+        columns = [builder.joined(column) for column in zip(*found, strict=True)]
+        return builder.compiled([*columns, *values.values()])
 
     @cached_property
     def within(self) -> Run:
         """K steps from the last to the first: known, gradients of the state after, fixed -> ..."""
-        part, builder, grad_state = self.backward.parts[2], Builder(), self.grad_state
-        known, values = builder.steps(self.known, self.steps), builder.inputs(grad_state)
-        fixed = builder.inputs(part.fixed, has_rows=False)
-        found = []
+        part, builder, grad_after = self.graph.train[2], Builder(), self.graph.gradients[1:]
+        known, values = builder.steps(self.known, self.steps), builder.inputs(grad_after)
+        fixed, found = builder.inputs(part.fixed, has_rows=False), []
         for one in reversed(known):
             answers = values | part.copy_into(builder.graph, fixed | one | values)
             found.append([answers[node] for node in self.left])
-            new = [answers[node] for node in self.backward.outputs[: self.parts]]
-            values = dict(zip(grad_state, new, strict=True))
+            new = [answers[node] for node in self.graph.grad_state]
+            values = dict(zip(grad_after, new, strict=True))
         columns = [builder.joined(column) for column in zip(*found[::-1], strict=True)]
         return builder.compiled([*columns, *values.values()])
 
     @cached_property
-    def before(self) -> Run:
-        """What the gradients need of all steps: rows, fixed -> outputs of the part."""
-        return self._all_rows(self.backward.parts[1])
-
-    @cached_property
     def after(self) -> Run:
         """The gradients that remain, of all steps: rows, fixed -> outputs of the part."""
-        return self._all_rows(self.backward.parts[3])
+        builder, part = Builder(), self.graph.train[3]
+        inputs = builder.inputs(part.rows) | builder.inputs(part.fixed, has_rows=False)
+        return builder.compiled(list(part.copy_into(builder.graph, inputs).values()))
 
     def go_back(self, values: Values, grad_state: Sequence[Tensor], span: Span) -> list[Tensor]:
-        """The gradients of the state before a chunk from those after it; adds all `values`."""
-        _, before, within, after = self.backward.parts
-        values |= _run(before, values, self.before)
+        """The gradients of the state before a chunk from those after it; adds all to `values`."""
+        _, _, within, after = self.graph.train
         found = self.within(
             *(values[node].unflatten(0, (span.steps, span.rows)) for node in self.known),
             *grad_state,
@@ -127,11 +116,6 @@ class Chunks:
         values |= zip(self.left, found[: -self.parts], strict=True)
         values |= _run(after, values, self.after)
         return list(found[-self.parts :])
-
-    def _all_rows(self, part: Part) -> Run:
-        builder = Builder()
-        inputs = builder.inputs(part.rows) | builder.inputs(part.fixed, has_rows=False)
-        return builder.compiled(list(part.copy_into(builder.graph, inputs).values()))
 
 
 class Builder:
@@ -190,21 +174,21 @@ def run_layer(
 
 
 class _CellChunks(torch.autograd.Function):
-    """The chunks in plain eager autograd: the forward keeps the state after each step."""
+    """The chunks in plain eager autograd: the forward keeps what the gradients need."""
 
     @staticmethod
     def forward(ctx: Any, layout: Layout, chunks: Chunks, *tensors: Tensor) -> tuple[Tensor, ...]:
-        y, final, states = _forward(layout, chunks, tensors, is_recorded=True)
+        y, final, kept = _forward(layout, chunks, tensors, is_recorded=True)
         ctx.layout, ctx.chunks = layout, chunks
-        ctx.save_for_backward(*tensors, *states)
+        ctx.save_for_backward(*tensors, *kept)
         return y, *final
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         refuse_batched(gradients)
-        count = len(ctx.saved_tensors) - ctx.chunks.parts
-        tensors, states = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        results = _backward(ctx.layout, ctx.chunks, tensors, states, gradients)
+        count = len(ctx.saved_tensors) - len(ctx.layout.spans) * len(ctx.chunks.kept)
+        tensors, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        results = _backward(ctx.layout, ctx.chunks, tensors, kept, gradients)
         return None, None, *once("compiled", results, (*tensors, *gradients))
 
     @staticmethod
@@ -215,56 +199,50 @@ class _CellChunks(torch.autograd.Function):
 def _forward(
     layout: Layout, chunks: Chunks, tensors: Sequence[Tensor], *, is_recorded: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Output (packed, H), the final state (rows, size) each, and the states after all steps."""
+    """Output (packed, H), the final state (rows, size) each, and what is kept, span by span."""
     share, parts = tensors[0], chunks.parts
-    outputs, columns = list[Tensor](), [list[Tensor]() for _ in range(parts)]
+    outputs, kept = list[Tensor](), list[Tensor]()
+    stages, run = chunks.graph.infer, chunks.infer
+    if is_recorded:
+        stages, run = chunks.graph.train, chunks.record
     with plain_mode(share.device.type):
-        values = chunks.fixed(chunks.forward, tensors[1 + parts :])
-        fixed = [values[node] for node in chunks.forward.parts[1].fixed]
-        run = chunks.record if is_recorded else chunks.infer
+        values = chunks.fixed(stages, tensors[1 + parts :])
+        fixed = [values[node] for node in stages[1].fixed]
         carried = CarriedState(*(part.contiguous() for part in tensors[1 : 1 + parts]))
         shares, masks = layout.pieces(share), layout.pieces(~layout.padding)
         for span, one, mask in zip(layout.spans, shares, masks, strict=True):
             y, *rest = run(one, mask, *carried.active(span.rows), *fixed)
             carried.state = rest[-parts:]
             outputs.append(y)
-            for column, part in zip(columns, rest[:-parts], strict=is_recorded):
-                column.append(part)
+            kept += rest[:-parts]
         final = [part.clone() for part in carried.final()]
-    return joined(outputs), final, [joined(column) for column in columns if column]
+    return joined(outputs), final, kept
 
 
 def _backward(
     layout: Layout,
     chunks: Chunks,
     tensors: Sequence[Tensor],
-    states: Sequence[Tensor],
+    kept: Sequence[Tensor],
     gradients: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """Gradients of share, state and params, from those of the outputs."""
-    (share, *state), params = tensors[: 1 + chunks.parts], tensors[1 + chunks.parts :]
-    spans, outputs = layout.spans, chunks.backward.outputs[chunks.parts :]
+    share, params = tensors[0], tensors[1 + chunks.parts :]
     with plain_mode(share.device.type):
-        fixed = chunks.fixed(chunks.backward, params)
+        fixed = chunks.fixed(chunks.graph.train, params)
         final = [part.contiguous() for part in gradients[1:]]
         carried = [part[:0] for part in final]
-        masks, grad_y = layout.pieces(~layout.padding), layout.pieces(gradients[0].contiguous())
+        rows = [share, ~layout.padding, gradients[0].contiguous()]
+        pieces = [layout.pieces(each) for each in rows]
         grad_share, totals = torch.empty_like(share), [torch.zeros_like(p) for p in params]
-        end = len(share)
-        for number, span in reversed(list(enumerate(spans))):
+        end, count = len(share), len(chunks.kept)
+        for number, span in reversed(list(enumerate(layout.spans))):
             begin = end - span.size
-            # the state with which the chunk begins
-            last = begin - spans[number - 1].rows if number else 0
-            starts = [part[last : last + span.rows] for part in (states if number else state)]
-            before = [
-                torch.cat([start, part[begin : end - span.rows]])
-                for start, part in zip(starts, states, strict=True)
-            ]
-            rows = share[begin:end], masks[number].flatten(0, 1), *before
-            values = fixed | dict(zip(chunks.rows, rows, strict=True))
-            values[chunks.grad_output] = grad_y[number].flatten(0, 1)
+            given = [piece[number].flatten(0, 1) for piece in pieces]
+            values = fixed | dict(zip(chunks.given, given, strict=True))
+            values |= zip(chunks.kept, kept[number * count :][:count], strict=True)
             carried = chunks.go_back(values, with_joining(carried, final, span.rows), span)
-            grad_share[begin:end], *of_params = (values[node] for node in outputs)
+            grad_share[begin:end], *of_params = (values[node] for node in chunks.graph.grad_inputs)
             for total, one in zip(totals, of_params, strict=True):
                 total += one
             end = begin
@@ -292,10 +270,9 @@ def _run(part: Part, values: Mapping[Node, Tensor], run: Run) -> Values:
 def read_params(cell: Cell, shapes: Shapes, sizes: tuple[int, ...]) -> tuple[str, ...]:
     """The names of the parameters that the step reads; arguments as for `chunks_for`."""
     params, rows = _examples(shapes, sizes, torch.float32, torch.device("cpu"))
-    stages = forward_stages(cell, params, rows)
-    read = {node for part in stages.parts for node in part.fixed}
-    names = zip(params, stages.inputs, strict=False)
-    return tuple(name for name, node in names if node in read)
+    graph = step_graph(cell, params, rows)
+    read = {node for part in graph.infer for node in part.fixed}
+    return tuple(name for name, node in zip(params, graph.params, strict=True) if node in read)
 
 
 @cache

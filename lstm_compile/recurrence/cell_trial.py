@@ -173,7 +173,7 @@ def _check_gradients(cell: Cell, params: Params, outputs: list[Tensor]) -> None:
 def _trace(cell: Cell, params: Params) -> None:
     """The graph of a step, which must not branch on numbers."""
     from lstm_compile.recurrence.step_graph import ROWS as EXAMPLE_ROWS
-    from lstm_compile.recurrence.step_graph import forward_stages
+    from lstm_compile.recurrence.step_graph import step_graph
 
     values = {name: value.detach() for name, value in params.items()}
     share = _project(cell, values, torch.zeros(EXAMPLE_ROWS, INPUT_SIZE, device="cpu"))
@@ -182,7 +182,7 @@ def _trace(cell: Cell, params: Params) -> None:
     valid = torch.ones(EXAMPLE_ROWS, 1, dtype=torch.bool, device="cpu")
     rows = [share, valid, *state]
     try:
-        forward_stages(cell, values, rows)
+        step_graph(cell, values, rows)
     except Exception as error:
         fault = error.__context__ or error  # what the step raised
         found = f"{type(fault).__name__}: {reason(fault)}" if fault is not error else str(error)

@@ -1,16 +1,17 @@
-"""The graphs of one step of a cell, forward and backward, cut where the sequence allows it.
+"""The graph of one step of a cell, forward and backward, cut where the sequence allows it.
 
-The backward of a step is the vjp of the step itself. Its operations fall into three parts:
+The backward of a step is the vjp of the step itself. The operations of both fall into four parts:
 
-    before   needs no gradient: one call for the rows of all steps of a chunk
+    fixed    depends on parameters alone: computed once for all chunks
+    forward  needs no gradient; what the others read of it is kept
     within   leads from the gradient of a step's state to that of the step before: step by step
-    after    all else, the weights' gradients above all: one call for the rows of all steps again
+    after    all else, the weights' gradients above all: one call for the rows of all steps
 
 So what is computed step by step is the least, and every product with a weight that can be one large
-product is one. What depends on parameters alone is computed once for all chunks.
+product is one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,12 @@ VIEWS = (
     aten.squeeze.dim, aten.expand.default, aten.t.default, aten.transpose.int, aten.permute.default,
     aten.alias.default, aten.detach.default,
 )  # fmt: skip
+DEAR = (  # pointwise operations that cost more than to read what they gave
+    aten.sigmoid.default, aten.tanh.default, aten.exp.default, aten.exp2.default,
+    aten.expm1.default, aten.log.default, aten.log1p.default, aten.log2.default, aten.erf.default,
+    aten.pow.Tensor_Tensor, aten.sin.default, aten.cos.default, aten.gelu.default,
+    aten.silu.default, aten.mish.default, aten.softplus.default, aten.elu.default,
+)  # fmt: skip
 
 
 class Part:
@@ -54,57 +61,23 @@ class Part:
         return {node: copies[node] for node in self.outputs}
 
 
-class Stages(NamedTuple):
-    """A graph cut into stages that are computed one after the other."""
+class StepGraph(NamedTuple):
+    """The graph of one step and of its vjp, cut into parts."""
 
-    inputs: list[Node]  # of the graph
-    outputs: list[Node]  # likewise
-    parts: list[Part]
-
-
-def cut(graph: Graph, stage_of: Mapping[Node, int], outputs: Sequence[Node]) -> Stages:
-    """Cut a graph at the tensors that a stage reads from earlier ones; it makes views anew."""
-    count = 1 + max(stage_of.values())
-    used = [node for node in graph.nodes if node in _ancestors(outputs)]
-    reads = [dict[Node, None]() for _ in range(count)]
-    for node in used:
-        stage = stage_of[node]
-        for each in node.all_input_nodes:
-            if each.op == "placeholder" or stage_of[each] < stage:
-                reads[stage] |= dict.fromkeys(_bases(each, stage_of))
-    asked, parts = {node for stage in reads for node in stage} | set(outputs), []
-    for stage, read in enumerate(reads):
-        rows = [node for node in read if stage_of[node]]
-        fixed = [node for node in read if not stage_of[node]]
-        own = [n for n in used if n in asked and n.op != "placeholder" and stage_of[n] == stage]
-        parts.append(Part(graph, rows, fixed, own))
-    return Stages(_ends(graph)[0], list(outputs), parts)
+    params: list[Node]  # inputs
+    rows: list[Node]  # inputs: share, valid and the parts of the state
+    gradients: list[Node]  # inputs: of the output and of the parts of the state after
+    answers: list[Node]  # the output and the parts of the state after
+    grad_state: list[Node]  # the gradients of the parts of the state before
+    grad_inputs: list[Node]  # the gradients of the share and of the parameters
+    infer: list[Part]  # fixed and forward, of the answers alone
+    train: list[Part]  # fixed, forward, within, after
 
 
-def forward_stages(cell: Cell, params: Mapping[str, Tensor], rows: Sequence[Tensor]) -> Stages:
-    """Stages of one step: what depends on parameters alone, and the rest.
+def step_graph(cell: Cell, params: Mapping[str, Tensor], rows: Sequence[Tensor]) -> StepGraph:
+    """The graph of `masked_step` and its vjp, for any number of rows.
 
     `params` and `rows` (share, valid and the parts of the state, each of `ROWS` rows) are examples.
-    The inputs are all of these, the outputs those of `masked_step`.
-    """
-    names = list(params)
-
-    def step(*values: Tensor) -> tuple[Tensor, ...]:
-        given, (share, valid, *state) = dict(zip(names, values, strict=False)), values[len(names) :]
-        output, new = masked_step(cell, given, share, valid, state)
-        return output, *new
-
-    graph = _trace(step, list(params.values()), rows)
-    inputs, outputs = _ends(graph)
-    moving = _descendants(graph, inputs[len(names) :])
-    return cut(graph, {node: int(node in moving) for node in graph.nodes}, outputs)
-
-
-def backward_stages(cell: Cell, params: Mapping[str, Tensor], rows: Sequence[Tensor]) -> Stages:
-    """Stages of the vjp of one step: parameters alone, before, within and after.
-
-    The inputs are `params`, `rows` and the gradients of the output and of the parts of the state;
-    the outputs the gradients of the parts of the state before, of the share and of the parameters.
     """
     names, parts = list(params), len(rows) - 2
 
@@ -117,21 +90,85 @@ def backward_stages(cell: Cell, params: Mapping[str, Tensor], rows: Sequence[Ten
             output, new = masked_step(cell, given, share, valid, state)
             return output, tuple(new)
 
-        pull: Any = vjp(run, tuple(state), share, tuple(weights))[1]
+        pull: Any
+        (output, new), pull = vjp(run, tuple(state), share, tuple(weights))
         before, grad_share, of_weights = pull((grad_output, tuple(grad_state)))
-        return *before, grad_share, *of_weights
+        return output, *new, *before, grad_share, *of_weights
 
-    gradients = [torch.zeros_like(part) for part in (rows[2], *rows[2:])]
-    graph = _trace(step, list(params.values()), [*rows, *gradients])
+    like = [torch.zeros_like(part) for part in (rows[2], *rows[2:])]
+    graph = _trace(step, list(params.values()), [*rows, *like])
     inputs, outputs = _ends(graph)
-    moving = _descendants(graph, inputs[len(names) :])
-    late = _descendants(graph, inputs[len(names) + len(rows) :])
-    early = _ancestors(outputs[:parts])
+    given, gradients = inputs[len(names) :][: len(rows)], inputs[-1 - parts :]
+    answers, grad_state = outputs[: 1 + parts], outputs[1 + parts :][:parts]
+    moving, late = _descendants(graph, [*given, *gradients]), _descendants(graph, gradients)
+    early = _ancestors(grad_state)
     stage_of = {
         node: (2 if node in early else 3) if node in late else int(node in moving)
         for node in graph.nodes
     }
-    return cut(graph, stage_of, outputs)
+    return StepGraph(
+        inputs[: len(names)], given, gradients, answers, grad_state, outputs[1 + 2 * parts :],
+        _cut(graph, stage_of, answers)[:2], _cut(graph, stage_of, outputs),
+    )  # fmt: skip
+
+
+def _cut(graph: Graph, stage_of: Mapping[Node, int], outputs: Sequence[Node]) -> list[Part]:
+    """Cut a graph at tensors that a stage reads from earlier ones; it computes the others anew."""
+    needed = _ancestors(outputs)
+    used = [node for node in graph.nodes if node in needed]
+    whole = {node for node in used if stage_of[node] != 1 and _is_whole(node, stage_of[node])}
+    whole |= _kept(used, stage_of)
+    reads = [dict[Node, None]() for _ in range(4)]
+    for node in used:
+        stage = stage_of[node]
+        for each in node.all_input_nodes:
+            if each.op == "placeholder" or stage_of[each] < stage:
+                reads[stage] |= dict.fromkeys(_bases(each, whole))
+    asked, parts = {node for stage in reads for node in stage} | set(outputs), []
+    for stage, read in enumerate(reads):
+        rows = [node for node in read if stage_of[node]]
+        fixed = [node for node in read if not stage_of[node]]
+        own = [n for n in used if n in asked and n.op != "placeholder" and stage_of[n] == stage]
+        parts.append(Part(graph, rows, fixed, own))
+    return parts
+
+
+def _kept(used: Sequence[Node], stage_of: Mapping[Node, int]) -> set[Node]:
+    """What to keep of the forward part, so that the later parts can compute the rest cheaply.
+
+    It is the minimum cut between what is dear to compute and what is read, by the sizes of the
+    tensors: keeping one costs a copy (Chen et al. 2016 weigh the same).
+    """
+    from networkx import DiGraph, minimum_cut
+
+    flow = DiGraph()
+    flow.add_nodes_from(("dear", "read"))
+    for node in used:
+        forward = [e for e in node.all_input_nodes if stage_of[e] == 1 and list(_tensors(e))]
+        if stage_of[node] > 1:
+            flow.add_edges_from(((each, "out"), "read") for each in forward)
+        elif stage_of[node] == 1:
+            joins = all(_joins(value, 1) for value in _tensors(node))
+            can_keep = joins and isinstance(node.meta.get("val"), Tensor)
+            cost = {"capacity": node.meta["val"][:1].numel()} if can_keep else {}
+            flow.add_edge((node, "in"), (node, "out"), **cost)  # without a capacity: never cut
+            flow.add_edges_from(((each, "out"), (node, "in")) for each in forward)
+            if joins and not _is_cheap(node):
+                flow.add_edge("dear", (node, "in"))
+    _, (known, _) = minimum_cut(flow, "dear", "read")
+    return {
+        n for n in used if (n, "in") in known and (n, "out") in flow and (n, "out") not in known
+    }
+
+
+def _is_cheap(node: Node) -> bool:
+    """Whether a value costs no more to compute than to read."""
+    if node.op == "placeholder":
+        return False
+    if getattr(node.target, "__name__", "") == "getitem" or not node.all_input_nodes:
+        return True
+    tags = getattr(node.target, "tags", ())
+    return node.target in VIEWS or (torch.Tag.pointwise in tags and node.target not in DEAR)
 
 
 def _trace(function: Callable[..., Any], params: Sequence[Tensor], rows: Sequence[Tensor]) -> Graph:
@@ -223,20 +260,32 @@ def _descendants(graph: Graph, nodes: Iterable[Node]) -> set[Node]:
     return found
 
 
-def _bases(node: Node, stage_of: Mapping[Node, int]) -> Iterator[Node]:
-    """The tensors that a value is read from: itself, unless it is a view, a size or a constant.
+def _bases(node: Node, whole: Collection[Node]) -> Iterator[Node]:
+    """The inputs and the tensors of `whole` that a value is computed from."""
+    if node.op == "placeholder" or node in whole:
+        yield node
+    else:
+        for each in node.all_input_nodes:
+            yield from _bases(each, whole)
+
+
+def _is_whole(node: Node, stage: int) -> bool:
+    """Whether later stages read a value as it is: a tensor, but no view and no constant.
 
     A tensor whose first dimension is not that of rows is computed anew too: steps join there.
     """
     target: Any = node.target
     if getattr(target, "__name__", "") == "getitem":
         target = node.all_input_nodes[0].target
-    is_whole = target not in VIEWS and _joins(node.meta.get("val"), stage_of[node])
-    if node.op == "placeholder" or (is_whole and node.all_input_nodes):
-        yield node
-    else:
-        for each in node.all_input_nodes:
-            yield from _bases(each, stage_of)
+    has_inputs = bool(node.all_input_nodes)
+    return has_inputs and target not in VIEWS and _joins(node.meta.get("val"), stage)
+
+
+def _tensors(node: Node) -> Iterator[Tensor]:
+    """The tensors that a node gives."""
+    value = node.meta.get("val")
+    yield from (v for v in (value if isinstance(value, tuple | list) else [value])
+                if isinstance(v, Tensor))  # fmt: skip
 
 
 def _is_free(size: int | torch.SymInt) -> bool:

@@ -15,6 +15,7 @@ from model_cases import streaming_file, streaming_model
 from lstm_compile.cli.app import app
 from lstm_compile.errors import InputError
 from lstm_compile.export import export_streaming, verify_onnx
+from lstm_compile.export.proof import parity
 from lstm_compile.export.proof.engines import EVERYWHERE, choose_runtimes
 from lstm_compile.export.proof.inputs import CUTS, STEPS, feedings
 from lstm_compile.export.runtime import ModelError, load, open_streams
@@ -78,13 +79,15 @@ def test_every_kind_streams_as_it_runs_whole(tmp_path, kind, cells, runtimes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cells", ["node", "plain"])
-def test_a_model_that_adds_up_is_held_to_the_long_tolerance(tmp_path, cells):
+@pytest.mark.parametrize("led", [False, True])
+def test_a_model_that_adds_up_passes(tmp_path, monkeypatch, led):
     model = streaming_model(task="tag", num_layers=1)
     model.params["lstm.bias_ih_l0"][5:10] = 3.0  # it forgets little: 1,000 roundings add up
-    report = export_streaming(model, tmp_path / "s.onnx", cells, ["compiled", "onnxruntime"])
+    if led:  # some processors round so that its own loop in float32 nears the tolerance
+        monkeypatch.setattr(parity, "_is_chaotic", lambda *_: True)
+    report = export_streaming(model, tmp_path / "s.onnx", "node", ["compiled", "onnxruntime"])
     assert report.parity.passed
-    assert max(row.difference for row in report.parity.rows) > 1e-5
+    assert not led or any("led" in row.case for row in report.parity.rows)
 
 
 def test_the_proof_takes_a_thousand_steps_in_every_way():

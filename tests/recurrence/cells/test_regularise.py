@@ -143,6 +143,7 @@ def test_both_backends_draw_the_same(name, form):
 
 
 def test_probabilities_are_those_asked_for():
+    torch.manual_seed(0)
     x = torch.zeros(200, 50, 3)
     noisy, given = with_noise(find_cell("lstm"), ALL, x, 40)
     stays, factors = given[..., 3:83], given[..., 83:]
