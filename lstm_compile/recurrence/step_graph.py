@@ -90,8 +90,8 @@ def step_graph(cell: Cell, params: Mapping[str, Tensor], rows: Sequence[Tensor])
             output, new = masked_step(cell, given, share, valid, state)
             return output, tuple(new)
 
-        pull: Any
-        (output, new), pull = vjp(run, tuple(state), share, tuple(weights))
+        answers_and_pull: Any = vjp(run, tuple(state), share, tuple(weights))
+        (output, new), pull = answers_and_pull
         before, grad_share, of_weights = pull((grad_output, tuple(grad_state)))
         return output, *new, *before, grad_share, *of_weights
 
@@ -137,9 +137,9 @@ def _kept(used: Sequence[Node], stage_of: Mapping[Node, int]) -> set[Node]:
     """What to keep of the forward part, so that the later parts can compute the rest cheaply.
 
     It is the minimum cut between what is dear to compute and what is read, by the sizes of the
-    tensors: keeping one costs a copy (Chen et al. 2016 weigh the same).
+    tensors, as keeping one costs a copy.
     """
-    from networkx import DiGraph, minimum_cut
+    from networkx import DiGraph, minimum_cut  # torch depends on it
 
     flow = DiGraph()
     flow.add_nodes_from(("dear", "read"))
