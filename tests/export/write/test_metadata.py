@@ -35,6 +35,7 @@ FILES = {
     "lm": lambda: text_file(6),
     "streaming": lambda: streaming_file(task="tag"),
     "plain cells": lambda: streaming_file("plain", task="tag"),
+    "another cell": lambda: streaming_file("plain", task="tag", cell="slstm"),
 }
 USUAL = ("classify", "forecast", "streaming")
 every_kind = pytest.mark.parametrize(

@@ -157,12 +157,14 @@ class OwnCell(nn.Module):
         return output, *([after] if self.is_gru else after)
 
 
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("has_lengths", [True, False])
-@pytest.mark.parametrize("given", [True])
+@pytest.mark.parametrize(
+    ("given", "has_lengths", "batch_first"),
+    [(True, True, True), (True, False, False), (False, True, False), (False, False, True)],
+)
 @pytest.mark.parametrize("cell", ["gru", "peephole-lstm", "slstm"])
 def test_modules_of_any_cell_export(cell, given, has_lengths, batch_first):
-    module = OwnCell(cell, batch_first=batch_first, bidirectional=has_lengths).eval()
+    options = {"batch_first": batch_first, "bidirectional": has_lengths, "backend": "reference"}
+    module = OwnCell(cell, **options).eval()
     layers, parts = 1 + has_lengths, {"gru": 1, "peephole-lstm": 2, "slstm": 4}[cell]
     batch, time = torch.export.Dim("batch"), torch.export.Dim("time")
 
@@ -172,13 +174,13 @@ def test_modules_of_any_cell_export(cell, given, has_lengths, batch_first):
         return (x if batch_first else x.transpose(0, 1), lengths if has_lengths else None, *state)
 
     axes = {0: batch, 1: time} if batch_first else {0: time, 1: batch}
-    dynamic = axes, {0: batch} if has_lengths else None, [{1: batch}] * (parts * given)
+    dynamic = axes, {0: batch} if has_lengths else None, ({1: batch},) * parts
     program = torch.onnx.export(
         module,
         inputs(3, 5, torch.tensor([5, 2, 0])),
         dynamo=True,
         verbose=False,
-        dynamic_shapes=(dynamic[0], dynamic[1], tuple(dynamic[2])),
+        dynamic_shapes=dynamic if given else dynamic[:2],
         custom_translation_table=translation_table(),
     )
     feed = inputs(4, 20, torch.tensor([20, 7, 1, 0]))
