@@ -202,9 +202,8 @@ def _forward(
     """Output (packed, H), the final state (rows, size) each, and what is kept, span by span."""
     share, parts = tensors[0], chunks.parts
     outputs, kept = list[Tensor](), list[Tensor]()
-    stages, run = chunks.graph.infer, chunks.infer
-    if is_recorded:
-        stages, run = chunks.graph.train, chunks.record
+    stages = chunks.graph.train if is_recorded else chunks.graph.infer
+    run = chunks.record if is_recorded else chunks.infer
     with plain_mode(share.device.type):
         values = chunks.fixed(stages, tensors[1 + parts :])
         fixed = [values[node] for node in stages[1].fixed]

@@ -132,7 +132,7 @@ def test_a_compiled_training_gives_the_losses_of_the_plain_loop(tmp_path):
     data, test = paths_of(tmp_path)
     losses = {}
     for name in ("reference", "compiled"):
-        training = replace(QUICK, backend=name)
+        training = replace(QUICK, backend=name, chunk=2)
         outcome = do(data, tmp_path / name, training, test=test, cell="coupled")
         losses[name] = [epoch.train_loss for epoch in outcome.fit.epochs]
         assert (outcome.compile_seconds > 0) == (name == "compiled")

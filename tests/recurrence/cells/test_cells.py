@@ -61,7 +61,9 @@ def run_both(cell, *, layers, directions, resets):
     state = [0.1 + torch.rand(layers * directions, 4, size) for size in sizes]
     leaves = [x, *(part.requires_grad_() for part in state), *params.values()]
     for backend in ("reference", "compiled"):
-        y, final = recurrent(cell, params, x, lengths, state, resets=resets, backend=backend)
+        y, final = recurrent(
+            cell, params, x, lengths, state, resets=resets, backend=backend, chunk=2
+        )
         loss = y.square().mean() + sum(part.sin().mean() for part in final)
         yield [y, *final, *torch.autograd.grad(loss, leaves)]
 
@@ -139,6 +141,7 @@ def test_fifty_random_shapes_take_three_graphs(monkeypatch):
     for _ in range(50):
         batch, time = draw.integers(1, 9), draw.integers(1, 40)
         lengths = draw.integers(0, time + 1, batch)
-        y, _ = recurrent(cell, params, torch.randn(batch, time, 3), lengths, backend="compiled")
+        x = torch.randn(batch, time, 3)
+        y, _ = recurrent(cell, params, x, lengths, backend="compiled", chunk=2)
         y.sum().backward()
     assert len(compiled) == 3
