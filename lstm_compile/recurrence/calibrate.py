@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from lstm_compile.devices import cpu_threads
+from lstm_compile.recurrence.any_cell import Cell
 from lstm_compile.recurrence.autotune import CLEARLY, Measured, Workload, measurements, remember
 from lstm_compile.recurrence.function import lstm
 from lstm_compile.recurrence.operator import DEFAULT_CHUNK
+from lstm_compile.recurrence.recurrent import layer_shapes, recurrent
 from lstm_compile.recurrence.stack import weight_shapes
 
 ROUNDS = 7
 SECONDS = 2.0  # after which no further round begins
 LEAST_ROUNDS = 3
+FEW = 16  # steps, whose time is that of many
 SHORT = 32  # steps: enough to measure how long threads wait for each other in each step
 
 Step = Callable[[str], None]
@@ -63,6 +66,27 @@ def vendor_seconds(workload: Workload) -> float:
     step = _step(workload)
     step("vendor")
     return median(_timed(lambda: step("vendor")) for _ in range(LEAST_ROUNDS))
+
+
+def loop_seconds(
+    cell: Cell, hidden_size: int, input_size: int, batch: int, device: torch.device
+) -> float:
+    """Median seconds that the plain loop over steps trains a layer of any cell for, each step."""
+    generator, params = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    for name, shape in layer_shapes(cell, input_size, hidden_size, bidirectional=False).items():
+        tensor = torch.empty(shape, device="cpu")
+        cell.initialise(name.removesuffix("_l0"), tensor, generator)
+        params[name] = tensor.to(device).requires_grad_()
+    x = torch.zeros(batch, FEW, input_size, device=device)
+
+    def step() -> None:
+        y, _ = recurrent(cell, params, x, backend="reference")
+        torch.autograd.grad(y.sum(), list(params.values()), allow_unused=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    step()
+    return median(_timed(step) for _ in range(LEAST_ROUNDS)) / FEW
 
 
 @cache

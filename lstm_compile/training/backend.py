@@ -12,12 +12,19 @@ from lstm_compile.data.stream import Stream
 from lstm_compile.devices import cpu_threads, fitting_threads
 from lstm_compile.recurrence.any_cell import find_cell
 from lstm_compile.recurrence.autotune import CLEARLY, Workload
-from lstm_compile.recurrence.calibrate import calibrate, fastest_threads, vendor_seconds
+from lstm_compile.recurrence.calibrate import (
+    calibrate,
+    fastest_threads,
+    loop_seconds,
+    vendor_seconds,
+)
 from lstm_compile.recurrence.inductor import can_compile
 from lstm_compile.training.settings import TrainingConfig
 
 # Compiling takes some 20 seconds and measuring a few more, to gain some ten per cent.
 WORTH_COMPILING = 300.0  # seconds in the recurrence
+# A cell without a kernel takes up to 40 seconds, to gain more than half of the plain loop's time.
+LOOP_WORTH_COMPILING = 90.0
 
 
 def threads_of(config: ModelConfig, training: TrainingConfig) -> int:
@@ -42,7 +49,7 @@ def settle(
     training, why = replace(training, threads=threads_of(config, training)), "as asked for"
     is_own = config.cell != "lstm" or config.changes_step
     if is_own and training.backend == "auto":
-        backend, why = backend_of_cell(config, device)
+        backend, why = backend_of_cell(config, training, train, device)
         training = replace(training, backend=backend)
     elif not isinstance(train, Corpus):
         with cpu_threads(training.threads):
@@ -52,14 +59,34 @@ def settle(
     return training, f"{training.backend}, {why}"
 
 
-def backend_of_cell(config: ModelConfig, device: torch.device) -> tuple[Backend, str]:
+def backend_of_cell(
+    config: ModelConfig,
+    training: TrainingConfig,
+    train: Examples | Stream | Corpus,
+    device: torch.device,
+) -> tuple[Backend, str]:
     """The backend that `auto` means for another cell or step than that of `lstm`, and why."""
-    if "vendor" in find_cell(config.cell).kernels and not config.changes_step:
+    cell = find_cell(config.cell)
+    if "vendor" in cell.kernels and not config.changes_step:
         return "vendor", f"which has a kernel of cell {config.cell}"
-    if can_compile(device.type):
-        what = " with zoneout or hidden_dropout" * config.changes_step
-        return "compiled", f"no vendor has a kernel of cell {config.cell}{what}"
-    return "reference", "there is no compiler here"
+    if not can_compile(device.type):
+        return "reference", "there is no compiler here"
+    sizes = config.hidden_size, config.input_size, training.batch_size
+    with cpu_threads(training.threads):
+        once = loop_seconds(cell, *sizes, device)
+    steps = training.epochs * _time_steps(train, training.batch_size)
+    total = once * steps * config.num_layers * config.num_directions
+    if total < LOOP_WORTH_COMPILING:
+        return "reference", f"its loop takes {total:.0f} s at most, too little for compiling to pay"
+    what = " with zoneout or hidden_dropout" * config.changes_step
+    return "compiled", f"no vendor has a kernel of cell {config.cell}{what}"
+
+
+def _time_steps(train: Examples | Stream | Corpus, batch: int) -> int:
+    """The steps of time that one layer takes in an epoch, at most."""
+    if isinstance(train, Corpus):
+        return ceil(len(train) / batch)
+    return ceil(len(train) / batch) * int(train.lengths.max())
 
 
 def settle_backend(

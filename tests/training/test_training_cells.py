@@ -13,6 +13,7 @@ from training_cases import QUICK, do, paths_of, prepared, two_classes
 
 from lstm_compile import ModelConfig, load_model
 from lstm_compile.errors import InputError
+from lstm_compile.recurrence.any_cell import find_cell
 from lstm_compile.recurrence.cell_file import read_cell
 from lstm_compile.training import backend
 from lstm_compile.training import epoch as epochs
@@ -104,14 +105,26 @@ def test_weights_of_another_cell_are_no_start(tmp_path):
 # ---- the backend
 
 
-@pytest.mark.parametrize(("has_compiler", "expected"), [(True, "compiled"), (False, "reference")])
-def test_auto_compiles_where_there_is_a_compiler(monkeypatch, has_compiler, expected):
+@pytest.mark.parametrize(
+    ("has_compiler", "seconds", "expected"),
+    [
+        (True, 1.0, "compiled, no vendor has a kernel of cell coupled"),
+        (True, 1e-9, "reference, its loop takes 0 s at most, too little for compiling to pay"),
+        (False, 1.0, "reference, there is no compiler here"),
+    ],
+)
+def test_auto_compiles_where_that_pays(monkeypatch, has_compiler, seconds, expected):
     monkeypatch.setattr(backend, "can_compile", lambda device: has_compiler)
+    monkeypatch.setattr(backend, "loop_seconds", lambda *_: seconds)
     config = ModelConfig(task="classify", input_size=2, output_size=2, cell="coupled")
     settled, why = backend.settle(config, QUICK, two_classes(), torch.device("cpu"))
-    assert settled.backend == expected
-    assert why.startswith(f"{expected}, ")
+    assert why == expected
+    assert settled.backend == expected.partition(",")[0]
     assert settled.threads
+
+
+def test_the_loop_of_a_cell_is_timed():
+    assert 0 < backend.loop_seconds(find_cell("coupled"), 4, 3, 2, torch.device("cpu")) < 1
 
 
 def test_lanes_are_gathered_part_by_part(monkeypatch):
