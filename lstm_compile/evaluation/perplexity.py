@@ -14,6 +14,7 @@ from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.lanes import carried, chunks, on_device
 from lstm_compile.data.sequences import IGNORED
 from lstm_compile.data.text_files import BLOCK
+from lstm_compile.evaluation.backend import evaluation_backend
 from lstm_compile.evaluation.linear import Baseline
 from lstm_compile.evaluation.verdict import Evaluation, best_of, summed_interval, verdict
 from lstm_compile.model.batch import Batch
@@ -41,6 +42,7 @@ def score_text(
     `time` is what `window_of` gives.
     """
     device, state = params["head.bias"].device, None
+    backend = evaluation_backend(config, backend, len(corpus) // LANES, LANES, device)
 
     def logits_of(batch: Batch, fresh: Tensor) -> Tensor:
         nonlocal state

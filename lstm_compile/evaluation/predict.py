@@ -11,6 +11,7 @@ from lstm_compile.data.corpus import Corpus
 from lstm_compile.data.examples import Examples
 from lstm_compile.data.feed import feed, within_reach
 from lstm_compile.data.sequences import Sequences
+from lstm_compile.evaluation.backend import evaluation_backend
 from lstm_compile.evaluation.perplexity import score_text, window_of
 from lstm_compile.model.batch import Batch
 from lstm_compile.model.model import Params, complete
@@ -56,9 +57,11 @@ def predict_all(
     rows = torch.arange(len(data), device="cpu")[own]
     batches = [rows[indices] for indices in ordered_batches(lengths[rows], batch_size)]
     groups = [[indices] for indices in batches]
+    steps = sum(int(lengths[indices].max()) for indices in batches)
+    device = params["head.bias"].device
+    backend = evaluation_backend(config, backend, steps, batch_size, device)
     answer = partial(_answer, params, config, backend=backend, chunk=chunk)
     with torch.inference_mode():
-        device = params["head.bias"].device
         parts = [answer(batch) for (batch,) in feed(data, lengths, groups, device)]
         answers, order, count = torch.cat(parts), torch.cat(batches), len(data)
         if config.traits.per_step:

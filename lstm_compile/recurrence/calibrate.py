@@ -69,19 +69,21 @@ def vendor_seconds(workload: Workload) -> float:
 
 
 def loop_seconds(
-    cell: Cell, hidden_size: int, input_size: int, batch: int, device: torch.device
+    cell: Cell, hidden_size: int, batch: int, device: torch.device, *, training: bool
 ) -> float:
-    """Median seconds that the plain loop over steps trains a layer of any cell for, each step."""
+    """Median seconds that the plain loop takes for one step of one layer of any cell."""
     generator, params = torch.Generator().manual_seed(0), dict[str, Tensor]()
-    for name, shape in layer_shapes(cell, input_size, hidden_size, bidirectional=False).items():
+    for name, shape in layer_shapes(cell, hidden_size, hidden_size, bidirectional=False).items():
         tensor = torch.empty(shape, device="cpu")
         cell.initialise(name.removesuffix("_l0"), tensor, generator)
         params[name] = tensor.to(device).requires_grad_()
-    x = torch.zeros(batch, FEW, input_size, device=device)
+    x = torch.zeros(batch, FEW, hidden_size, device=device)
 
     def step() -> None:
-        y, _ = recurrent(cell, params, x, backend="reference")
-        torch.autograd.grad(y.sum(), list(params.values()), allow_unused=True)
+        with torch.set_grad_enabled(training):
+            y, _ = recurrent(cell, params, x, backend="reference")
+        if training:
+            torch.autograd.grad(y.sum(), list(params.values()), allow_unused=True)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 

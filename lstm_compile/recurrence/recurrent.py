@@ -104,7 +104,8 @@ def recurrent(
         dropout: probability of dropping a value between layers, in training.
         training: whether dropout and `regularise` act; zoneout acts in evaluation too.
         regularise: see `lstm_compile.recurrence.regularise.Regularisers`.
-        backend: `reference`, `compiled` or `auto`, which compiles where there is a compiler.
+        backend: `reference`, `compiled` or `auto`, which compiles where there is a compiler; a few
+            steps without gradients, less than a chunk, are a loop.
         chunk: steps unrolled in one graph.
 
     Returns:
@@ -211,7 +212,8 @@ def _run(call: CellCall) -> Sequence[Tensor]:
             raise InputError(
                 f"no vendor has a kernel of cell {call.cell.name!r}; use backend='compiled'"
             )
-        if backend == "reference" or not can_compile(device):
+        is_short = call.x.shape[1] < call.chunk and not torch.is_grad_enabled()
+        if backend == "reference" or (backend == "auto" and is_short) or not can_compile(device):
             return _by_steps(call)
         return _by_chunks(call)
 

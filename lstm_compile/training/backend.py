@@ -71,9 +71,9 @@ def backend_of_cell(
         return "vendor", f"which has a kernel of cell {config.cell}"
     if not can_compile(device.type):
         return "reference", "there is no compiler here"
-    sizes = config.hidden_size, config.input_size, training.batch_size
+    sizes = config.hidden_size, training.batch_size
     with cpu_threads(training.threads):
-        once = loop_seconds(cell, *sizes, device)
+        once = loop_seconds(cell, *sizes, device, training=True)
     steps = training.epochs * _time_steps(train, training.batch_size)
     total = once * steps * config.num_layers * config.num_directions
     if total < LOOP_WORTH_COMPILING:

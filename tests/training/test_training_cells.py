@@ -115,7 +115,7 @@ def test_weights_of_another_cell_are_no_start(tmp_path):
 )
 def test_auto_compiles_where_that_pays(monkeypatch, has_compiler, seconds, expected):
     monkeypatch.setattr(backend, "can_compile", lambda device: has_compiler)
-    monkeypatch.setattr(backend, "loop_seconds", lambda *_: seconds)
+    monkeypatch.setattr(backend, "loop_seconds", lambda *_, **__: seconds)
     config = ModelConfig(task="classify", input_size=2, output_size=2, cell="coupled")
     settled, why = backend.settle(config, QUICK, two_classes(), torch.device("cpu"))
     assert why == expected
@@ -123,8 +123,10 @@ def test_auto_compiles_where_that_pays(monkeypatch, has_compiler, seconds, expec
     assert settled.threads
 
 
-def test_the_loop_of_a_cell_is_timed():
-    assert 0 < backend.loop_seconds(find_cell("coupled"), 4, 3, 2, torch.device("cpu")) < 1
+@pytest.mark.parametrize("training", [True, False])
+def test_the_loop_of_a_cell_is_timed(training):
+    device = torch.device("cpu")
+    assert 0 < backend.loop_seconds(find_cell("coupled"), 4, 2, device, training=training) < 1
 
 
 def test_lanes_are_gathered_part_by_part(monkeypatch):
