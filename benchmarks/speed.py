@@ -1,4 +1,4 @@
-"""The whole grid of `lstm-compile bench` as JSON, a plot and the README's table.
+"""The whole grid of `lstm-compile bench` as JSON, a plot and the table of docs/speed.md.
 
 python benchmarks/speed.py [--device DEVICE] [WORD ...]   measures cases whose names hold all words
 python benchmarks/speed.py --table                        prints the table of what is there

@@ -1,18 +1,22 @@
 """The group of commands; each is imported when it is called."""
 
-import tomllib
 from difflib import get_close_matches
-from importlib import import_module, metadata
-from pathlib import Path
+from importlib import import_module
 
 import click
 
 import lstm_compile
 
 COMMANDS = (
-    "bench", "config", "doctor", "evaluate", "export", "generate", "inspect", "predict", "train",
-    "tune", "verify",
+    "bench", "config", "doctor", "evaluate", "export", "generate", "inspect", "predict", "runs",
+    "train", "tune", "verify",
 )  # fmt: skip
+
+
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),  # --hidden_size is --hidden-size
+}
 
 
 class LazyGroup(click.Group):
@@ -39,16 +43,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _version() -> str:
-    """The version of the installed package, or of a checkout that was never installed."""
-    try:
-        return metadata.version("lstm-compile")
-    except metadata.PackageNotFoundError:
-        project = Path(lstm_compile.__file__).parents[1] / "pyproject.toml"
-        return str(tomllib.loads(project.read_text("utf-8"))["project"]["version"])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(_version())
+@click.group(cls=LazyGroup, context_settings=SETTINGS)
+@click.version_option(lstm_compile.__version__)
 def app() -> None:
     """Train LSTM sequence models, ship them as one ONNX file proven to agree."""

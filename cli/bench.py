@@ -1,34 +1,45 @@
 """`lstm-compile bench`."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from lstm_compile.bench.cases import BenchConfig, Case, Precision, grid, own_case
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal
-from lstm_compile.cli.options import flags_of, is_given, json_option, values_of
+from lstm_compile.cli.options import flags_of, is_given, json_option, quiet_option, values_of
+from lstm_compile.cli.working import working
 
 if TYPE_CHECKING:
     from lstm_compile.bench.figures import BenchReport, BenchRow
 
 QUICK_SECONDS = 1.0  # for a case and mode
-HEAD = ("median ms", "p95 ms", "sequences/s", "ratio", "compile s", "peak MiB")
+HEAD = (
+    "mode", "backend", "median ms", "p95 ms", "sequences/s", "ratio", "compile s", "peak MiB"
+)  # fmt: skip
+NAMES = 2  # columns of names, which stand at the left
 RIVALS = {"padded": "padded", "packed": "packed", "best": "the faster"}
 BACKENDS = ("auto", "compiled", "vendor", "reference", "padded", "packed", "onnxruntime")
+EXAMPLES = (
+    "bench --quick",
+    "bench --hidden 256 --time 128 --backend vendor --backend packed",
+)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=EXAMPLES)
 @click.option("--quick", is_flag=True, help="Few cases and rounds, in about a minute.")
 @click.option(
     "--backend", "backends", multiple=True, type=click.Choice(BACKENDS),
-    help="Measure this one; may be repeated. A ratio needs padded or packed [all].",
+    help="Measure this one; may be repeated. A ratio needs padded or packed.  [default: all]",
 )  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(get_args(Precision)),
-    help="Precision of matrix products [fp32; on CUDA all].",
+    help="Precision of matrix products.  [default: fp32; on CUDA all]",
 )  # fmt: skip
+@quiet_option
 @json_option
 @flags_of(Case)
 @flags_of(BenchConfig)
@@ -42,7 +53,9 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare the speed of every backend with nn.LSTM, padded and packed, and ONNX Runtime.
+    """Compare the speed of every backend with that of nn.LSTM.
+
+    The rivals are nn.LSTM on padded and on packed rows, and ONNX Runtime.
 
     Without sizes a grid of cases is measured. With a size, a direction or lengths your own case is
     measured, with defaults for the rest.
@@ -56,18 +69,21 @@ def command(
     config = BenchConfig(**values_of(BenchConfig, options))
     own = Case(**values_of(Case, options), precision=precision or "fp32")
     out = output.console(as_json)
-    from lstm_compile.devices import find_device
-    from lstm_compile.export.use.benchmark import run_bench
-    from lstm_compile.recurrence.cache import use_local_cache
+    with working(out, "loading") as work:
+        from lstm_compile.devices import find_device
+        from lstm_compile.export.use.benchmark import run_bench
+        from lstm_compile.recurrence.cache import use_local_cache
 
-    use_local_cache()
-    kind = find_device(config.device).type
-    cases = [own_case(own, given)] if given else grid(kind, quick=quick, precision=precision)
-    report = run_bench(
-        cases, config, backends,
-        on_case=lambda case, mode: out.print(f"[bold]{mode}[/bold], {case.name}"),
-        on_rows=lambda rows: _show(out, rows),
-    )  # fmt: skip
+        use_local_cache()
+        kind = find_device(config.device).type
+        cases = [own_case(own, given)] if given else grid(kind, quick=quick, precision=precision)
+        tables = Tables(out)
+        report = run_bench(
+            cases, config, backends,
+            on_case=lambda case, mode: work.show(cases.index(case), len(cases), f"{mode}, cases"),
+            on_rows=tables.add,
+        )  # fmt: skip
+        tables.end()
     _end(out, report)
     if as_json:
         output.print_json(report.to_dict())
@@ -75,24 +91,55 @@ def command(
         ctx.exit(code_of_signal(ctx))
 
 
-def _show(out: Console, rows: "list[BenchRow]") -> None:
-    """Print the table of one case and mode."""
-    out.print("[bold]" + f"{'':12}" + "".join(f"{title:>12}" for title in HEAD))
-    for row in rows:
-        cells = "".join(f"{cell:>12}" for cell in _cells(row))
-        style = "green" if row.backend == "auto" else None
-        out.print(f"{row.backend:12}{cells}  {row.choice}".rstrip(), style=style, markup=False)
+class Tables:
+    """Prints one table a case, for all modes together."""
+
+    def __init__(self, out: Console) -> None:
+        self._out = out
+        self._rows: list[BenchRow] = []
+
+    def add(self, rows: "list[BenchRow]") -> None:
+        """Take the rows of one case and mode."""
+        if self._rows and self._rows[0].case != rows[0].case:
+            self.end()
+        self._rows += rows
+
+    def end(self) -> None:
+        """Print the rows that are there."""
+        if self._rows:
+            self._out.print(f"[bold]{escape(self._rows[0].case.name)}")
+            for line, is_auto in table(self._rows, self._out.width):
+                output.write(self._out, line, NAMES, "green" if is_auto else None)
+        self._rows = []
 
 
-def _cells(row: "BenchRow") -> list[str]:
-    return [
+def table(rows: "list[BenchRow]", most: int) -> Iterator[tuple[str, bool]]:
+    """The lines of a table without empty columns, in at most `most` characters if they fit.
+
+    With each goes whether it is of `auto`, whose choice stands below.
+    """
+    cells = [HEAD, *map(_cells, rows)]
+    kept = [index for index in range(len(HEAD)) if any(row[index] for row in cells[1:])]
+    widths = {index: max(len(row[index]) for row in cells) for index in kept}
+    gap = " " * (2 if sum(widths.values()) + 2 * len(widths) - 2 <= most else 1)
+    for row, source in zip(cells, (None, *rows), strict=True):
+        texts = (f"{row[i]:<{widths[i]}}" if i < NAMES else f"{row[i]:>{widths[i]}}" for i in kept)
+        yield gap.join(texts).rstrip(), bool(source and source.backend == "auto")
+        if source and source.choice:
+            yield f"{'':{NAMES}}auto takes {source.choice}", True
+
+
+def _cells(row: "BenchRow") -> tuple[str, ...]:
+    return (
+        row.mode,
+        row.backend,
         f"{row.median_ms:.3f}",
         f"{row.p95_ms:.3f}",
         f"{row.sequences_per_second:.0f}",
         "" if row.ratio is None else f"{row.ratio:.2f}",
         f"{row.compile_seconds:.1f}" if row.compile_seconds >= 0.05 else "",
         "" if row.peak_mib is None else f"{row.peak_mib:.1f}",
-    ]
+    )
 
 
 def _end(out: Console, report: "BenchReport") -> None:

@@ -6,13 +6,24 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import config_option, given_of, settings_flags, task_option
+from lstm_compile.cli.options import (
+    config_option,
+    data_argument,
+    given_of,
+    settings_flags,
+    task_option,
+)
 from lstm_compile.training.config_file import to_explained_toml
 from lstm_compile.training.defaults import complete, resolve
 
+EXAMPLES = (
+    "config airline",
+    "config data.csv --task forecast --horizon 7 > settings.toml",
+)
 
-@click.command(cls=Command)
-@click.argument("data", default="spoken-digits")
+
+@click.command(cls=Command, examples=EXAMPLES)
+@data_argument
 @task_option
 @click.option("--test", help="File of held-out sequences, as for `train`.")
 @config_option
@@ -27,10 +38,10 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Print every setting that `train` would use with these flags, each explained, as TOML.
+    """Print all settings that `train` would use, as TOML.
 
-    The defaults of the task and of a bundled data set are included. DATA are not read. Save the
-    output to a file, and `train --config FILE` reads it.
+    Each one is explained. The defaults of the task and of a bundled data set are included. DATA are
+    not read. Save the output to a file, and `train --config FILE` reads it.
     """
     settings = resolve(data, task, **given_of(ctx, options))
     sources, sections = {"task": settings.task, "data": data, "test": test}, complete(settings)

@@ -8,27 +8,33 @@ import click
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, Failure
 from lstm_compile.cli.options import json_option
+from lstm_compile.cli.working import working
 
 if TYPE_CHECKING:
     from lstm_compile.export.use.doctor import Check
+EXAMPLES = (
+    "doctor",
+    "doctor --json",
+)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=EXAMPLES)
 @json_option
 def command(as_json: bool) -> None:
-    """Check versions, devices, compiler, folders, every backend and ONNX Runtime.
+    """Check versions, devices, folders and every backend.
 
-    Each backend is tried on a small problem, and each failure comes with a remedy. The exit code is
-    1 if something fails that everything else needs.
+    The compiler and ONNX Runtime are tried too. Each backend is tried on a small problem, and each
+    failure comes with a remedy. The exit code is 1 if something fails that everything else needs.
     """
-    from lstm_compile.export.use.doctor import examine
-    from lstm_compile.recurrence.cache import use_local_cache
-
     out = output.console(as_json)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a check reports the same
-        use_local_cache()
-    report = examine(lambda check: out.print(line(check), markup=False))
+    with working(out, "checking"):
+        from lstm_compile.export.use.doctor import examine
+        from lstm_compile.recurrence.cache import use_local_cache
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a check reports the same
+            use_local_cache()
+        report = examine(lambda check: output.write(out, line(check), 23))
     if as_json:
         output.print_json(report.to_dict())
     if not report.passed:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from lstm_compile.cli import end_at_once
+from lstm_compile.cli.help import HelpfulCommand
 from lstm_compile.errors import InputError, RunError, headline
 
 SIGNAL = "lstm_compile.signal"  # in a context's `meta`: the signal that stopped the command
@@ -28,7 +29,7 @@ class Failure(click.ClickException):
     exit_code = 1
 
 
-class Command(click.Command):
+class Command(HelpfulCommand):
     """A command that shows no traceback unless `--debug` asks for it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -8,32 +8,46 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
-from lstm_compile.cli.options import PATH, cell_option, json_option
+from lstm_compile.cli.options import PATH, cell_option, json_option, output_option, quiet_option
+from lstm_compile.cli.working import working
 
 if TYPE_CHECKING:
     from lstm_compile.export.write.int8 import Int8Report
     from lstm_compile.export.write.onnx import ExportReport
+EXAMPLES = (
+    "export runs/spoken-digits-1",
+    "export runs/spoken-digits-1 --streaming -o steps.onnx",
+)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=EXAMPLES)
 @click.argument("run", required=False, type=PATH)
-@click.option("--onnx", is_flag=True, help="Write an ONNX file (the only format).")
+@click.option(
+    "--onnx",
+    is_flag=True,
+    expose_value=False,
+    help="Write an ONNX file; it may be left out, as there is no other format.",
+)
 @click.option(
     "--profile", type=click.Choice(["portable", "ort"]), default="portable", show_default=True,
     help="LSTM operators that are right in every runtime, or in ONNX Runtime only.",
 )  # fmt: skip
 @click.option("--int8", is_flag=True, help="Store LSTM weights in 8 bits; needs --profile ort.")
-@click.option("--data", help="Data on which --int8 is measured  [the run's own test part]")
+@click.option("--data", help="Data on which --int8 is measured  [default: the run's own test part]")
 @click.option("--streaming", is_flag=True, help="Write the file that runs step by step instead.")
 @click.option(
     "--cells", type=click.Choice(["node", "plain"]), default="node", show_default=True,
     help="In the streaming file: LSTM operators, or plain operators for one step.",
 )  # fmt: skip
-@click.option("--output", "path", type=PATH, help="File to write  [beside the model]")
+@output_option("path", "File to write  [default: beside the model]")
 @cell_option
+@click.option("-v", "--verbose", is_flag=True, help="Show each known limit of other runtimes.")
+@quiet_option
 @json_option
-def command(run: Path | None, onnx: bool, path: Path | None, as_json: bool, **form: Any) -> None:
-    """Export RUN: a run folder or a .safetensors file. Without RUN the newest run is taken.
+def command(run: Path | None, path: Path | None, verbose: bool, as_json: bool, **form: Any) -> None:
+    """Write a model as an ONNX file that is proven to agree with it.
+
+    RUN is a run folder or a .safetensors file. Without RUN the newest run is taken.
 
     The file is kept only if the eager, the compiled and the exported model agree. The parity report
     and the self-test are written beside it: the proof, and test cases for other programs.
@@ -41,38 +55,51 @@ def command(run: Path | None, onnx: bool, path: Path | None, as_json: bool, **fo
     The streaming file takes one step or a chunk of steps and the state before it, and gives the
     state after it.
     """
-    if not onnx:
-        raise click.UsageError("nothing to write: add --onnx")
     _check(**form)
+    out = output.console(as_json)
+    with working(out, "exporting and comparing"):
+        target, report, quantized = _export(run, path, **form)
+    if as_json:
+        return output.print_json(_values(target, report, quantized))
+    output.parity(out, report.parity)
+    only_in = ("only in", "ONNX Runtime: others silently ignore the lengths")
+    output.lines(
+        out,
+        *([only_in] if form["profile"] == "ort" else []),
+        *_cost(quantized),
+        *_known(report, verbose),
+        ("wrote", f"{target} ({output.size(target)}, {report.seconds:.1f} s)"),
+        ("beside it", ", ".join(file.name for file in report.beside)),
+        ("next", _next(run, target, form["streaming"])),
+    )
+    return None
+
+
+def _export(
+    run: Path | None, path: Path | None, **form: Any
+) -> "tuple[Path, ExportReport, Int8Report | None]":
+    """Write the file; its place, and what was found."""
     from lstm_compile.export import export_int8, export_onnx, export_streaming
     from lstm_compile.model.checkpoint import model_file
     from lstm_compile.model.run_folder import newest_run
 
     source = model_file(run or newest_run())
-    profile, streaming = form["profile"], form["streaming"]
     target = path or source.with_name(_file_name(**form))
-    quantized = export_int8(source, target, form["data"]) if form["int8"] else None
-    if quantized:
-        report = quantized.export
-    elif streaming:
-        report = export_streaming(source, target, form["cells"])
-    else:
-        report = export_onnx(source, target, profile=profile)
-    if as_json:
-        return output.print_json(_values(target, report, quantized))
-    out = output.console(as_json)
-    output.parity(out, report.parity)
-    only_in = ("only in", "ONNX Runtime: others silently ignore the lengths")
-    output.lines(
-        out,
-        *([only_in] if profile == "ort" else []),
-        *_cost(quantized),
-        *[("known", str(row)) for row in report.known],
-        ("wrote", f"{target} ({output.size(target)}, {report.seconds:.1f} s)"),
-        ("beside it", ", ".join(file.name for file in report.beside)),
-        ("next", _next(run, target, streaming)),
-    )
-    return None
+    if form["int8"]:
+        quantized = export_int8(source, target, form["data"])
+        return target, quantized.export, quantized
+    if form["streaming"]:
+        return target, export_streaming(source, target, form["cells"]), None
+    return target, export_onnx(source, target, profile=form["profile"]), None
+
+
+def _known(report: "ExportReport", verbose: bool) -> list[tuple[str, str]]:
+    """The faults of other runtimes that concern the file; one line unless all are asked for."""
+    if verbose or not report.known:
+        return [("known", str(row)) for row in report.known]
+    runtimes = ", ".join(dict.fromkeys(row.runtime for row in report.known))
+    count = output.counted(len(report.known), "limits")
+    return [("known", f"{count} of other runtimes ({runtimes}); -v shows what to do")]
 
 
 def _check(profile: str, int8: bool, data: str | None, streaming: bool, cells: str) -> None:

@@ -1,5 +1,6 @@
 """`lstm-compile generate`."""
 
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,15 @@ import click
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
 from lstm_compile.cli.options import PATH, cell_option, json_option
+from lstm_compile.cli.working import working
+
+EXAMPLES = (
+    "generate runs/notes-1 --prompt 'Once upon' --length 200",
+    "generate runs/notes-1 --temperature 0.7 --top-p 0.9 --seed 1",
+)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, examples=EXAMPLES)
 @click.argument("model", required=False, type=PATH, metavar="[RUN|MODEL]")
 @click.option("--prompt", multiple=True, default=["\n"], help="Text to continue; may be repeated.")
 @click.option(
@@ -47,15 +54,17 @@ def command(
     RUN is a run folder, a .safetensors file, or a streaming .onnx file (written by `export --onnx
     --streaming`). Without RUN the newest run is taken. The same seed gives the same text from each.
     """
-    from lstm_compile.export.use.generate import Sampling, generate
-    from lstm_compile.model.run_folder import newest_run
+    with working(output.console(json_wanted=True), "loading"):
+        from lstm_compile.export.use.generate import Sampling, generate
+        from lstm_compile.model.run_folder import newest_run
 
-    pieces = generate(model or newest_run(), prompt, length, Sampling(**sampling), stop)
+        pieces = generate(model or newest_run(), prompt, length, Sampling(**sampling), stop)
+        first = [*islice(pieces, 1)]  # the model is opened with it
     texts = list(prompt)
     shows = len(prompt) == 1 and not as_json  # several texts at once would mix
     if shows:
         click.echo(prompt[0], nl=False)
-    for index, text in pieces:
+    for index, text in chain(first, pieces):
         texts[index] += text
         if shows:
             click.echo(text, nl=False)

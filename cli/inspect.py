@@ -9,7 +9,9 @@ import click
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command
+from lstm_compile.cli.help import data_names
 from lstm_compile.cli.options import flags_of, json_option, task_option
+from lstm_compile.cli.working import working
 from lstm_compile.data.bundled import SERIES
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.formatting import listing
@@ -19,35 +21,42 @@ from lstm_compile.training.defaults import resolve
 BAR = 40  # widest bar of the histogram
 RIGHT_IN = {"any": "every runtime that loads it", "onnxruntime": "ONNX Runtime only"}
 Line = tuple[str, str]
+EXAMPLES = (
+    "inspect data.csv --id machine --target state",
+    "inspect runs/spoken-digits-1",
+)
 
 
-@click.command(cls=Command)
-@click.argument("source", metavar="DATA|RUN|MODEL")
+@click.command(cls=Command, examples=EXAMPLES)
+@click.argument("source", metavar="DATA|RUN|MODEL", shell_complete=data_names)
 @json_option
 @task_option
 @flags_of(TableOptions)
 def command(source: str, as_json: bool, task: str | None, **options: Any) -> None:
-    """Describe DATA, a run folder, or a .safetensors or .onnx file.
+    """Describe data, a run folder or the file of a model.
 
-    DATA is a file or a bundled data set (its training part). Shown are sequences, lengths, gaps,
-    classes, and columns that are constant, equal or seem to hold the answer; for text its
-    characters and the length of training; for a model names, shapes, figures and its origin.
+    The file ends in .safetensors or .onnx. DATA is a file or a bundled data set (its training
+    part). Shown are sequences, lengths, gaps, classes, and columns that are constant, equal or seem
+    to hold the answer; for text its characters and the length of training; for a model names,
+    shapes, figures and its origin.
     """
-    from lstm_compile.export.use.inspect import inspect_source
+    asked, out = TableOptions(**options), output.console(as_json)
+    with working(out, "reading"):
+        from lstm_compile.export.use.inspect import inspect_source
 
-    asked = TableOptions(**options)
-    found = inspect_source(source, asked, lambda: resolve(source, "lm").training, task)
+        found = inspect_source(source, asked, lambda: resolve(source, "lm").training, task)
     if as_json:
         return output.print_json(found)
     show = {"data": _data, "series": _series, "text": _text}.get(found["kind"], _model)
-    output.lines(output.console(as_json), *show(source, {**found, "asked task": task}, asked))
+    output.lines(out, *show(source, {**found, "asked task": task}, asked))
     return None
 
 
 def _data(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[Line]:
     is_text = "vocabulary" in found
     lengths, part = found["lengths"], f" ({found['part']} part)" if found["part"] else ""
-    yield "data", f"{source}{part}: {found['sequences']} sequences, {found['rows']} rows"
+    sizes = [output.counted(found[rows], rows) for rows in ("sequences", "rows")]
+    yield "data", f"{source}{part}: {', '.join(sizes)}"
     if is_text:
         yield from _vocabulary(found["vocabulary"])
     else:
@@ -59,11 +68,20 @@ def _data(source: str, found: dict[str, Any], asked: TableOptions) -> Iterator[L
     yield from _labels(found)
     if not is_text:
         yield from _oddities(found)
+    task = ["--task", found["asked task"]] if found["asked task"] else []
+    if target := _only_left_out(found):
+        flags = [*task, *_flags(asked, found), "--target", shlex.quote(target)]
+        yield "next", output.command("train", Path(source), *flags)
     if found["unlabelled"]:
         yield "next", f"lstm-compile predict RUN {shlex.quote(source)} --output predictions.csv"
     else:
-        task = ["--task", found["asked task"]] if found["asked task"] else []
         yield "next", output.command("train", Path(source), *task, *_flags(asked, found))
+
+
+def _only_left_out(found: dict[str, Any]) -> str | None:
+    """The one column that is neither input nor label, which may be the target; else None."""
+    names = list((found["columns"] or {}).get("left_out", ()))
+    return names[0] if found["unlabelled"] and len(names) == 1 else None
 
 
 def _oddities(found: dict[str, Any]) -> Iterator[Line]:

@@ -11,7 +11,8 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import click
 
-from lstm_compile.cli.output import CELL
+from lstm_compile.cli.help import Setting, data_names, group_of
+from lstm_compile.cli.output import CELL, QUIET
 from lstm_compile.config import names_file
 from lstm_compile.errors import InputError
 from lstm_compile.model.run_folder import CONFIG_FILE
@@ -61,7 +62,7 @@ def flags_of(cls: type, *left_out: str) -> Callable[[Function], Function]:
         hints = get_type_hints(cls)
         for field in reversed(tunable_fields(cls)):
             if field.name not in left_out:
-                function = _flag(field, hints[field.name])(function)
+                function = _flag(field, hints[field.name], group_of(cls, field))(function)
         return function
 
     return decorate
@@ -80,6 +81,12 @@ def given_of(ctx: click.Context, options: dict[str, Any]) -> dict[str, dict[str,
     Raises:
         InputError: a file that gives no cell, or a config file that names one.
     """
+    if (
+        is_given(ctx, "learning_rate")
+        and not options["learning_rate"]
+        and not ctx.params.get("resume")
+    ):
+        raise InputError("learning_rate must be above 0, got 0: nothing would be learned")
     if is_given(ctx, "cell") and names_file(options["cell"]):
         if ctx.get_parameter_source("cell") != click.core.ParameterSource.COMMANDLINE:
             raise InputError(
@@ -96,6 +103,11 @@ def given_of(ctx: click.Context, options: dict[str, Any]) -> dict[str, dict[str,
 def is_given(ctx: click.Context, name: str) -> bool:
     """Whether an option has a value from the command line or a config file."""
     return ctx.get_parameter_source(name) != click.core.ParameterSource.DEFAULT
+
+
+def is_on_line(ctx: click.Context, name: str) -> bool:
+    """Whether the command line itself gives an option."""
+    return ctx.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
 
 
 def read_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
@@ -147,7 +159,7 @@ def refuse_others(ctx: click.Context, *allowed: str) -> None:
     """
     given = click.core.ParameterSource.COMMANDLINE
     others = [
-        param.opts[0] if isinstance(param, click.Option) else param.human_readable_name
+        param.opts[-1] if isinstance(param, click.Option) else param.human_readable_name
         for param in ctx.command.params
         if param.name not in allowed and ctx.get_parameter_source(param.name or "") == given
     ]
@@ -211,6 +223,24 @@ def cell_option(function: Function) -> Function:
     return cast(Function, option(with_cell))
 
 
+def data_argument(function: Function) -> Function:
+    """A decorator that gives a command `DATA`, whose bundled names a shell completes."""
+    return click.argument("data", default="spoken-digits", shell_complete=data_names)(function)
+
+
+def output_option(name: str, text: str, **more: Any) -> Callable[[Function], Function]:
+    """A decorator that gives a command `--output`, as `name`, and `-o` for it."""
+    return click.option("-o", "--output", name, type=PATH, help=text, **more)
+
+
+def _be_quiet(ctx: click.Context, _: click.Parameter, is_given: bool) -> None:
+    ctx.meta[QUIET] = is_given
+
+
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, expose_value=False, is_eager=True, callback=_be_quiet,
+    help="Print errors only, and the object of --json.",
+)  # fmt: skip
 config_option = click.option(
     "--config", type=FILE, is_eager=True, expose_value=False, callback=read_config,
     help="TOML file with defaults for these options.",
@@ -248,7 +278,7 @@ def _section(path: Path, title: str, values: Any) -> dict[str, Any]:
     return dict(values)
 
 
-def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
+def _flag(field: Field[Any], hint: Any, group: str) -> Callable[[Function], Function]:
     name = "--" + field.name.replace("_", "-")
     choices = field.metadata.get("choices")
     kind = click.Choice(choices()) if choices else _kind(hint)
@@ -256,7 +286,7 @@ def _flag(field: Field[Any], hint: Any) -> Callable[[Function], Function]:
     if hint is bool:
         name, kind = f"{name}/--no-{field.name.replace('_', '-')}", None
     return click.option(
-        name, field.name, type=kind, default=field.default,
+        name, field.name, cls=Setting, field=field, group=group, type=kind, default=field.default,
         show_default=shown or field.metadata["unset"],
         metavar={names: "NAMES", numbers: "NUMBERS"}.get(kind) if callable(kind) else None,
         help=field.metadata["help"],

@@ -1,6 +1,6 @@
 """`lstm-compile train`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,34 +10,46 @@ from rich.console import Console
 
 from lstm_compile.cli import output
 from lstm_compile.cli.edge import Command, code_of_signal
+from lstm_compile.cli.epochs import epoch_printer, step_printer
 from lstm_compile.cli.options import (
     PATH,
     check_cell_of_run,
     config_option,
+    data_argument,
     given_of,
+    is_on_line,
+    output_option,
+    quiet_option,
     read_run,
     refuse_others,
     settings_flags,
     task_option,
 )
+from lstm_compile.cli.working import working
 from lstm_compile.model.run_folder import CONFIG_FILE, MODEL_FILE, REPORT_FILE
 from lstm_compile.training.defaults import resolve
+from lstm_compile.training.settings import EXTENDABLE
 
 if TYPE_CHECKING:
     from lstm_compile.training.job import Job, Outcome
-    from lstm_compile.training.state import Epoch
+EXAMPLES = (
+    "train data.csv --id machine --target state",
+    "train sales.csv --task forecast --id store --horizon 7",
+)
 
 
-@click.command(cls=Command)
-@click.argument("data", default="spoken-digits")
+@click.command(cls=Command, examples=EXAMPLES)
+@data_argument
 @task_option
 @click.option("--test", help="File of held-out sequences; a bundled data set has its own.")
-@click.option("--output", "folder", type=PATH, help="Run folder [runs/DATA-N]")
+@output_option("folder", "Run folder  [default: runs/DATA-N]")
 @config_option
 @click.option(
     "--resume", type=PATH, is_eager=True, callback=read_run,
-    help="Continue the run in this folder where it stopped, with its settings.",
+    help="Continue the run in this folder where it stopped, with its settings; a finished run goes "
+    "on with more --epochs.",
 )  # fmt: skip
+@quiet_option
 @settings_flags
 @click.pass_context
 def command(
@@ -51,27 +63,29 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a model on DATA: a bundled data set, a .ts or .npz file, a long table, or text.
+    """Train a model on a table, a text or a bundled data set.
 
-    Bundled are spoken-digits, japanese-vowels and airline. A long table has one row a step: a .csv,
-    .parquet, .arrow, .feather, .jsonl or .ndjson file, a folder of them or a quoted glob. Columns
-    that no flag names are inferred and printed. Text is a .txt, .text or .md file, a folder or a
-    glob.
+    DATA is a bundled data set, a .ts or .npz file, a long table, or text. Bundled are
+    spoken-digits, japanese-vowels and airline. A long table has one row a step: a .csv, .parquet,
+    .arrow, .feather, .jsonl or .ndjson file, a folder of them or a quoted glob. Columns that no
+    flag names are inferred and printed. Text is a .txt, .text or .md file, a folder or a glob.
 
-    Tasks and bundled data sets have their own defaults, which replace those below: `config` prints
-    the settings that would be used, and config.toml in the run folder holds those that were.
+    Tasks and bundled data sets have their own defaults: `train --task TASK --help` shows the flags
+    and defaults of one task, `config` prints the settings that would be used, and config.toml in
+    the run folder holds those that were.
 
     A part of the training data is held out for validation. The run folder keeps the weights with
     the lowest validation loss, and the last state, from which --resume continues.
     """
     if resume:
-        refuse_others(ctx, "resume", "cell", "as_json", "debug")
+        refuse_others(ctx, "resume", "cell", "as_json", "quiet", "debug", *EXTENDABLE)
     out = output.console(as_json)
     given = given_of(ctx, options)
     if resume:
         check_cell_of_run(ctx, resume, options["cell"])
     task, model, training, table = resolve(data, task, **given)
-    with ExitStack() as work:
+    with ExitStack() as stack:
+        work = stack.enter_context(working(out, "loading"))
         from lstm_compile.recurrence.cache import use_local_cache
         from lstm_compile.training import report
         from lstm_compile.training.prepare import JobRequest, RunFinishedError, prepare
@@ -79,11 +93,14 @@ def command(
         from lstm_compile.training.run import help_run, run
 
         use_local_cache()
-        processes = work.enter_context(joined_processes(training.device))
+        processes = stack.enter_context(joined_processes(training.device))
         try:
-            with output.reading(out) as progress:
-                request = JobRequest(data, model, training, test, table, task, progress)
-                job = prepare(request, output=resume or folder, resume=resume is not None)
+            work.say("reading")
+            request = JobRequest(data, model, training, test, table, task, work.show)
+            extend = resume is not None and any(is_on_line(ctx, name) for name in EXTENDABLE)
+            job = prepare(
+                request, output=resume or folder, resume=resume is not None, extend=extend
+            )
         except RunFinishedError as finished:  # no error: scripts may resume until a run is finished
             output.lines(out, ("finished", str(finished)))
             if as_json and processes.is_first:
@@ -94,7 +111,11 @@ def command(
             return
         with _resume_command_if_stopped(out, job):
             output.lines(out, *report.describe_start(job))
-            outcome = run(job, _epoch_printer(out), lambda text: output.lines(out, ("note", text)))
+            work.say("preparing")
+            outcome = run(
+                job, epoch_printer(out, job.training.epochs),
+                lambda text: output.lines(out, ("note", text)), step_printer(work, job),
+            )  # fmt: skip
     path, page = job.folder / MODEL_FILE, job.folder / REPORT_FILE
     output.lines(
         out,
@@ -121,48 +142,6 @@ def _resume_command_if_stopped(out: Console, job: "Job") -> Iterator[None]:
         if (job.folder / CONFIG_FILE).exists():
             output.lines(out, ("resume", output.command("train --resume", job.folder)))
         raise
-
-
-def _epoch_printer(out: Console) -> "Callable[[Epoch], None]":
-    if not out.is_terminal:
-        return lambda epoch: out.print(_plain(epoch), markup=False)
-    columns = 0  # of metrics; a refit leaves them empty
-
-    def show(epoch: "Epoch") -> None:
-        nonlocal columns
-        names = ["epoch", "train loss", "val. loss", *_shown(epoch), "rate", "s", "best"]
-        if not columns:
-            out.print("[bold]" + "".join(f"{name:>12}" for name in names))
-            columns = len(_shown(epoch))
-        validated = f"{epoch.validation_loss:.4f}" if epoch.validation else ""
-        cells = [
-            str(epoch.epoch),
-            f"{epoch.train_loss:.4f}",
-            "refit" if epoch.is_refit else validated,
-            *(output.metric(name, value) for name, value in _shown(epoch).items()),
-            *([""] * (columns - len(_shown(epoch)))),
-            f"{epoch.learning_rate:.1e}",
-            f"{epoch.seconds:.1f}",
-            "✓" if epoch.best else "",
-        ]
-        style = "green" if epoch.best else None
-        out.print("".join(f"{cell:>12}" for cell in cells), style=style)
-
-    return show
-
-
-def _shown(epoch: "Epoch") -> dict[str, float]:
-    """The validation metrics without the loss, which has its own column."""
-    return {name: value for name, value in epoch.validation.items() if name != "loss"}
-
-
-def _plain(epoch: "Epoch") -> str:
-    which, mark = " of the refit" if epoch.is_refit else "", ""
-    parts = [f"epoch {epoch.epoch}{which}: train loss {epoch.train_loss:.4f}"]
-    if epoch.validation:
-        parts += [f"validation loss {epoch.validation_loss:.4f}", output.metrics(_shown(epoch))]
-        mark = "  best" if epoch.best else ""
-    return ", ".join([*parts, f"{epoch.seconds:.1f} s{mark}"])
 
 
 def _to_json(job: "Job", outcome: "Outcome") -> dict[str, Any]:

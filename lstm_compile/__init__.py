@@ -5,7 +5,7 @@ an exported model loads no torch.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lstm_compile.lazy import import_with_torch, lazy_names
 
@@ -51,11 +51,29 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+_find, __dir__ = lazy_names(__name__, _HOMES)
 
 _root = Path(__file__).resolve().parent.parent
 if (_root / "export").is_dir() and (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))  # a checkout: `export` and `cli` stand beside this folder
+
+
+def __getattr__(name: str) -> Any:
+    """A public name on its first use, or the version."""
+    return _version() if name == "__version__" else _find(name)
+
+
+def _version() -> str:
+    """The version of the installed package, or of a checkout that was never installed."""
+    import tomllib
+    from importlib import metadata
+
+    try:
+        return metadata.version("lstm-compile")
+    except metadata.PackageNotFoundError:
+        project = tomllib.loads((_root / "pyproject.toml").read_text("utf-8"))
+        return str(project["project"]["version"])
+
 
 # saved programs, as torch.export.load opens them, use these operators
 import_with_torch("lstm_compile.recurrence.operator")

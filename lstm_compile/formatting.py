@@ -3,6 +3,8 @@
 import difflib
 import shlex
 from collections.abc import Collection, Sequence
+from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +16,19 @@ if TYPE_CHECKING:
     from lstm_compile.evaluation.evaluate import Evaluation
 
 SHOWN_NAMES = 12  # a one-line error lists no more
+MOST_NAMES = 10_000  # of a folder that are compared with a name
+NEAR_NAME = 0.7  # how alike two names must be, see difflib
 PERCENT = ("accuracy", "macro_f1", "mape", "smape", "coverage")
 
 
 def rows_of(task: str) -> str:
     """The word for the rows of a task: sequences, windows, characters."""
     return find_task(task).rows
+
+
+def counted(count: int, rows: str) -> str:
+    """`36 windows`, and `1 window`."""
+    return f"{count} {rows.removesuffix('s') if count == 1 else rows}"
 
 
 def metric(name: str, value: float) -> str:
@@ -34,7 +43,7 @@ def metrics(values: dict[str, float]) -> str:
 
 def result(evaluation: "Evaluation") -> str:
     """The metrics of a model, and the number of rows."""
-    return f"{metrics(evaluation.metrics)} ({evaluation.rows} {rows_of(evaluation.task)})"
+    return f"{metrics(evaluation.metrics)} ({counted(evaluation.rows, rows_of(evaluation.task))})"
 
 
 def baselines(values: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
@@ -59,6 +68,13 @@ def of_bytes(count: int) -> str:
     return f"{count / 1000:.0f} kB" if count < 1e6 else f"{count / 1e6:.1f} MB"
 
 
+def setting(value: object) -> str:
+    """A setting as a person reads it: yes, no, none, or its value."""
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value)) or "none"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "none"
+
+
 def command(name: str, path: Path, *more: str) -> str:
     """A command of this program to paste into a shell; the path is quoted."""
     return " ".join(["lstm-compile", name, shlex.quote(str(path)), *more])
@@ -76,6 +92,16 @@ def free_name(title: str, names: Collection[str]) -> str:
     while title in names:
         title += "_"
     return title
+
+
+def near_file(path: str | PathLike[str]) -> str:
+    """`; did you mean ...?` if a missing file has nearly the name of one beside it."""
+    place = Path(path)
+    if place.exists() or not place.parent.is_dir():
+        return ""
+    names = {each.name.lower(): each for each in islice(place.parent.iterdir(), MOST_NAMES)}
+    close = difflib.get_close_matches(place.name.lower(), names, n=1, cutoff=NEAR_NAME)
+    return f"; did you mean {str(names[close[0]])!r}?" if close else ""
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:

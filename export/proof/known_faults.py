@@ -1,4 +1,4 @@
-"""Known faults of other runtimes: one table, which `export` and the README show.
+"""Known faults of other runtimes: one table, which `export` and docs/runtimes.md show.
 
 Every fault was observed in the version that its row names. Loads no torch.
 """
@@ -41,7 +41,7 @@ def unloadable(graph: GraphProto) -> dict[str, Known]:
 
 
 def markdown() -> str:
-    """The table as the README has it."""
+    """The table as docs/runtimes.md has it."""
     head = ("runtime", "seen in", "node or attribute", "what happens", "what to do")
     head_row, *rows = (f"| {' | '.join(map(str, row[:5]))} |" for row in (head, *TABLE))
     return "\n".join([head_row, "|---" * 5 + "|", *rows])

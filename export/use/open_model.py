@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lstm_compile.config import ModelConfig
+from lstm_compile.data.bundled import BUNDLED
 from lstm_compile.data.schema import Schema
+from lstm_compile.data.tables.folders import FORMATS, TEXT_SUFFIXES
 from lstm_compile.errors import InputError
 from lstm_compile.export.runtime import (
     Floats,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from lstm_compile.model.model import Params
 
 BATCH = 256  # windows that are answered together
+SUFFIXES_OF_DATA = (*FORMATS, *TEXT_SUFFIXES, ".npz", ".ts")
 SMALLEST = 1e-30  # a probability whose logarithm is taken
 
 
@@ -166,6 +169,7 @@ def open_model(source: Path) -> TorchModel | ExportedModel:
     Raises:
         InputError: no such file, not one of this package, or damaged.
     """
+    _refuse_data(source)
     if source.suffix != ".onnx":
         from lstm_compile.model.checkpoint import load_model
 
@@ -180,3 +184,13 @@ def open_model(source: Path) -> TorchModel | ExportedModel:
         raise InputError(str(error)) from error
     except (InputError, KeyError, ValueError) as error:
         raise InputError(f"{source}: damaged metadata ({error}); export it again") from error
+
+
+def _refuse_data(source: Path) -> None:
+    """Refuse data where a model is expected: the two are easily swapped."""
+    is_file = not source.is_dir() and source.suffix.lower() in SUFFIXES_OF_DATA
+    if is_file or str(source) in BUNDLED:
+        raise InputError(
+            f"{source}: is data, and a model comes first; name a run folder, a .safetensors or an "
+            f".onnx file before {source}"
+        )

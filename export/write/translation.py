@@ -4,8 +4,8 @@ Many runtimes silently ignore the `sequence_lens` of the LSTM node, so this form
 each node runs forward over the padded rows, GatherND reverses rows within their own length, and
 Where puts zeros into the padding. Whatever a runtime computes in the padding reaches no valid step.
 
-Source: https://onnx.ai/onnx/operators/onnx__LSTM.html; the form was tested on the runtimes that the
-README lists.
+Source: https://onnx.ai/onnx/operators/onnx__LSTM.html; the form was tested on the runtimes that
+docs/runtimes.md lists.
 """
 
 import warnings

@@ -9,6 +9,7 @@ from pathlib import Path
 from lstm_compile.data.tables.columns import TableOptions
 from lstm_compile.data.tables.folders import TEXT_SUFFIXES, matching_files
 from lstm_compile.errors import InputError
+from lstm_compile.formatting import near_file
 
 BLOCK = 1 << 20  # bytes read at once
 HEAD = 1 << 12  # bytes that tell the encoding of a table
@@ -59,7 +60,9 @@ def find_texts(path: str | PathLike[str]) -> list[Path]:
     if not files:
         ends = ", ".join(TEXT_SUFFIXES)
         problem = f"holds no file that ends in {ends}" if place.is_dir() else "no such text file"
-        raise InputError(f"{path}: {problem}; name a text file, a folder of them or a glob")
+        raise InputError(
+            f"{path}: {problem}; name a text file, a folder of them or a glob{near_file(path)}"
+        )
     for file in files:
         _check_readable(file)
     return files

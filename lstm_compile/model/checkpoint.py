@@ -13,6 +13,7 @@ from lstm_compile.config import ModelConfig
 from lstm_compile.data.schema import Schema, SeriesSchema
 from lstm_compile.errors import InputError
 from lstm_compile.files import from_json, write_atomically
+from lstm_compile.formatting import near_file
 from lstm_compile.model.header import FORMAT, open_archive, with_short_header
 from lstm_compile.model.model import Params, param_shapes
 from lstm_compile.model.run_folder import MODEL_FILE, own_file
@@ -106,7 +107,10 @@ def model_file(path: str | Path) -> Path:
             )
         return file
     if not path.is_file():
-        raise InputError(f"{path}: no such file or run folder; make one with `lstm-compile train`")
+        raise InputError(
+            f"{path}: no such file or run folder; make one with `lstm-compile train`"
+            f"{near_file(path)}"
+        )
     return path
 
 

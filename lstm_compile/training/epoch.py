@@ -47,15 +47,20 @@ class TrainingContext(NamedTuple):
     @property
     def steps_per_epoch(self) -> int:
         """How many steps an epoch has."""
-        if isinstance(self.train, Corpus):
-            return steps_of(self.train, self.training.batch_size, self.training.unroll)
-        count = min(len(self.train), self.training.epoch_size or len(self.train))
-        return ceil(ceil(count / self.training.batch_size) / self.training.accumulate)
+        return steps_per_epoch(self.train, self.training)
 
     def learning_rate(self, step: int, factor: float) -> float:
         """The learning rate of step 0, 1, ... of the training."""
         total = self.training.epochs * self.steps_per_epoch
         return factor * learning_rate_at(min(step, total - 1), total, self.training)
+
+
+def steps_per_epoch(train: Examples | Stream | Corpus, training: TrainingConfig) -> int:
+    """How many steps an epoch has."""
+    if isinstance(train, Corpus):
+        return steps_of(train, training.batch_size, training.unroll)
+    count = min(len(train), training.epoch_size or len(train))
+    return ceil(ceil(count / training.batch_size) / training.accumulate)
 
 
 class StepInput(NamedTuple):

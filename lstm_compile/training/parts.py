@@ -88,7 +88,8 @@ def _choice(request: JobRequest, schema: Schema, y: Tensor, per_step: bool = Fal
         return ""
     learned = "classes" if schema.classes else "numbers"
     note = f"{count} different whole numbers, learned as {learned}; learn {other}"
-    return "" if request.task else note
+    is_doubtful = are_many(schema.classes, len(y))  # a class for nearly every number
+    return note if is_doubtful or not request.task else ""
 
 
 def _check_text(data: str, rows: Sequences, training: TrainingConfig) -> None:

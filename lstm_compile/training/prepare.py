@@ -1,6 +1,6 @@
 """Prepare a training run: read and split the data, check the settings, make the run folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,13 @@ from lstm_compile.training.job import JobRequest as JobRequest
 from lstm_compile.training.job import stamp_of
 from lstm_compile.training.parts import forecast_parts, sequence_parts, streamed_parts, text_parts
 from lstm_compile.training.processes import current_processes, is_restarted
-from lstm_compile.training.resume import CHOSEN_BY_RUN, SavedRun, load_progress
-from lstm_compile.training.settings import TrainingConfig
+from lstm_compile.training.resume import (
+    CHOSEN_BY_RUN,
+    SavedRun,
+    check_extension,
+    load_progress,
+)
+from lstm_compile.training.settings import EXTENDABLE, TrainingConfig
 from lstm_compile.training.warm_start import warm_start
 
 Found = TypeVar("Found")
@@ -43,7 +48,13 @@ class RunFinishedError(InputError):
         self.training = training
 
 
-def prepare(request: JobRequest, *, output: Path | None = None, resume: bool = False) -> Job:
+def prepare(
+    request: JobRequest,
+    *,
+    output: Path | None = None,
+    resume: bool = False,
+    extend: bool = False,
+) -> Job:
     """Read and check everything, then make the run folder.
 
     Args:
@@ -51,13 +62,15 @@ def prepare(request: JobRequest, *, output: Path | None = None, resume: bool = F
         output: the run folder; runs/DATA-N if None.
         resume: continue the run in `output` from its saved state, or from the start if nothing was
             saved. A process that `torchrun` started in place of a failed one always does so.
+        extend: with `resume`: the run may be finished, and goes on with the `epochs` and the
+            `patience` of the request.
 
     Raises:
         RunFinishedError: the run to resume is finished.
         InputError: anything wrong with the data, the settings or the folder; nothing is written.
     """
     data = request.data
-    output, resume = _of_first(lambda: _run_to_resume(data, output, resume=resume))
+    output, resume = _of_first(lambda: _run_to_resume(data, output, resume=resume, extend=extend))
     job, training, saved = plan_job(request), request.training, None
     if _of_first(job.config.to_json) != job.config.to_json():
         raise InputError(
@@ -65,7 +78,7 @@ def prepare(request: JobRequest, *, output: Path | None = None, resume: bool = F
             "of its cell; give all processes the same files"
         )
     if resume and output:
-        saved = _of_first(partial(saved_in, output, job))
+        saved = _of_first(partial(extended_in if extend else saved_in, output, job))
     if saved:
         before = saved.run_info["training"]
         training = replace(training, **{name: before[name] for name in CHOSEN_BY_RUN})
@@ -122,12 +135,14 @@ def _check_training(config: ModelConfig, training: TrainingConfig) -> None:
         )
 
 
-def _run_to_resume(data: str, output: Path | None, *, resume: bool) -> tuple[Path | None, bool]:
+def _run_to_resume(
+    data: str, output: Path | None, *, resume: bool, extend: bool
+) -> tuple[Path | None, bool]:
     """The run folder, if it is known yet, and whether to resume the run in it."""
     if is_restarted() and not resume:
         output = output or run_folder.last_run_folder(plain_name(data))
         resume = output is not None and (output / run_folder.CONFIG_FILE).is_file()
-    if resume and output is not None:
+    if resume and output is not None and not extend:
         check_unfinished(output)
     return output, resume
 
@@ -150,14 +165,35 @@ def check_unfinished(folder: Path) -> None:
     if training.get("stopped") in ("epochs", "patience"):
         raise RunFinishedError(
             f"{folder}: this run is finished (best epoch {training.get('epochs')}, stopped by "
-            f"{training['stopped']}), nothing is left to resume; start another from its weights "
-            f"with --init {folder}",
+            f"{training['stopped']}), nothing is left to resume; give it more with --epochs, or "
+            f"start another from its weights with --init {folder}",
             training,
         )
 
 
-def saved_in(folder: Path, job: Job) -> SavedRun | None:
+def extended_in(folder: Path, job: Job) -> SavedRun:
+    """The saved state of the run in `folder`, finished or not, that goes on to another end.
+
+    Raises:
+        InputError: nothing was saved, the end has passed already, or as for `saved_in`.
+    """
+    saved = saved_in(folder, job, EXTENDABLE)
+    if saved is None:
+        raise InputError(
+            f"{folder}: no {run_folder.LAST_FILE} there to go on from; resume it without --epochs, "
+            "or start a new run"
+        )
+    try:
+        check_extension(saved, job.training)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    return saved
+
+
+def saved_in(folder: Path, job: Job, free: Collection[str] = ()) -> SavedRun | None:
     """The saved state of the run in `folder`; None if nothing was saved yet.
+
+    Settings in `free` may differ.
 
     Raises:
         InputError: the file is damaged, or from other settings or data than those of `job`.
@@ -165,7 +201,7 @@ def saved_in(folder: Path, job: Job) -> SavedRun | None:
     path = run_folder.own_file(folder, run_folder.LAST_FILE)
     if path is None:
         return None
-    saved = load_progress(path, job.config, job.training)
+    saved = load_progress(path, job.config, job.training, free)
     before = saved.run_info.get("data_fingerprint")
     if before != job.fingerprint:
         raise InputError(

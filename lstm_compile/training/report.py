@@ -1,7 +1,6 @@
 """What a run is, how it went and what it is worth: lines for the terminal, and `report.html`."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from lstm_compile import formatting
 from lstm_compile.data.tables.columns import CHOICES
@@ -17,6 +16,7 @@ from lstm_compile.training.defaults import complete, resolve
 from lstm_compile.training.html_pages import line_chart, render_page
 from lstm_compile.training.job import Job, Outcome
 from lstm_compile.training.resume import CHOSEN_BY_RUN, SavedRun
+from lstm_compile.training.settings import TrainingConfig
 from lstm_compile.training.state import Epoch, Fit
 
 Lines = list[tuple[str, str]]
@@ -25,7 +25,8 @@ Lines = list[tuple[str, str]]
 def describe_start(job: Job) -> Lines:
     """What the run learns from, and where it begins."""
     parts, rows = job.parts, formatting.rows_of(job.config.task)
-    learned = f"{len(parts.train)} {rows} to train, {len(parts.validation or ())} to validate"
+    learned = f"{formatting.counted(len(parts.train), rows)} to train"
+    learned += f", {len(parts.validation or ())} to validate"
     tested = f", {len(parts.test)} to test" if parts.tested_on == "test" else _untested(job)
     return [
         ("data", _data(job)),
@@ -34,7 +35,7 @@ def describe_start(job: Job) -> Lines:
         ("parts", learned + tested),
         *([("init", job.warm.line())] if job.warm else []),
         ("run", str(job.folder)),
-        *([("resumed", _reached(job.saved))] if job.saved else []),
+        *([("resumed", _reached(job.saved, job.training))] if job.saved else []),
     ]
 
 
@@ -152,7 +153,7 @@ def _settings(job: Job) -> list[tuple[str, str, str]]:
     usual = complete(resolve("", job.config.task))
     taken = {"model": job.config, "training": job.training}
     rows = [
-        (name, _shown(getattr(owner, name)), _shown(default))
+        (name, formatting.setting(getattr(owner, name)), formatting.setting(default))
         for title, owner in taken.items()
         for name, default in usual[title].items()
         if getattr(owner, name) != default and name not in CHOSEN_BY_RUN
@@ -160,12 +161,6 @@ def _settings(job: Job) -> list[tuple[str, str, str]]:
     options = table_of(job)
     choices = [(name, options.get(name, "error"), "error") for name in CHOICES]
     return rows + [choice for choice in choices if choice[1] != "error"]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "none"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "none"
 
 
 def _means(job: Job, outcome: Outcome) -> Iterable[tuple[str, str]]:
@@ -193,10 +188,12 @@ def _data(job: Job) -> str:
     return f"{job.data}: {size}{kind if schema.classes else ''}"
 
 
-def _reached(saved: SavedRun) -> str:
+def _reached(saved: SavedRun, training: TrainingConfig) -> str:
     state = saved.progress.state
     which = "epoch" if saved.progress.refit_epochs is None else "the refit's epoch"
-    return f"{which} {state.epoch}, after {state.position} steps of it"
+    before, now = saved.run_info["training"]["epochs"], training.epochs
+    more = f"; at most {now} epochs in place of {before}" if now != before else ""
+    return f"{which} {state.epoch}, after {state.position} steps of it{more}"
 
 
 def _refit(job: Job, outcome: Outcome) -> str:

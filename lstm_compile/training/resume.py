@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from lstm_compile.config import ModelConfig
 from lstm_compile.errors import InputError
 from lstm_compile.files import from_json, write_atomically
+from lstm_compile.formatting import counted
 from lstm_compile.model.header import open_archive
 from lstm_compile.model.model import Params, param_shapes, trainable
-from lstm_compile.training.settings import TrainingConfig, parse_interval
+from lstm_compile.training.settings import EXTENDABLE, TrainingConfig, parse_interval
 from lstm_compile.training.state import Epoch, Progress, TrainState
 from lstm_compile.training.step import AdamState
 
@@ -33,6 +34,36 @@ class SavedRun(NamedTuple):
 
     progress: Progress  # on the CPU
     run_info: dict[str, Any]  # what the run was, see `run_files.run_info`
+
+
+def is_extended(saved: SavedRun, training: TrainingConfig) -> bool:
+    """Whether a run goes on with another end than it was saved with."""
+    before = saved.run_info["training"]
+    return any(before[name] != getattr(training, name) for name in EXTENDABLE)
+
+
+def check_extension(saved: SavedRun, training: TrainingConfig) -> None:
+    """Refuse an end that has passed already.
+
+    Raises:
+        InputError: no epoch would follow, or the run has been refitted.
+    """
+    epochs, best = saved.progress.epochs, saved.progress.best_epoch
+    if saved.progress.refit_epochs is not None:
+        raise InputError(
+            "the refit has begun, and its weights have seen the validation data; start another run "
+            "with more --epochs"
+        )
+    if len(epochs) >= training.epochs:
+        raise InputError(
+            f"has {counted(len(epochs), 'epochs')} already; give --epochs a larger number"
+        )
+    waited = len(epochs) - (best.epoch if best else 0)
+    if waited >= training.patience:
+        raise InputError(
+            f"no better validation loss for {counted(waited, 'epochs')}, and patience is "
+            f"{training.patience}; raise --patience too"
+        )
 
 
 class ProgressSaver:
@@ -90,17 +121,21 @@ def save_progress(path: Path, progress: Progress, run_info: Mapping[str, Any]) -
     write_atomically(path, save(own, metadata))
 
 
-def load_progress(path: Path, config: ModelConfig, training: TrainingConfig) -> SavedRun:
-    """Read what `save_progress` wrote, for a run with these settings.
+def load_progress(
+    path: Path, config: ModelConfig, training: TrainingConfig, free: Collection[str] = ()
+) -> SavedRun:
+    """Read what `save_progress` wrote, for a run with these settings; those in `free` may differ.
 
     Raises:
         InputError: another kind of file, a damaged one, or one with other settings.
     """
     with open_archive(path, "pt", REMEDY) as archive:
-        return _read(archive, config, training)
+        return _read(archive, config, training, free)
 
 
-def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> SavedRun:
+def _read(
+    archive: Any, config: ModelConfig, training: TrainingConfig, free: Collection[str]
+) -> SavedRun:
     metadata = archive.metadata() or {}
     found = metadata.get("format"), metadata.get("format_version")
     if found != (FORMAT, FORMAT_VERSION):
@@ -115,7 +150,7 @@ def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> SavedR
         if metadata["sha256"] != _digest(tensors, texts):
             raise InputError(f"damaged: its sha256 is not the one it was written with; {REMEDY}")
         run_info, numbers = (from_json(text, name) for name, text in texts.items())
-        _check_settings(run_info, config, training)
+        _check_settings(run_info, config, training, free)
         _check_shapes(tensors, config, training)
         return SavedRun(_progress(tensors, numbers, config), run_info)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -125,7 +160,10 @@ def _read(archive: Any, config: ModelConfig, training: TrainingConfig) -> SavedR
 
 
 def _check_settings(
-    run_info: Mapping[str, Any], config: ModelConfig, training: TrainingConfig
+    run_info: Mapping[str, Any],
+    config: ModelConfig,
+    training: TrainingConfig,
+    free: Collection[str],
 ) -> None:
     """Refuse settings that differ from those of the file: they would make another training."""
     now = settings_of(config, training)
@@ -133,7 +171,7 @@ def _check_settings(
     for title, values in now.items():
         for name, value in values.items():
             before = run_info[title].get(name)
-            if before != value and CHOSEN_BY_RUN.get(name) != value:
+            if before != value and CHOSEN_BY_RUN.get(name) != value and name not in free:
                 raise InputError(
                     f"written with {name} {before!r}, config.toml and the data say {value!r}; "
                     "put it back, or start a new run"

@@ -29,7 +29,7 @@ from lstm_compile.training.job import Job, Outcome
 from lstm_compile.training.loop import OnProgress, fit, refit
 from lstm_compile.training.processes import PeerLostError, current_processes
 from lstm_compile.training.report import write_report
-from lstm_compile.training.resume import ProgressSaver, save_progress
+from lstm_compile.training.resume import ProgressSaver, is_extended, save_progress
 from lstm_compile.training.state import Epoch, Fit, Progress, move_progress
 from lstm_compile.training.warm_start import initial_params
 
@@ -40,6 +40,7 @@ def run(
     job: Job,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     note: Callable[[str], None] = warnings.warn,
+    on_progress: Callable[[Progress | None], None] = lambda progress: None,
 ) -> Outcome:
     """Train, keep the best weights and the last state in the run folder, evaluate.
 
@@ -47,7 +48,7 @@ def run(
     with the best weights; before the end of the first epoch it is passed on.
 
     `on_epoch` is called once the files of an epoch are written, and `note` with lines that a person
-    should see.
+    should see. `on_progress` is called after each step, and with None once the weights are settled.
 
     Raises:
         InputError: another process writes to the folder, or a file cannot be written.
@@ -59,7 +60,8 @@ def run(
         compiled = compile_seconds()
         job, backend = _settled(job)
         current_processes().broadcast_object(job.training)
-        fitted, final = _train(job, backend, on_epoch, note)
+        fitted, final = _train(job, backend, on_epoch, note, on_progress)
+        on_progress(None)
         parts = job.parts
         baselines = fit_baselines(parts.known, job.config.task, parts.train, parts.validation)
         write_atomically(job.folder / BASELINES_FILE, save(to_tensors(baselines)))
@@ -85,7 +87,7 @@ def help_run(job: Job) -> None:
         RunError: as for `run`, or the first process has ended.
     """
     job = job._replace(training=current_processes().broadcast_object(None))
-    _train(job, "", lambda epoch: None, lambda text: None)
+    _train(job, "", lambda epoch: None, lambda text: None, lambda progress: None)
 
 
 def fit_job(job: Job, after_epoch: OnEpoch) -> Fit:
@@ -131,7 +133,11 @@ def _evaluation(job: Job, params: Params, baselines: dict[str, Baseline]) -> Eva
 
 
 def _train(
-    job: Job, backend: str, on_epoch: Callable[[Epoch], None], note: Callable[[str], None]
+    job: Job,
+    backend: str,
+    on_epoch: Callable[[Epoch], None],
+    note: Callable[[str], None],
+    on_progress: OnProgress,
 ) -> tuple[Fit, Params]:
     """The fit, and the weights to keep: its best ones, or those of the refit after it."""
     saver, is_first = _saver(job, backend, note), current_processes().is_first
@@ -143,10 +149,14 @@ def _train(
             run_files.write_metrics(job, saver.progress)
         on_epoch(epoch)
 
+    def after_step(progress: Progress) -> None:
+        saver.update(progress)
+        on_progress(progress)
+
     # before the number of threads is set: it changes the rounding of orthogonal weights
     start, restart = (_start(job, data) for data in (job.parts.train, job.parts.everything))
     try:
-        fitted = _fit(job, start, after_epoch, saver.progress, saver.update, note)
+        fitted = _fit(job, start, after_epoch, saver.progress, after_step, note)
     except PeerLostError:
         saver.save()
         raise
@@ -158,7 +168,7 @@ def _train(
     try:
         return fitted, refit(
             restart, job.config, job.training, everything, fitted, after_epoch,
-            on_progress=saver.update, note=note,
+            on_progress=after_step, note=note,
         )  # fmt: skip
     except KeyboardInterrupt:
         return fitted._replace(stopped="interrupt"), fitted.params
@@ -177,6 +187,9 @@ def _saver(job: Job, backend: str, note: Callable[[str], None]) -> ProgressSaver
         run_files.note_changes(job.saved.run_info, info, note)
         run_files.restore_files(job, last)
     path = job.folder / LAST_FILE
+    if job.saved is not None and last is not None and is_extended(job.saved, job.training):
+        run_files.reopen(job, last)
+        save_progress(path, last, info)  # with the new end, for a resumption
     return ProgressSaver(lambda progress: save_progress(path, progress, info), every, last)
 
 

@@ -136,6 +136,12 @@ def restore_files(job: Job, last: Progress) -> None:
         save_best(job, last.best, best)
 
 
+def reopen(job: Job, last: Progress) -> None:
+    """Write the model file as one of a run that goes on: it no longer says why it stopped."""
+    if last.best_epoch is not None:
+        save_best(job, last.best, last.best_epoch)
+
+
 def save_best(job: Job, params: Params, epoch: Epoch) -> None:
     """Write the model file after an epoch, while training goes on."""
     model = model_of(job, params, {"epochs": epoch.epoch, "validation": epoch.validation})

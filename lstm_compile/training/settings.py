@@ -10,6 +10,7 @@ from lstm_compile.tasks import all_losses
 
 LARGEST = 3.4e38  # of float32; infinity would not train, and config.toml cannot hold it
 LARGEST_SEED = (1 << 63) - 1  # the largest whole number of TOML
+EXTENDABLE = ("epochs", "patience")  # decide where a run ends; one that goes on may change them
 UNITS = ("steps", "epochs", "minutes")
 LARGEST_DECAY = 0.99999  # of the moving average; 1 would keep the first weights for ever
 

@@ -54,6 +54,7 @@ class StudyPlan(NamedTuple):
     task: str
     metric: str  # of the validation part
     test: str | None = None  # goes into best.toml
+    validated: int = 0  # rows of the validation part; no part of what must be the same
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
@@ -64,7 +65,8 @@ class StudyPlan(NamedTuple):
         """The plan as text; processes of a study must have the same."""
         space = {name: asdict(part) for name, part in self.space.items()}
         own = {"cells": self._own_cells()} if self._own_cells() else {}
-        return json.dumps({**self._asdict(), "space": space, **own}, sort_keys=True)
+        plan = {name: value for name, value in self._asdict().items() if name != "validated"}
+        return json.dumps({**plan, "space": space, **own}, sort_keys=True)
 
     def _own_cells(self) -> dict[str, str]:
         """The sha256 of each cell from a file that is tried, by its name."""
@@ -93,6 +95,12 @@ class Tuned(NamedTuple):
     def complete(self) -> list["FrozenTrial"]:
         """The complete trials."""
         return [trial for trial in self.study.trials if trial.state.name == "COMPLETE"]
+
+    @property
+    def ranked(self) -> list["FrozenTrial"]:
+        """The complete trials, from the best to the worst."""
+        sign = -1.0 if self.plan.direction == "maximize" else 1.0
+        return sorted(self.complete, key=lambda trial: sign * (trial.value or 0.0))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -127,12 +135,15 @@ def plan_of(
     if both := sorted(set(fixed) & set(space or {})):
         raise InputError(f"{', '.join(both)} cannot be both fixed and in the space; leave one out")
     kept = {"model": model or {}, "training": training or {}, "table": table or {}}
-    config = _job(data, task, kept).config
+    job = _job(data, task, kept)
+    config, validated = job.config, len(job.parts.validation or ())
     found, known = config.task, tuned_metrics(config)
     if metric not in (None, *known):
         raise InputError(f"metric must be one of {', '.join(known)}; got {metric!r}")
     space = default_space(found, fixed) if space is None else space
-    return StudyPlan(data, space, **kept, task=found, metric=metric or known[0], test=test)
+    return StudyPlan(
+        data, space, **kept, task=found, metric=metric or known[0], test=test, validated=validated
+    )
 
 
 def tune(

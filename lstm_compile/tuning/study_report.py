@@ -16,6 +16,7 @@ FEWEST = 4  # complete trials that importances can be computed from
 def report(tuned: "Tuned") -> bytes:
     """The report: the best settings, the history of the best value, importances, every trial."""
     complete = tuned.complete
+    others = [trial for trial in tuned.study.trials if trial.state.name != "COMPLETE"]
     best, shares = tuned.best if complete else None, importances(tuned)
     across = f"importance, of {len(complete)} complete trials"
     return render_page(
@@ -28,7 +29,7 @@ def report(tuned: "Tuned") -> bytes:
         importance=bar_chart("importance of the settings", shares, across) if shares else "",
         fewest=FEWEST,
         space=[(name, describe(part)) for name, part in tuned.plan.space.items()],
-        trials=[_cells(tuned, trial) for trial in tuned.study.trials],
+        trials=[_cells(tuned, trial) for trial in [*tuned.ranked, *others]],
     )
 
 

@@ -74,7 +74,7 @@ TABLE = ["--id", "--time", "--target", "--features", "--text", "--missing"]
 CATEGORIES = ["--categories", "--unknown"]
 OPTIONS = {
     "bench": [
-        *("--quick", "--backend", "--precision", "--json"),
+        *("--quick", "--backend", "--precision", "-q/--quiet", "--json"),
         *("--batch", "--time", "--input", "--hidden", "--layers"),
         *(
             "--bidirectional/--no-bidirectional",
@@ -88,12 +88,12 @@ OPTIONS = {
     ],
     "doctor": ["--json", "--debug"],
     "evaluate": [
-        *("model", "data", "--cell", "--json", "--stride", "--plot"),
+        *("model", "data", "--cell", "-q/--quiet", "--json", "--stride", "--plot"),
         *(*TABLE, *FILLED, *WRITTEN, "--debug"),
     ],
     "export": [
-        *("run", "--onnx", "--profile", "--int8", "--data", "--streaming", "--cells", "--output"),
-        *("--cell", "--json", "--debug"),
+        *("run", "--onnx", "--profile", "--int8", "--data", "--streaming", "--cells"),
+        *("-o/--output", "--cell", "-v/--verbose", "-q/--quiet", "--json", "--debug"),
     ],
     "generate": [
         *("model", "--prompt", "--length", "--temperature", "--top-k", "--top-p", "--seed"),
@@ -114,11 +114,13 @@ OPTIONS = {
         *SERIES,
         "--debug",
     ],
+    "runs": ["folder", "--sort", "--json", "--debug"],
     "predict": [
         "model",
         "data",
-        "--output",
+        "-o/--output",
         "--cell",
+        "-q/--quiet",
         "--json",
         "--id",
         "--time",
@@ -134,9 +136,10 @@ OPTIONS = {
         "--task",
         "--per-step",
         "--test",
-        "--output",
+        "-o/--output",
         "--config",
         "--resume",
+        "-q/--quiet",
         "--json",
         "--hidden-size",
         "--cell",
@@ -205,15 +208,15 @@ OPTIONS = {
         *SERIES,
         "--debug",
     ],
-    "verify": ["run", "--onnx", "--runtimes", "--cell", "--json", "--debug"],
+    "verify": ["run", "--onnx", "--runtimes", "--cell", "-q/--quiet", "--json", "--debug"],
 }
 OPTIONS["config"] = [
     *("data", "--task", "--per-step", "--test", "--config", "--json"),
     *OPTIONS["train"][OPTIONS["train"].index("--hidden-size") :],
 ]
 OPTIONS["tune"] = [
-    *("data", "--task", "--per-step", "--test", "--output", "--trials", "--space", "--metric"),
-    *("--pruner", "--storage", "--heartbeat", "--config", "--json"),
+    *("data", "--task", "--per-step", "--test", "-o/--output", "--trials", "--space", "--metric"),
+    *("--pruner", "--storage", "--heartbeat", "--config", "-q/--quiet", "--json"),
     *OPTIONS["train"][OPTIONS["train"].index("--hidden-size") :],
 ]
 
@@ -301,7 +304,7 @@ def test_train_prints_a_table_on_a_terminal(here):
     table = [line.split() for line in plain.splitlines()[3:6]]
     head = "epoch train loss val. loss accuracy macro_f1 rate s best"
     assert " ".join(table[0]) == head
-    assert [row[0] for row in table[1:]] == ["1", "2"]
+    assert [row[0] for row in table[1:]] == ["1/2", "2/2"]
     assert table[1][-1] == "✓"
 
 
@@ -324,7 +327,7 @@ def test_train_prints_one_json_object(here):
 
 def test_train_stops_when_patience_is_used_up(here):
     data = write_npz(here / "data.npz")
-    result = invoke("train", data, *QUICK, "--epochs", 9, "--learning-rate", 0, "--patience", 3)
+    result = invoke("train", data, *QUICK, "--epochs", 9, "--learning-rate", 1e-30, "--patience", 3)
     assert result.exit_code == 0
     assert result.stdout.count("epoch ") == 4
     assert "stopped     no better validation loss for 3 epochs\n" in result.stdout
@@ -722,7 +725,7 @@ def test_damaged_baselines_are_refused(trained, here, content, message):
 
 
 EXPORT_REFUSES = [
-    (["export"], "nothing to write: add --onnx"),
+    (["export"], "train one with `lstm-compile train`, or name a folder"),
     (["export", "--onnx"], "train one with `lstm-compile train`, or name a folder"),
     (["export", "nothing", "--onnx"], "nothing: no model.safetensors in this folder; name a run"),
     (["export", "absent", "--onnx"], "absent: no such file or run folder; make one with"),
@@ -751,7 +754,7 @@ def test_export_and_verify_refuse_and_write_nothing(trained, here, args, message
 
 
 def test_failed_work_exits_with_1_and_keeps_the_best_weights(here, monkeypatch):
-    def fail(job, on_epoch, note):
+    def fail(*_):
         raise RunError("the loss of epoch 2 is nan; lower --learning-rate")
 
     monkeypatch.setattr("lstm_compile.training.run.run", fail)
@@ -761,7 +764,7 @@ def test_failed_work_exits_with_1_and_keeps_the_best_weights(here, monkeypatch):
 
 
 def test_a_bug_is_one_line_too(here, monkeypatch):
-    def fail(job, on_epoch, note):
+    def fail(*_):
         raise ZeroDivisionError("first line\nsecond line")
 
     monkeypatch.setattr("lstm_compile.training.run.run", fail)
@@ -840,7 +843,8 @@ def test_a_signal_ends_training_with_the_best_weights(here, number, code):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--resume", "RUN", "--epochs", 9], "settings of the run; leave --epochs out"),
+        (["--resume", "RUN", "--batch-size", 9], "settings of the run; leave --batch-size out"),
+        (["--resume", "RUN", "--epochs", 2], "run: has 2 epochs already; give --epochs a larger"),
         (["other.npz", "--resume", "RUN"], "settings of the run; leave DATA out"),
         (["--resume", "absent"], "absent: no config.toml there: no run that can be resumed"),
         (["--resume", "torn"], "torn/config.toml: not a readable TOML file"),
@@ -914,7 +918,7 @@ def test_a_stopped_run_prints_its_json_object(here, monkeypatch, number, code):
         os.kill(os.getpid(), number)
         return "epoch"
 
-    monkeypatch.setattr("lstm_compile.cli.train._plain", stop)
+    monkeypatch.setattr("lstm_compile.cli.epochs.plain", stop)
     result = invoke("train", write_npz(here / "data.npz"), *QUICK, "--epochs", 9, "--json")
     assert result.exit_code == code
     found = json.loads(result.stdout)

@@ -18,7 +18,7 @@ from lstm_compile.data.tables.roles import FilledGaps
 from lstm_compile.data.tables.table import Table
 from lstm_compile.data.tables.ts import read_ts
 from lstm_compile.errors import InputError
-from lstm_compile.formatting import suggestion
+from lstm_compile.formatting import near_file, suggestion
 
 Part = Literal["train", "test"]
 
@@ -43,7 +43,7 @@ def locate(name_or_path: str, part: Part) -> Path:
     if not path.exists() and path.suffix.lower() not in READERS and not is_table(path):
         raise InputError(
             f"{name_or_path}: neither a file nor a bundled data set ({', '.join(BUNDLED)})"
-            f"{suggestion(name_or_path, BUNDLED)}"
+            f"{suggestion(name_or_path, BUNDLED) or near_file(path)}"
         )
     return path
 
@@ -97,7 +97,8 @@ def read_table(request: ReadRequest) -> Table:
             is_new=request.schema is None,
         )
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        near = near_file(path)
+        raise InputError(f"{path}: cannot be read ({error.strerror}){near}") from error
     table = _filled(table, request.options)
     if request.labelled:
         table = _with_step_labels(table, request.per_step)

@@ -24,6 +24,7 @@ from lstm_compile.data.tables.values import (
 )
 from lstm_compile.data.text_files import ENCODED, check_encoding
 from lstm_compile.errors import InputError, reason
+from lstm_compile.formatting import near_file
 
 BATCH_ROWS = 1 << 16
 BLOCK_BYTES = 1 << 22  # of text parsed at once; no row may be longer
@@ -118,6 +119,7 @@ class Source(ABC):
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be read ({error.strerror or reason(error)})"
+                f"{near_file(self.path)}"
             ) from error
         except pa.ArrowException as error:
             if "UTF8" in reason(error):

@@ -302,7 +302,7 @@ def test_progress_is_told_in_blocks(classifier, here, monkeypatch):
 REFUSED = [
     (["RUN", "data.npz", "--output", "out.txt"], "out.txt: --output must end in .csv or .parquet"),
     (["RUN", "data.npz", "--output", "out"], "out: --output must end in .csv or .parquet, found n"),
-    (["RUN", "data.npz"], "Missing option '--output'."),
+    (["RUN", "data.npz"], "Missing option '-o' / '--output'."),
     (["RUN", "data.npz", "--output", "no/out.csv"], "no/out.csv: there is no folder no; make it f"),
     (["RUN", "data.npz", "--output", "dir.csv"], "dir.csv: is a folder; name a file in it"),
     (["RUN", "in.csv", "--output", "in.csv"], "in.csv: is the file that is read; name another --o"),

@@ -227,7 +227,7 @@ def test_options_that_do_not_go_together_are_refused(run, words, message):
 
 @pytest.mark.slow
 def test_export_writes_each_form_under_its_own_name(run):
-    shown = invoke("export", run, "--onnx", "--profile", "ort")
+    shown = invoke("export", run, "--onnx", "--profile", "ort", "-v")
     assert shown.exit_code == 0, shown.output
     assert "only in     ONNX Runtime: others silently ignore the lengths" in shown.stdout
     assert "known       OpenVINO 2026.4.1: LSTM with sequence_lens" in shown.stdout
