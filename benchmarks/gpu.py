@@ -224,6 +224,7 @@ def training(steps: Steps, limit: float) -> dict[str, Any]:
         folder = steps.folder / "runs" / f"speed-{device}"
         epochs = 1 if steps.rehearses else 4
         words = ["train", "spoken-digits", "--epochs", epochs, "--device", device, "--json"]
+        words += ["--hidden-size", 8] if steps.rehearses else []
         left = end - time.monotonic()
         shown = json.loads(steps.run(*RUN, *words, "--output", folder, limit=left))
         lines = (folder / "metrics.jsonl").read_text().splitlines()

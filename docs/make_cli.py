@@ -17,10 +17,10 @@ This page is written by `python docs/make_cli.py` from the commands' own help.
 takes RUN uses the newest run if none is named. Each command ends with the next one to type. Ctrl-C
 ends a training cleanly with the best weights so far.
 
-`-o` is `--output`, and `-q` prints errors only. `--hidden_size` is `--hidden-size`. `train --task TASK
---help` shows the flags and defaults of one task. `eval "$(_LSTM_COMPILE_COMPLETE=bash_source
-lstm-compile)"` completes commands, flags and the names of bundled data in bash; zsh and fish have
-`zsh_source` and `fish_source`.
+`-o` is `--output`, and `-q` prints errors only. `--hidden_size` is `--hidden-size`.
+`train --task TASK --help` shows the flags and defaults of one task.
+`eval "$(_LSTM_COMPILE_COMPLETE=bash_source lstm-compile)"` completes commands, flags and the names
+of bundled data in bash; zsh and fish have `zsh_source` and `fish_source`.
 
 | exit code | what it means |
 |---|---|

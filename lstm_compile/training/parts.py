@@ -88,7 +88,7 @@ def _choice(request: JobRequest, schema: Schema, y: Tensor, per_step: bool = Fal
         return ""
     learned = "classes" if schema.classes else "numbers"
     note = f"{count} different whole numbers, learned as {learned}; learn {other}"
-    is_doubtful = are_many(schema.classes, len(y))  # a class for nearly every number
+    is_doubtful = per_step and are_many(schema.classes, len(y))  # a tag for nearly every number
     return note if is_doubtful or not request.task else ""
 
 

@@ -947,11 +947,3 @@ def test_a_file_that_cannot_be_opened(here):
     if os.access(here / "t.csv", os.R_OK):
         pytest.skip("root reads everything")
     assert_refused(invoke("train", "t.csv"), "t.csv: cannot be read (Permission denied)")
-
-
-def test_reading_shows_progress_on_a_terminal(here, monkeypatch):
-    rows = "".join(f"s{i},{t},{i},{t},{('no', 'yes')[i % 2]}\n" for i in range(20) for t in (0, 1))
-    (here / "t.csv").write_text("id,time,u,v,label\n" + rows)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    assert "rows " in invoke("train", "t.csv", *QUICK, "--output", "run").stdout
-    assert "rows " in invoke("evaluate", "run", "t.csv").stdout

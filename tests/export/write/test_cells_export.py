@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from marks import slow
 from torch.nn.functional import linear
 
 from lstm_compile.config import ModelConfig
@@ -19,7 +20,6 @@ from lstm_compile.model.checkpoint import Model
 from lstm_compile.model.model import init_params
 from lstm_compile.recurrence.any_cell import Cell, known_cells, register_cell
 
-CELLS = ("gru", "peephole-lstm", "layernorm-lstm", "slstm", "coupled-test")
 NAMES = ("a", "b", "c")
 STREAMED = {"bidirectional": False, "pooling": "last"}
 COMPARED = [
@@ -66,8 +66,16 @@ def model_of(cell, task="classify", **options):
     return Model(params, config, Schema(features=tuple("wxyz"), classes=NAMES, targets=()), {})
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("cell", "bidirectional"),
+    [
+        ("gru", False),
+        slow("coupled-test", False),
+        slow("layernorm-lstm", False),
+        slow("slstm", True),
+        slow("peephole-lstm", True),
+    ],
+)
 def test_a_sequence_file_is_right_for_all_lengths(tmp_path, cell, bidirectional):
     model = model_of(cell, "tag" if bidirectional else "classify", bidirectional=bidirectional)
     example, path = selftest(model), tmp_path / "model.onnx"
@@ -87,8 +95,17 @@ def test_onnx_runtime_alone_gets_peepholes_as_a_node(tmp_path, bidirectional):
     assert report.passed, report.lines()
 
 
-@pytest.mark.parametrize("kind", ["node", "plain"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("cell", "kind"),
+    [
+        ("gru", "node"),
+        slow("coupled-test", "node"),
+        slow("slstm", "node"),
+        slow("peephole-lstm", "plain"),
+        slow("layernorm-lstm", "plain"),
+        slow("coupled-test", "plain"),
+    ],
+)
 def test_a_streaming_file_is_right_from_any_state(tmp_path, cell, kind):
     model = model_of(cell, "tag", bidirectional=False)
     example, path = streaming_selftest(model, kind == "plain"), tmp_path / "streaming.onnx"
@@ -114,6 +131,7 @@ def test_streams_keep_parts_of_any_size(tmp_path):
     assert (streams.push(["b"], x[1:])[0] != expected[1]).any()
 
 
+@pytest.mark.slow
 def test_a_cell_with_zoneout_exports(tmp_path):
     model, path = model_of(COUPLED.name, **STREAMED, zoneout=0.1), tmp_path / "model.onnx"
     path.write_bytes(to_onnx(model).SerializeToString())
